@@ -1,0 +1,1 @@
+"""The bundled model: a ternary, long-context transformer that depends on PyTorch alone."""

@@ -1,0 +1,41 @@
+"""What GPU memory a long-context, quantised language model will use, why, and what to change.
+
+Nothing heavy is imported here: names load on first use, so that planning never pays for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tritter_mem.errors import MemoryBudgetExceeded as MemoryBudgetExceeded
+    from tritter_mem.measure.profile import profile as profile
+    from tritter_mem.measure.tracker import MemorySnapshot as MemorySnapshot
+    from tritter_mem.measure.tracker import MemoryTracker as MemoryTracker
+    from tritter_mem.planner.budget import calculate_memory_budget as calculate_memory_budget
+    from tritter_mem.planner.compose import plan as plan
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MemoryBudgetExceeded": "tritter_mem.errors",
+    "MemorySnapshot": "tritter_mem.measure.tracker",
+    "MemoryTracker": "tritter_mem.measure.tracker",
+    "calculate_memory_budget": "tritter_mem.planner.budget",
+    "plan": "tritter_mem.planner.compose",
+    "profile": "tritter_mem.measure.profile",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

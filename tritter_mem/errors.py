@@ -1,0 +1,49 @@
+"""Every error that the tool raises on purpose, and the exit code each maps to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_DOES_NOT_FIT = 1
+EXIT_USAGE = 2
+EXIT_NOT_MEASURED = 3
+EXIT_INTERRUPTED = 130
+
+
+class TritterMemError(Exception):
+    """Base of the tool's errors. `problems` holds one line for each thing that is wrong."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems: Sequence[str] = problems
+
+
+class UsageError(TritterMemError):
+    """A wrong option, argument or library call."""
+
+
+class ConfigError(TritterMemError):
+    """A wrong profile, card table or setting; holds every problem found, not only the first."""
+
+
+class InputError(TritterMemError):
+    """A file that cannot be read or is not what it should be (a snapshot, a result)."""
+
+
+class OutputError(TritterMemError):
+    """An output that cannot be written."""
+
+
+class MeasureError(TritterMemError):
+    """The measurement could not be made: no device, a dead child, a time limit, out of memory."""
+
+    exit_code = EXIT_NOT_MEASURED
+
+
+class MemoryBudgetExceeded(TritterMemError):  # noqa: N818  (the specification's name)
+    """The peak went over the budget."""
+
+    exit_code = EXIT_DOES_NOT_FIT
