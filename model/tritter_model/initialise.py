@@ -1,0 +1,45 @@
+"""Random weights from a seed: the same for the same seed, module name and device.
+
+Nothing is made in full precision and packed afterwards: packed weights are random bytes, put right
+in place, so that a 7B model is made in its own size.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 1 << 24
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Call `reset(generator)` of every module that has one; on `meta` there is nothing to do."""
+    for name, module in model.named_modules():
+        tensor = next(iter(module.state_dict(keep_vars=True).values()), None)
+        if not hasattr(module, "reset") or tensor is None or tensor.is_meta:
+            continue
+        generator = torch.Generator(tensor.device).manual_seed(seed << 32 | crc32(name.encode()))
+        with torch.no_grad():
+            module.reset(generator)
+
+
+def fill_normal(weight: Tensor, generator: torch.Generator, std: float) -> None:
+    """Normal numbers, in place."""
+    weight.data.normal_(0, std, generator=generator)
+
+
+def fill_packed(packed: Tensor, generator: torch.Generator, two_bit: bool) -> None:
+    """Random ternary weights, in place; of 2-bit ones half are zero.
+
+    Every byte is five valid ternary digits in the 1.6-bit format. In the 2-bit format a code may
+    come out as 3, which is no weight; it becomes 1 (zero).
+    """
+    flat = packed.view(-1)
+    for start in range(0, flat.numel(), BLOCK):
+        part = flat[start : start + BLOCK]
+        part.random_(0, 256, generator=generator)
+        if two_bit:
+            threes = (part >> 1) & part & 0x55
+            part.bitwise_and_(~(threes << 1))

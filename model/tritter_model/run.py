@@ -1,0 +1,114 @@
+"""One whole case, from loading to the last token or the optimizer's step, phase by phase.
+
+Inference runs `load`, `prefill` (the prompt in chunks) and `decode`; training runs `load`, `warmup`
+(a step, after which the optimizer's state is there), and then `forward`, `backward` and `optimizer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from tritter_model.config import RunConfig
+from tritter_model.kv_cache import KVCache
+from tritter_model.labels import WEIGHTS, label
+from tritter_model.ops.cross_entropy import IGNORED
+from tritter_model.optim import OPTIMIZERS, SGD
+from tritter_model.transformer import Transformer
+from tritter_model.vision import IMAGE, PATCHES
+
+Phase = Callable[[str], AbstractContextManager[None]]
+
+
+def run(run: RunConfig, device: str, phase: Phase) -> None:
+    """Run a case.
+
+    Args:
+        run: the model and the work.
+        device: `cpu`, `cuda`, `cuda:1` or `meta`.
+        phase: entered with each phase's name around it.
+    """
+    case = infer if run.mode == "inference" else train
+    case(run, torch.device(device), phase)
+
+
+@torch.inference_mode()
+def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
+    """Prefill and decode greedily; returns the new tokens, [B, new_tokens]."""
+    with phase("load"):
+        model = Transformer(run.model, device, seed=run.seed)
+        cache = KVCache(run, device)
+        prompt = _prompt(run, run.context - run.new_tokens, device)
+    with phase("prefill"):
+        logits = _prefill(run, model, cache, prompt)
+    with phase("decode"):
+        chosen = [logits.argmax(-1, keepdim=True)]
+        for _ in range(run.new_tokens - 1):
+            hidden = model.extend(chosen[-1], cache, run.multiprocessors)
+            logits = model.logits(hidden)
+            chosen.append(logits.argmax(-1, keepdim=True))
+        return torch.cat(chosen, 1)
+
+
+def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> Tensor:
+    """The prompt in chunks: logits of its last token, [B, V]."""
+    prefix = _image_prefix(run, model)
+    for chunk in prompt.split(run.prefill_chunk, 1):
+        patches = None if prefix is None else prefix[:, cache.length :][:, : chunk.shape[1]]
+        patches = None if patches is None or patches.shape[1] == 0 else patches
+        hidden = model.extend(chunk, cache, run.multiprocessors, patches)
+    return model.logits(hidden)
+
+
+def _prompt(run: RunConfig, tokens: int, device: torch.device) -> Tensor:
+    """Random token ids [B, tokens]; -1 where the image's patches stand."""
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(run.seed)
+    shape = (run.batch, tokens)
+    ids = torch.empty(shape, dtype=torch.int64, device=device)
+    ids.random_(0, run.model.vocab_size, generator=generator)
+    if run.model.vision:
+        ids[:, :PATCHES] = -1
+    return ids
+
+
+def _image_prefix(run: RunConfig, model: Transformer) -> Tensor | None:
+    """Patch embeddings of one grey image a sequence: [B, 196, H]."""
+    if model.vision is None:
+        return None
+    table = model.norm.weight
+    images = table.new_zeros((run.batch, 3, IMAGE, IMAGE), dtype=model.dtype)
+    prefix: Tensor = model.vision(images)
+    return prefix
+
+
+def train(run: RunConfig, device: torch.device, phase: Phase) -> list[float]:
+    """Two steps, the first as a warm-up; returns their losses (empty on `meta`)."""
+    with phase("load"), label(WEIGHTS):
+        model = Transformer(run.model, device, trainable=True, seed=run.seed)
+        optimizer = OPTIMIZERS[run.training.optimizer](model.parameters())
+    ids = _prompt(run, run.context, device)
+    targets = torch.roll(ids, -1, 1)
+    targets[:, -1] = IGNORED
+    with phase("warmup"):
+        first = _step(run, (model, optimizer), (ids, targets), lambda _: nullcontext())
+    second = _step(run, (model, optimizer), (ids, targets), phase)
+    return [] if device.type == "meta" else [float(first), float(second)]
+
+
+def _step(
+    run: RunConfig, trained: tuple[Transformer, SGD], batch: tuple[Tensor, Tensor], phase: Phase
+) -> Tensor:
+    model, optimizer = trained
+    with phase("forward"):
+        prefix = _image_prefix(run, model)
+        loss = model.loss(*batch, run.training, run.cache, prefix)
+        del prefix
+    with phase("backward"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    with phase("optimizer"):
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.detach()
