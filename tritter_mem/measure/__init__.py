@@ -1,1 +1,1 @@
-
+"""Running on a device in a child process, and what it then measured."""

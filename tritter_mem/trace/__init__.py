@@ -1,1 +1,1 @@
-
+"""Running a model and recording every storage that it allocates and frees."""

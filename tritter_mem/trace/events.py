@@ -1,0 +1,157 @@
+"""A run's memory events in compact columns: which storage came or went, where, and what for.
+
+A log holds one row an event and one row a storage. A storage's bytes and category never change in
+it: storage that is resized counts as a new one. Events know their phase by position: a phase is a
+range of events. Nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from tritter_mem.results import COMPONENTS
+
+
+class Event(NamedTuple):
+    """One storage that came (`alloc`) or went (`free`).
+
+    Attributes:
+        kind: `alloc` or `free`.
+        storage: number of the storage, counted from 0 in the order of allocation.
+        bytes: size of the storage.
+        operator: the operator that allocated; empty for a free, which no operator makes.
+        module: qualified name of the module whose forward ran; empty outside of any.
+        phase: the phase of the run; empty outside of any.
+        category: what the storage is for, one of `results.COMPONENTS`.
+    """
+
+    kind: Literal["alloc", "free"]
+    storage: int
+    bytes: int
+    operator: str
+    module: str
+    phase: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase of the run: the events from number `start` up to, not including, number `end`."""
+
+    name: str
+    start: int
+    end: int
+    seconds: float
+
+
+class EventLog:
+    """Memory events in the order in which they happened.
+
+    Attributes:
+        spans: the phases, in order; they do not overlap.
+        notes: what was seen and not counted, with how often.
+    """
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.notes: dict[str, int] = {}
+        self._is_alloc = array("b")
+        self._storage = array("q")
+        self._operator = array("i")
+        self._module = array("i")
+        self._storage_bytes = array("q")
+        self._storage_category = array("b")
+        self._operators = _Names()
+        self._modules = _Names()
+
+    def __len__(self) -> int:
+        return len(self._storage)
+
+    @property
+    def storages(self) -> int:
+        """How many storages were ever allocated."""
+        return len(self._storage_bytes)
+
+    def alloc(self, nbytes: int, *, operator: str, module: str, category: str) -> int:
+        """Append an allocation; returns the storage's number."""
+        storage = len(self._storage_bytes)
+        self._storage_bytes.append(nbytes)
+        self._storage_category.append(_category_number(category))
+        self._append(True, storage, operator, module)
+        return storage
+
+    def free(self, storage: int, *, module: str) -> None:
+        """Append the free of a storage."""
+        self._append(False, storage, "", module)
+
+    def recategorise(self, storage: int, category: str) -> None:
+        """Account a storage, from its allocation on, to another category."""
+        self._storage_category[storage] = _category_number(category)
+
+    def note(self, text: str) -> None:
+        """Count something that was seen and is not in the events."""
+        self.notes[text] = self.notes.get(text, 0) + 1
+
+    def changes(self) -> Iterator[tuple[int, int]]:
+        """For each event the category's number in `results.COMPONENTS`, and the signed bytes."""
+        sizes, categories = self._storage_bytes, self._storage_category
+        for is_alloc, storage in zip(self._is_alloc, self._storage, strict=True):
+            size = sizes[storage]
+            yield categories[storage], size if is_alloc else -size
+
+    def __iter__(self) -> Iterator[Event]:
+        phases = self._phase_names()
+        columns = zip(self._is_alloc, self._storage, self._operator, self._module, strict=True)
+        for is_alloc, storage, operator, module in columns:
+            yield Event(
+                kind="alloc" if is_alloc else "free",
+                storage=storage,
+                bytes=self._storage_bytes[storage],
+                operator=self._operators.text[operator],
+                module=self._modules.text[module],
+                phase=next(phases),
+                category=COMPONENTS[self._storage_category[storage]],
+            )
+
+    def _append(self, is_alloc: bool, storage: int, operator: str, module: str) -> None:
+        self._is_alloc.append(is_alloc)
+        self._storage.append(storage)
+        self._operator.append(self._operators[operator])
+        self._module.append(self._modules[module])
+
+    def _phase_names(self) -> Iterator[str]:
+        """The phase of each event in turn."""
+        position = 0
+        for span in self.spans:
+            yield from [""] * (span.start - position)
+            yield from [span.name] * (span.end - span.start)
+            position = span.end
+        yield from [""] * (len(self) - position)
+
+
+class _Names(dict[str, int]):
+    """Numbers for names, given at first use; `text` turns a number back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = len(self.text)
+        self.text.append(name)
+        return number
+
+
+_CATEGORY_NUMBERS = {name: number for number, name in enumerate(COMPONENTS)}
+
+
+def _category_number(category: str) -> int:
+    try:
+        return _CATEGORY_NUMBERS[category]
+    except KeyError:
+        raise ValueError(
+            f"unknown memory category {category!r}; allowed: {', '.join(COMPONENTS)}"
+        ) from None

@@ -1,0 +1,124 @@
+"""Peaks, components and the timeline of an event log: pure arithmetic over its rows.
+
+A log of n events has n + 1 levels: level 0 is before the first event, level i after i events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from tritter_mem.results import COMPONENTS, Components, Phase, Timeline
+from tritter_mem.trace.events import EventLog, Span
+
+WARMUP = "warmup"
+"""The phase whose peak does not count: a run warms up before it is measured."""
+TIMELINE_POINTS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """What a log comes to.
+
+    Attributes:
+        allocated_peak_bytes: the largest sum of live storages outside of the warm-up.
+        components: what was live at that peak; they sum to it.
+        phases: each phase but the warm-up, in order of first appearance, with its own peak and
+            what was live at it. A phase that was entered several times counts once, with its
+            largest peak and the sum of its seconds.
+        timeline: live bytes of each category that occurs, after `event` events; thinned to
+            `TIMELINE_POINTS`, with every phase's peak kept.
+    """
+
+    allocated_peak_bytes: int
+    components: Components
+    phases: tuple[Phase, ...]
+    timeline: Timeline
+
+
+def find_peaks(log: EventLog, points: int = TIMELINE_POINTS) -> Peaks:
+    """Compute the peaks and the timeline of a log.
+
+    Args:
+        log: the events.
+        points: how many points the timeline may have.
+    """
+    levels = live_bytes(log)
+    phase_peaks = _phase_peaks(log.spans, levels)
+    peak = max(_counted_levels(log.spans, len(levels)), key=levels.__getitem__)
+    kept = sorted({*_thin(levels, points - len(phase_peaks) - 1), *phase_peaks.values(), peak})
+    live = dict(zip(kept, _components_at(log, kept), strict=True))
+    return Peaks(
+        allocated_peak_bytes=levels[peak],
+        components=live[peak],
+        phases=tuple(_phase(name, at, log, live[at]) for name, at in phase_peaks.items()),
+        timeline=_timeline(live),
+    )
+
+
+def live_bytes(log: EventLog) -> list[int]:
+    """Bytes of all live storages at each level of a log."""
+    return list(accumulate((change for _, change in log.changes()), initial=0))
+
+
+def _phase_peaks(spans: Iterable[Span], levels: list[int]) -> dict[str, int]:
+    """The level of each phase's first peak. A phase begins with what was live before it."""
+    peaks: dict[str, int] = {}
+    for span in spans:
+        if span.name != WARMUP:
+            at = max(range(span.start, span.end + 1), key=levels.__getitem__)
+            if span.name not in peaks or levels[at] > levels[peaks[span.name]]:
+                peaks[span.name] = at
+    return peaks
+
+
+def _counted_levels(spans: Iterable[Span], count: int) -> Iterator[int]:
+    """Every level but those inside a warm-up; the one at its end counts: the run starts there."""
+    start = 0
+    for span in spans:
+        if span.name == WARMUP:
+            yield from range(start, span.start + 1)
+            start = span.end
+    yield from range(start, count)
+
+
+def _phase(name: str, peak: int, log: EventLog, live: Components) -> Phase:
+    return Phase(
+        name=name,
+        allocated_peak_bytes=live.total_bytes,
+        seconds=sum(span.seconds for span in log.spans if span.name == name),
+        components=live,
+    )
+
+
+def _thin(levels: list[int], points: int) -> Collection[int]:
+    """At most `points` levels: all, or the lowest and highest of each of many equal stretches."""
+    if len(levels) <= points:
+        return range(len(levels))
+    stretches = max(points // 2, 1)
+    bounds = [len(levels) * i // stretches for i in range(stretches + 1)]
+    ranges = [range(a, b) for a, b in pairwise(bounds)]
+    choose = levels.__getitem__
+    return {pick(stretch, key=choose) for stretch in ranges for pick in (min, max)}
+
+
+def _components_at(log: EventLog, levels: list[int]) -> Iterator[Components]:
+    """What was live at each of `levels`, which ascend."""
+    live = [0] * len(COMPONENTS)
+    changes = log.changes()
+    done = 0
+    for level in levels:
+        for _ in range(level - done):
+            category, change = next(changes)
+            live[category] += change
+        done = level
+        yield Components(**dict(zip((f"{name}_bytes" for name in COMPONENTS), live, strict=True)))
+
+
+def _timeline(live: dict[int, Components]) -> Timeline:
+    used = [name for name in COMPONENTS if any(c.items()[name] for c in live.values())]
+    return Timeline(
+        columns=("event", *(f"{name}_bytes" for name in used)),
+        rows=tuple((level, *(c.items()[name] for name in used)) for level, c in live.items()),
+    )

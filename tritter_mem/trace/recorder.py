@@ -1,0 +1,238 @@
+"""Records every storage that a run allocates and frees, on the CPU or on `meta`.
+
+A storage's first sight in an operator's output is its allocation, the end of the storage object its
+free. PyTorch keeps one Python object for a storage as long as any tensor, view or autograd node
+holds it, so the object's end is the storage's end, and Python's and autograd's reference counts
+give the order of frees that a run on a GPU has.
+
+Out of sight stays what an operator allocates inside, which is why the bundled model's operators
+allocate nothing inside, and `storage.resize_()`, which no operator makes: it is noticed at the next
+operator that returns a tensor of the storage. On the CPU, what a run on a GPU would keep on the
+host counts too.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tritter_mem.trace.events import EventLog, Span
+from tritter_mem.trace.modules import ModulePath
+from tritter_model import labels
+
+# Operators that return an input whose memory no operator has returned before.
+_FRESH = {
+    torch.ops.aten.lift_fresh.default,  # torch.tensor, torch.from_numpy
+    torch.ops.aten.set_.source_Storage,  # torch.load, copy.deepcopy
+    torch.ops.aten.set_.source_Storage_storage_offset,
+}
+_FOREIGN = "storages from before the recording, not adopted and not counted"
+_OWN_LAYOUT = "tensors with their own layout or dispatch (sparse, subclasses), not counted"
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records memory events while it is entered; once.
+
+    Only tensors on one device count. Memory from before the recording counts from the moment it is
+    handed to `adopt`. The log grows by about 25 bytes an event.
+
+    Args:
+        device: the device whose storages count: `cpu`, `meta`, or any other.
+
+    Attributes:
+        log: the events so far.
+        allocated_bytes: live bytes now.
+        peak_bytes: the largest `allocated_bytes` since the start or the last `reset_peak`.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.log = EventLog()
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
+        self._device = torch.empty(0, device=device).device  # with its index: cuda is cuda:0
+        self._live: dict[int, _Tracked] = {}
+        self._operators: dict[Any, _Operator] = {}
+        self._module = ModulePath()
+        self._phase = ""
+
+    def __enter__(self) -> Self:
+        self._module.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        self._module.__exit__(kind, error, traceback)
+        self._live.clear()  # with the weak references goes their wish to be told
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch else wraps `__torch_dispatch__` for torch.compile, which costs the import of
+        # torch._dynamo (over a second) and several microseconds an operator.
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and look at the storages that it returns."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in (result,) if isinstance(result, torch.Tensor) else _tensors(result):
+            if self._counts(tensor):
+                self._saw(tensor.untyped_storage(), func, (args, kwargs))
+        return result
+
+    def adopt(self, tensor: torch.Tensor, category: str) -> None:
+        """Account a tensor's storage to a category, whether or not it was recorded before.
+
+        Args:
+            tensor: any tensor; a storage that was not seen so far counts as allocated now.
+            category: one of `results.COMPONENTS`. For a storage that was seen it replaces the
+                category, from the allocation on.
+        """
+        if not self._counts(tensor):
+            return
+        storage = tensor.untyped_storage()
+        tracked = self._live.get(storage._cdata) or self._track(storage)
+        if tracked.number is None:
+            with labels.label(category):
+                self._resized(tracked, storage.nbytes(), "adopt")
+        else:
+            self.log.recategorise(tracked.number, category)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Mark a phase of the run: load, prefill, decode, or forward, backward, optimizer.
+
+        Raises:
+            RuntimeError: another phase is running; phases do not nest.
+        """
+        if self._phase:
+            raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}")
+        self._phase = name
+        first, start = len(self.log), perf_counter()
+        try:
+            yield
+        finally:
+            self._phase = ""
+            self.log.spans.append(Span(name, first, len(self.log), perf_counter() - start))
+
+    def reset_peak(self) -> None:
+        """Begin a new `peak_bytes` at what is live now."""
+        self.peak_bytes = self.allocated_bytes
+
+    def _counts(self, tensor: torch.Tensor) -> bool:
+        if tensor.device != self._device:
+            return False
+        if tensor.layout is torch.strided and not _dispatches_itself(tensor):
+            return True
+        self.log.note(_OWN_LAYOUT)
+        return False
+
+    def _saw(self, storage: torch.UntypedStorage, func: Any, inputs: Any) -> None:
+        tracked = self._live.get(storage._cdata)
+        size = storage.nbytes()
+        if tracked is None:
+            tracked = self._track(storage)
+            if self._operator(func).returns_input and _holds(inputs, storage._cdata):
+                self.log.note(_FOREIGN)
+                tracked.nbytes = size
+        if tracked.nbytes != size:
+            self._resized(tracked, size, self._operator(func).name)
+
+    def _track(self, storage: torch.UntypedStorage) -> _Tracked:
+        tracked = _Tracked(storage, self._died)
+        tracked.address = storage._cdata
+        tracked.nbytes = 0
+        tracked.number = None
+        self._live[tracked.address] = tracked
+        return tracked
+
+    def _resized(self, tracked: _Tracked, nbytes: int, operator: str) -> None:
+        """A storage got its bytes, or others: PyTorch takes the new before it frees the old."""
+        old_number, old_bytes = tracked.number, tracked.nbytes
+        tracked.number, tracked.nbytes = None, nbytes
+        if nbytes:
+            module, category = self._module.current, labels.current()
+            tracked.number = self.log.alloc(
+                nbytes, operator=operator, module=module, category=category
+            )
+            self.allocated_bytes += nbytes
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        if old_number is not None:
+            self._freed(old_number, old_bytes)
+
+    def _died(self, tracked: _Tracked) -> None:
+        del self._live[tracked.address]
+        if tracked.number is not None:
+            self._freed(tracked.number, tracked.nbytes)
+
+    def _freed(self, number: int, nbytes: int) -> None:
+        self.log.free(number, module=self._module.current)
+        self.allocated_bytes -= nbytes
+
+    def _operator(self, func: Any) -> _Operator:
+        found = self._operators.get(func)
+        if found is None:
+            returns_input = any(value.alias_info for value in func._schema.returns)
+            found = self._operators[func] = _Operator(
+                name=str(func), returns_input=returns_input and func not in _FRESH
+            )
+        return found
+
+
+class _Operator(NamedTuple):
+    """What does not change from call to call, such as `aten.mm.default`."""
+
+    name: str
+    returns_input: bool
+
+
+class _Tracked(weakref.ref[torch.UntypedStorage]):
+    """A weak reference to a live storage, with what is known of it.
+
+    Attributes:
+        address: of the storage in C++, which is its key.
+        nbytes: its size when it was last seen.
+        number: its number in the log; None while it holds nothing that counts.
+    """
+
+    __slots__ = ("address", "nbytes", "number")
+    address: int
+    nbytes: int
+    number: int | None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an operator's inputs or outputs, which are nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _holds(inputs: Any, address: int) -> bool:
+    return any(
+        tensor.layout is torch.strided and tensor.untyped_storage()._cdata == address
+        for tensor in _tensors(inputs)
+    )
+
+
+def _dispatches_itself(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is of a class that brings its own operators (a wrapper around others)."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
