@@ -1,1 +1,1 @@
-
+"""Profiles: their schema, their loading from YAML, and the table of cards."""

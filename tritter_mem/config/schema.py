@@ -1,43 +1,29 @@
-"""A profile: what model runs, how, and on which card. One pydantic model a section.
+"""A profile: what model runs, how, and on which card. One frozen dataclass a section.
 
 Sizes in tokens accept `128k` and `1M`, sizes in bytes `15 GiB` and `15 GB`. `model` uses the key
-names of a Hugging Face `config.json`. Unknown keys are errors, every model is frozen, and a wrong
-profile reports all its problems at once.
+names of a Hugging Face `config.json`. Unknown keys are errors, and a wrong profile reports all its
+problems at once. The text below each field is its documentation, in the JSON Schema too.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: the annotations are read as objects, not as text.
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-
-from tritter_mem.units import parse_bytes, parse_count
+from tritter_mem.config.kinds import Real, Text, Whole, count, memory
+from tritter_mem.config.sections import Problem, Section
 
 VISION_PREFIX_TOKENS = {"siglip-base": 196}
 QUANTISED_KV_BITS = {"int8": 8, "int4": 4, "int2": 2}
 
-
-def _count(value: Any) -> Any:
-    return parse_count(value) if isinstance(value, str) else value
-
-
-def _bytes(value: Any) -> Any:
-    return parse_bytes(value) if isinstance(value, str) else value
-
-
-Tokens = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 30, strict=True)]
-TokensOrZero = Annotated[int, BeforeValidator(_count), Field(ge=0, le=1 << 30, strict=True)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=1 << 50, strict=True)]
-Width = Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 20, strict=True)]
-Small = Annotated[int, Field(ge=1, le=4096, strict=True)]
+Tokens = Annotated[int, count(1, 1 << 30)]
+TokensOrZero = Annotated[int, count(0, 1 << 30)]
+Width = Annotated[int, count(1, 1 << 20)]
+Vocabulary = Annotated[int, count(1, 1 << 24)]
+Small = Annotated[int, Whole(1, 4096)]
+Bytes = Annotated[int, memory(1, 1 << 50)]
 
 
-class Section(BaseModel):
-    """Common behaviour of every section."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
+@dataclass(frozen=True, kw_only=True)
 class Model(Section):
     """The architecture, in Hugging Face's key names."""
 
@@ -53,13 +39,13 @@ class Model(Section):
     """Width of one head; default: hidden_size / num_attention_heads."""
     intermediate_size: Width
     """Width of the gated MLP."""
-    vocab_size: Annotated[int, BeforeValidator(_count), Field(ge=1, le=1 << 24, strict=True)]
+    vocab_size: Vocabulary
     """Number of tokens in the vocabulary."""
     tie_word_embeddings: bool = False
     """Whether the output projection shares the input embedding's weights."""
-    rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    rms_norm_eps: Annotated[float, Real(0, 1)] = 1e-5
     """Epsilon of every RMSNorm."""
-    rope_theta: Annotated[float, Field(gt=0)] = 500_000.0
+    rope_theta: Annotated[float, Real(0, 1e12)] = 500_000.0
     """Base of the rotary position embedding."""
     qk_norm: bool = True
     """RMSNorm on queries and keys, per head, before the rotary embedding."""
@@ -70,20 +56,15 @@ class Model(Section):
     vision: Literal["siglip-base"] | None = None
     """Frozen vision tower whose patch embeddings are a prefix of the prompt; null: none."""
 
-    @model_validator(mode="before")
     @classmethod
-    def _derive(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        heads, width = data.get("num_attention_heads"), data.get("hidden_size")
-        derived = dict(data)
-        if derived.get("num_key_value_heads") is None and isinstance(heads, int):
-            derived["num_key_value_heads"] = heads
-        if derived.get("head_dim") is None and isinstance(heads, int) and heads > 0:
-            width = parse_count(width) if isinstance(width, str) else width
-            if isinstance(width, int) and width % heads == 0:
-                derived["head_dim"] = width // heads
-        return derived
+    def derived(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As many key and value heads as query heads; heads that share the hidden size out."""
+        heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+        if heads and values.get("num_key_value_heads", 0) is None:
+            values["num_key_value_heads"] = heads
+        if heads and hidden and hidden % heads == 0 and values.get("head_dim", 0) is None:
+            values["head_dim"] = hidden // heads
+        return values
 
     @property
     def kv_heads(self) -> int:
@@ -96,6 +77,7 @@ class Model(Section):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
+@dataclass(frozen=True, kw_only=True)
 class Weights(Section):
     """How weights are stored for inference; in training the master weights stand for them."""
 
@@ -107,17 +89,19 @@ class Weights(Section):
     """Storage of the token embedding and the output projection."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class KVCache(Section):
     """The key-value cache of inference."""
 
     dtype: Literal["bfloat16", "float16", "fp8", "int8", "int4", "int2"] = "int4"
     """Storage of keys and values."""
-    group_size: Annotated[int, Field(ge=8, le=4096, strict=True)] = 128
+    group_size: Annotated[int, Whole(8, 4096)] = 128
     """Tokens that share a key's scale and minimum; channels that share a value's."""
     attention_sinks: TokensOrZero = 4
     """First tokens that stay in the cache, in full precision, whatever the window."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Workload(Section):
     """What is run."""
 
@@ -125,7 +109,7 @@ class Workload(Section):
     """inference: prefill and decode; training: forward, backward, optimizer."""
     context: Tokens = 4096
     """Tokens of each sequence: prompt and new tokens together, or the training sequence."""
-    batch: Annotated[int, Field(ge=1, le=65536, strict=True)] = 1
+    batch: Annotated[int, Whole(1, 65536)] = 1
     """Sequences at once."""
     prefill_chunk: Tokens = 2048
     """Tokens of the prompt that run at a time."""
@@ -133,6 +117,7 @@ class Workload(Section):
     """Tokens that inference generates; part of the context."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Checkpointing(Section):
     """Which activations training recomputes instead of keeping."""
 
@@ -146,6 +131,7 @@ class Checkpointing(Section):
     """The n of every-nth and segments."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Training(Section):
     """Settings that only training uses."""
 
@@ -159,28 +145,31 @@ class Training(Section):
     """Tokens whose logits exist at a time."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Gpu(Section):
     """The card to fit."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)] = "rtx-5080"
+    name: Annotated[str, Text(1, 100)] = "rtx-5080"
     """A name of `tritter-mem gpus`, or `auto` for the card that is present."""
     budget: Bytes | None = None
     """Memory that may be used; default: the card's memory less a margin."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Allocator(Section):
     """PyTorch's CUDA caching allocator."""
 
-    conf: Annotated[str, Field(max_length=1000)] = ""
+    conf: Annotated[str, Text(0, 1000)] = ""
     """Settings as in PYTORCH_CUDA_ALLOC_CONF."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Profile(Section):
     """One profile, resolved: every default filled in, every size a number."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Text(1, 200)]
     """What reports call it."""
-    description: Annotated[str, Field(max_length=2000)] = ""
+    description: Annotated[str, Text(0, 2000)] = ""
     """One line for `tritter-mem profiles`."""
     model: Model
     weights: Weights = Weights()
@@ -190,11 +179,9 @@ class Profile(Section):
     gpu: Gpu = Gpu()
     allocator: Allocator = Allocator()
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    @classmethod
+    def broken_rules(cls, known: Any) -> list[Problem]:
+        """Rules between fields, of one section or of several."""
         from tritter_mem.config.rules import broken_rules
 
-        problems = broken_rules(self)
-        if problems:
-            raise ValueError("\n".join(f"{path}: {text}" for path, text in problems))
-        return self
+        return broken_rules(known)

@@ -1,0 +1,200 @@
+"""Sections: frozen dataclasses whose fields are checked, all problems at once.
+
+The annotations of a section say what its fields may be: `Annotated[int, Whole(1, 8)]`, `Literal`,
+`bool`, another section, and `| None` where null is allowed. Plain dataclasses serve because a
+validation library costs the command line more start-up time than everything else in planning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING
+from difflib import get_close_matches
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+from tritter_mem.config.kinds import Choice, Flag, Kind, OrNull
+from tritter_mem.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+S = TypeVar("S", bound="Section")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, and the key path where it is."""
+
+    path: KeyPath
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.text}"
+
+
+class Section:
+    """Base of every section, itself without fields.
+
+    Sections are made directly (`Workload(context="128k")`) or from a mapping (`model_validate`);
+    either way a ConfigError holds every problem found.
+    """
+
+    kinds: ClassVar[dict[str, Kind | type[Section]]]
+    """Field name to what the field may be, or to the section that it is; in order."""
+
+    def __init_subclass__(cls) -> None:
+        cls.kinds = {name: _kind(annotation) for name, annotation in cls.__annotations__.items()}
+
+    def __post_init__(self) -> None:
+        checked = type(self).model_validate(vars(self))
+        # A frozen dataclass refuses setattr, but its values have to become what was read.
+        vars(self).update(vars(checked))
+
+    @classmethod
+    def derived(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in defaults that follow from other fields. Wrong values are absent here."""
+        return values
+
+    @classmethod
+    def broken_rules(cls, known: Any) -> list[Problem]:
+        """Rules across fields; reading a value that is itself wrong raises UnknownValueError."""
+        del known
+        return []
+
+    @classmethod
+    def model_validate(cls, data: Mapping[str, object]) -> Self:
+        """Make a section from a mapping of plain values or sections.
+
+        Raises:
+            ConfigError: with one line for each problem: wrong, missing and unknown keys, and
+                broken rules.
+        """
+        values, problems = check(cls, data)
+        if problems:
+            raise ConfigError(*map(str, problems))
+        return build(cls, values)
+
+    def model_dump(self) -> dict[str, Any]:
+        """Nested dicts of plain values, ready for JSON or YAML."""
+        return {name: value.model_dump() if isinstance(value, Section) else value
+                for name, value in vars(self).items()}  # fmt: skip
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """Copy with fields replaced by values that the caller knows to be right: unchecked."""
+        return build(type(self), {**vars(self), **update})
+
+
+class UnknownValueError(LookupError):
+    """A rule asked for a value that is itself wrong, so the rule cannot be judged."""
+
+
+class Known:
+    """The right values of a section that may have wrong ones, as attributes."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._values:
+            raise UnknownValueError(name)
+        value = self._values[name]
+        return Known(value) if isinstance(value, dict) else value
+
+
+def _kind(annotation: Any) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return arguments[1]
+    if origin in (Union, UnionType):
+        return OrNull(_kind(arguments[0]))
+    if origin is Literal:
+        return Choice(arguments)
+    return Flag() if annotation is bool else annotation
+
+
+def check(
+    section: type[Section], data: Mapping[str, object], path: KeyPath = ()
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Read a mapping as a section.
+
+    Returns:
+        The values that are right, with defaults, as nested dicts; and every problem.
+    """
+    values: dict[str, Any] = {}
+    problems = []
+    for name, kind in section.kinds.items():
+        # A dataclass keeps the defaults of its fields as class attributes.
+        value = data.get(name, getattr(section, name, MISSING))
+        values[name], found = _read(kind, value, (*path, name))
+        problems += found
+    values = section.derived({name: v for name, v in values.items() if v is not MISSING})
+    problems += [Problem((*path, str(key)), unknown_key(str(key), section))
+                 for key in data if key not in section.kinds]  # fmt: skip
+    broken = section.broken_rules(Known(values))
+    return values, problems + [Problem(path + rule.path, rule.text) for rule in broken]
+
+
+def _read(kind: Kind | type[Section], value: Any, path: KeyPath) -> tuple[Any, list[Problem]]:
+    if isinstance(kind, type):
+        return _read_section(kind, value, path)
+    try:
+        return (MISSING if value is MISSING else kind.read(value)), _absent(value, kind, path)
+    except ValueError:
+        return MISSING, [Problem(path, f"found {shown(value)}; allowed: {kind.allowed}")]
+
+
+def _absent(value: Any, kind: Kind, path: KeyPath) -> list[Problem]:
+    return [Problem(path, f"missing; allowed: {kind.allowed}")] if value is MISSING else []
+
+
+def _read_section(kind: type[Section], value: Any, path: KeyPath) -> tuple[Any, list[Problem]]:
+    if isinstance(value, kind):
+        return vars(value), []
+    if isinstance(value, Mapping):
+        return check(kind, value, path)
+    found = "missing" if value is MISSING else f"found {shown(value)}"
+    allowed = f"a mapping with the keys {', '.join(kind.kinds)}"
+    return MISSING, [Problem(path, f"{found}; allowed: {allowed}")]
+
+
+def build(section: type[S], values: Mapping[str, Any]) -> S:
+    """Make a section, and the sections within it, from values that `check` found right."""
+    built = object.__new__(section)
+    for name, value in values.items():
+        kind = section.kinds[name]
+        nested = isinstance(kind, type) and isinstance(value, dict)
+        vars(built)[name] = build(kind, value) if nested else value  # type: ignore[arg-type]
+    return built
+
+
+def unknown_key(key: str, section: type[Section]) -> str:
+    """Say what was probably meant: a near miss, or the same key one section deeper."""
+    known = {name: name for name in section.kinds}
+    for name, kind in section.kinds.items():
+        deeper = kind.kinds if isinstance(kind, type) else {}
+        known.update((key, f"{name}.{key}") for key in deeper if key not in known)
+    near = get_close_matches(key, known, n=1)
+    if near:
+        return f"unknown key; did you mean {known[near[0]]}?"
+    return f"unknown key; allowed: {', '.join(section.kinds)}"
+
+
+def shown(value: object) -> str:
+    """Render what was found, short, in YAML's words."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, Mapping | list | tuple):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of more than 60 digits"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
