@@ -68,7 +68,7 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a training step runs. `checkpointing` is a policy of `checkpointing.py`, `n` its number."""
+    """How a training step runs. `checkpointing` and its number `n`: see `checkpointing.py`."""
 
     optimizer: str = "adamw"
     checkpointing: str = "none"

@@ -105,7 +105,8 @@ class LayerCache:
     @classmethod
     def of(cls, tensors: list[Tensor], layout: list[int]) -> Self:
         """The cache of `tensors()` and `layout()`: how it passes through an operator."""
-        return cls(*layout, *tensors)
+        bits, group, window = layout
+        return cls(bits, group, window, *tensors)
 
 
 class KVCache:

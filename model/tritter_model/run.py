@@ -1,7 +1,7 @@
 """One whole case, from loading to the last token or the optimizer's step, phase by phase.
 
-Inference runs `load`, `prefill` (the prompt in chunks) and `decode`; training runs `load`, `warmup`
-(a step, after which the optimizer's state is there), and then `forward`, `backward` and `optimizer`.
+Inference runs `load`, `prefill` (the prompt in chunks) and `decode`. Training runs `load`, `warmup`
+(a step, after which the optimizer's state is there), then `forward`, `backward` and `optimizer`.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def _step(
     model, optimizer = trained
     with phase("forward"):
         prefix = _image_prefix(run, model)
-        loss = model.loss(*batch, run.training, run.cache, prefix)
+        loss = model.loss(*batch, run.training, run.cache.attention_sinks, prefix)
         del prefix
     with phase("backward"):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     with phase("optimizer"):
         optimizer.step()
         optimizer.zero_grad()

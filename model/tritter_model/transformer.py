@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tritter_model.bitlinear import BitLinear, Rows, Table, make_linear
 from tritter_model.checkpointing import run_layers
-from tritter_model.config import CacheConfig, ModelConfig, TrainingConfig
+from tritter_model.config import ModelConfig, TrainingConfig
 from tritter_model.initialise import initialise
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.labels import WEIGHTS, label
@@ -143,8 +144,9 @@ class Transformer(nn.Module):
             self.norm = RMSNorm(weight, config.rms_norm_eps, quantises=False)
             tied = config.tie_word_embeddings
             self.head = self.embedding if tied else Table(config, device, trainable)
-            vision = config.vision
-            self.vision = VisionTower(config.hidden_size, self.dtype, device) if vision else None
+            self.vision: VisionTower | None = None
+            if config.vision:
+                self.vision = VisionTower(config.hidden_size, self.dtype, device)
         initialise(self, seed)
 
     def extend(
@@ -162,19 +164,26 @@ class Transformer(nn.Module):
             The residual stream [B, C, H]; `logits` makes logits of it.
         """
         x = self.embedding.embed(ids_BC.flatten(), prefix, self.dtype)
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+        for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
             layer.extend(x, layer_cache, cache.length, multiprocessors)
         cache.length += ids_BC.shape[1]
-        return x.unflatten(0, ids_BC.shape)
+        residual: Tensor = x.unflatten(0, ids_BC.shape)
+        return residual
+
+    @property
+    def blocks(self) -> list[Layer]:
+        """The layers, as what they are."""
+        return cast("list[Layer]", list(self.layers))
 
     def logits(self, x_BCH: Tensor) -> Tensor:
         """[B, V] of each sequence's last token."""
-        return self.head.project(self.norm(x_BCH[:, -1]))  # type: ignore[no-any-return]
+        return self.head.project(self.norm(x_BCH[:, -1]))
 
     def all_logits(self, x_BCH: Tensor) -> Tensor:
         """[B, C, V]."""
         logits = self.head.project(self.norm(x_BCH.flatten(0, 1)))
-        return logits.unflatten(0, x_BCH.shape[:2])  # type: ignore[no-any-return]
+        by_sequence: Tensor = logits.unflatten(0, x_BCH.shape[:2])
+        return by_sequence
 
     def hidden_states(
         self, ids_BS: Tensor, training: TrainingConfig, sinks: int, prefix: Tensor | None = None
@@ -182,17 +191,17 @@ class Transformer(nn.Module):
         """Whole sequences under a checkpointing policy, normalised: [T, H]."""
         x = self.embedding.embed(ids_BS.flatten(), prefix, self.dtype)
         layers: list[Callable[[Tensor], Tensor]] = [
-            partial(layer, batch=ids_BS.shape[0], sinks=sinks) for layer in self.layers
+            partial(layer, batch=ids_BS.shape[0], sinks=sinks) for layer in self.blocks
         ]
         x = run_layers(layers, x, training.checkpointing, training.n)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def loss(
         self, ids_BS: Tensor, targets_BS: Tensor, training: TrainingConfig,
-        cache: CacheConfig = CacheConfig(), prefix: Tensor | None = None,
+        sinks: int = 0, prefix: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Mean cross-entropy of the next tokens; targets of -100 are left out."""
-        hidden = self.hidden_states(ids_BS, training, cache.attention_sinks, prefix)
+        hidden = self.hidden_states(ids_BS, training, sinks, prefix)
         targets = targets_BS.flatten()
         return chunked_cross_entropy(hidden, self.head.weight, targets, training.loss_chunk)
 
@@ -209,7 +218,7 @@ class Transformer(nn.Module):
         model.to_empty(device=device)
         state = {k: v for k, v in self.state_dict().items() if k in model.state_dict()}
         model.load_state_dict(state, strict=False)
-        for ours, theirs in zip(self.layers, model.layers, strict=True):
+        for ours, theirs in zip(self.blocks, model.blocks, strict=True):
             for name, linear in ours.named_children():
                 if isinstance(linear, BitLinear):
                     setattr(theirs, name, linear.packed_for(self.config))

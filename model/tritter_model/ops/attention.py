@@ -29,7 +29,7 @@ class Mask(NamedTuple):
     sinks: int = 0
 
     def visible(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """bool [queries, keys] from absolute positions."""
+        """Whether each query sees each key, [queries, keys], from absolute positions."""
         distance = queries[:, None] - keys[None]
         seen = distance >= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
         if self.window:
@@ -87,7 +87,8 @@ class _Part:
         """float32 [heads, rows, keys], scaled, minus infinity where a key is not visible."""
         queries = q[self.rows, self.heads].float().transpose(0, 1)
         scores = queries @ k[self.keys, self.kv_head].float().T * q.shape[2] ** -0.5
-        return scores.masked_fill(~self.visible, float("-inf"))
+        masked: Tensor = scores.masked_fill(~self.visible, float("-inf"))
+        return masked
 
 
 def _parts(q: Tensor, k: Tensor, batch: int, mask: Mask) -> list[_Part]:

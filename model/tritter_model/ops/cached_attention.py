@@ -48,8 +48,11 @@ def cached_attention(
 
 
 def decode_splits(batch_kv_heads: int, slots: int, multiprocessors: int) -> int:
-    """Parts of the cache that one token's attention reads side by side: enough for two blocks a
-    multiprocessor, but none below `SPLIT_TOKENS` tokens; one more for tail, sinks and new token."""
+    """Parts of the cache that one token's attention reads side by side.
+
+    Enough for two blocks a multiprocessor, but none below `SPLIT_TOKENS` tokens; and one more for
+    the tail, the sinks and the new token.
+    """
     wanted = -(-2 * multiprocessors // batch_kv_heads)
     return max(1, min(wanted, -(-slots // SPLIT_TOKENS))) + 1
 

@@ -30,9 +30,7 @@ def chunked_cross_entropy(
         targets_T: token ids; -100 is left out of the mean.
         chunk: tokens whose logits exist at a time.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_TH, table_VH, targets_T, chunk
-    )
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_TH, table_VH, targets_T, chunk)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -132,9 +132,7 @@ def embed(
         prefix: [B, P, H] written over the first P rows of each sequence, or None.
         out: where the rows go, in the activations' type.
     """
-    rows: Tensor = _Embed.apply(  # type: ignore[no-untyped-call]
-        ids_T, table_VH, scale_V, prefix, out
-    )
+    rows: Tensor = _Embed.apply(ids_T, table_VH, scale_V, prefix, out)  # type: ignore[no-untyped-call]
     return rows
 
 

@@ -46,7 +46,8 @@ def quantise_values(x: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, T
 def dequantise_values(packed: Tensor, scale: Tensor, minimum: Tensor, bits: int) -> Tensor:
     """float32 [..., D] of packed values."""
     codes = unpack(packed, bits).float().unflatten(-1, (scale.shape[-1], -1))
-    return (codes * scale.float()[..., None] + minimum.float()[..., None]).flatten(-2)
+    values: Tensor = codes * scale.float()[..., None] + minimum.float()[..., None]
+    return values.flatten(-2)
 
 
 def quantise_key_group(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:

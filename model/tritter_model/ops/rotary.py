@@ -67,8 +67,10 @@ def _rotate(
 def rotate_backward(
     grad: Tensor, qkv: Tensor, norms: Tensor | None, heads: Heads, grads: tuple[Tensor, Tensor]
 ) -> None:
-    """The gradients of `rotate_into` at position 0: `grads` are those of qkv's first A + G heads
-    and of `norms`; both are filled."""
+    """Fill the gradients of `rotate_into` at position 0.
+
+    `grads` are those of qkv's first A + G heads and of `norms`.
+    """
     _rotate_backward(grad, qkv, norms, heads.batch, heads.heads, heads.theta, heads.eps, *grads)
 
 

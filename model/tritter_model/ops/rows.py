@@ -81,7 +81,7 @@ def _gated_relu2_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) ->
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight; differentiable, keeping x and one float32 a row for the backward pass."""
+    """x / rms(x) · weight; differentiable, keeping x and one float32 a row."""
     out: Tensor = _RMSNorm.apply(x_TH, weight_H, eps)  # type: ignore[no-untyped-call]
     return out
 
