@@ -3,7 +3,6 @@
 import copy
 import gc
 import io
-import time
 import weakref
 from pathlib import Path
 from typing import Self
@@ -273,16 +272,14 @@ class TestDescription:
         assert (alloc.operator, alloc.category) == ("aten.zeros.default", "kv_cache")
         assert (free.operator, free.category) == ("", "kv_cache")
 
-    def test_phases_mark_their_events_and_take_time(self, device: str) -> None:
+    def test_phases_mark_their_events(self, device: str) -> None:
         with Recorder(device) as recorder:
             with recorder.phase("load"):
                 weight = kilobytes(1, device)
             with recorder.phase("forward"):
-                time.sleep(0.01)
                 output = kilobytes(2, device)
             del output
         assert [event.phase for event in recorder.log] == ["load", "forward", ""]
-        assert recorder.log.spans[1].seconds >= 0.01
         del weight
 
     def test_phases_do_not_nest(self) -> None:

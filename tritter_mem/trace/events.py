@@ -44,7 +44,6 @@ class Span:
     name: str
     start: int
     end: int
-    seconds: float
 
 
 class EventLog:

@@ -26,7 +26,7 @@ class Peaks:
         components: what was live at that peak; they sum to it.
         phases: each phase but the warm-up, in order of first appearance, with its own peak and
             what was live at it. A phase that was entered several times counts once, with its
-            largest peak and the sum of its seconds.
+            largest peak.
         timeline: live bytes of each category that occurs, after `event` events; thinned to
             `TIMELINE_POINTS`, with every phase's peak kept.
     """
@@ -52,7 +52,10 @@ def find_peaks(log: EventLog, points: int = TIMELINE_POINTS) -> Peaks:
     return Peaks(
         allocated_peak_bytes=levels[peak],
         components=live[peak],
-        phases=tuple(_phase(name, at, log, live[at]) for name, at in phase_peaks.items()),
+        phases=tuple(
+            Phase(name=name, allocated_peak_bytes=levels[at], components=live[at])
+            for name, at in phase_peaks.items()
+        ),
         timeline=_timeline(live),
     )
 
@@ -81,15 +84,6 @@ def _counted_levels(spans: Iterable[Span], count: int) -> Iterator[int]:
             yield from range(start, span.start + 1)
             start = span.end
     yield from range(start, count)
-
-
-def _phase(name: str, peak: int, log: EventLog, live: Components) -> Phase:
-    return Phase(
-        name=name,
-        allocated_peak_bytes=live.total_bytes,
-        seconds=sum(span.seconds for span in log.spans if span.name == name),
-        components=live,
-    )
 
 
 def _thin(levels: list[int], points: int) -> Collection[int]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -122,12 +121,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._phase:
             raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}")
         self._phase = name
-        first, start = len(self.log), perf_counter()
+        start = len(self.log)
         try:
             yield
         finally:
             self._phase = ""
-            self.log.spans.append(Span(name, first, len(self.log), perf_counter() - start))
+            self.log.spans.append(Span(name, start, len(self.log)))
 
     def reset_peak(self) -> None:
         """Begin a new `peak_bytes` at what is live now."""
