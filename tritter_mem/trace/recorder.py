@@ -36,7 +36,7 @@ _FOREIGN = "storages from before the recording, not adopted and not counted"
 _OWN_LAYOUT = "tensors with their own layout or dispatch (sparse, subclasses), not counted"
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):
     """Records memory events while it is entered; once.
 
     Only tensors on one device count. Memory from before the recording counts from the moment it is
