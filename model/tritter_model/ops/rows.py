@@ -107,7 +107,12 @@ class _RMSNorm(torch.autograd.Function):
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.float()
     rstd = torch.rsqrt(wide.square().mean(-1) + eps)
-    return (wide * rstd[:, None] * weight.float()).to(x.dtype), rstd
+    return (wide * rstd[:, None] * _in_type_of(x, weight)).to(x.dtype), rstd
+
+
+def _in_type_of(x: Tensor, weight: Tensor) -> Tensor:
+    """A master weight as inference stores it, so that training computes what inference will."""
+    return weight.to(x.dtype).float()
 
 
 @operator("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!) rstd) -> ()")
@@ -125,7 +130,7 @@ def _rms_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, grad_x: Tensor, grad_weight: Tensor
 ) -> None:
     unit = x.float() * rstd[:, None]
-    scaled = grad.float() * weight.float()
+    scaled = grad.float() * _in_type_of(x, weight)
     along = (scaled * unit).mean(-1, keepdim=True)
     grad_x.copy_((scaled - unit * along) * rstd[:, None])
     grad_weight.copy_((grad.float() * unit).sum(0))

@@ -28,8 +28,17 @@ PER_BYTE = {"ternary-2bit": 4, "ternary-1.6bit": 5}
 
 
 def packed_width(in_features: int, weight_format: str) -> int:
-    """Bytes of one packed row of `in_features` weights."""
-    return -(-in_features // PER_BYTE[weight_format])
+    """Bytes of one packed row of `in_features` weights.
+
+    Raises:
+        ValueError: so few inputs that the width would not tell 1.6 bits from 2.
+    """
+    width = -(-in_features // PER_BYTE[weight_format])
+    if weight_format == "ternary-1.6bit" and width == -(-in_features // 4):
+        raise ValueError(
+            f"found {in_features} inputs; 1.6-bit weights need 17 or more; use ternary-2bit"
+        )
+    return width
 
 
 def pack(codes_NK: Tensor, weight_format: str) -> Tensor:

@@ -1,0 +1,171 @@
+"""What every test of the bundled model shares: fresh seeds, poisoned memory, a tiny model."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tritter_model.config import CacheConfig, ModelConfig, RunConfig
+from tritter_model.transformer import Transformer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """A fresh seed each run. It is printed, so a failure shows it; TRITTER_TEST_SEED repeats it."""
+    number = int(os.environ.get("TRITTER_TEST_SEED") or secrets.randbits(31))
+    print(f"TRITTER_TEST_SEED={number}")
+    torch.manual_seed(number)
+    return number
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fill every uninitialised tensor with NaN (integers: their largest number) when it is made."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    """A model that runs in milliseconds: grouped queries, widths that no block divides."""
+    return ModelConfig(
+        hidden_size=72,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=20,
+        intermediate_size=100,
+        vocab_size=131,
+    )
+
+
+@pytest.fixture
+def run(config: ModelConfig) -> RunConfig:
+    """A prompt of 50 tokens and 6 new ones, through an int4 cache in groups of 16."""
+    return RunConfig(
+        model=config,
+        cache=CacheConfig(dtype="int4", group_size=16, attention_sinks=4),
+        context=56,
+        prefill_chunk=13,
+        new_tokens=6,
+        multiprocessors=3,
+    )
+
+
+@pytest.fixture
+def trained(config: ModelConfig, seed: int) -> Transformer:
+    """The tiny model with master weights, norms included, that are no longer their initial ones."""
+    model = Transformer(config, CPU, trainable=True, seed=seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+@dataclass(frozen=True)
+class Made:
+    """A storage as it was first seen: the operator that made it, its bytes, its tensor."""
+
+    operator: str
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Recording(TorchDispatchMode):
+    """Every operator that is called, and every storage that it makes, in order.
+
+    A storage is the memory behind tensors; views make none. `alive` maps each to its bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.made: list[Made] = []
+        self._storages: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        out = func(*args, **(kwargs or {}))
+        self.calls.append(str(func))
+        for tensor in torch.utils._pytree.tree_leaves((args, kwargs, out)):
+            if isinstance(tensor, Tensor):
+                self._see(str(func), tensor)
+        return out
+
+    def _see(self, operator: str, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = storage  # keeps it alive: no address comes twice
+            made = Made(operator, storage.nbytes(), tuple(tensor.shape), tensor.dtype)
+            self.made.append(made)
+
+    def count(self, operator: str) -> int:
+        """How often an operator was called."""
+        return sum(call.partition(".default")[0].endswith(operator) for call in self.calls)
+
+
+@pytest.fixture
+def recording() -> type[Recording]:
+    """The recording mode; use as `with recording() as events:`."""
+    return Recording
+
+
+class Saved(torch.autograd.graph.saved_tensors_hooks):
+    """The storages that autograd keeps for the backward pass, each counted once."""
+
+    def __init__(self, besides: list[Tensor]) -> None:
+        self.besides = {tensor.untyped_storage()._cdata for tensor in besides}
+        self.storages: dict[int, Any] = {}
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.besides:
+            self.storages[storage._cdata] = storage
+        return tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+@pytest.fixture
+def saved() -> type[Saved]:
+    """Counts saved tensors; use as `with saved(besides=[parameters and inputs]) as kept:`."""
+    return Saved
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """||got - wanted|| / ||wanted||, in float64."""
+    got, wanted = got.double(), wanted.double()
+    return float((got - wanted).norm() / wanted.norm())
+
+
+@pytest.fixture
+def with_model(run: RunConfig) -> Any:
+    """`with_model(run, head_dim=16)`: the run with some of its model's settings replaced."""
+
+    def changed(case: RunConfig, **settings: Any) -> RunConfig:
+        return replace(case, model=replace(case.model, **settings))
+
+    return changed
