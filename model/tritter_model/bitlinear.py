@@ -209,10 +209,16 @@ class Table(nn.Module):
             self.weight.data.random_(-127, 128, generator=generator)
             self.scale.fill_((3 / self.weight.shape[1]) ** 0.5 / 127)
 
-    def embed(self, ids_T: Tensor, prefix: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Rows for tokens, [T, H] in `dtype`; see `ops.dense.embed`."""
-        out = self.weight.new_empty((ids_T.shape[0], self.weight.shape[1]), dtype=dtype)
-        return dense.embed(ids_T, self.weight, self.scale, prefix, out)
+    def embed(
+        self, ids_T: Tensor, prefix: Tensor | None, dtype: torch.dtype, alias: Tensor | None = None
+    ) -> Tensor:
+        """Rows for tokens, [T, H] in `dtype`; see `ops.dense.embed`.
+
+        An alias of the weight takes its place where the table is shared in training.
+        """
+        weight = self.weight if alias is None else alias
+        out = weight.new_empty((ids_T.shape[0], weight.shape[1]), dtype=dtype)
+        return dense.embed(ids_T, weight, self.scale, prefix, out)
 
     def project(self, x_TH: Tensor) -> Tensor:
         """Logits [T, V]."""

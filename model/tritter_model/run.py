@@ -56,11 +56,16 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
 def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> Tensor:
     """The prompt in chunks: logits of its last token, [B, V]."""
     prefix = _image_prefix(run, model)
-    for chunk in prompt.split(run.prefill_chunk, 1):
+
+    def extend(chunk: Tensor) -> Tensor:
         patches = None if prefix is None else prefix[:, cache.length :][:, : chunk.shape[1]]
         patches = None if patches is None or patches.shape[1] == 0 else patches
-        hidden = model.extend(chunk, cache, run.multiprocessors, patches)
-    return model.logits(hidden)
+        return model.extend(chunk, cache, run.multiprocessors, patches)
+
+    *before, last = prompt.split(run.prefill_chunk, 1)
+    for chunk in before:
+        extend(chunk)  # the result is let go before the next chunk begins
+    return model.logits(extend(last))
 
 
 def _prompt(run: RunConfig, tokens: int, device: torch.device) -> Tensor:

@@ -26,6 +26,7 @@ from tritter_model.labels import WEIGHTS, label
 from tritter_model.ops.attention import Mask, self_attention
 from tritter_model.ops.cached_attention import append, cached_attention
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
+from tritter_model.ops.dense import shared
 from tritter_model.ops.rotary import Heads, rotate_
 from tritter_model.ops.rows import gated_relu2, gated_relu2_rows, rms_norm, rms_norm_rows
 from tritter_model.vision import VisionTower
@@ -186,14 +187,20 @@ class Transformer(nn.Module):
         return by_sequence
 
     def hidden_states(
-        self, ids_BS: Tensor, training: TrainingConfig, sinks: int, prefix: Tensor | None = None
+        self, embedded_TH: Tensor, batch: int, training: TrainingConfig, sinks: int = 0
     ) -> Tensor:
-        """Whole sequences under a checkpointing policy, normalised: [T, H]."""
-        x = self.embedding.embed(ids_BS.flatten(), prefix, self.dtype)
+        """Whole sequences under a checkpointing policy, normalised: [T, H].
+
+        Args:
+            embedded_TH: the embedded tokens, sequence by sequence.
+            batch: number of sequences.
+            training: says the policy.
+            sinks: first tokens that every window sees.
+        """
         layers: list[Callable[[Tensor], Tensor]] = [
-            partial(layer, batch=ids_BS.shape[0], sinks=sinks) for layer in self.blocks
+            partial(layer, batch=batch, sinks=sinks) for layer in self.blocks
         ]
-        x = run_layers(layers, x, training.checkpointing, training.n)
+        x = run_layers(layers, embedded_TH, training.checkpointing, training.n)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def loss(
@@ -201,9 +208,13 @@ class Transformer(nn.Module):
         sinks: int = 0, prefix: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Mean cross-entropy of the next tokens; targets of -100 are left out."""
-        hidden = self.hidden_states(ids_BS, training, sinks, prefix)
-        targets = targets_BS.flatten()
-        return chunked_cross_entropy(hidden, self.head.weight, targets, training.loss_chunk)
+        table: Tensor = self.embedding.weight
+        head: Tensor = self.head.weight
+        if self.head is self.embedding:
+            table, head = shared(table)
+        x = self.embedding.embed(ids_BS.flatten(), prefix, self.dtype, table)
+        x = self.hidden_states(x, ids_BS.shape[0], training, sinks)
+        return chunked_cross_entropy(x, head, targets_BS.flatten(), training.loss_chunk)
 
     def packed(self) -> Transformer:
         """The trained model as inference stores it; for ternary formats equal bit for bit.

@@ -171,6 +171,25 @@ def _embed_backward(grad: Tensor, ids: Tensor, grad_table: Tensor) -> None:
     grad_table.zero_().index_add_(0, ids.clamp(min=0), (grad * known).to(grad_table.dtype))
 
 
+def shared(table_VH: Tensor) -> tuple[Tensor, Tensor]:
+    """One table used in two places: two aliases, whose gradients are added in place.
+
+    Autograd on its own would add them into a third tensor of the table's size.
+    """
+    aliases: tuple[Tensor, Tensor] = _Shared.apply(table_VH)  # type: ignore[no-untyped-call]
+    return aliases
+
+
+class _Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor) -> tuple[Tensor, Tensor]:
+        return table.view_as(table), table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].add_(grads[1])
+
+
 def project(x_TH: Tensor, table_VH: Tensor, scale_V: Tensor | None) -> Tensor:
     """Logits [T, V] in the type of x, by a table in a float type or int8."""
     with label(LOGITS):
