@@ -1,0 +1,91 @@
+"""How far two kinds of number are apart, in words and tones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from tritter_mem.report.table import BLANK, Cell, Column, Tone
+from tritter_mem.report.words import KIND_LABELS, label, percent, signed_bytes
+from tritter_mem.results import Difference, Kind, Result
+from tritter_mem.units import format_bytes
+
+Pair = tuple[Kind, Kind]
+
+# Up to the tolerance a difference is good, up to five times it a warning, beyond that bad.
+TOLERANCES: dict[Pair, float] = {
+    ("planned", "simulated"): 0.02,
+    ("simulated", "measured"): 0.005,
+    ("planned", "measured"): 0.02,
+}
+NOTABLE = 0.02
+
+
+def compared_pairs(kinds: Sequence[Kind]) -> list[Pair]:
+    """Each kind of number beside the next better one that is there."""
+    return list(pairwise(kinds))
+
+
+def difference_column(pair: Pair, *, alone: bool) -> Column:
+    """The heading of a column of differences; one of several says which two it compares."""
+    first, second = pair
+    text = "Difference" if alone else f"{KIND_LABELS[first]} → {second}"
+    return Column(label=text, wide=not alone)
+
+
+def difference_cell(row: Difference | None, pair: Pair) -> Cell:
+    """How far the second kind is from the first, coloured by the pair's tolerance."""
+    if row is None or None in (sizes := _sizes(row, pair)):
+        return BLANK
+    ratio = _ratio(row, pair)
+    if ratio is None:
+        equal = sizes[0] == sizes[1]
+        return Cell(text="equal" if equal else "new", tone="good" if equal else "bad")
+    return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, TOLERANCES[pair]))
+
+
+def tone_of(ratio: float, tolerance: float) -> Tone:
+    """Good within the tolerance, a warning up to five times it, bad beyond."""
+    if abs(ratio) <= tolerance:
+        return "good"
+    return "warn" if abs(ratio) <= 5 * tolerance else "bad"
+
+
+def notable_differences(result: Result, units: str) -> list[str]:
+    """A sentence for each component or total that differs by more than 2% between two kinds."""
+    return [
+        _sentence(row, pair, units)
+        for pair in compared_pairs(list(result.estimates()))
+        for row in result.differences
+        if _is_notable(row, pair)
+    ]
+
+
+def _is_notable(row: Difference, pair: Pair) -> bool:
+    before, after = _sizes(row, pair)
+    if before is None or after is None:
+        return False
+    ratio = _ratio(row, pair)
+    return before != after if ratio is None else abs(ratio) > NOTABLE
+
+
+def _sentence(row: Difference, pair: Pair, units: str) -> str:
+    """`Activations: planned 1.0 MiB, measured 1.2 MiB (+20.0%)`."""
+    before, after = (size or 0 for size in _sizes(row, pair))
+    ratio = _ratio(row, pair)
+    change = signed_bytes(after - before, units) if ratio is None else percent(ratio)
+    return (
+        f"{label(row.name)}: {pair[0]} {format_bytes(before, units)}, "
+        f"{pair[1]} {format_bytes(after, units)} ({change})"
+    )
+
+
+def _sizes(row: Difference, pair: Pair) -> tuple[int | None, int | None]:
+    first, second = pair
+    return getattr(row, f"{first}_bytes"), getattr(row, f"{second}_bytes")
+
+
+def _ratio(row: Difference, pair: Pair) -> float | None:
+    first, second = pair
+    ratio: float | None = getattr(row, f"{first}_vs_{second}")
+    return ratio

@@ -1,0 +1,86 @@
+"""A self-contained HTML page: one template, one style sheet, one script, Plotly once."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from tritter_mem.errors import UsageError
+from tritter_mem.report.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+PlotlyJs = Literal["inline", "cdn", "directory"]
+PLOTLY_FILE = "plotly.min.js"
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(template: str, *, plotlyjs: PlotlyJs, **content: Any) -> str:
+    """Render a template that extends `base.html.j2`.
+
+    Args:
+        template: a file name under `templates/`.
+        plotlyjs: where the chart library comes from: `inline` in the page, `cdn` from the network,
+            `directory` from `plotly.min.js` beside the page.
+        content: what the template draws; every text is escaped.
+
+    Raises:
+        UsageError: `plotlyjs` is none of the three.
+    """
+    if plotlyjs not in get_args(PlotlyJs):
+        raise UsageError(f"plotlyjs: found {plotlyjs!r}, expected inline, cdn or directory")
+    page = _environment().get_template(template)
+    return page.render(plotlyjs=plotlyjs, plotly=_plotly(plotlyjs), **content)
+
+
+def write_page(path: Path, page: str, plotlyjs: PlotlyJs) -> None:
+    """Write a page, and with `directory` the chart library beside it.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    if plotlyjs == "directory":
+        write_text_atomically(path.parent / PLOTLY_FILE, plotly_source())
+    write_text_atomically(path, page)
+
+
+@cache
+def plotly_source() -> str:
+    """The chart library, minified."""
+    from plotly.offline import get_plotlyjs
+
+    source: str = get_plotlyjs()
+    return source
+
+
+def _plotly(plotlyjs: PlotlyJs) -> dict[str, str]:
+    """What the page's script tag needs: the source itself, or where it is and its hash."""
+    if plotlyjs == "inline":
+        return {"source": plotly_source()}
+    if plotlyjs == "directory":
+        return {"url": PLOTLY_FILE}
+    from plotly.offline import get_plotlyjs_version
+
+    digest = base64.b64encode(hashlib.sha256(plotly_source().encode()).digest()).decode()
+    url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
+    return {"url": url, "integrity": f"sha256-{digest}"}
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` then escapes <, >, & and everything outside ASCII, U+2028 with it.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment

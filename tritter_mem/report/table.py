@@ -1,0 +1,82 @@
+"""A table as data: what a reader sees, in which order, in which tone. Renderers only draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tritter_mem.report.words import MINUS, MISSING, headroom_words
+from tritter_mem.units import format_bytes
+
+Tone = Literal["", "good", "warn", "bad", "muted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What a reader sees, the number behind it (to sort by), and how it is coloured."""
+
+    text: str
+    value: float | None = None
+    tone: Tone = ""
+
+
+BLANK = Cell(text="")
+UNKNOWN = Cell(text=MISSING, tone="muted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A heading; `wide` columns are left out where a terminal is narrow."""
+
+    label: str
+    numeric: bool = True
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Cells in the order of the table's columns; `bar_bytes` is the length of the row's bar."""
+
+    cells: tuple[Cell, ...]
+    bar_bytes: int | None = None
+    total: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bars:
+    """A column of bars: its heading, the length of a full bar, and where the limit stands."""
+
+    label: str
+    full_bytes: int
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A caption, columns and rows; `bars` where the rows carry one."""
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    bars: Bars | None = None
+
+
+def bytes_cell(count: int | None, units: str) -> Cell:
+    """A memory size; a dash where it is not known."""
+    return UNKNOWN if count is None else Cell(text=format_bytes(count, units), value=count)
+
+
+def headroom_cell(headroom_bytes: int, units: str, *, words: bool) -> Cell:
+    """What is left of the budget: in words, or as a signed number for a column of numbers."""
+    number = format_bytes(headroom_bytes, units).replace("-", MINUS)
+    return Cell(
+        text=headroom_words(headroom_bytes, units) if words else number,
+        value=headroom_bytes,
+        tone="good" if headroom_bytes >= 0 else "bad",
+    )
+
+
+def on_scale(budget_bytes: int, most_bytes: int) -> bool:
+    """Whether a budget can share an axis with what is held against it, without dwarfing it."""
+    return budget_bytes <= 8 * most_bytes

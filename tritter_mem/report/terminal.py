@@ -1,0 +1,199 @@
+"""Results as tables in a terminal: 80 columns suffice, wider ones are used, plain when piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, TextIO
+
+from tritter_mem.report.differences import notable_differences
+from tritter_mem.report.table import Bars, Column, Table, Tone
+from tritter_mem.report.tables import (
+    basis_of,
+    budget_table,
+    comparison_table,
+    environment_facts,
+    phase_table,
+)
+from tritter_mem.report.words import (
+    MINUS,
+    MISSING,
+    devices_sentence,
+    fragmentation_sentence,
+    missing_kinds,
+    name_of,
+    setup_facts,
+    suggestion_options,
+    suggestion_sentence,
+    verdict_sentence,
+)
+from tritter_mem.results import Result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+WIDE = 100
+GAP = 2
+MIN_NAME = 12
+MIN_BAR, MAX_BAR = 18, 40
+STYLES: dict[Tone, str] = {
+    "": "",
+    "good": "green",
+    "warn": "yellow",
+    "bad": "red",
+    "muted": "dim",
+}
+BULLET = "•"
+EIGHTHS = " ▏▎▍▌▋▊▉"
+# For an output that cannot show more than ASCII; what has no likeness becomes `?`.
+ASCII = str.maketrans(f"{MISSING}{MINUS}·…→•│█{EIGHTHS}", "--*.>*|#        ")
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """A console that shows text as it is: no markup, no emoji, no highlighting.
+
+    An output that cannot encode a character shows `?` in its place.
+    """
+    from rich.console import Console
+
+    output = file or sys.stdout
+    if hasattr(output, "reconfigure"):
+        output.reconfigure(errors="replace")
+    return Console(file=output, markup=False, emoji=False, highlight=False)
+
+
+def render_results(results: Sequence[Result], console: Console, units: str = "GiB") -> None:
+    """Draw one result whole, several as one comparison.
+
+    Args:
+        results: finished results, in the order to show.
+        console: where to draw; its width decides which columns there are.
+        units: `GiB` for binary, `GB` for decimal units.
+    """
+    if len(results) == 1:
+        _render_one(results[0], console, units)
+    else:
+        _render_table(comparison_table(results, units), console)
+
+
+def _render_one(result: Result, console: Console, units: str) -> None:
+    _line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
+    tone: Tone = "" if result.verdict is None else "good" if result.verdict.fits else "bad"
+    _line(console, verdict_sentence(result.verdict, units), STYLES[tone])
+    if basis_of(result) is not None:
+        _render_table(budget_table(result, units), console)
+    for line in (devices_sentence(result), *missing_kinds(result)):
+        _line(console, line, "dim")
+    _render_list(console, "What to change", _suggestions(result, units))
+    if (phases := phase_table(result, units)) is not None:
+        _render_table(phases, console)
+    _render_list(console, "Differences over 2%", notable_differences(result, units))
+    _render_list(console, "Fragmentation", _fragmentation(result, units))
+    facts = environment_facts(result.environment, units)
+    _line(console, "")
+    _line(console, ", ".join(f"{name} {text}" for name, text in facts), "dim")
+
+
+def _suggestions(result: Result, units: str) -> list[str]:
+    suggestions = result.verdict.suggestions if result.verdict else ()
+    return [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
+
+
+def _fragmentation(result: Result, units: str) -> list[str]:
+    basis = basis_of(result)
+    found = result.estimates()[basis].fragmentation if basis else None
+    return [fragmentation_sentence(found, units)] if found else []
+
+
+def _render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
+    from rich.table import Table as RichTable
+
+    if not lines:
+        return
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    for line in lines:
+        grid.add_row(_text(console, BULLET), _text(console, line))
+    _heading(console, heading)
+    console.print(grid)
+
+
+def _heading(console: Console, text: str) -> None:
+    _line(console, "")
+    _line(console, text, "bold")
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(_text(console, text, style))
+
+
+def _text(console: Console, text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    plain = text.translate(ASCII) if console.options.ascii_only else text
+    return Text(plain, style=style, overflow="fold")
+
+
+def _render_table(table: Table, console: Console) -> None:
+    wide = console.width >= WIDE
+    shown = [i for i, column in enumerate(table.columns) if wide or not column.wide]
+    widths = _widths(table, shown, console.width)
+    bar_width = min(console.width - sum(widths) - GAP * len(widths), MAX_BAR)
+    drawn = _grid([table.columns[i] for i in shown], widths)
+    bars = table.bars if bar_width >= MIN_BAR else None
+    if bars is not None:
+        drawn.add_column(bars.label, width=bar_width)
+    for row, after in zip_longest(table.rows, table.rows[1:]):
+        cells = [_text(console, row.cells[i].text, STYLES[row.cells[i].tone]) for i in shown]
+        bar = [] if bars is None else [_bar(console, row.bar_bytes or 0, bars, bar_width)]
+        drawn.add_row(*cells, *bar, end_section=after is not None and after.total != row.total)
+    _heading(console, table.caption)
+    console.print(drawn)
+
+
+def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
+    """What each column needs; the first, which holds names, gets no more than the others leave."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(
+            cell_len(text)
+            for text in (table.columns[i].label, *(r.cells[i].text for r in table.rows))
+        )
+        for i in shown
+    ]
+    rest = sum(widths[1:]) + GAP * (len(widths) - 1)
+    return [max(min(widths[0], available - rest), MIN_NAME), *widths[1:]]
+
+
+def _grid(columns: Sequence[Column], widths: Sequence[int]) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    grid = RichTable(
+        box=box.HORIZONTALS,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),
+        header_style="dim",
+    )
+    for column, width in zip(columns, widths, strict=True):
+        grid.add_column(column.label, justify="right" if column.numeric else "left", width=width)
+    return grid
+
+
+def _bar(console: Console, count: int, bars: Bars, width: int) -> Text:
+    over = bars.limit_bytes is not None and count > bars.limit_bytes
+    return _text(console, bar_text(count, bars, width), STYLES["bad" if over else ""])
+
+
+def bar_text(count: int, bars: Bars, width: int) -> str:
+    """A bar of `width` columns in eighths of a column, with a stroke where the limit stands."""
+    eighths = min(round(8 * width * count / bars.full_bytes), 8 * width)
+    drawn = ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).strip().ljust(width)
+    if bars.limit_bytes is None:
+        return drawn
+    at = max(min(round(width * bars.limit_bytes / bars.full_bytes), width) - 1, 0)
+    return f"{drawn[:at]}│{drawn[at + 1 :]}"

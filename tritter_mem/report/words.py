@@ -1,0 +1,196 @@
+"""The words of every report: labels, numbers and sentences, the same in terminal and HTML.
+
+Names that come from a file are untrusted: `printable` makes control and direction characters
+visible, so that a name can neither steer a terminal nor reorder the text beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+from tritter_mem.results import KINDS, Fragmentation, Kind, Result, Suggestion, Verdict
+from tritter_mem.units import format_bytes, format_count
+
+KIND_LABELS: dict[Kind, str] = {
+    "planned": "Planned",
+    "simulated": "Simulated",
+    "measured": "Measured",
+}
+LABELS = {
+    "weights": "Weights",
+    "embeddings": "Embeddings",
+    "vision": "Vision tower",
+    "kv_cache": "KV cache",
+    "activations": "Activations",
+    "logits": "Logits",
+    "gradients": "Gradients",
+    "optimizer_state": "Optimizer state",
+    "workspace": "Workspace",
+    "allocated_peak": "Allocated peak",
+    "reserved_peak": "Reserved peak",
+    "cached": "Reserved, not allocated",
+    "context": "CUDA context",
+    "other": "Other on the device",
+    "device_peak": "Device peak",
+    "resident_peak": "Resident peak",
+    "budget": "Budget",
+    "headroom": "Headroom",
+}
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+NAME_LIMIT = 80
+
+# C0 and C1 controls, line and paragraph separators, and the marks that change text direction.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: object, limit: int | None = None) -> str:
+    """Text with control and direction characters as escapes, cut to `limit` characters."""
+    shown = str(text)
+    if limit is not None and len(shown) > limit:
+        shown = shown[: limit - 1] + "…"
+    return _UNPRINTABLE.sub(_escape, shown)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def label(name: str) -> str:
+    """How a component, total or phase is called in a table."""
+    known = LABELS.get(name)
+    return known or printable(name.replace("_", " "), NAME_LIMIT).capitalize()
+
+
+def name_of(result: Result) -> str:
+    """The profile's name, short enough for a heading."""
+    return printable(result.name, NAME_LIMIT)
+
+
+def signed_bytes(count: int, units: str) -> str:
+    """Bytes with their sign: `+1.20 GiB`, or with a minus sign."""
+    return f"{MINUS if count < 0 else '+'}{format_bytes(abs(count), units)}"
+
+
+def percent(ratio: float) -> str:
+    """A signed ratio as a percentage; `equal` where nothing differs at all."""
+    if ratio == 0:
+        return "equal"
+    return f"{ratio:+.1%}".replace("-", MINUS)
+
+
+def headroom_words(headroom_bytes: int, units: str) -> str:
+    """`6.10 GiB to spare` or `7.13 GiB over`."""
+    size = format_bytes(abs(headroom_bytes), units)
+    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
+
+
+def verdict_sentence(verdict: Verdict | None, units: str) -> str:
+    """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
+    if verdict is None:
+        return "no verdict: there is no number to hold against the budget"
+    needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
+    return (
+        f"{'fits' if verdict.fits else 'does not fit'}: needs {needs} ({verdict.basis}), "
+        f"budget {format_bytes(verdict.budget_bytes, units)}, "
+        f"{headroom_words(verdict.headroom_bytes, units)}"
+    )
+
+
+def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
+    """One change, what it saves, and whether that is enough."""
+    then = "fits with" if suggestion.fits else "still"
+    return (
+        f"{printable(suggestion.text)}: {signed_bytes(-suggestion.saves_bytes, units)}, "
+        f"{then} {headroom_words(suggestion.headroom_bytes, units)}"
+    )
+
+
+def suggestion_options(suggestion: Suggestion) -> str:
+    """The options that apply the change: `--set model.num_key_value_heads=8`."""
+    return " ".join(
+        f"--set {shlex.quote(printable(f'{key}={scalar(value)}'))}"
+        for key, value in suggestion.settings.items()
+    )
+
+
+def missing_kinds(result: Result) -> list[str]:
+    """Why each kind of number that is not there is not there."""
+    reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
+    return [
+        f"not {kind}: {printable(reason)}"
+        for kind, reason in reasons.items()
+        if reason and getattr(result, kind) is None
+    ]
+
+
+def devices_sentence(result: Result) -> str:
+    """Which device each kind of number is for."""
+    words = {"planned": "planned for", "simulated": "simulated for", "measured": "measured on"}
+    return ", ".join(
+        f"{words[kind]} {printable(estimate.device, NAME_LIMIT)}"
+        for kind, estimate in result.estimates().items()
+    )
+
+
+def fragmentation_sentence(fragmentation: Fragmentation, units: str) -> str:
+    """What the allocator holds and cannot use, in one sentence."""
+    return (
+        f"{format_bytes(fragmentation.reserved_not_allocated_bytes, units)} reserved but not "
+        f"allocated at the reserved peak ({fragmentation.ratio:.1%}); largest free block "
+        f"{format_bytes(fragmentation.largest_free_block_bytes, units)}; "
+        f"{format_bytes(fragmentation.inactive_split_bytes, units)} in split blocks"
+    )
+
+
+def setting(profile: dict[str, Any], path: str) -> Any:
+    """A value of the resolved profile by dotted path; None where it is not there."""
+    found: Any = profile
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def setup_facts(result: Result) -> list[str]:
+    """The few settings that a reader needs to place the numbers."""
+    training = setting(result.profile, "workload.mode") == "training"
+    found = (
+        (setting(result.profile, path), text)
+        for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
+    )
+    return [text.format(_fact(value)) for value, text in found if value is not None]
+
+
+_COMMON_FACTS = (
+    ("workload.mode", "{}"),
+    ("workload.context", "{} tokens"),
+    ("workload.batch", "batch {}"),
+)
+_INFERENCE_FACTS = (
+    *_COMMON_FACTS,
+    ("weights.format", "{} weights"),
+    ("kv_cache.dtype", "{} KV cache"),
+    ("gpu.name", "{}"),
+)
+_TRAINING_FACTS = (
+    *_COMMON_FACTS,
+    ("training.optimizer", "{}"),
+    ("training.checkpointing.policy", "checkpointing {}"),
+    ("gpu.name", "{}"),
+)
+
+
+def _fact(value: object) -> str:
+    return format_count(value) if isinstance(value, int) else printable(value, NAME_LIMIT)
+
+
+def scalar(value: object) -> str:
+    """A setting's value as YAML and `--set` write it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
