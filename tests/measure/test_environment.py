@@ -1,0 +1,96 @@
+"""The environment is found without importing PyTorch, and whatever is missing is None."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+import torch
+
+from tritter_mem.measure.environment import collect_environment
+
+
+class Nvml:
+    """NVML with two cards."""
+
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.opened -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.65"
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        if index > 1:
+            raise pynvml.NVMLError_InvalidArgument
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
+        return int(uuid[-1])
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return f"Card {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=(handle + 1) << 34)
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    fake = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+def test_versions_are_those_that_run() -> None:
+    found = collect_environment(allocator_conf="expandable_segments:True")
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert found.torch is not None
+    assert torch.__version__.startswith(found.torch.split("+")[0])
+    assert found.cuda == torch.version.cuda
+    assert found.allocator_conf == "expandable_segments:True"
+
+
+def test_first_card_is_described(nvml: Nvml) -> None:
+    found = collect_environment()
+    assert (found.gpu, found.driver, found.total_bytes) == ("Card 0", "580.65", 1 << 34)
+    assert nvml.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpu"),
+    [("1,0", "Card 1"), ("GPU-1", "Card 1"), ("", None), ("-1", None), ("9", None), ("x", None)],
+)
+def test_visible_devices_choose_the_card(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, visible: str, gpu: str | None
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert collect_environment().gpu == gpu
+    assert nvml.opened == 0
+
+
+def test_without_a_driver_there_is_no_card(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise pynvml.NVMLError_LibraryNotFound
+
+    monkeypatch.setattr(nvml, "nvmlInit", missing)
+    found = collect_environment()
+    assert (found.gpu, found.driver, found.total_bytes) == (None, None, None)
+
+
+def test_pytorch_is_not_imported() -> None:
+    code = (
+        "import sys; from tritter_mem.measure.environment import collect_environment as c; c();"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

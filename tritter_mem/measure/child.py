@@ -1,0 +1,195 @@
+"""Runs one function in a fresh process, so that a crash, a hang or lack of memory ends that alone.
+
+A process of its own is also what makes measurements independent: nothing is cached or fragmented
+from before, and the allocator reads its settings from the environment once, at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from tritter_mem.errors import MeasureError
+
+GRACE_SECONDS = 5.0
+"""How long a process group that reached its time limit has from SIGTERM to SIGKILL."""
+_POLL_SECONDS = 0.02
+_TAIL_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a child process runs.
+
+    Attributes:
+        function: `package.module:name`; it takes `arguments` by keyword and returns plain data.
+        arguments: plain data, which travels as JSON.
+        time_limit_seconds: from the start of the process to its end.
+        environment: variables beside those of this process; None removes one.
+    """
+
+    function: str
+    arguments: Mapping[str, Any]
+    time_limit_seconds: float
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How a process ended: its exit code (negative: the signal), and the last of what it said."""
+
+    code: int
+    timed_out: bool
+    kernel_killed: bool
+    tail: str
+
+
+def run_in_child(job: Job) -> Any:
+    """Run a job in a process group of its own and return what its function returned.
+
+    Whatever happens, a KeyboardInterrupt too, no process of the group outlives the call.
+
+    Raises:
+        MeasureError: the process was killed, crashed, failed, ran out of time, or left no readable
+            answer; or its function raised a TritterMemError. The last lines that it printed are a
+            note of the error.
+    """
+    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
+        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
+        request.write_text(json.dumps(_request(job)))
+        with Path(folder, "output.txt").open("w+b") as output:
+            end = _run(job, [str(request), str(answer)], output)
+        problem = _problem(end, job)
+        if problem:
+            error = MeasureError(problem)
+            error.add_note(f"It last printed:\n{end.tail}")
+            raise error
+        return _read(answer)
+
+
+def _request(job: Job) -> dict[str, Any]:
+    return {"function": job.function, "arguments": job.arguments, "parent": os.getpid()}
+
+
+def _run(job: Job, arguments: list[str], output: IO[bytes]) -> _End:
+    kills = _kernel_kills()
+    with _process_group(job, arguments, output) as process:
+        timed_out = not _ends_within(process, job.time_limit_seconds)
+        if timed_out:
+            os.killpg(process.pid, signal.SIGTERM)
+            _ends_within(process, GRACE_SECONDS)
+    return _End(process.returncode, timed_out, _kernel_kills() > kills, _tail(output))
+
+
+@contextmanager
+def _process_group(
+    job: Job, arguments: list[str], output: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The worker, and the end of it and of all that it started."""
+    process = subprocess.Popen(  # noqa: S603  (our own module, with paths that we made)
+        # -P: a file in the working folder must not stand in for a module.
+        [sys.executable, "-P", "-m", "tritter_mem.measure.worker", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=_environment(job),
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        # Not yet waited for, the process keeps its number: the signal cannot reach another group.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _environment(job: Job) -> dict[str, str]:
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    changed = {**os.environ, "PYTHONPATH": path, **job.environment}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the end of the process, without releasing its number."""
+    deadline = time.monotonic() + seconds
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, process.pid, options) is None:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _kernel_kills() -> int:
+    """How often the kernel has killed a process for lack of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _tail(output: IO[bytes]) -> str:
+    output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    return output.read().decode(errors="replace").strip()
+
+
+def _problem(end: _End, job: Job) -> str | None:
+    """What went wrong, in one line, and what to do."""
+    if end.timed_out:
+        return (
+            f"the run was ended at its time limit of {job.time_limit_seconds:g} s: give it more "
+            "time (--time-limit), or less to do (a shorter context, a smaller batch)"
+        )
+    if end.code < 0:
+        return _killed(-end.code, end)
+    if end.code > 0:
+        return f"the run failed with exit code {end.code}: {_last_line(end.tail)}"
+    return None
+
+
+def _killed(number: int, end: _End) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        name = f"signal {number}"
+    if number != signal.SIGKILL:
+        return f"the run was killed by {name}: {_last_line(end.tail)}"
+    if end.kernel_killed:
+        why = "the kernel's out-of-memory killer was at work"
+    else:
+        why = "from outside, or most likely by the kernel's out-of-memory killer"
+    return (
+        f"the run was killed by SIGKILL, {why}: give it more memory, or less to do (a shorter "
+        "context, a smaller batch)"
+    )
+
+
+def _last_line(tail: str) -> str:
+    """The last line, which for a Python error says what it was; safe to print."""
+    lines = tail.splitlines() or ["it printed nothing"]
+    return "".join(filter(str.isprintable, lines[-1].strip()))[:300]
+
+
+def _read(answer: Path) -> Any:
+    """What the worker wrote: `{"value": …}`, or `{"problems": […]}` of an error it knows."""
+    try:
+        found = json.loads(answer.read_text())
+        if "problems" in found:
+            raise MeasureError(*found["problems"])
+        return found["value"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MeasureError(
+            f"the run ended without a readable result ({error!r}): run it again, and report it "
+            "if it stays so"
+        ) from error

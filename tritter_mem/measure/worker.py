@@ -1,0 +1,49 @@
+"""The child process: `python -m tritter_mem.measure.worker REQUEST ANSWER`, see `child.Job`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tritter_mem.errors import TritterMemError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(request: Path, answer: Path) -> None:
+    """Call the function that the request names; the answer is there whole or not at all."""
+    job = json.loads(request.read_text())
+    _die_with(job["parent"])
+    module, _, name = job["function"].partition(":")
+    function = getattr(import_module(module), name)
+    _write(answer, _answer(function, job["arguments"]))
+
+
+def _answer(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"value": function(**arguments)}
+    except TritterMemError as error:
+        return {"problems": list(error.problems)}
+
+
+def _write(path: Path, answer: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(path)
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel to end this process with its parent, which may be killed before it can."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
