@@ -1,0 +1,83 @@
+"""Where profiles are: paths that people give, and the profiles and cards that come along."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from tritter_mem.errors import ConfigError
+
+
+@cache
+def profiles_root() -> Path:
+    """The bundled profiles: in an installed package beside its modules, else in the repository.
+
+    Raises:
+        ConfigError: the installation is broken, neither is there.
+    """
+    package = Path(__file__).parent.parent
+    for root in (package / "profiles", package.parent / "profiles"):
+        if (root / "models").is_dir():
+            return root
+    raise ConfigError(f"{package / 'profiles'}: no bundled profiles; install tritter-mem again")
+
+
+def bundled_profiles() -> tuple[str, ...]:
+    """Names of the bundled profiles: the models, then what is run with them."""
+    root = profiles_root()
+    return tuple(path.stem for folder in (root / "models", root) for path in _yaml_files(folder))
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.yaml"))
+
+
+def find_profile(name: str, beside: Path | None = None) -> Path:
+    """Resolve a path, else a bundled profile's name, with or without `.yaml`.
+
+    Args:
+        name: what the user wrote.
+        beside: the folder that a relative path starts from; default: the current one.
+
+    Raises:
+        ConfigError: it is neither; near names are suggested.
+    """
+    path = (beside or Path()) / name
+    if _exists(path) and not path.is_dir():
+        return path
+    bundled = _bundled(name)
+    if bundled is not None:
+        return bundled
+    if _exists(path):
+        raise ConfigError(f"{name}: found a directory; allowed: a YAML file")
+    if "/" in name:
+        raise ConfigError(f"{name}: no such file")
+    raise ConfigError(f"{name}: {_unknown(name)}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
+
+
+def _bundled(name: str) -> Path | None:
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    root = profiles_root()
+    paths = (folder / f"{stem}.yaml" for folder in (root, root / "models"))
+    return next((path for path in paths if path.name == f"{stem}.yaml" and _exists(path)), None)
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, bundled_profiles(), n=3, cutoff=0.5)
+    if near:
+        return f"no such file or bundled profile; did you mean {' or '.join(near)}?"
+    return "no such file or bundled profile; `tritter-mem profiles` lists those"
+
+
+def label_of(path: Path) -> str:
+    """What messages call a profile: `profiles/7b.yaml` for a bundled one, else its path."""
+    root = profiles_root()
+    return f"profiles/{path.relative_to(root)}" if path.is_relative_to(root) else str(path)

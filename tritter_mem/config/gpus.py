@@ -1,0 +1,89 @@
+"""The table of cards: one YAML file a card, read when that card is asked for."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from tritter_mem.config.card import CardFile, GpuCard
+from tritter_mem.config.finding import label_of, profiles_root
+from tritter_mem.config.reading import read_document
+from tritter_mem.errors import ConfigError
+
+AUTO = "auto"
+# Words that people leave out: "NVIDIA GeForce RTX 5080", "RTX 5080" and "5080" are one card.
+_NOISE = {"nvidia", "geforce", "tesla", "rtx", "gpu", "generation"}
+
+
+def card_names() -> tuple[str, ...]:
+    """Names of all cards in the table."""
+    return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
+
+
+def find_gpu(name: str) -> GpuCard:
+    """Look a card up by name, alias or the driver's name; `auto` is the card present.
+
+    Raises:
+        ConfigError: there is no such card; near names are suggested.
+        MeasureError: `auto`, and no card can be read.
+    """
+    if name == AUTO:
+        from tritter_mem.config.present import present_card
+
+        return present_card()
+    known = known_as(name)
+    if known is None:
+        raise ConfigError(f"gpu: {unknown_card(name)}")
+    return read_card(known)
+
+
+def unknown_card(name: str) -> str | None:
+    """Say that a name is of no card, and which it may have meant; None where all is well."""
+    if name == AUTO or known_as(name) is not None:
+        return None
+    near = get_close_matches(name.lower(), card_names(), n=3)
+    advice = f"did you mean {' or '.join(near)}?" if near else "`tritter-mem gpus` lists them"
+    return f"found {name!r}; allowed: a card in the table, or auto; {advice}"
+
+
+def known_as(name: str) -> str | None:
+    """Turn what people and drivers call a card into its name in the table, if it is there."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if slug and len(slug) <= 100 and _path(slug).is_file():
+        return slug
+    return _names_by_key().get(_key(name))
+
+
+@cache
+def _names_by_key() -> dict[str, str]:
+    """Every name of every card; this reads the whole table."""
+    found = {}
+    for name in card_names():
+        file = _read_file(name)
+        found.update({_key(other): name for other in (*file.aliases, file.title, name)})
+    return found
+
+
+def _key(name: str) -> str:
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "".join(word for word in words if word not in _NOISE)
+
+
+@cache
+def read_card(name: str) -> GpuCard:
+    """Read one card of the table by its exact name."""
+    return _read_file(name).card(name)
+
+
+def _read_file(name: str) -> CardFile:
+    return CardFile.model_validate(read_document(_path(name), label_of(_path(name))).values)
+
+
+def _path(name: str) -> Path:
+    return _folder() / f"{name}.yaml"
+
+
+def _folder() -> Path:
+    return profiles_root() / "gpus"

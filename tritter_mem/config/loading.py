@@ -1,0 +1,136 @@
+"""Loading a profile: its file, what it extends, the user's overrides, and every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritter_mem.config.finding import find_profile, label_of
+from tritter_mem.config.gpus import unknown_card
+from tritter_mem.config.reading import Document, read_document
+from tritter_mem.config.schema import Profile
+from tritter_mem.config.sections import KeyPath, Problem, build, check
+from tritter_mem.errors import ConfigError
+
+MAX_EXTENDS = 8
+# A profile that extends another is another one: it does not take over what it is called.
+_NOT_INHERITED = ("name", "description")
+
+
+def load_profile(
+    name_or_path: str,
+    overrides: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Profile:
+    """Load a profile, resolve what it extends, and apply overrides.
+
+    Args:
+        name_or_path: a YAML file, else the name of a bundled profile.
+        overrides: values by dotted key (`workload.context`), applied last; sizes may be text.
+        labels: what messages call an override, by dotted key; default: `--set KEY`.
+
+    Raises:
+        ConfigError: with one line for each problem, that names the file and line or the override,
+            the key, what was found and what is allowed.
+    """
+    path = find_profile(name_or_path)
+    document = _resolve(path, read_document(path, label_of(path)), [path])
+    document.values.setdefault("name", path.stem)
+    labelled = {tuple(key.split(".")): (labels or {}).get(key, f"--set {key}")
+                for key in overrides or {}}  # fmt: skip
+    for key, value in (overrides or {}).items():
+        _override(document.values, tuple(key.split(".")), value)
+    values, problems = check(Profile, document.values)
+    problems += _card_problems(values)
+    if document.problems or problems:
+        sources = _Sources(document.places, labelled)
+        raise ConfigError(*document.problems, *map(sources.line, problems))
+    return build(Profile, values)
+
+
+def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
+    name = values.get("gpu", {}).get("name")
+    text = unknown_card(name) if name else None
+    return [Problem(("gpu", "name"), text)] if text else []
+
+
+def _resolve(path: Path, document: Document, chain: list[Path]) -> Document:
+    """Lay a profile over the one that it extends, over the one that that extends."""
+    if "extends" not in document.values:
+        return document
+    wanted, place = document.values.pop("extends"), document.places[("extends",)]
+    base_path = _base(wanted, place, path, chain)
+    base = read_document(base_path, label_of(base_path))
+    base = _resolve(base_path, base, [*chain, base_path])
+    for key in _NOT_INHERITED:
+        base.values.pop(key, None)
+    return Document(
+        merged(base.values, document.values),
+        base.places | document.places,
+        base.problems + document.problems,
+    )
+
+
+def _base(wanted: Any, place: str, path: Path, chain: list[Path]) -> Path:
+    """Find the profile that another extends; ConfigError where that cannot end well."""
+    if not isinstance(wanted, str):
+        raise ConfigError(f"{place}: extends: found no text; allowed: a profile's name or path")
+    try:
+        base = find_profile(wanted, beside=path.parent)
+    except ConfigError as error:
+        raise ConfigError(*(f"{place}: extends: {problem}" for problem in error.problems)) from None
+    shown = " -> ".join(label_of(link) for link in [*chain, base])
+    if base.resolve() in [link.resolve() for link in chain]:
+        raise ConfigError(f"{place}: extends: found a loop: {shown}")
+    if len(chain) > MAX_EXTENDS:
+        raise ConfigError(f"{place}: extends: found more than {MAX_EXTENDS} in a row: {shown}")
+    return base
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` over `base`, mappings key by key, all else as a whole."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        result[key] = merged(base[key], value) if both else value
+    return result
+
+
+def _override(values: dict[str, Any], path: KeyPath, value: Any) -> None:
+    *sections, last = path
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            values[name] = {}
+        values = values[name]
+    values[last] = value
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where the values of a profile came from: places in files, and labels of overrides."""
+
+    places: Mapping[KeyPath, str]
+    labels: Mapping[KeyPath, str]
+
+    def line(self, problem: Problem) -> str:
+        """Say what is wrong, after the place that the value, or else its section, came from."""
+        if problem.path in self.labels:
+            return f"{self.labels[problem.path]}: {problem.text}"
+        for length in range(len(problem.path), 0, -1):
+            place = self.labels.get(problem.path[:length]) or self.places.get(problem.path[:length])
+            if place:
+                return f"{place}: {problem}"
+        return f"{self.places[()]}: {problem}"
+
+
+def profile_hash(profile: Profile) -> str:
+    """Name a resolved profile by its content, whatever it is called: 16 hex digits of SHA-256."""
+    content = profile.model_dump()
+    for key in _NOT_INHERITED:
+        del content[key]
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

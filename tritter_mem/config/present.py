@@ -1,0 +1,78 @@
+"""The card that is present, read from the driver through NVML, without PyTorch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from tritter_mem.config.card import GpuCard
+from tritter_mem.config.gpus import known_as, read_card
+from tritter_mem.errors import MeasureError
+from tritter_mem.units import MiB
+
+# For a card that the table lacks: within what was seen on others, 0.13 to 0.66 GiB.
+ASSUMED_CONTEXT_BYTES = 512 * MiB
+# CUDA cores a multiprocessor by compute capability; 128 from 8.6 on.
+_CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
+
+
+def present_card() -> GpuCard:
+    """The first card that CUDA_VISIBLE_DEVICES shows, with the memory that the driver reports.
+
+    Raises:
+        MeasureError: there is no card, no driver, or no reading it.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            return _card(pynvml, _first_visible(pynvml))
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise MeasureError(
+            f"gpu auto: no NVIDIA card can be read ({error}); "
+            "name the card to plan for, such as --gpu rtx-5080"
+        ) from None
+
+
+def _first_visible(nvml: Any) -> Any:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    if first.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(first))
+    if first.startswith("GPU-"):
+        return nvml.nvmlDeviceGetHandleByUUID(first)
+    raise MeasureError(
+        f"gpu auto: CUDA_VISIBLE_DEVICES is {visible!r}, which shows no card; "
+        "name the card to plan for, such as --gpu rtx-5080"
+    )
+
+
+def _card(nvml: Any, handle: Any) -> GpuCard:
+    title = nvml.nvmlDeviceGetName(handle)
+    total = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    known = known_as(title)
+    if known is not None:
+        return replace(read_card(known), title=title, total_bytes=total)
+    return _unlisted_card(nvml, handle, title, total)
+
+
+def _unlisted_card(nvml: Any, handle: Any, title: str, total_bytes: int) -> GpuCard:
+    """Read what the table would have said: two transfers a clock on every line of the bus."""
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    megahertz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)
+    lines = nvml.nvmlDeviceGetMemoryBusWidth(handle)
+    return GpuCard(
+        name="auto",
+        title=title,
+        total_bytes=total_bytes,
+        bandwidth_bytes_per_second=2 * megahertz * 10**6 * lines // 8,
+        compute_capability=(major, minor),
+        multiprocessors=nvml.nvmlDeviceGetNumGpuCores(handle) // _CORES.get((major, minor), 128),
+        context_bytes=ASSUMED_CONTEXT_BYTES,
+        source="read from the driver (NVML)",
+        context_source="assumed, not measured: a card that the table lacks",
+    )
