@@ -60,7 +60,7 @@ def _rotate(
 ) -> None:  # fmt: skip
     x = qkv[:, : out.shape[1]].float()
     if norms is not None:
-        x = x * _rstd(x, eps) * _by_head(norms, heads, out.shape[1])
+        x = x * _rstd(x, eps) * _by_head(norms.to(qkv.dtype), heads, out.shape[1])
     out.copy_(_turn(x, _angles(x, batch, position, theta)))
 
 
@@ -87,7 +87,7 @@ def _rotate_backward(
         grad_qkv.copy_(turned)
         return
     x = qkv[:, : grad.shape[1]].float()
-    rstd, weight = _rstd(x, eps), _by_head(norms, heads, grad.shape[1])
+    rstd, weight = _rstd(x, eps), _by_head(norms.to(qkv.dtype), heads, grad.shape[1])
     unit, scaled = x * rstd, turned * weight
     grad_qkv.copy_((scaled - unit * (scaled * unit).mean(-1, keepdim=True)) * rstd)
     by_head = (turned * unit).sum(0)
@@ -100,7 +100,7 @@ def _rstd(x: Tensor, eps: float) -> Tensor:
 
 
 def _by_head(norms: Tensor, heads: int, rotated: int) -> Tensor:
-    """[A + G, D]: each head's norm weight."""
+    """float32 [A + G, D]: each head's norm weight."""
     which = torch.arange(rotated, device=norms.device) >= heads
     return norms.float()[which.long()]
 
