@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tritter_mem.measure.environment import collect_environment
+from tritter_mem.units import MiB
 
 
 class Nvml:
-    """NVML with two cards."""
+    """NVML with one card."""
 
     NVMLError = pynvml.NVMLError
 
@@ -29,18 +30,13 @@ class Nvml:
         return "580.65"
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        if index > 1:
-            raise pynvml.NVMLError_InvalidArgument
         return index
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
-        return int(uuid[-1])
-
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        return f"Card {handle}"
+        return "NVIDIA GeForce RTX 5080"
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=(handle + 1) << 34)
+        return SimpleNamespace(total=16303 * MiB)
 
 
 @pytest.fixture
@@ -60,22 +56,17 @@ def test_versions_are_those_that_run() -> None:
     assert found.allocator_conf == "expandable_segments:True"
 
 
-def test_first_card_is_described(nvml: Nvml) -> None:
+def test_card_and_driver_are_described(nvml: Nvml) -> None:
     found = collect_environment()
-    assert (found.gpu, found.driver, found.total_bytes) == ("Card 0", "580.65", 1 << 34)
+    assert found.gpu == "NVIDIA GeForce RTX 5080"
+    assert (found.driver, found.total_bytes) == ("580.65", 16303 * MiB)
     assert nvml.opened == 0
 
 
-@pytest.mark.parametrize(
-    ("visible", "gpu"),
-    [("1,0", "Card 1"), ("GPU-1", "Card 1"), ("", None), ("-1", None), ("9", None), ("x", None)],
-)
-def test_visible_devices_choose_the_card(
-    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, visible: str, gpu: str | None
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert collect_environment().gpu == gpu
-    assert nvml.opened == 0
+def test_hidden_card_is_none(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = collect_environment()
+    assert (found.gpu, found.driver, found.total_bytes) == (None, None, None)
 
 
 def test_without_a_driver_there_is_no_card(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:

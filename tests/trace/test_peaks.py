@@ -97,6 +97,20 @@ def test_timeline_is_thinned_true_and_keeps_every_peak(log: EventLog, points: in
     assert {phase.allocated_peak_bytes for phase in peaks.phases} <= set(row_totals(peaks))
 
 
+def test_peak_says_where_it_was() -> None:
+    log = EventLog()
+    log.alloc(1, operator="aten.empty", module="", category="weights")
+    log.alloc(2, operator="aten.mm", module="Model.mlp", category="activations")
+    log.spans = [Span("forward", 1, 2)]
+    assert find_peaks(log).peak_at == "forward: Model.mlp (aten.mm)"
+
+
+def test_peak_outside_of_phases_and_modules_names_its_operator() -> None:
+    log = EventLog()
+    log.alloc(1, operator="aten.empty", module="", category="weights")
+    assert find_peaks(log).peak_at == "(aten.empty)"
+
+
 def test_long_log_keeps_its_spikes() -> None:
     """One short spike among 40,000 even events must not be thinned away."""
     log = EventLog()

@@ -71,6 +71,7 @@ def _recorded(run: RunConfig) -> Estimate:
         components=peaks.components,
         phases=peaks.phases,
         allocated_peak_bytes=peaks.allocated_peak_bytes,
+        peak_at=peaks.peak_at,
         timeline=peaks.timeline,
     )
 

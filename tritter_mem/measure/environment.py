@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from tritter_mem.errors import MeasureError
 from tritter_mem.results import Environment
 
 
@@ -57,37 +55,21 @@ def _cuda_of_torch() -> str | None:
 
 
 def _gpu() -> _Gpu:
-    """The first GPU that CUDA would see, by NVML."""
-    import pynvml
+    """The first GPU that CUDA would see; nothing where there is none."""
+    from tritter_mem.config.present import present_card
 
     try:
-        with _nvml():
-            device = _first_visible(pynvml)
-            if device is None:
-                return {}
-            return {
-                "driver": pynvml.nvmlSystemGetDriverVersion(),
-                "gpu": pynvml.nvmlDeviceGetName(device),
-                "total_bytes": pynvml.nvmlDeviceGetMemoryInfo(device).total,
-            }
-    except pynvml.NVMLError:
+        card = present_card()
+    except MeasureError:
         return {}
+    return {"driver": _driver(), "gpu": card.title, "total_bytes": card.total_bytes}
 
 
-@contextmanager
-def _nvml() -> Iterator[None]:
+def _driver() -> str:
     import pynvml
 
     pynvml.nvmlInit()
     try:
-        yield
+        return str(pynvml.nvmlSystemGetDriverVersion())
     finally:
         pynvml.nvmlShutdown()
-
-
-def _first_visible(pynvml: Any) -> Any:
-    """The first of CUDA_VISIBLE_DEVICES, which names devices by number or UUID, or device 0."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if first.startswith("GPU-"):
-        return pynvml.nvmlDeviceGetHandleByUUID(first)
-    return pynvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 from tritter_mem.results import COMPONENTS, Components, Phase, Timeline
 from tritter_mem.trace.events import EventLog, Span
@@ -24,6 +24,7 @@ class Peaks:
     Attributes:
         allocated_peak_bytes: the largest sum of live storages outside of the warm-up.
         components: what was live at that peak; they sum to it.
+        peak_at: phase, module and operator that made the peak; empty for an empty log.
         phases: each phase but the warm-up, in order of first appearance, with its own peak and
             what was live at it. A phase that was entered several times counts once, with its
             largest peak.
@@ -33,6 +34,7 @@ class Peaks:
 
     allocated_peak_bytes: int
     components: Components
+    peak_at: str
     phases: tuple[Phase, ...]
     timeline: Timeline
 
@@ -52,6 +54,7 @@ def find_peaks(log: EventLog, points: int = TIMELINE_POINTS) -> Peaks:
     return Peaks(
         allocated_peak_bytes=levels[peak],
         components=live[peak],
+        peak_at=_describe(log, peak),
         phases=tuple(
             Phase(name=name, allocated_peak_bytes=levels[at], components=live[at])
             for name, at in phase_peaks.items()
@@ -84,6 +87,15 @@ def _counted_levels(spans: Iterable[Span], count: int) -> Iterator[int]:
             yield from range(start, span.start + 1)
             start = span.end
     yield from range(start, count)
+
+
+def _describe(log: EventLog, level: int) -> str:
+    """The event that led to a level, in words: `prefill: Transformer.layers.0.out (aten.mm)`."""
+    if level == 0:
+        return ""
+    event = next(islice(log, level - 1, None))
+    place = ": ".join(filter(None, (event.phase, event.module)))
+    return f"{place} ({event.operator})".strip()
 
 
 def _thin(levels: list[int], points: int) -> Collection[int]:

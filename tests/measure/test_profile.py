@@ -1,0 +1,156 @@
+"""A profile's answers side by side, and the reason for each that is missing."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+
+import tritter_mem
+from tritter_mem.config.loading import load_profile, profile_hash
+from tritter_mem.config.schema import Profile
+from tritter_mem.errors import ConfigError, MeasureError, UsageError
+from tritter_mem.measure.profile import profile
+from tritter_mem.planner.compose import plan
+from tritter_mem.results import Result
+from tritter_mem.units import GiB
+
+TINY = load_profile("tiny")
+
+
+@pytest.fixture(scope="module")
+def measured() -> Result:
+    return profile(TINY, device="cpu")
+
+
+@pytest.fixture
+def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture
+def _card(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = SimpleNamespace(
+        NVMLError=pynvml.NVMLError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: "580.65",
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetName=lambda handle: "NVIDIA GeForce RTX 5080",
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=16 * GiB),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_record_says_what_it_was_made_of(measured: Result) -> None:
+    assert measured.profile == TINY.model_dump()
+    assert measured.profile_hash == profile_hash(TINY)
+    assert measured.tool_version == tritter_mem.__version__
+    assert measured.environment.torch is not None
+    age = datetime.now(UTC) - datetime.fromisoformat(measured.created)
+    assert abs(age.total_seconds()) < 3600
+
+
+def test_measured_stands_beside_planned(measured: Result) -> None:
+    assert set(measured.estimates()) == {"planned", "measured"}
+    assert measured.measured_reason is None
+    assert measured.simulated_reason is not None
+    names = [difference.name for difference in measured.differences]
+    assert names[-1] == "allocated_peak"
+    weights = next(d for d in measured.differences if d.name == "weights")
+    assert weights.planned_bytes == weights.measured_bytes
+
+
+def test_a_run_on_the_cpu_does_not_judge_the_card(measured: Result) -> None:
+    """It has no context and no workspaces of cuBLAS, so it would let through what does not fit."""
+    assert measured.verdict is not None
+    assert measured.planned is not None
+    assert measured.verdict.basis == "planned"
+    budget = measured.verdict.budget_bytes
+    assert measured.verdict.headroom_bytes == budget - measured.planned.footprint_bytes
+
+
+def test_record_is_plain_json(measured: Result) -> None:
+    text = json.dumps(measured.to_dict(), allow_nan=False)
+    assert json.loads(text)["measured"]["device"] == "cpu"
+
+
+def test_budget_of_the_profile_decides() -> None:
+    tight = load_profile("tiny", {"gpu.budget": "1 MiB"})
+    verdict = profile(tight, device="none").verdict
+    assert verdict is not None
+    assert (verdict.fits, verdict.budget_bytes) == (False, 1 << 20)
+
+
+def test_device_none_measures_nothing_and_says_so() -> None:
+    result = profile(TINY, device="none")
+    assert result.measured is None
+    assert result.measured_reason == "nothing was to be measured (--device none)"
+    assert set(result.estimates()) == {"planned"}
+
+
+@pytest.mark.usefixtures("_no_card")
+def test_auto_without_a_card_measures_nothing_and_says_so() -> None:
+    result = profile(TINY)
+    assert result.measured is None
+    assert result.measured_reason == "no CUDA device: nothing was measured"
+
+
+@pytest.mark.usefixtures("_card")
+def test_auto_with_a_card_says_that_it_cannot_measure_there() -> None:
+    result = profile(TINY)
+    assert result.environment.gpu == "NVIDIA GeForce RTX 5080"
+    assert result.measured is None
+    assert result.measured_reason == "this version measures on the CPU only (--device cpu)"
+
+
+@pytest.mark.usefixtures("_no_card")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_named_cuda_device_that_is_missing_is_an_error(device: str) -> None:
+    with pytest.raises(MeasureError, match=f"device {device}: no CUDA device"):
+        profile(TINY, device=device)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "cuda:1\n"])
+def test_unknown_device_names_the_allowed_ones(device: str) -> None:
+    with pytest.raises(UsageError, match="allowed: auto, cuda, cuda:1, cpu, none"):
+        profile(TINY, device=device)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_time_limit_must_be_a_time(limit: float) -> None:
+    with pytest.raises(UsageError, match=r"time limit: found .* s; allowed: above 0"):
+        profile(TINY, device="none", time_limit_seconds=limit)
+
+
+def test_unknown_card_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="rtx-9999"):
+        profile(Profile.model_validate({**TINY.model_dump(), "gpu": {"name": "rtx-9999"}}))
+
+
+def test_hang_on_the_cpu_is_an_error() -> None:
+    with pytest.raises(MeasureError, match="time limit"):
+        profile(TINY, device="cpu", time_limit_seconds=0.05)
+
+
+def test_plan_in_the_record_is_the_public_plan(measured: Result) -> None:
+    from tritter_mem.config.gpus import find_gpu
+
+    assert measured.planned == plan(TINY, find_gpu(TINY.gpu.name))
+
+
+def test_measuring_imports_no_pytorch_here(tmp_path: Path) -> None:
+    """The child imports it; a command that measures nothing starts as fast as a plan."""
+    import subprocess
+
+    code = (
+        "import sys; from tritter_mem.config.loading import load_profile;"
+        "from tritter_mem import profile; profile(load_profile('tiny'), device='none');"
+        "print([m for m in ('torch', 'pandas', 'plotly', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
