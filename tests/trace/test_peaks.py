@@ -47,7 +47,7 @@ def totals(log: EventLog) -> list[int]:
 
 
 def row_totals(peaks: Peaks) -> list[float]:
-    return [sum(row[1:]) for row in peaks.timeline.rows]
+    return [row[2] for row in peaks.timeline.rows]
 
 
 @given(logs())
@@ -88,13 +88,23 @@ def test_timeline_is_thinned_true_and_keeps_every_peak(log: EventLog, points: in
     timeline = peaks.timeline
     assert len(timeline.rows) <= points
     assert [row[0] for row in timeline.rows] == sorted({row[0] for row in timeline.rows})
-    for event, *row in timeline.rows:
+    assert timeline.columns[:3] == ("event", "phase", "allocated_bytes")
+    for event, _, allocated, *parts in timeline.rows:
         state = states[int(event)]
-        named = dict(zip(timeline.columns[1:], row, strict=True))
+        named = dict(zip(timeline.columns[3:], parts, strict=True))
         assert named == {f"{k}_bytes": v for k, v in state.items() if f"{k}_bytes" in named}
-        assert sum(row) == sum(state.values())
+        assert allocated == sum(parts) == sum(state.values())
     assert peaks.allocated_peak_bytes in row_totals(peaks)
     assert {phase.allocated_peak_bytes for phase in peaks.phases} <= set(row_totals(peaks))
+
+
+@given(logs())
+def test_timeline_numbers_the_phase_that_each_event_was_in(log: EventLog) -> None:
+    peaks, events = find_peaks(log), list(log)
+    names = [phase.name for phase in peaks.phases]
+    for event, number, *_ in peaks.timeline.rows:
+        phase = events[int(event) - 1].phase if event else ""
+        assert (names[int(number)] if number >= 0 else "") == (phase if phase in names else "")
 
 
 def test_peak_says_where_it_was() -> None:
@@ -125,4 +135,4 @@ def test_long_log_keeps_its_spikes() -> None:
 def test_empty_log_has_a_peak_of_zero() -> None:
     peaks = find_peaks(EventLog())
     assert (peaks.allocated_peak_bytes, peaks.phases) == (0, ())
-    assert peaks.timeline.rows == ((0,),)
+    assert peaks.timeline.rows == ((0, -1, 0),)

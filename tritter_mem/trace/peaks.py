@@ -5,6 +5,7 @@ A log of n events has n + 1 levels: level 0 is before the first event, level i a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
@@ -28,8 +29,9 @@ class Peaks:
         phases: each phase but the warm-up, in order of first appearance, with its own peak and
             what was live at it. A phase that was entered several times counts once, with its
             largest peak.
-        timeline: live bytes of each category that occurs, after `event` events; thinned to
-            `TIMELINE_POINTS`, with every phase's peak kept.
+        timeline: after `event` events, the number of the phase in `phases` (-1 outside of them),
+            and live bytes, of all and of each category that occurs; thinned to `TIMELINE_POINTS`,
+            with every phase's peak kept.
     """
 
     allocated_peak_bytes: int
@@ -59,7 +61,7 @@ def find_peaks(log: EventLog, points: int = TIMELINE_POINTS) -> Peaks:
             Phase(name=name, allocated_peak_bytes=levels[at], components=live[at])
             for name, at in phase_peaks.items()
         ),
-        timeline=_timeline(live),
+        timeline=_timeline(live, _phase_numbers(kept, log.spans, list(phase_peaks))),
     )
 
 
@@ -122,9 +124,23 @@ def _components_at(log: EventLog, levels: list[int]) -> Iterator[Components]:
         yield Components(**dict(zip((f"{name}_bytes" for name in COMPONENTS), live, strict=True)))
 
 
-def _timeline(live: dict[int, Components]) -> Timeline:
+def _phase_numbers(levels: list[int], spans: list[Span], names: list[str]) -> list[int]:
+    """For each level the number of the phase whose event led to it, or -1."""
+    found = []
+    for level in levels:
+        at = bisect_left(spans, level, key=lambda span: span.start) - 1
+        inside = at >= 0 and level <= spans[at].end and spans[at].name in names
+        found.append(names.index(spans[at].name) if inside else -1)
+    return found
+
+
+def _timeline(live: dict[int, Components], phases: list[int]) -> Timeline:
     used = [name for name in COMPONENTS if any(c.items()[name] for c in live.values())]
+    rows = (
+        (level, phase, parts.total_bytes, *(parts.items()[name] for name in used))
+        for (level, parts), phase in zip(live.items(), phases, strict=True)
+    )
     return Timeline(
-        columns=("event", *(f"{name}_bytes" for name in used)),
-        rows=tuple((level, *(c.items()[name] for name in used)) for level, c in live.items()),
+        columns=("event", "phase", "allocated_bytes", *(f"{name}_bytes" for name in used)),
+        rows=tuple(rows),
     )
