@@ -84,6 +84,9 @@ class Estimate:
         device: `cuda:0`, `cpu`; for planned and simulated the card it stands for.
         components: where the bytes are at the allocated peak.
         allocated_peak_bytes: the largest sum of live tensors.
+        peak_at: what was running then, in words.
+        library_workspace_bytes: the part of `workspace_bytes` that libraries (cuBLAS) take on a
+            GPU; a run on the CPU has none.
         reserved_peak_bytes: what PyTorch's allocator took from the driver, where it is known.
         context_bytes: the CUDA context and loaded modules, outside PyTorch's allocator.
         device_peak_bytes: what `nvidia-smi` would show for the process.
@@ -95,6 +98,8 @@ class Estimate:
     components: Components
     phases: tuple[Phase, ...]
     allocated_peak_bytes: int
+    peak_at: str | None = None
+    library_workspace_bytes: int = 0
     reserved_peak_bytes: int | None = None
     context_bytes: int | None = None
     device_peak_bytes: int | None = None

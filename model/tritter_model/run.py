@@ -75,7 +75,7 @@ def _prompt(run: RunConfig, tokens: int, device: torch.device) -> Tensor:
     ids = torch.empty(shape, dtype=torch.int64, device=device)
     ids.random_(0, run.model.vocab_size, generator=generator)
     if run.model.vision:
-        ids[:, :PATCHES] = -1
+        ids[:, :PATCHES].fill_(-1)
     return ids
 
 

@@ -82,10 +82,14 @@ class VisionLayer(nn.Module):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         """[B * P, W]."""
+        x = x + self.out(self.mixed(x, batch))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def mixed(self, x: Tensor, batch: int) -> Tensor:
+        """Attention among the patches of each image: [B * P, W]."""
         qkv = self.qkv(self.norm1(x)).view(x.shape[0], 3 * HEADS, WIDTH // HEADS)
         q, k, v = qkv.split(HEADS, 1)
-        x = x + self.out(attention(q, k, v, batch, Mask(causal=False))[0])
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        return attention(q, k, v, batch, Mask(causal=False))[0]
 
 
 class PoolingHead(nn.Module):

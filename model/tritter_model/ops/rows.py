@@ -1,19 +1,22 @@
-"""Rows of activations: RMSNorm, the gated MLP activation, and their int8 quantisation.
+"""Rows of activations in int8, as ternary weights take them.
 
-Shapes: T tokens, H hidden, F intermediate. Everything is computed in float32 and rounded to the
-activations' type before it is quantised, so that the fused operators give the bits of the two
-steps one after the other.
+Shapes: T tokens, K their width. Values are rounded to the activations' type before they are
+quantised, so that an operator fused with this one gives the bits of the two steps one after the
+other.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tritter_model.labels import GRADIENTS, label
+from tritter_model.ops.jit import Pointer, block, jit, rows_apart, take
 from tritter_model.ops.registry import operator
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 class QuantisedRows(NamedTuple):
@@ -27,18 +30,19 @@ class QuantisedRows(NamedTuple):
     scale: Tensor  # float32 [T]
     total: Tensor  # int32 [T]
 
-
-def _empty_rows(x: Tensor, width: int) -> QuantisedRows:
-    return QuantisedRows(
-        x.new_empty((x.shape[0], width), dtype=torch.int8),
-        x.new_empty(x.shape[0], dtype=torch.float32),
-        x.new_empty(x.shape[0], dtype=torch.int32),
-    )
+    @classmethod
+    def empty(cls, x: Tensor, width: int) -> QuantisedRows:
+        """Room for rows of this width, as many as `x` has."""
+        return cls(
+            x.new_empty((x.shape[0], width), dtype=torch.int8),
+            x.new_empty(x.shape[0], dtype=torch.float32),
+            x.new_empty(x.shape[0], dtype=torch.int32),
+        )
 
 
 def quantise_rows(x_TK: Tensor) -> QuantisedRows:
     """Quantise each row to int8 by its largest magnitude (BitNet b1.58's activations)."""
-    rows = _empty_rows(x_TK, x_TK.shape[1])
+    rows = QuantisedRows.empty(x_TK, x_TK.shape[1])
     _quantise_rows(x_TK, *rows)
     return rows
 
@@ -47,130 +51,60 @@ def quantise_rows(x_TK: Tensor) -> QuantisedRows:
 def _quantise_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     largest = x.abs().amax(-1).float().clamp_(min=1e-5)
     torch.div(largest, 127, out=scale)
-    codes.copy_((x.float() * (127 / largest)[:, None]).round_())
+    codes.copy_((x.float() * (largest.reciprocal() * 127)[:, None]).round_())
     total.copy_(codes.sum(-1, dtype=torch.int32))
 
 
-def rms_norm_rows(x_TH: Tensor, weight_H: Tensor, eps: float) -> QuantisedRows:
-    """RMSNorm and quantisation in one: the normalised row is never written."""
-    rows = _empty_rows(x_TH, x_TH.shape[1])
-    _rms_norm_rows(x_TH, weight_H, eps, *rows)
-    return rows
+@_quantise_rows.kernel
+def _launch(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
+    _quantise_kernel[(x.shape[0],)](
+        rows_apart(x), x.stride(0), codes, scale, total, x.shape[1], **whole_rows(x.shape[1])
+    )
 
 
-@operator(
-    "rms_norm_rows(Tensor x, Tensor weight, float eps,"
-    " Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) total) -> ()"
-)
-def _rms_norm_rows(
-    x: Tensor, weight: Tensor, eps: float, codes: Tensor, scale: Tensor, total: Tensor
-) -> None:
-    _quantise_rows(_normalised(x, weight, eps)[0], codes, scale, total)
+def whole_rows(width: int) -> dict[str, int | bool]:
+    """How to launch a kernel whose programs each hold a whole row.
+
+    Sums of products are not contracted to fused multiply-adds: codes are then those of the
+    reference, and the same whether an operator is fused or not.
+
+    Raises:
+        ValueError: rows too wide to be held.
+    """
+    take("rows", width <= 65_536, f"{width} wide", "at most 65,536 wide")
+    columns = max(block(width), 128)
+    return {
+        "BLOCK": columns,
+        "num_warps": min(max(columns // 512, 1), 16),
+        "enable_fp_fusion": False,
+    }
 
 
-def gated_relu2_rows(gate_up_T2F: Tensor) -> QuantisedRows:
-    """relu(gate)² · up, quantised; gate is the first half of each row, up the second."""
-    rows = _empty_rows(gate_up_T2F, gate_up_T2F.shape[1] // 2)
-    _gated_relu2_rows(gate_up_T2F, *rows)
-    return rows
+@jit
+def _quantise_kernel(
+    x: Pointer, stride: int, codes: Pointer, scale: Pointer, total: Pointer, width: int,
+    BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    value = tl.load(x + row * stride + column, mask=column < width, other=0)
+    store_quantised(value.to(tl.float32), row, column, width, codes, scale, total)
 
 
-@operator("gated_relu2_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) total) -> ()")
-def _gated_relu2_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
-    _quantise_rows(_gated_relu2_value(x), codes, scale, total)
+@jit
+def store_quantised(
+    value: Pointer, row: Pointer, column: Pointer, width: int,
+    codes: Pointer, scale: Pointer, total: Pointer,
+) -> None:  # fmt: skip
+    """Quantise one row of float32 values, zero beyond its width, and write it."""
+    largest = tl.maximum(tl.max(tl.abs(value), 0), 1e-5)
+    tl.store(scale + row, tl.div_rn(largest, 127.0))
+    code = round_to_even(value * (tl.div_rn(1.0, largest) * 127.0)).to(tl.int32)
+    tl.store(codes + row * width + column, code.to(tl.int8), mask=column < width)
+    tl.store(total + row, tl.sum(code, 0))
 
 
-def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight; differentiable, keeping x and one float32 a row."""
-    out: Tensor = _RMSNorm.apply(x_TH, weight_H, eps)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, rstd = torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
-        _rms_norm(x, weight, eps, out, rstd)
-        ctx.save_for_backward(x, weight, rstd)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, rstd = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        with label(GRADIENTS):
-            grad_weight = torch.empty_like(weight)
-        _rms_norm_backward(grads[0], x, weight, rstd, grad_x, grad_weight)
-        return grad_x, grad_weight, None
-
-
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide = x.float()
-    rstd = torch.rsqrt(wide.square().mean(-1) + eps)
-    return (wide * rstd[:, None] * _in_type_of(x, weight)).to(x.dtype), rstd
-
-
-def _in_type_of(x: Tensor, weight: Tensor) -> Tensor:
-    """A master weight as inference stores it, so that training computes what inference will."""
-    return weight.to(x.dtype).float()
-
-
-@operator("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!) rstd) -> ()")
-def _rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, rstd: Tensor) -> None:
-    value, inverse = _normalised(x, weight, eps)
-    out.copy_(value)
-    rstd.copy_(inverse)
-
-
-@operator(
-    "rms_norm_backward(Tensor grad, Tensor x, Tensor weight, Tensor rstd,"
-    " Tensor(a!) grad_x, Tensor(b!) grad_weight) -> ()"
-)
-def _rms_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, grad_x: Tensor, grad_weight: Tensor
-) -> None:
-    unit = x.float() * rstd[:, None]
-    scaled = grad.float() * _in_type_of(x, weight)
-    along = (scaled * unit).mean(-1, keepdim=True)
-    grad_x.copy_((scaled - unit * along) * rstd[:, None])
-    grad_weight.copy_((grad.float() * unit).sum(0))
-
-
-def gated_relu2(gate_up_T2F: Tensor) -> Tensor:
-    """relu(gate)² · up; differentiable, keeping its input alone for the backward pass."""
-    out: Tensor = _GatedReLU2.apply(gate_up_T2F)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _GatedReLU2(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        out = gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
-        _gated_relu2(gate_up, out)
-        ctx.save_for_backward(gate_up)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        grad_gate_up = torch.empty_like(gate_up)
-        _gated_relu2_backward(grads[0], gate_up, grad_gate_up)
-        return grad_gate_up
-
-
-def _gated_relu2_value(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.float().chunk(2, -1)
-    return (gate.relu().square() * up).to(gate_up.dtype)
-
-
-@operator("gated_relu2(Tensor gate_up, Tensor(a!) out) -> ()")
-def _gated_relu2(gate_up: Tensor, out: Tensor) -> None:
-    out.copy_(_gated_relu2_value(gate_up))
-
-
-@operator("gated_relu2_backward(Tensor grad, Tensor gate_up, Tensor(a!) grad_gate_up) -> ()")
-def _gated_relu2_backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
-    gate, up = gate_up.float().chunk(2, -1)
-    open_gate, wide = gate.relu(), grad.float()
-    halves = (2 * open_gate * up * wide, open_gate.square() * wide)
-    grad_gate_up.copy_(torch.cat(halves, -1))
+@jit
+def round_to_even(x: Pointer) -> Pointer:
+    """Round float32 values below 2²² in magnitude to whole numbers, halves to the even one."""
+    return (x + 12582912.0) - 12582912.0  # 1.5 * 2**23: above it no fraction has a bit left

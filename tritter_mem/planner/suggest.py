@@ -1,0 +1,144 @@
+"""What to change so that a profile fits: each suggestion is itself planned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from tritter_mem.config.gpus import GpuCard
+from tritter_mem.config.schema import Profile
+from tritter_mem.errors import ConfigError
+from tritter_mem.planner.change import changed
+from tritter_mem.planner.compose import plan
+from tritter_mem.planner.solve import Unknown, solve
+from tritter_mem.results import Suggestion
+from tritter_mem.units import MiB, format_count
+
+WORTH_BYTES = 64 * MiB
+"""A change that saves less is not worth a line."""
+MOST = 8
+
+
+class Change(NamedTuple):
+    """Settings by dotted key, and what to call them: what is given up is part of the name."""
+
+    text: str
+    settings: dict[str, Any]
+
+
+def suggest(profile: Profile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+    """Changes that save memory, those that make the profile fit first; none where it fits.
+
+    Where no single change is enough, the largest savings are put together until they are.
+    """
+    need = plan(profile, card).footprint_bytes
+    if need <= budget_bytes:
+        return ()
+    case = _Case(profile, card, budget_bytes, need)
+    single = [found for change in _changes(profile) if (found := case.judge(change))]
+    limits = [found for change in case.largest() if (found := case.judge(change))]
+    single.sort(key=lambda found: (not found.fits, -found.saves_bytes))
+    if not any(found.fits for found in single):
+        single = [*case.together(single), *single]
+    else:
+        single = [found for found in single if found.fits]
+    return (*single[: MOST - len(limits)], *limits)
+
+
+class _Case(NamedTuple):
+    profile: Profile
+    card: GpuCard
+    budget_bytes: int
+    need_bytes: int
+
+    def judge(self, change: Change) -> Suggestion | None:
+        """Plan a change; None where it is not possible or saves next to nothing."""
+        try:
+            need = plan(changed(self.profile, change.settings), self.card).footprint_bytes
+        except ConfigError:  # a rule between settings forbids this one here
+            return None
+        if self.need_bytes - need < WORTH_BYTES:
+            return None
+        headroom = self.budget_bytes - need
+        return Suggestion(
+            text=change.text,
+            settings=change.settings,
+            saves_bytes=self.need_bytes - need,
+            fits=headroom >= 0,
+            headroom_bytes=headroom,
+        )
+
+    def largest(self) -> Iterator[Change]:
+        """The largest batch and the largest context that fit as all else stands."""
+        unknowns: tuple[Unknown, ...] = ("batch", "context")
+        for unknown in unknowns:
+            found = solve(self.profile, self.card, self.budget_bytes, unknown)
+            if found is not None:
+                text = f"{unknown} {format_count(found)}, the largest that fits"
+                yield Change(text, {f"workload.{unknown}": found})
+
+    def together(self, single: Iterable[Suggestion]) -> Iterator[Suggestion]:
+        """Lay the largest savings over each other until the profile fits, if it ever does."""
+        settings: dict[str, Any] = {}
+        texts: list[str] = []
+        for step in single:
+            if settings.keys() & step.settings.keys():
+                continue
+            settings |= step.settings
+            texts.append(step.text)
+            found = self.judge(Change(" + ".join(texts), dict(settings)))
+            if found and found.fits:
+                yield found
+                return
+
+
+def _changes(profile: Profile) -> Iterator[Change]:
+    if profile.workload.mode == "training":
+        yield from _training_changes(profile)
+    else:
+        yield from _cache_changes(profile)
+        yield from _weight_changes(profile)
+        yield Change("prefill in chunks of 512 tokens", {"workload.prefill_chunk": 512})
+
+
+def _cache_changes(profile: Profile) -> Iterator[Change]:
+    model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
+    if model.kv_heads > group and model.num_attention_heads % group == 0:
+        yield Change(
+            f"{group} KV heads (needs a model trained so)", {"model.num_key_value_heads": group}
+        )
+    for dtype in ("int8", "int4", "int2"):
+        loss = {"int8": "", "int4": "", "int2": " (costs quality)"}[dtype]
+        yield Change(f"{dtype} KV cache{loss}", {"kv_cache.dtype": dtype})
+    if model.sliding_window is None and profile.workload.context > 4096:
+        window = {"model.sliding_window": 4096}
+        yield Change(
+            "4K window, every 4th layer global (needs a model trained so)",
+            {**window, "model.global_attention_every": 4},
+        )
+        yield Change("4K window and sinks (older tokens are not attended to)", window)
+
+
+def _weight_changes(profile: Profile) -> Iterator[Change]:
+    yield Change("weights in 1.6 bits", {"weights.format": "ternary-1.6bit"})
+    if not profile.weights.format.startswith("ternary"):
+        yield Change("ternary weights (needs a model trained so)", {
+            "weights.format": "ternary-2bit"})  # fmt: skip
+        yield Change("int4 weights (costs quality)", {"weights.format": "int4"})
+    yield Change("int8 embeddings", {"weights.embedding_dtype": "int8"})
+
+
+def _training_changes(profile: Profile) -> Iterator[Change]:
+    policies = {
+        "selective-attention": "checkpoint every layer, keep attention outputs",
+        "every-layer": "checkpoint every layer",
+    }
+    for policy, text in policies.items():
+        yield Change(text, {"training.checkpointing": {"policy": policy, "n": 1}})
+    yield Change("8-bit AdamW", {"training.optimizer": "adamw-8bit"})
+    yield Change("SGD without momentum (trains differently)", {"training.optimizer": "sgd"})
+    yield Change("bfloat16 master weights and gradients (costs precision)", {
+        "training.master_dtype": "bfloat16"})  # fmt: skip
+    yield Change("loss in chunks of 512 tokens", {"training.loss_chunk": 512})
+    if profile.workload.batch > 1:
+        yield Change("batch 1 with gradient accumulation", {"workload.batch": 1})

@@ -1,0 +1,90 @@
+"""Parameters and bytes of the weights: linear layers, norms, embeddings."""
+
+from __future__ import annotations
+
+from tritter_mem.config.schema import Profile
+from tritter_mem.planner.sizes import (
+    DTYPE_BYTES,
+    INT4_GROUP,
+    TERNARY_PER_BYTE,
+    Sizes,
+    ceil_div,
+    sizes_of,
+)
+from tritter_mem.planner.vision import vision_parameters
+
+
+def linear_parameters(profile: Profile) -> int:
+    """Parameters of all linear layers."""
+    sizes = sizes_of(profile, 1)
+    return sizes.layers * sum(rows * columns for rows, columns in sizes.linears.values())
+
+
+def norm_parameters(profile: Profile) -> int:
+    """Parameters of all norms: two a layer, query and key norms, and the last one."""
+    sizes = sizes_of(profile, 1)
+    layer = 2 * sizes.hidden + (2 * sizes.head_dim if profile.model.qk_norm else 0)
+    return sizes.layers * layer + sizes.hidden
+
+
+def embedding_parameters(profile: Profile) -> int:
+    """Parameters of the embedding and, unless it is tied, the output projection."""
+    tables = 1 if profile.model.tie_word_embeddings else 2
+    return tables * profile.model.vocab_size * profile.model.hidden_size
+
+
+def parameters(profile: Profile) -> int:
+    """All parameters of the language model, and of the vision tower where there is one."""
+    language = linear_parameters(profile) + norm_parameters(profile)
+    return language + embedding_parameters(profile) + vision_parameters(profile)
+
+
+def linear_bytes(rows: int, columns: int, weight_format: str) -> int:
+    """One stored linear layer with its scales.
+
+    Ternary: a packed row of ceil(K / 4) or ceil(K / 5) bytes and a float32 scale an output. int8: a
+    float32 scale an output. int4: a float16 scale for each 128 inputs of an output.
+    """
+    if weight_format in TERNARY_PER_BYTE:
+        return rows * (ceil_div(columns, TERNARY_PER_BYTE[weight_format]) + 4)
+    if weight_format == "int8":
+        return rows * (columns + 4)
+    if weight_format == "int4":
+        return rows * (ceil_div(columns, 2) + 2 * ceil_div(columns, INT4_GROUP))
+    return rows * columns * DTYPE_BYTES[weight_format]
+
+
+def packed_linear_bytes(profile: Profile) -> int:
+    """The linear layers' codes alone, without scales: N * ceil(K / 4) bytes each at 2 bits."""
+    per_byte = TERNARY_PER_BYTE[profile.weights.format]
+    sizes = sizes_of(profile, 1)
+    layer = sum(rows * ceil_div(columns, per_byte) for rows, columns in sizes.linears.values())
+    return sizes.layers * layer
+
+
+def weights_bytes(profile: Profile) -> int:
+    """Linear layers and norms, as inference stores them or as training does (master weights)."""
+    sizes = sizes_of(profile, 1)
+    if profile.workload.mode == "training":
+        return (linear_parameters(profile) + norm_parameters(profile)) * sizes.master
+    form = profile.weights.format
+    layer = sum(linear_bytes(rows, columns, form) for rows, columns in sizes.linears.values())
+    return sizes.layers * layer + norm_parameters(profile) * sizes.compute
+
+
+def embeddings_bytes(profile: Profile) -> int:
+    """Embedding and output projection; int8 tables have a float32 scale a row."""
+    if profile.workload.mode == "training":
+        return embedding_parameters(profile) * DTYPE_BYTES[profile.training.master_dtype]
+    dtype = profile.weights.embedding_dtype
+    tables = 1 if profile.model.tie_word_embeddings else 2
+    scales = 4 * tables * profile.model.vocab_size if dtype == "int8" else 0
+    return embedding_parameters(profile) * DTYPE_BYTES[dtype] + scales
+
+
+def layer_gradients(sizes: Sizes, qk_norm: bool) -> dict[str, int]:
+    """Bytes of the gradients of one layer's parameters, by name; they have the master type."""
+    found = {name: rows * columns * sizes.master for name, (rows, columns) in sizes.linears.items()}
+    norm = sizes.hidden * sizes.master
+    head_norms = 2 * sizes.head_dim * sizes.master if qk_norm else 0
+    return {**found, "input_norm": norm, "mlp_norm": norm, "qk_norms": head_norms}
