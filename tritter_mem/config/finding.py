@@ -43,17 +43,18 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     Raises:
         ConfigError: it is neither; near names are suggested.
     """
+    shown = name if name.isprintable() and name else ascii(name)
     path = (beside or Path()) / name
     if _exists(path) and not path.is_dir():
         return path
     bundled = _bundled(name)
     if bundled is not None:
         return bundled
-    if _exists(path):
-        raise ConfigError(f"{name}: found a directory; allowed: a YAML file")
+    if name and _exists(path):
+        raise ConfigError(f"{shown}: found a directory; allowed: a YAML file")
     if "/" in name:
-        raise ConfigError(f"{name}: no such file")
-    raise ConfigError(f"{name}: {_unknown(name)}")
+        raise ConfigError(f"{shown}: no such file")
+    raise ConfigError(f"{shown}: {_unknown(name)}")
 
 
 def _exists(path: Path) -> bool:

@@ -12,6 +12,8 @@ from tritter_mem.config.finding import label_of, profiles_root
 from tritter_mem.config.reading import read_document
 from tritter_mem.errors import ConfigError
 
+__all__ = ["AUTO", "GpuCard", "card_names", "find_gpu", "known_as", "read_card", "unknown_card"]
+
 AUTO = "auto"
 # Words that people leave out: "NVIDIA GeForce RTX 5080", "RTX 5080" and "5080" are one card.
 _NOISE = {"nvidia", "geforce", "tesla", "rtx", "gpu", "generation"}

@@ -109,7 +109,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Text:
-    """Text of `shortest` to `longest` characters."""
+    """One line of `shortest` to `longest` characters that can be shown."""
 
     shortest: int
     longest: int
@@ -117,11 +117,13 @@ class Text:
     @property
     def allowed(self) -> str:
         """The lengths."""
-        return f"text of {self.shortest} to {self.longest} characters"
+        return f"one line of {self.shortest} to {self.longest} printable characters"
 
     def read(self, value: object) -> str:
-        """Accept text alone."""
+        """Accept text alone, and nothing that could steer a terminal."""
         if not isinstance(value, str) or not self.shortest <= len(value) <= self.longest:
+            raise ValueError(self.allowed)
+        if not value.isprintable():
             raise ValueError(self.allowed)
         return value
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tritter_mem.config.finding import find_profile, label_of
 from tritter_mem.config.gpus import unknown_card
 from tritter_mem.config.reading import Document, read_document
@@ -134,3 +136,8 @@ def profile_hash(profile: Profile) -> str:
         del content[key]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def profile_yaml(profile: Profile) -> str:
+    """Write a profile as YAML, every default filled in; loading it gives the same profile."""
+    return yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)

@@ -147,7 +147,7 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             found = f"found the alias *{event.anchor}; write the value out"
         elif event.tag is not None:
-            found = f"found the tag {event.tag}; write the value alone"
+            found = f"found the tag {event.tag!r}; write the value alone"
         elif len(path) > MAX_DEPTH:
             found = f"found more than {MAX_DEPTH} levels of nesting"
         elif self._count > MAX_VALUES:
@@ -158,9 +158,9 @@ class _Reader:
     def _mapping(self, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
+            if not isinstance(event, yaml.ScalarEvent) or not event.value.isprintable():
                 # What follows belongs to the key that cannot be read: there is no going on.
-                raise ConfigError(f"{self._place(event)}: found a key that is not text")
+                raise ConfigError(f"{self._place(event)}: found a key that is not plain text")
             key = (*path, event.value)
             if event.value in values:
                 self._wrong(event, f"{'.'.join(key)}: duplicate key, first at {self.places[key]}")

@@ -1,0 +1,50 @@
+"""`tritter-mem gpus`: the table of cards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tritter_mem.cli.listing import print_json, print_table
+from tritter_mem.cli.options import Json
+
+if TYPE_CHECKING:
+    from tritter_mem.config.gpus import GpuCard
+
+HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
+
+
+def command(as_json: Json = False) -> None:
+    """List the cards that --gpu knows, smallest memory first.
+
+    The budget holds where a profile names none: 95% of the memory, rounded down to half a GiB. What
+    the CUDA context takes is assumed, not measured. --json adds the sources.
+
+    Example: tritter-mem gpus
+    """
+    from tritter_mem.config.gpus import card_names, read_card
+
+    cards = sorted(map(read_card, card_names()), key=lambda card: (card.total_bytes, card.name))
+    if as_json:
+        print_json([_record(card) for card in cards])
+    else:
+        print_table(HEADINGS, map(_row, cards), numeric=6)
+
+
+def _record(card: GpuCard) -> dict[str, Any]:
+    return {**asdict(card), "default_budget_bytes": card.default_budget_bytes}
+
+
+def _row(card: GpuCard) -> tuple[str, ...]:
+    from tritter_mem.units import MiB, format_bytes
+
+    major, minor = card.compute_capability
+    return (
+        card.name,
+        str(card.total_bytes // MiB),
+        format_bytes(card.default_budget_bytes),
+        str(card.context_bytes // MiB),
+        f"{card.bandwidth_bytes_per_second / 10**9:g}",
+        str(card.multiprocessors),
+        f"{major}.{minor}",
+    )

@@ -1,0 +1,228 @@
+"""Options that several commands share: which profiles, and what to change in them.
+
+A command takes them as one parameter, `options: ProfileOptions`, and `with_options` shows each as
+an option of its own. The schema checks the values, so that every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from tritter_mem.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from tritter_mem.config.schema import Profile
+
+
+def complete_profiles(incomplete: str) -> list[str]:
+    """Names of bundled profiles that begin so."""
+    from tritter_mem.config.finding import bundled_profiles
+
+    return [name for name in bundled_profiles() if name.startswith(incomplete)]
+
+
+def complete_gpus(incomplete: str) -> list[str]:
+    """Names of cards that begin so."""
+    from tritter_mem.config.gpus import AUTO, card_names
+
+    return [name for name in (AUTO, *card_names()) if name.startswith(incomplete)]
+
+
+def _completer(section: str, field: str) -> Callable[[str], list[str]]:
+    """Complete the names that a field of the schema allows."""
+
+    def complete(incomplete: str) -> list[str]:
+        from tritter_mem.config import schema
+
+        names = getattr(schema, section).kinds[field].names
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+Config = Annotated[
+    list[str],
+    typer.Option(
+        "--config",
+        metavar="NAME|FILE",
+        help="A bundled profile or a YAML file; repeat it to compare.",
+        autocompletion=complete_profiles,
+    ),
+]
+Context = Annotated[
+    str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
+]
+Batch = Annotated[str | None, typer.Option("--batch", metavar="N", help="Sequences at once.")]
+GpuName = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        help="The card to fit, such as rtx-5080; auto: the one present.",
+        autocompletion=complete_gpus,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--budget", metavar="SIZE", help="Memory that may be used, such as 15GiB."),
+]
+Mode = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        metavar="MODE",
+        help="inference or training.",
+        autocompletion=_completer("Workload", "mode"),
+    ),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="POLICY[:N]",
+        help="Activation checkpointing: none, every-layer, every-nth:4, segments:8, "
+        "selective-attention or selective-matmul.",
+        autocompletion=_completer("Checkpointing", "policy"),
+    ),
+]
+KvDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype",
+        metavar="DTYPE",
+        help="Storage of the KV cache: bfloat16, float16, fp8, int8, int4 or int2.",
+        autocompletion=_completer("KVCache", "dtype"),
+    ),
+]
+AllocConf = Annotated[
+    str | None,
+    typer.Option(
+        "--alloc-conf", metavar="CONF", help="Allocator settings, as in PYTORCH_CUDA_ALLOC_CONF."
+    ),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key of the profile, such as weights.format=int4."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """Which profiles to load, and what to change in each."""
+
+    config: Config = ("7b",)  # type: ignore[assignment]  # typer makes it a list
+    context: Context = None
+    batch: Batch = None
+    gpu: GpuName = None
+    budget: Budget = None
+    mode: Mode = None
+    checkpoint: Checkpoint = None
+    kv_dtype: KvDtype = None
+    alloc_conf: AllocConf = None
+    settings: Settings = ()  # type: ignore[assignment]  # typer makes it a list
+
+    def profiles(self) -> list[Profile]:
+        """Load every profile with the options applied.
+
+        Raises:
+            ConfigError: with every problem of every profile.
+        """
+        from tritter_mem.config.loading import load_profile
+
+        overrides, labels = self.overrides(), self.labels()
+        loaded: list[Profile] = []
+        problems: list[str] = []
+        for name in self.config:
+            try:
+                loaded.append(load_profile(name, overrides, labels))
+            except ConfigError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigError(*dict.fromkeys(problems))
+        return loaded
+
+    def overrides(self) -> dict[str, Any]:
+        """What the options change, by dotted key; `--set` comes last and wins."""
+        policy, _, n = (self.checkpoint or "").partition(":")
+        changed = {
+            "workload.context": self.context,
+            "workload.batch": _number(self.batch),
+            "workload.mode": self.mode,
+            "gpu.name": self.gpu,
+            "gpu.budget": self.budget,
+            "training.checkpointing.policy": policy or None,
+            "training.checkpointing.n": _number(n or None),
+            "kv_cache.dtype": self.kv_dtype,
+            "allocator.conf": self.alloc_conf,
+        }
+        given: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
+        if self.gpu is not None:
+            # The profile's budget was for the profile's card.
+            given["gpu.budget"] = self.budget
+        return given | _read_settings(self.settings)
+
+    def labels(self) -> dict[str, str]:
+        """What messages call each override: the option that it came from."""
+        options = {
+            "workload.context": "--context",
+            "workload.batch": "--batch",
+            "workload.mode": "--mode",
+            "gpu.name": "--gpu",
+            "gpu.budget": "--budget",
+            "training.checkpointing.policy": "--checkpoint",
+            "training.checkpointing.n": "--checkpoint",
+            "kv_cache.dtype": "--kv-dtype",
+            "allocator.conf": "--alloc-conf",
+        }
+        set_keys = {setting.partition("=")[0].strip() for setting in self.settings}
+        return {key: label for key, label in options.items() if key not in set_keys}
+
+
+def _number(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def _read_settings(settings: list[str]) -> dict[str, Any]:
+    from tritter_mem.config.reading import read_value
+
+    wrong = [setting for setting in settings if not setting.partition("=")[0].strip(" =")]
+    wrong += [setting for setting in settings if "=" not in setting]
+    if wrong:
+        allowed = "allowed: KEY=VALUE, such as workload.context=32k"
+        raise UsageError(*(f"--set: found {setting!r}; {allowed}" for setting in wrong))
+    pairs = (setting.split("=", 1) for setting in settings)
+    return {key.strip(): read_value(value, f"--set {key.strip()}") for key, value in pairs}
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Show the fields of `ProfileOptions` as options of a command that takes `options`."""
+    hints = get_type_hints(ProfileOptions, include_extras=True)
+    shared = [
+        Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(ProfileOptions)
+    ]
+    own_hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=own_hints[parameter.name])
+        for parameter in signature(command).parameters.values()
+        if parameter.name != "options"
+    ]
+
+    @wraps(command)
+    def expanded(**given: Any) -> None:
+        options = {parameter.name: given.pop(parameter.name) for parameter in shared}
+        command(options=ProfileOptions(**options), **given)
+
+    expanded.__signature__ = Signature([*shared, *own])  # type: ignore[attr-defined]
+    return expanded
