@@ -1,0 +1,171 @@
+"""`tritter-mem profile`: one command from a profile to tables, JSON, HTML and an exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tritter_mem.cli.main import app
+from tritter_mem.errors import (
+    EXIT_DOES_NOT_FIT,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_MEASURED,
+    EXIT_OK,
+    EXIT_USAGE,
+)
+from tritter_mem.report.files import read_results
+
+
+@pytest.fixture(autouse=True)
+def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["profile", *map(str, arguments)])
+
+
+def run_json(*arguments: str | Path) -> Any:
+    done = run(*arguments, "--json")
+    assert done.exit_code in (EXIT_OK, EXIT_DOES_NOT_FIT), done.stderr
+    return json.loads(done.stdout)
+
+
+def test_real_run_shows_tables_and_writes_both_files(tmp_path: Path) -> None:
+    output, html = tmp_path / "tiny.json", tmp_path / "deeper" / "tiny.html"
+    done = run("--config", "tiny", "--device", "cpu", "--output", output, "--html", html)
+    assert done.exit_code == EXIT_OK, done.stderr
+    assert "Measured" in done.stdout
+    [result] = read_results(output)
+    assert result.measured is not None
+    assert result.measured.device == "cpu"
+    assert "<html" in html.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deeper", "tiny.json"]
+
+
+def test_json_is_one_record_and_nothing_else() -> None:
+    record = run_json("--config", "tiny")
+    assert record["schema"] == "tritter-mem.result/1"
+    assert record["measured"] is None
+    assert record["measured_reason"] == "no CUDA device: nothing was measured"
+
+
+def test_several_profiles_make_a_list_in_their_order() -> None:
+    records = run_json("--config", "tiny", "--config", "125m")
+    assert [record["profile"]["name"] for record in records] == ["tiny", "125m"]
+
+
+def test_options_override_the_profile() -> None:
+    record = run_json("--config", "tiny", "--context", "1k", "--set", "workload.batch=2")
+    workload = record["profile"]["workload"]
+    assert (workload["context"], workload["batch"]) == (1024, 2)
+
+
+def test_without_a_device_one_line_says_that_nothing_was_measured() -> None:
+    done = run("--config", "tiny")
+    assert done.exit_code == EXIT_OK
+    lines = [line for line in done.stdout.splitlines() if "nothing was measured" in line]
+    assert len(lines) == 1
+
+
+def test_what_does_not_fit_exits_1() -> None:
+    assert run("--config", "tiny", "--budget", "1MiB").exit_code == EXIT_DOES_NOT_FIT
+
+
+def test_one_of_several_that_does_not_fit_exits_1() -> None:
+    done = run("--config", "tiny", "--config", "7b", "--gpu", "rtx-5080")
+    assert done.exit_code == EXIT_DOES_NOT_FIT
+
+
+def test_failed_measurement_keeps_the_plan_and_exits_3(tmp_path: Path) -> None:
+    output = tmp_path / "tiny.json"
+    done = run("--config", "tiny", "--device", "cpu", "--time-limit", "0.05", "--output", output)
+    assert done.exit_code == EXIT_NOT_MEASURED
+    assert "error: tiny: the run was ended at its time limit of 0.05 s" in done.stderr
+    [result] = read_results(output)
+    assert result.planned is not None
+    assert result.measured is None
+    assert "time limit" in str(result.measured_reason)
+
+
+def test_named_cuda_device_that_is_missing_exits_3() -> None:
+    done = run("--config", "tiny", "--device", "cuda:1")
+    assert done.exit_code == EXIT_NOT_MEASURED
+    assert "device cuda:1: no CUDA device" in done.stderr
+    assert "planned" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "tiny", "--device", "tpu"], "device: found 'tpu'; allowed: auto"),
+        (["--config", "tiny", "--time-limit", "-3"], "time limit: found -3 s"),
+        (["--config", "tinny"], "tiny"),
+        (["--config", "tiny", "--context", "-5"], "--context"),
+    ],
+)
+def test_wrong_usage_exits_2_with_one_line(arguments: list[str], message: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == EXIT_USAGE
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["--output", "--html"])
+def test_unwritable_output_is_found_before_the_run(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    start = time.monotonic()
+    done = run("--config", "125m", "--device", "cpu", option, tmp_path / "file" / "out")
+    assert done.exit_code == EXIT_USAGE
+    assert "cannot be written" in done.stderr
+    assert time.monotonic() - start < 10
+
+
+def test_one_file_for_both_outputs_is_refused(tmp_path: Path) -> None:
+    done = run("--config", "tiny", "--output", tmp_path / "x", "--html", tmp_path / "x")
+    assert done.exit_code == EXIT_USAGE
+    assert "one file for both" in done.stderr
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_ctrl_c_leaves_no_child_and_no_file(tmp_path: Path) -> None:
+    """This model takes far longer on a CPU than it is given here."""
+    output = tmp_path / "125m.json"
+    code = "from tritter_mem.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "profile", "--config", "125m", "--device", "cpu"]
+    command += ["--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as caller:
+        wait_for(lambda: children(caller.pid))
+        [child] = children(caller.pid)
+        caller.send_signal(signal.SIGINT)
+        _, errors = caller.communicate(timeout=20)
+    assert caller.returncode == EXIT_INTERRUPTED
+    assert errors.splitlines()[-1] == "interrupted"
+    assert not Path(f"/proc/{child}").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_every_option_and_an_example() -> None:
+    done = run("--help")
+    assert "Example: tritter-mem profile" in done.stdout
+    for option in ("--device", "--time-limit", "--json", "--output", "--html", "--config"):
+        assert option in done.stdout
