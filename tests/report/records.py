@@ -86,6 +86,7 @@ def planned_7b(name: str = "7b-128k", kv_cache_bytes: int = 18_253_611_008) -> R
             Phase(name="decode", allocated_peak_bytes=peak - 290_455_552),
         ),
         allocated_peak_bytes=peak,
+        peak_at="prefill: MLP of a layer",
         context_bytes=530 * MiB,
         device_peak_bytes=peak + 530 * MiB,
     )
@@ -180,6 +181,7 @@ def training_1b() -> Result:
         "measured": replace(
             training_estimate("cuda:0", measured, 1.019),
             phases=training_phases(measured.total_bytes, 1.019, (0.21, 0.47, 0.08)),
+            tokens_per_second=21_557.9,
         ),
     }
     settings = profile("1b-training", mode="training", context=8192, batch=2)
@@ -203,6 +205,7 @@ def training_phases(
             allocated_peak_bytes=size,
             reserved_peak_bytes=round(size * reserve) if reserve else None,
             seconds=seconds[i] if seconds else None,
+            tokens_per_second=16_384 / seconds[i] if seconds else None,
         )
         for i, (name, size) in enumerate(peaks.items())
     )

@@ -60,7 +60,12 @@ class Scale:
     def axis(self) -> Json:
         """From zero to a little beyond the largest number."""
         most = self.of_bytes(self.most_bytes) or 1
-        return {"title": {"text": self.unit}, "range": [0, most * 1.04], "fixedrange": True}
+        return {
+            "ticksuffix": f" {self.unit}",
+            "showticksuffix": "last",
+            "range": [0, most * 1.04],
+            "fixedrange": True,
+        }
 
 
 def color(part: str) -> str:
@@ -80,7 +85,8 @@ def name_axis(names: Sequence[str]) -> Json:
         "ticktext": [plotly_text(name, AXIS_NAME_LIMIT) for name in names],
         "range": [len(names) - 0.5, -0.5],
         "fixedrange": True,
-        "automargin": True,
+        "showgrid": False,
+        "zeroline": False,
     }
 
 

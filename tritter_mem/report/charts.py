@@ -97,7 +97,7 @@ def _stacked(bars: Sequence[Bar], *, title: str, description: str, units: str) -
         description=description,
         figure={"data": [_stack(part, bars, scale, units) for part in used], "layout": layout},
         table=_parts_table(bars, used, title, units),
-        height=110 + 34 * len(bars),
+        height=80 + 34 * len(bars),
         legend=[(color(part), label(part)) for part in used],
     )
 
@@ -110,15 +110,21 @@ def _scale(sizes: Sequence[int], budgets: Sequence[int | None], units: str) -> S
 
 
 def _limit(budgets: Sequence[int | None], scale: Scale, units: str) -> Json:
-    """A limit line across each bar whose budget is on the axis, and a label where all agree."""
+    """A line where the budget is: one with a label where all bars share it, else one a bar."""
+    shared = budgets[0] if len(set(budgets)) == 1 else None
+    if shared is not None:
+        spans = [(shared, 0, len(budgets) - 1)]
+    else:
+        spans = [(b, row, row) for row, b in enumerate(budgets) if b is not None]
     lines = [
-        limit_line((scale.of_bytes(budget), row - 0.5), (scale.of_bytes(budget), row + 0.5))
-        for row, budget in enumerate(budgets)
-        if budget is not None and budget <= scale.most_bytes
+        limit_line((scale.of_bytes(budget), first - 0.5), (scale.of_bytes(budget), last + 0.5))
+        for budget, first, last in spans
+        if budget <= scale.most_bytes
     ]
-    known = {budget for budget in budgets if budget is not None}
-    notes = [budget_note(budget, scale, units) for budget in known] if len(known) == 1 else []
-    return {"shapes": lines, "annotations": notes}
+    return {
+        "shapes": lines,
+        "annotations": [] if shared is None else [budget_note(shared, scale, units)],
+    }
 
 
 def _stack(part: str, bars: Sequence[Bar], scale: Scale, units: str) -> Json:
@@ -171,7 +177,7 @@ def waterfall_chart(result: Result, units: str) -> Chart | None:
         description=says,
         figure={"data": [_steps(parts, ends, scale, units)], "layout": layout},
         table=_steps_table(parts, ends, title, units),
-        height=110 + 26 * len(parts),
+        height=80 + 26 * len(parts),
     )
 
 

@@ -156,7 +156,7 @@ Phases = Mapping[Kind, Mapping[str, Phase]]
 def phase_table(result: Result, units: str) -> Table | None:
     """Peaks by phase; None where no kind of number has phases.
 
-    Allocated for each kind; reserved and seconds from the best kind that knows them.
+    Allocated for each kind; the rest from the best kind that knows it.
     """
     phases = {k: {p.name: p for p in e.phases} for k, e in result.estimates().items()}
     names = list(dict.fromkeys(name for found in phases.values() for name in found))
@@ -183,6 +183,7 @@ PhaseExtra = tuple[str, str, Callable[[Any, str], str]]
 _PHASE_EXTRAS: tuple[PhaseExtra, ...] = (
     ("Reserved", "reserved_peak_bytes", format_bytes),
     ("Seconds", "seconds", lambda seconds, _: f"{seconds:,.3g}"),
+    ("Tokens/s", "tokens_per_second", lambda rate, _: f"{rate:,.3g}"),
 )
 
 

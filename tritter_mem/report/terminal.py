@@ -19,10 +19,9 @@ from tritter_mem.report.tables import (
 from tritter_mem.report.words import (
     MINUS,
     MISSING,
-    devices_sentence,
     fragmentation_sentence,
-    missing_kinds,
     name_of,
+    notes,
     setup_facts,
     suggestion_options,
     suggestion_sentence,
@@ -85,7 +84,7 @@ def _render_one(result: Result, console: Console, units: str) -> None:
     _line(console, verdict_sentence(result.verdict, units), STYLES[tone])
     if basis_of(result) is not None:
         _render_table(budget_table(result, units), console)
-    for line in (devices_sentence(result), *missing_kinds(result)):
+    for line in notes(result):
         _line(console, line, "dim")
     _render_list(console, "What to change", _suggestions(result, units))
     if (phases := phase_table(result, units)) is not None:

@@ -39,7 +39,12 @@ def _highest(timeline: Timeline, stretch: range, column: int) -> int:
 
 def thin_result(result: Result, most: int) -> Result:
     """The result with each of its timelines cut to `most` rows."""
-    return replace(result, **{kind: _thin_estimate(getattr(result, kind), most) for kind in KINDS})
+    return replace(
+        result,
+        planned=_thin_estimate(result.planned, most),
+        simulated=_thin_estimate(result.simulated, most),
+        measured=_thin_estimate(result.measured, most),
+    )
 
 
 def _thin_estimate(estimate: Estimate | None, most: int) -> Estimate | None:

@@ -11,7 +11,7 @@ from tritter_mem.report.words import NAME_LIMIT, label, name_of
 from tritter_mem.results import COMPONENTS, Kind, Phase, Result, Timeline
 from tritter_mem.units import format_bytes
 
-TABLE_ROWS = 40
+TABLE_ROWS = 20
 PHASE = "phase"
 LINES = {"allocated_bytes": "--ink", "reserved_bytes": "--soft"}
 
@@ -37,7 +37,7 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
         title=title,
         description=_says(timeline, name_of(result), units),
         figure={
-            "data": _traces(timeline, scale, units),
+            "data": _traces(timeline, scale),
             "layout": {
                 "xaxis": {"title": {"text": plotly_text(timeline.columns[0], NAME_LIMIT)}},
                 "yaxis": scale.axis(),
@@ -76,41 +76,39 @@ def _says(timeline: Timeline, name: str, units: str) -> str:
     return f"Memory of {name} over {len(timeline.rows)} points in time; {', '.join(peaks)}."
 
 
-def _traces(timeline: Timeline, scale: Scale, units: str) -> list[Json]:
+def _traces(timeline: Timeline, scale: Scale) -> list[Json]:
     categories = _categories(timeline)
-    areas = [_area(timeline, name, scale, units) for name in categories]
+    areas = [_area(timeline, name, scale) for name in categories]
     lines = [name for name in LINES if name in timeline.columns]
     # Stacked areas already end at what is allocated.
     drawn = [name for name in lines if name != "allocated_bytes" or not categories]
-    return areas + [_line(timeline, name, scale, units) for name in drawn]
+    return areas + [_line(timeline, name, scale) for name in drawn]
 
 
-def _area(timeline: Timeline, name: str, scale: Scale, units: str) -> Json:
+def _area(timeline: Timeline, name: str, scale: Scale) -> Json:
     return {
-        **_series(timeline, f"{name}_bytes", scale, units),
+        **_series(timeline, f"{name}_bytes", scale),
         "stackgroup": "allocated",
         "fillcolor": color(name),
         "line": {"width": 0, "shape": "hv", "color": color(name)},
     }
 
 
-def _line(timeline: Timeline, name: str, scale: Scale, units: str) -> Json:
+def _line(timeline: Timeline, name: str, scale: Scale) -> Json:
     return {
-        **_series(timeline, name, scale, units),
+        **_series(timeline, name, scale),
         "line": {"width": 2, "shape": "hv", "color": LINES[name]},
     }
 
 
-def _series(timeline: Timeline, column: str, scale: Scale, units: str) -> Json:
-    sizes = _column(timeline, column)
+def _series(timeline: Timeline, column: str, scale: Scale) -> Json:
     return {
         "type": "scatter",
         "mode": "lines",
         "name": label(column.removesuffix("_bytes")),
-        "x": _column(timeline, timeline.columns[0]),
-        "y": [scale.of_bytes(size) for size in sizes],
-        "text": [format_bytes(round(size), units) for size in sizes],
-        "hovertemplate": "%{fullData.name}: %{text}<extra></extra>",
+        "x": [round(at, 6) for at in _column(timeline, timeline.columns[0])],
+        "y": [scale.of_bytes(size) for size in _column(timeline, column)],
+        "hovertemplate": f"%{{fullData.name}}: %{{y:,.2f}} {scale.unit}<extra></extra>",
     }
 
 

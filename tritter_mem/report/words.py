@@ -138,6 +138,17 @@ def devices_sentence(result: Result) -> str:
     )
 
 
+def notes(result: Result) -> list[str]:
+    """What each kind of number is for, why some are missing, and what ran at each peak."""
+    peaks = [
+        f"{kind} peak at {printable(estimate.peak_at)}"
+        for kind, estimate in result.estimates().items()
+        if estimate.peak_at
+    ]
+    devices = devices_sentence(result)
+    return [*([devices] if devices else []), *peaks, *missing_kinds(result)]
+
+
 def fragmentation_sentence(fragmentation: Fragmentation, units: str) -> str:
     """What the allocator holds and cannot use, in one sentence."""
     return (

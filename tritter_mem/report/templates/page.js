@@ -1,0 +1,151 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+
+  // Colours: a probe turns "--ink", as the theme has it now, into what Plotly understands.
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.hidden = true;
+  const resolve = (value) => {
+    if (Array.isArray(value)) return value.map(resolve);
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, resolve(part)]));
+    if (typeof value !== "string" || !/^--[a-z-]+$/.test(value)) return value;
+    probe.style.color = `var(${value})`;
+    return getComputedStyle(probe).color;
+  };
+
+  const axis = {
+    gridcolor: "--rule", linecolor: "--rule", zerolinecolor: "--rule",
+    tickcolor: "--rule", tickfont: { color: "--soft" }, automargin: true,
+  };
+  const themed = (layout) => resolve({
+    margin: { l: 12, r: 12, t: 28, b: 28 },
+    showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    hoverlabel: { bgcolor: "--panel", bordercolor: "--rule", font: { color: "--ink" } },
+    ...layout,
+    font: { family: "system-ui, sans-serif", size: 12, color: "--soft" },
+    xaxis: { ...axis, ...layout.xaxis },
+    yaxis: { ...axis, ...layout.yaxis },
+  });
+
+  const figures = new Map();
+  for (const figure of document.querySelectorAll("figure.chart"))
+    figures.set(
+      figure.querySelector(".plot"),
+      JSON.parse(figure.querySelector("script[type='application/json']").textContent),
+    );
+  const drawn = new Set();
+  const draw = (plot) => {
+    const { data, layout } = figures.get(plot);
+    drawn.add(plot);
+    Plotly.react(plot, resolve(data), themed(layout), { responsive: true, displayModeBar: false });
+  };
+  const redraw = () => drawn.forEach(draw);
+
+  if (window.Plotly) {
+    // A chart is drawn when it comes near the screen: twenty profiles open as fast as one.
+    const near = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries)
+        if (isIntersecting) {
+          near.unobserve(target);
+          draw(target);
+        }
+    }, { rootMargin: "400px" });
+    for (const plot of figures.keys()) near.observe(plot);
+  } else {
+    for (const plot of figures.keys()) {
+      plot.style.height = "auto";
+      plot.innerHTML = "<p>The chart library could not be loaded; the numbers are below.</p>";
+      plot.removeAttribute("role");
+      plot.parentElement.querySelector("details").open = true;
+    }
+  }
+
+  // Theme: the system's, until the button is pressed.
+  const theme = document.getElementById("theme");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  const applied = () => {
+    theme.textContent = isDark() ? "Light" : "Dark";
+    theme.setAttribute("aria-label", `Switch to the ${isDark() ? "light" : "dark"} theme`);
+    redraw();
+  };
+  theme.hidden = false;
+  theme.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    applied();
+  });
+  dark.addEventListener("change", applied);
+  applied();
+
+  // Paper is light and narrow, and shows every profile.
+  const PAPER_WIDTH = "640px";
+  let before = null;
+  addEventListener("beforeprint", () => {
+    const closed = [...document.querySelectorAll("details.profile:not([open])")];
+    before = { theme: root.dataset.theme, closed };
+    root.dataset.theme = "light";
+    for (const profile of closed) profile.open = true;
+    if (!window.Plotly) return;
+    for (const plot of figures.keys()) {
+      plot.style.width = PAPER_WIDTH;
+      draw(plot);
+      Plotly.relayout(plot, { width: parseInt(PAPER_WIDTH, 10) });
+    }
+  });
+  addEventListener("afterprint", () => {
+    if (!before) return;
+    if (before.theme) root.dataset.theme = before.theme;
+    else delete root.dataset.theme;
+    for (const profile of before.closed) profile.open = false;
+    for (const plot of figures.keys()) plot.style.width = "";
+    before = null;
+    redraw();
+  });
+
+  // Tables: sort by a heading, numbers by their value; what has no value stays last.
+  const key = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.value === undefined ? null : Number(cell.dataset.value);
+  };
+  const compare = (column, sign) => (a, b) => {
+    const [x, y] = [key(a, column), key(b, column)];
+    if (x !== null && y !== null) return sign * (x - y);
+    if (x !== null || y !== null) return x === null ? 1 : -1;
+    return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent);
+  };
+  for (const table of document.querySelectorAll("table.sortable"))
+    table.querySelectorAll("th button").forEach((button, column) =>
+      button.addEventListener("click", () => {
+        const heading = button.parentElement;
+        const up = heading.getAttribute("aria-sort") !== "ascending";
+        for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
+        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const body = table.tBodies[0];
+        body.append(...[...body.rows].sort(compare(column, up ? 1 : -1)));
+      }));
+
+  const filter = document.getElementById("filter");
+  filter?.addEventListener("input", () => {
+    const rows = [...document.querySelector("table.sortable").tBodies[0].rows];
+    const wanted = filter.value.trim().toLowerCase();
+    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    const shown = rows.filter((row) => !row.hidden).length;
+    document.getElementById("shown").textContent = wanted ? `${shown} of ${rows.length}` : "";
+  });
+
+  // Downloads: the data is in the page.
+  for (const button of document.querySelectorAll("[data-download]"))
+    button.addEventListener("click", () => {
+      const { download, name, type } = button.dataset;
+      const content = JSON.parse(document.getElementById(download).textContent);
+      const text = typeof content === "string" ? content : JSON.stringify(content, null, 2);
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type }));
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    });
+})();
