@@ -45,10 +45,11 @@ class PackedBitLinear(nn.Module):
         self.register_buffer("scale", torch.empty(out_features, device=device))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Random weights, half of them zero, without ever holding them unpacked."""
+        """Random weights of variance 1 / K, without ever holding them unpacked."""
         two_bit = self.packed.shape[1] == ternary.packed_width(self.in_features, "ternary-2bit")
         fill_packed(self.packed, generator, two_bit)
-        self.scale.fill_((2 / self.in_features) ** 0.5)
+        nonzero = 1 / 2 if two_bit else 2 / 3
+        self.scale.fill_((nonzero * self.in_features) ** -0.5)
 
     def forward(self, x: Rows) -> Tensor:
         """[T, N] of rows that are quantised here where they are not yet."""
@@ -208,6 +209,15 @@ class Table(nn.Module):
         else:
             self.weight.data.random_(-127, 128, generator=generator)
             self.scale.fill_((3 / self.weight.shape[1]) ** 0.5 / 127)
+
+    def store(self, rows_VH: Tensor) -> None:
+        """Take a trained table's rows, in this table's type."""
+        if self.scale is None:
+            self.weight.data.copy_(rows_VH)
+        else:
+            codes, scale = dense.quantise_int8(rows_VH.data)
+            self.weight.data.copy_(codes)
+            self.scale.copy_(scale)
 
     def embed(
         self, ids_T: Tensor, prefix: Tensor | None, dtype: torch.dtype, alias: Tensor | None = None

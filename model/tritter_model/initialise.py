@@ -31,7 +31,7 @@ def fill_normal(weight: Tensor, generator: torch.Generator, std: float) -> None:
 
 
 def fill_packed(packed: Tensor, generator: torch.Generator, two_bit: bool) -> None:
-    """Random ternary weights, in place; of 2-bit ones half are zero.
+    """Random ternary weights, in place; a half of 2-bit ones is zero, a third of 1.6-bit ones.
 
     Every byte is five valid ternary digits in the 1.6-bit format. In the 2-bit format a code may
     come out as 3, which is no weight; it becomes 1 (zero).

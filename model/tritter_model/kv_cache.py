@@ -123,7 +123,19 @@ class KVCache:
                 _allocate(run, run.model.window_of(i), device)
                 for i in range(run.model.num_hidden_layers)
             ]
-        self.length = 0
+        self.context, self.length = run.context, 0
+
+    def check_room(self, tokens: int) -> None:
+        """Refuse tokens that would be written over others.
+
+        Raises:
+            ValueError: so many tokens more than the context.
+        """
+        if self.length + tokens > self.context:
+            raise ValueError(
+                f"found {tokens} tokens behind {self.length}; allowed: {self.context} in all; "
+                "make the cache for a longer context"
+            )
 
     @property
     def nbytes(self) -> int:

@@ -69,13 +69,13 @@ def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
 
 
 def _prompt(run: RunConfig, tokens: int, device: torch.device) -> Tensor:
-    """Random token ids [B, tokens]; -1 where the image's patches stand."""
+    """Random token ids [B, tokens]; where the image's patches stand, neither a row nor a target."""
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(run.seed)
     shape = (run.batch, tokens)
     ids = torch.empty(shape, dtype=torch.int64, device=device)
     ids.random_(0, run.model.vocab_size, generator=generator)
     if run.model.vision:
-        ids[:, :PATCHES].fill_(-1)
+        ids[:, :PATCHES].fill_(IGNORED)
     return ids
 
 

@@ -163,7 +163,11 @@ class Transformer(nn.Module):
 
         Returns:
             The residual stream [B, C, H]; `logits` makes logits of it.
+
+        Raises:
+            ValueError: the cache has no room for so many tokens.
         """
+        cache.check_room(ids_BC.shape[1])
         x = self.embedding.embed(ids_BC.flatten(), prefix, self.dtype)
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
             layer.extend(x, layer_cache, cache.length, multiprocessors)
@@ -217,7 +221,10 @@ class Transformer(nn.Module):
         return chunked_cross_entropy(x, head, targets_BS.flatten(), training.loss_chunk)
 
     def packed(self) -> Transformer:
-        """The trained model as inference stores it; for ternary formats equal bit for bit.
+        """The trained model as inference stores it.
+
+        Its linear layers and norms compute what the trained ones compute, bit for bit; its tables
+        are rounded to `embedding_dtype`.
 
         Raises:
             ValueError: the weights are not ternary.
@@ -225,10 +232,11 @@ class Transformer(nn.Module):
         if not self.config.is_ternary:
             raise ValueError(f"found {self.config.weight_format} weights; only ternary ones pack")
         device = self.norm.weight.device
-        model = Transformer(self.config, torch.device("meta"))
-        model.to_empty(device=device)
+        model = Transformer(self.config, torch.device("meta")).to_empty(device=device)
         state = {k: v for k, v in self.state_dict().items() if k in model.state_dict()}
         model.load_state_dict(state, strict=False)
+        model.embedding.store(self.embedding.weight)
+        model.head.store(self.head.weight)
         for ours, theirs in zip(self.blocks, model.blocks, strict=True):
             for name, linear in ours.named_children():
                 if isinstance(linear, BitLinear):

@@ -89,7 +89,8 @@ class Made:
 class Recording(TorchDispatchMode):
     """Every operator that is called, and every storage that it makes, in order.
 
-    A storage is the memory behind tensors; views make none. `alive` maps each to its bytes.
+    A storage is the memory behind tensors; views make none. `made` leaves out what an operator is
+    given.
     """
 
     def __init__(self) -> None:
@@ -102,17 +103,23 @@ class Recording(TorchDispatchMode):
         del types
         out = func(*args, **(kwargs or {}))
         self.calls.append(str(func))
-        for tensor in torch.utils._pytree.tree_leaves((args, kwargs, out)):
-            if isinstance(tensor, Tensor):
-                self._see(str(func), tensor)
+        self._new((args, kwargs))
+        self.made += [
+            Made(str(func), x.untyped_storage().nbytes(), tuple(x.shape), x.dtype)
+            for x in self._new(out)
+        ]
         return out
 
-    def _see(self, operator: str, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._storages:
-            self._storages[storage._cdata] = storage  # keeps it alive: no address comes twice
-            made = Made(operator, storage.nbytes(), tuple(tensor.shape), tensor.dtype)
-            self.made.append(made)
+    def _new(self, values: Any) -> list[Tensor]:
+        """The tensors whose storage is seen for the first time."""
+        found = []
+        for tensor in torch.utils._pytree.tree_leaves(values):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._storages:
+                    self._storages[storage._cdata] = storage  # alive: no address comes twice
+                    found.append(tensor)
+        return found
 
     def count(self, operator: str) -> int:
         """How often an operator was called."""

@@ -176,7 +176,7 @@ def _append(
         _append_key_groups(cache, k[:, :, sinks:], position + sinks)
     else:
         slots, recent = _newest(cache, k[:, :, sinks:], position + sinks)
-        cache.keys[:, :, slots] = recent.to(cache.keys.dtype)
+        cache.keys[:, :, slots] = _as_stored(recent, cache.keys.dtype)
 
 
 def _newest(cache: LayerCache, x: Tensor, position: int) -> tuple[Tensor, Tensor]:
@@ -190,12 +190,18 @@ def _newest(cache: LayerCache, x: Tensor, position: int) -> tuple[Tensor, Tensor
 def _append_values(cache: LayerCache, v: Tensor, position: int) -> None:
     slots, recent = _newest(cache, v, position)
     if not cache.bits:
-        cache.values[:, :, slots] = recent.to(cache.values.dtype)
+        cache.values[:, :, slots] = _as_stored(recent, cache.values.dtype)
         return
     codes, scale, minimum = kv_codec.quantise_values(recent, cache.bits, cache.value_group)
     cache.values[:, :, slots] = codes
     cache.value_scale[:, :, slots] = scale
     cache.value_minimum[:, :, slots] = minimum
+
+
+def _as_stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a narrower type; beyond its largest number there is neither infinity nor NaN."""
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype)
 
 
 def _append_key_groups(cache: LayerCache, k: Tensor, position: int) -> None:

@@ -191,7 +191,7 @@ class _Shared(torch.autograd.Function):
 
 
 def project(x_TH: Tensor, table_VH: Tensor, scale_V: Tensor | None) -> Tensor:
-    """Logits [T, V] in the type of x, by a table in a float type or int8."""
+    """Logits [T, V]: in the type of a table of floats, in that of x where the table is int8."""
     with label(LOGITS):
         if scale_V is not None:
             return int8_linear(x_TH, table_VH, scale_V)
