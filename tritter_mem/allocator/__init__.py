@@ -1,1 +1,1 @@
-
+"""PyTorch's CUDA caching allocator: simulated, and recorded snapshots replayed through it."""

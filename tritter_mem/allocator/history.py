@@ -1,0 +1,304 @@
+"""A recorded history made ready to be replayed: the state at its beginning, and what to do next."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tritter_mem.allocator.blocks import FREE, WAITING, Stream
+from tritter_mem.allocator.rewind import state_at_start
+from tritter_mem.allocator.segments import SegmentState
+from tritter_mem.allocator.settings import AllocatorSettings
+from tritter_mem.allocator.snapshot_in import DeviceSnapshot
+from tritter_mem.allocator.trace import (
+    ALLOC,
+    FREE_COMPLETED,
+    FREE_REQUESTED,
+    OOM,
+    SEGMENT_ALLOC,
+    SEGMENT_FREE,
+    SEGMENT_MAP,
+    SEGMENT_UNMAP,
+)
+
+# What a replay does: serve a request, free a block, let a freed block wait and let it go, release
+# cached segments, try the request that failed in the recording.
+DO_ALLOC, DO_FREE, DO_REQUEST, DO_COMPLETE, DO_RELEASE, DO_TRY = range(6)
+
+
+class NewSegment(NamedTuple):
+    """A segment, or pages, that the recording took from the driver for the operation `step`."""
+
+    step: int
+    address: int
+    size: int
+    stream: Stream
+    mapped: bool
+
+
+@dataclass(slots=True)
+class Release:
+    """Segments, or pages, that the recording gave back in one go.
+
+    Attributes:
+        segments: address and bytes of each.
+        pages: whether pages of expandable segments are among them.
+        complete: whether that was all that could be released, as `empty_cache` does; a replay
+            with the recorded settings finds out.
+    """
+
+    segments: list[tuple[int, int]]
+    pages: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedFailure:
+    """An out-of-memory event: which operation it is, and what the device had left."""
+
+    step: int
+    reserved_bytes: int
+    device_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What the recording says of itself; memory in bytes."""
+
+    reserved_start_bytes: int
+    reserved_peak_bytes: int
+    reserved_end_bytes: int
+    allocations: int
+    segment_allocations: int
+    segment_releases: int
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """What to replay on one device.
+
+    Requests are numbered: first the blocks that are live at the beginning, by address, then the
+    recorded ones in order. `steps[i]` is what to do, `numbers[i]` with which request (or, for a
+    release, with which entry of `releases`), and `events[i]` the recorded event that it stands
+    for.
+    """
+
+    device: int
+    settings: AllocatorSettings
+    start: list[SegmentState]
+    steps: bytearray
+    numbers: array[int]
+    events: array[int]
+    sizes: array[int]
+    addresses: array[int]
+    stream_numbers: array[int]
+    streams: list[Stream]
+    live_at_start: int
+    waiting_at_start: list[int]
+    new_segments: list[NewSegment]
+    releases: list[Release]
+    failures: list[RecordedFailure]
+    recorded: Recorded
+    recorded_events: int
+    warnings: list[str]
+
+    def stream(self, number: int) -> Stream:
+        """The stream of a request."""
+        return self.streams[self.stream_numbers[number]]
+
+
+def make_history(snapshot: DeviceSnapshot) -> History:
+    """Rebuild the state at the beginning, and turn events into steps."""
+    start, problems = state_at_start(snapshot)
+    builder = _Builder(snapshot, start)
+    builder.run()
+    return builder.history((*snapshot.warnings, *problems, *builder.warnings()))
+
+
+class _Builder:
+    """Turns events into steps, in order."""
+
+    def __init__(self, snapshot: DeviceSnapshot, start: list[SegmentState]) -> None:
+        self._snapshot = snapshot
+        self._trace = snapshot.trace
+        self._start = start
+        self._steps, self._numbers, self._events = bytearray(), array("q"), array("q")
+        self._sizes, self._addresses, self._streams = array("q"), array("q"), array("i")
+        self._stream_list = list(snapshot.trace.streams)
+        self._number_at: dict[int, int] = {}
+        self._waiting_at: dict[int, int] = {}
+        self._new_segments: list[NewSegment] = []
+        self._releases: list[Release] = []
+        self._failures: list[RecordedFailure] = []
+        self._reserved = self._reserved_peak = sum(segment.size for segment in start)
+        self._unknown_frees = self._overwritten = 0
+        self._start_numbers()
+
+    def _start_numbers(self) -> None:
+        waiting = []
+        for segment in self._start:
+            if segment.stream not in self._stream_list:
+                self._stream_list.append(segment.stream)
+            stream = self._stream_list.index(segment.stream)
+            for block in segment.blocks:
+                if block.state is FREE:
+                    continue
+                number = self._request(block.address, block.requested, stream)
+                if block.state is WAITING:
+                    self._waiting_at[block.address] = number
+                    waiting.append(number)
+                else:
+                    self._number_at[block.address] = number
+        self._live_at_start = len(self._sizes)
+        self._waiting_at_start = waiting
+
+    def _request(self, address: int, size: int, stream: int) -> int:
+        self._sizes.append(size)
+        self._addresses.append(address)
+        self._streams.append(stream)
+        return len(self._sizes) - 1
+
+    def _step(self, step: int, number: int, event: int) -> None:
+        self._steps.append(step)
+        self._numbers.append(number)
+        self._events.append(event)
+
+    def run(self) -> None:
+        """Go through all events once."""
+        trace, event = self._trace, 0
+        while event < len(trace):
+            action = trace.actions[event]
+            if action == ALLOC:
+                self._alloc(event)
+            elif action == FREE_REQUESTED:
+                event += self._free(event)
+            elif action == FREE_COMPLETED:
+                self._complete(event)
+            elif action == OOM:
+                self._fail(event)
+            elif action in (SEGMENT_ALLOC, SEGMENT_MAP):
+                self._take(event, mapped=action == SEGMENT_MAP)
+            else:
+                event += self._release(event)
+            event += 1
+
+    def _alloc(self, event: int) -> None:
+        trace = self._trace
+        address = trace.addresses[event]
+        before = self._number_at.get(address)
+        if before is not None:  # its free is missing in the history
+            self._overwritten += 1
+            self._step(DO_FREE, before, event)
+        number = self._request(address, trace.sizes[event], trace.stream_numbers[event])
+        self._number_at[address] = number
+        self._step(DO_ALLOC, number, event)
+
+    def _free(self, event: int) -> int:
+        """A free; returns how many further events belong to it."""
+        trace = self._trace
+        address = trace.addresses[event]
+        at_once = (
+            event + 1 < len(trace)
+            and trace.actions[event + 1] == FREE_COMPLETED
+            and trace.addresses[event + 1] == address
+        )
+        number = self._number_at.pop(address, None)
+        if number is None:
+            self._unknown_frees += 1
+        elif at_once or not self._completes:
+            self._step(DO_FREE, number, event)
+        else:
+            self._waiting_at[address] = number
+            self._step(DO_REQUEST, number, event)
+        return int(at_once)
+
+    def _complete(self, event: int) -> None:
+        address = self._trace.addresses[event]
+        if (number := self._waiting_at.pop(address, None)) is not None:
+            self._step(DO_COMPLETE, number, event)
+        elif (number := self._number_at.pop(address, None)) is not None:
+            self._step(DO_FREE, number, event)
+        else:
+            self._unknown_frees += 1
+
+    @property
+    def _completes(self) -> bool:
+        return FREE_COMPLETED in self._trace.actions
+
+    def _take(self, event: int, *, mapped: bool) -> None:
+        trace = self._trace
+        size = trace.sizes[event]
+        self._new_segments.append(
+            NewSegment(len(self._steps), trace.addresses[event], size, trace.stream(event), mapped)
+        )
+        self._reserved += size
+        self._reserved_peak = max(self._reserved_peak, self._reserved)
+
+    def _release(self, event: int) -> int:
+        """A run of released segments; returns how many further events belong to it."""
+        trace = self._trace
+        release = Release([])
+        first = event
+        while event < len(trace) and trace.actions[event] in (SEGMENT_FREE, SEGMENT_UNMAP):
+            release.segments.append((trace.addresses[event], trace.sizes[event]))
+            release.pages |= trace.actions[event] == SEGMENT_UNMAP
+            self._reserved -= trace.sizes[event]
+            event += 1
+        self._releases.append(release)
+        self._step(DO_RELEASE, len(self._releases) - 1, first)
+        return event - first - 1
+
+    def _fail(self, event: int) -> None:
+        trace = self._trace
+        self._failures.append(
+            RecordedFailure(
+                step=len(self._steps),
+                reserved_bytes=self._reserved,
+                device_free_bytes=trace.addresses[event],
+            )
+        )
+        number = self._request(-1, trace.sizes[event], trace.stream_numbers[event])
+        self._step(DO_TRY, number, event)
+
+    def warnings(self) -> list[str]:
+        found = []
+        if self._unknown_frees:
+            found.append(f"{self._unknown_frees:,} frees of what was never allocated were left out")
+        if self._overwritten:
+            found.append(
+                f"{self._overwritten:,} allocations at the address of a live block: its free is "
+                "missing in the history and was added"
+            )
+        return found
+
+    def history(self, warnings: Sequence[str]) -> History:
+        recorded = Recorded(
+            reserved_start_bytes=sum(segment.size for segment in self._start),
+            reserved_peak_bytes=self._reserved_peak,
+            reserved_end_bytes=self._reserved,
+            allocations=self._trace.actions.count(ALLOC),
+            segment_allocations=len(self._new_segments),
+            segment_releases=sum(len(release.segments) for release in self._releases),
+        )
+        return History(
+            device=self._snapshot.device,
+            settings=self._snapshot.settings,
+            start=self._start,
+            steps=self._steps,
+            numbers=self._numbers,
+            events=self._events,
+            sizes=self._sizes,
+            addresses=self._addresses,
+            stream_numbers=self._streams,
+            streams=self._stream_list,
+            live_at_start=self._live_at_start,
+            waiting_at_start=self._waiting_at_start,
+            new_segments=self._new_segments,
+            releases=self._releases,
+            failures=self._failures,
+            recorded=recorded,
+            recorded_events=len(self._trace),
+            warnings=list(warnings),
+        )
