@@ -52,7 +52,6 @@ class GpuCard:
         return default_budget_bytes(self.total_bytes)
 
 
-@dataclass(frozen=True, kw_only=True)
 class CardFile(Section):
     """One card of the table, in the units that its sources use; the file's name is its name."""
 

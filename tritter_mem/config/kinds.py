@@ -23,7 +23,7 @@ class Kind(Protocol):
         """JSON Schema of what a file may hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Whole:
     """A whole number from `low` to `high`."""
 
@@ -48,7 +48,7 @@ class Whole:
         return {"type": "integer", "minimum": self.low, "maximum": self.high}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Size(Whole):
     """A whole number that may also be written as text with a unit."""
 
@@ -81,7 +81,7 @@ def memory(low: int, high: int) -> Size:
     return Size(low, high, parse_bytes, "15 GiB or 15 GB", pattern)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Real:
     """A number above `above` and below `below`."""
 
@@ -107,7 +107,7 @@ class Real:
         return {"type": "number", "exclusiveMinimum": self.above, "exclusiveMaximum": self.below}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Text:
     """One line of `shortest` to `longest` characters that can be shown."""
 
@@ -132,7 +132,7 @@ class Text:
         return {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Flag:
     """True or false."""
 
@@ -149,7 +149,7 @@ class Flag:
         return {"type": "boolean"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Choice:
     """One of some names."""
 
@@ -171,7 +171,7 @@ class Choice:
         return {"enum": list(self.names)}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Many:
     """A list, every item of one kind; it is kept as a tuple."""
 
@@ -193,7 +193,7 @@ class Many:
         return {"type": "array", "items": self.item.json_schema()}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class OrNull:
     """Another kind, or null."""
 

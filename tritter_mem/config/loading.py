@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tritter_mem.config.finding import find_profile, label_of
-from tritter_mem.config.gpus import unknown_card
+from tritter_mem.config.gpus import AUTO, find_gpu, unknown_card
 from tritter_mem.config.reading import Document, read_document
 from tritter_mem.config.schema import Profile
 from tritter_mem.config.sections import KeyPath, Problem, build, check
@@ -55,9 +55,16 @@ def load_profile(
 
 
 def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
-    name = values.get("gpu", {}).get("name")
-    text = unknown_card(name) if name else None
-    return [Problem(("gpu", "name"), text)] if text else []
+    """What is wrong with the card and the budget on it; a card that is present is not looked at."""
+    gpu = values.get("gpu", {})
+    name, budget = gpu.get("name", AUTO), gpu.get("budget")
+    text = unknown_card(name)
+    if text:
+        return [Problem(("gpu", "name"), text)]
+    if name == AUTO or budget is None or budget <= find_gpu(name).total_bytes:
+        return []
+    allowed = f"at most {find_gpu(name).total_bytes:,}, the memory of {name}"
+    return [Problem(("gpu", "budget"), f"found {budget:,}; allowed: {allowed}")]
 
 
 def _resolve(path: Path, document: Document, chain: list[Path]) -> Document:

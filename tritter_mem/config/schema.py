@@ -1,4 +1,4 @@
-"""A profile: what model runs, how, and on which card. One frozen dataclass a section.
+"""A profile: what model runs, how, and on which card. One class a section.
 
 Sizes in tokens accept `128k` and `1M`, sizes in bytes `15 GiB` and `15 GB`. `model` uses the key
 names of a Hugging Face `config.json`. Unknown keys are errors, and a wrong profile reports all its
@@ -6,7 +6,6 @@ problems at once. The text below each field is its documentation, in the JSON Sc
 """
 
 # No `from __future__ import annotations`: the annotations are read as objects, not as text.
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from tritter_mem.config.kinds import Real, Text, Whole, count, memory
@@ -23,7 +22,6 @@ Small = Annotated[int, Whole(1, 4096)]
 Bytes = Annotated[int, memory(1, 1 << 50)]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Model(Section):
     """The architecture, in Hugging Face's key names."""
 
@@ -77,7 +75,6 @@ class Model(Section):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
-@dataclass(frozen=True, kw_only=True)
 class Weights(Section):
     """How weights are stored for inference; in training the master weights stand for them."""
 
@@ -89,7 +86,6 @@ class Weights(Section):
     """Storage of the token embedding and the output projection."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class KVCache(Section):
     """The key-value cache of inference."""
 
@@ -101,7 +97,6 @@ class KVCache(Section):
     """First tokens that stay in the cache, in full precision, whatever the window."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Workload(Section):
     """What is run."""
 
@@ -117,7 +112,6 @@ class Workload(Section):
     """Tokens that inference generates; part of the context."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Checkpointing(Section):
     """Which activations training recomputes instead of keeping."""
 
@@ -131,7 +125,6 @@ class Checkpointing(Section):
     """The n of every-nth and segments."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Training(Section):
     """Settings that only training uses."""
 
@@ -145,7 +138,6 @@ class Training(Section):
     """Tokens whose logits exist at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Gpu(Section):
     """The card to fit."""
 
@@ -155,7 +147,6 @@ class Gpu(Section):
     """Memory that may be used; default: the card's memory less a margin."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Allocator(Section):
     """PyTorch's CUDA caching allocator."""
 
@@ -163,7 +154,6 @@ class Allocator(Section):
     """Settings as in PYTORCH_CUDA_ALLOC_CONF."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Profile(Section):
     """One profile, resolved: every default filled in, every size a number."""
 

@@ -1,8 +1,9 @@
-"""Sections: frozen dataclasses whose fields are checked, all problems at once.
+"""Sections: immutable groups of fields that are checked, all problems at once.
 
 The annotations of a section say what its fields may be: `Annotated[int, Whole(1, 8)]`, `Literal`,
-`bool`, another section, and `| None` where null is allowed. Plain dataclasses serve because a
-validation library costs the command line more start-up time than everything else in planning.
+`bool`, another section, and `| None` where null is allowed. Type checkers treat a section like a
+frozen, keyword-only dataclass. No validation library is used because importing one takes longer
+than all the rest of planning.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import (
     Self,
     TypeVar,
     Union,
+    dataclass_transform,
     get_args,
     get_origin,
 )
@@ -41,6 +43,7 @@ class Problem(NamedTuple):
         return f"{'.'.join(self.path)}: {self.text}"
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Section:
     """Base of every section, itself without fields.
 
@@ -54,10 +57,21 @@ class Section:
     def __init_subclass__(cls) -> None:
         cls.kinds = {name: _kind(annotation) for name, annotation in cls.__annotations__.items()}
 
-    def __post_init__(self) -> None:
-        checked = type(self).model_validate(vars(self))
-        # A frozen dataclass refuses setattr, but its values have to become what was read.
-        vars(self).update(vars(checked))
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(vars(self.model_validate(values)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed; copy the section")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({values})"
 
     @classmethod
     def derived(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def check(
     values: dict[str, Any] = {}
     problems = []
     for name, kind in section.kinds.items():
-        # A dataclass keeps the defaults of its fields as class attributes.
+        # The default of a field is the attribute of the class.
         value = data.get(name, getattr(section, name, MISSING))
         values[name], found = _read(kind, value, (*path, name))
         problems += found
