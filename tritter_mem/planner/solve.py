@@ -30,7 +30,7 @@ def solve(profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown) 
     def fits(value: int) -> bool:
         return plan(with_value(profile, unknown, value), card).footprint_bytes <= budget_bytes
 
-    return largest(fits, _smallest(profile, unknown), LIMITS[unknown])
+    return largest(fits, smallest(profile, unknown), LIMITS[unknown])
 
 
 def with_value(profile: Profile, unknown: Unknown, value: int) -> Profile:
@@ -51,7 +51,7 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
-def _smallest(profile: Profile, unknown: Unknown) -> int:
+def smallest(profile: Profile, unknown: Unknown) -> int:
     """The smallest value that the rules for profiles allow."""
     if unknown == "batch":
         return 1

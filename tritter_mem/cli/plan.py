@@ -1,0 +1,94 @@
+"""`tritter-mem plan`: memory by formula, against a card's budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tritter_mem.cli.listing import print_json
+from tritter_mem.cli.options import Json, ProfileOptions, with_options
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
+
+if TYPE_CHECKING:
+    from tritter_mem.planner.largest import Largest
+    from tritter_mem.results import Result
+
+Unknown = Literal["context", "batch"]
+Units = Annotated[
+    Literal["GiB", "GB"], typer.Option("--units", help="Binary (1024) or decimal (1000) units.")
+]
+Max = Annotated[
+    Unknown | None,
+    typer.Option("--max", help="Solve for the largest context or batch that fits."),
+]
+
+
+@with_options
+def command(
+    options: ProfileOptions,
+    maximise: Max = None,
+    units: Units = "GiB",
+    as_json: Json = False,
+) -> None:
+    """Plan memory by formula: a budget table, a verdict, and what to change so that it fits.
+
+    Nothing is run and no GPU is needed. Several --config are compared. The exit code is 0 where
+    everything fits and 1 where something does not.
+
+    Example: tritter-mem plan --config 7b --context 64k --gpu rtx-4090
+    """
+    if maximise is not None:
+        _solve(options, maximise, units, as_json)
+    else:
+        _plan(options, units, as_json)
+
+
+def _plan(options: ProfileOptions, units: str, as_json: bool) -> None:
+    from tritter_mem.planner.verdict import planned_result
+
+    results = [planned_result(profile) for profile in options.profiles()]
+    if as_json:
+        records = [result.to_dict() for result in results]
+        print_json(records[0] if len(records) == 1 else records)
+    else:
+        _render(results, units)
+    fits = all(result.verdict and result.verdict.fits for result in results)
+    raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
+
+
+def _render(results: Sequence[Result], units: str) -> None:
+    from tritter_mem.report.terminal import make_console, render_results
+
+    render_results(results, make_console(), units)
+
+
+def _solve(options: ProfileOptions, unknown: Unknown, units: str, as_json: bool) -> None:
+    from tritter_mem.planner.largest import find_largest
+
+    found = [find_largest(profile, unknown) for profile in options.profiles()]
+    if as_json:
+        records = [largest.to_dict() for largest in found]
+        print_json(records[0] if len(records) == 1 else records)
+    else:
+        for largest in found:
+            typer.echo(_sentence(largest, units))
+    fits = all(largest.value is not None for largest in found)
+    raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
+
+
+def _sentence(largest: Largest, units: str) -> str:
+    from tritter_mem.units import format_bytes
+
+    budget = format_bytes(largest.budget_bytes, units)
+    where = f"{largest.name} on {largest.gpu}, budget {budget}"
+    if largest.value is None:
+        need = format_bytes(largest.footprint_bytes, units)
+        return f"{where}: no {largest.unknown} fits; the smallest needs {need}"
+    used = format_bytes(largest.footprint_bytes, units)
+    if largest.next_footprint_bytes is None:
+        return f"{where}: largest {largest.unknown} {largest.value:,}, all that a profile may hold"
+    return (
+        f"{where}: largest {largest.unknown} {largest.value:,}, needs {used}; one more does not fit"
+    )
