@@ -20,7 +20,9 @@ def initialise(model: nn.Module, seed: int) -> None:
         tensor = next(iter(module.state_dict(keep_vars=True).values()), None)
         if not hasattr(module, "reset") or tensor is None or tensor.is_meta:
             continue
-        generator = torch.Generator(tensor.device).manual_seed(seed << 32 | crc32(name.encode()))
+        # 32 bits: the CPU's generator takes no more of a seed.
+        number = crc32(f"{seed} {name}".encode())
+        generator = torch.Generator(tensor.device).manual_seed(number)
         with torch.no_grad():
             module.reset(generator)
 
