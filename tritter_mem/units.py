@@ -8,7 +8,6 @@ text. Binary units (KiB, MiB, GiB, TiB) are powers of 1024, decimal ones (kB, MB
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 KiB = 1 << 10
 MiB = 1 << 20
@@ -22,7 +21,9 @@ _BYTE_UNITS = {
     "kib": KiB, "mib": MiB, "gib": GiB, "tib": TiB,
 }  # fmt: skip
 _COUNT_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_SIZE = re.compile(r"\s*(\d{1,18}(?:[_,]\d{3})*)(\.\d{1,9})?\s*([a-zA-Z]{0,3})\s*", re.ASCII)
+_SIZE = re.compile(
+    r"\s*(\d{1,18}(?:[_,]\d{3}){0,6})(?:\.(\d{1,9}))?\s*([a-z]{0,3})\s*", re.ASCII | re.IGNORECASE
+)
 
 
 def parse_bytes(text: str | int) -> int:
@@ -49,11 +50,11 @@ def _parse(text: str | int, units: dict[str, int], wanted: str) -> int:
     match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[3].lower() not in units:
         raise ValueError(f"expected {wanted}")
-    digits = re.sub("[_,]", "", match[1]) + (match[2] or "")
-    value = Fraction(digits) * units[match[3].lower()]
-    if value.denominator != 1:
+    whole, fraction = re.sub("[_,]", "", match[1]), match[2] or ""
+    value, rest = divmod(int(whole + fraction) * units[match[3].lower()], 10 ** len(fraction))
+    if rest:
         raise ValueError(f"expected a whole number, and {wanted}")
-    return int(value)
+    return value
 
 
 def format_bytes(count: int, units: str = "GiB") -> str:
