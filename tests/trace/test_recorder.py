@@ -129,6 +129,28 @@ class TestStorages:
         assert sizes == [32, 8, 16, 8, 8]
         del indices, moments
 
+    def test_inference_mode_hides_nothing(self, device: str) -> None:
+        """There PyTorch hands out `linear` and `matmul` whole, with what they allocate inside."""
+
+        def forward() -> torch.Tensor:
+            x_BTD = torch.ones(2, 3, 8, device=device).transpose(0, 1)
+            y_BTD = nn.functional.linear(x_BTD, torch.ones(8, 8, device=device))
+            return torch.einsum("btd,bud->btu", y_BTD, x_BTD).softmax(-1) @ x_BTD
+
+        logs = []
+        for context in (torch.no_grad, torch.inference_mode):
+            with context(), Recorder(device) as recorder:
+                forward()
+            logs.append(list(recorder.log))
+        assert logs[0] == logs[1]
+        assert len(logs[0]) > 10
+
+    def test_composite_that_returns_its_input_makes_no_storage(self, device: str) -> None:
+        earlier = torch.ones(256, device=device)
+        with torch.inference_mode(), Recorder(device) as recorder:
+            nn.functional.dropout(earlier, training=False)
+        assert moves(recorder.log) == []
+
     def test_memory_at_a_dead_storages_address_is_new(self, device: str) -> None:
         with Recorder(device) as recorder:
             for _ in range(100):
@@ -177,6 +199,7 @@ class TestScope:
         earlier = torch.ones(256, device=device)
         with Recorder(device) as recorder:
             earlier.t()
+            earlier.split(100)
             earlier.add_(1)
         assert moves(recorder.log) == []
         assert list(recorder.log.notes.values()) == [1]

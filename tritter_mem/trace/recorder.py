@@ -17,26 +17,20 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritter_mem.trace.events import EventLog, Span
 from tritter_mem.trace.modules import ModulePath
+from tritter_mem.trace.operators import Operator, OperatorMode, tensors
 from tritter_model import labels
 
-# Operators that return an input whose memory no operator has returned before.
-_FRESH = {
-    torch.ops.aten.lift_fresh.default,  # torch.tensor, torch.from_numpy
-    torch.ops.aten.set_.source_Storage,  # torch.load, copy.deepcopy
-    torch.ops.aten.set_.source_Storage_storage_offset,
-}
 _FOREIGN = "storages from before the recording, not adopted and not counted"
 _OWN_LAYOUT = "tensors with their own layout or dispatch (sparse, subclasses), not counted"
 
 
-class Recorder(TorchDispatchMode):
+class Recorder:
     """Records memory events while it is entered; once.
 
     Only tensors on one device count. Memory from before the recording counts from the moment it is
@@ -52,19 +46,18 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.log = EventLog()
         self.allocated_bytes = 0
         self.peak_bytes = 0
         self._device = torch.empty(0, device=device).device  # with its index: cuda is cuda:0
         self._live: dict[int, _Tracked] = {}
-        self._operators: dict[Any, _Operator] = {}
+        self._operators = OperatorMode(self._ran)
         self._module = ModulePath()
         self._phase = ""
 
     def __enter__(self) -> Self:
         self._module.__enter__()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._operators.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -73,25 +66,9 @@ class Recorder(TorchDispatchMode):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        self._operators.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
         self._module.__exit__(kind, error, traceback)
         self._live.clear()  # with the weak references goes their wish to be told
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # PyTorch else wraps `__torch_dispatch__` for torch.compile, which costs the import of
-        # torch._dynamo (over a second) and several microseconds an operator.
-        return False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operator and look at the storages that it returns."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in (result,) if isinstance(result, torch.Tensor) else _tensors(result):
-            if self._counts(tensor):
-                self._saw(tensor.untyped_storage(), func, (args, kwargs))
-        return result
 
     def adopt(self, tensor: torch.Tensor, category: str) -> None:
         """Account a tensor's storage to a category, whether or not it was recorded before.
@@ -140,16 +117,22 @@ class Recorder(TorchDispatchMode):
         self.log.note(_OWN_LAYOUT)
         return False
 
-    def _saw(self, storage: torch.UntypedStorage, func: Any, inputs: Any) -> None:
+    def _ran(self, operator: Operator, inputs: Any, result: Any) -> None:
+        # Most operators return one tensor: no generator for it.
+        for tensor in (result,) if isinstance(result, torch.Tensor) else tensors(result):
+            if self._counts(tensor):
+                self._saw(tensor.untyped_storage(), operator, inputs)
+
+    def _saw(self, storage: torch.UntypedStorage, operator: Operator, inputs: Any) -> None:
         tracked = self._live.get(storage._cdata)
         size = storage.nbytes()
         if tracked is None:
             tracked = self._track(storage)
-            if self._operator(func).returns_input and _holds(inputs, storage._cdata):
+            if operator.returns_input and _holds(inputs, storage._cdata):
                 self.log.note(_FOREIGN)
                 tracked.nbytes = size
         if tracked.nbytes != size:
-            self._resized(tracked, size, self._operator(func).name)
+            self._resized(tracked, size, operator.name)
 
     def _track(self, storage: torch.UntypedStorage) -> _Tracked:
         tracked = _Tracked(storage, self._died)
@@ -182,22 +165,6 @@ class Recorder(TorchDispatchMode):
         self.log.free(number, module=self._module.current)
         self.allocated_bytes -= nbytes
 
-    def _operator(self, func: Any) -> _Operator:
-        found = self._operators.get(func)
-        if found is None:
-            returns_input = any(value.alias_info for value in func._schema.returns)
-            found = self._operators[func] = _Operator(
-                name=str(func), returns_input=returns_input and func not in _FRESH
-            )
-        return found
-
-
-class _Operator(NamedTuple):
-    """What does not change from call to call, such as `aten.mm.default`."""
-
-    name: str
-    returns_input: bool
-
 
 class _Tracked(weakref.ref[torch.UntypedStorage]):
     """A weak reference to a live storage, with what is known of it.
@@ -214,21 +181,10 @@ class _Tracked(weakref.ref[torch.UntypedStorage]):
     number: int | None
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in an operator's inputs or outputs, which are nested lists, tuples and dicts."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
 def _holds(inputs: Any, address: int) -> bool:
     return any(
         tensor.layout is torch.strided and tensor.untyped_storage()._cdata == address
-        for tensor in _tensors(inputs)
+        for tensor in tensors(inputs)
     )
 
 
