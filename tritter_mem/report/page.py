@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -57,17 +58,25 @@ def plotly_source() -> str:
     return source
 
 
-def _plotly(plotlyjs: PlotlyJs) -> dict[str, str]:
-    """What the page's script tag needs: the source itself, or where it is and its hash."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """What a script tag needs: the source itself, or where it is and what it must hash to."""
+
+    source: str = ""
+    url: str = ""
+    integrity: str = ""
+
+
+def _plotly(plotlyjs: PlotlyJs) -> Library:
     if plotlyjs == "inline":
-        return {"source": plotly_source()}
+        return Library(source=plotly_source())
     if plotlyjs == "directory":
-        return {"url": PLOTLY_FILE}
+        return Library(url=PLOTLY_FILE)
     from plotly.offline import get_plotlyjs_version
 
     digest = base64.b64encode(hashlib.sha256(plotly_source().encode()).digest()).decode()
     url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
-    return {"url": url, "integrity": f"sha256-{digest}"}
+    return Library(url=url, integrity=f"sha256-{digest}")
 
 
 @cache

@@ -26,10 +26,11 @@ from tritter_mem.report.table import (
 from tritter_mem.report.words import (
     KIND_LABELS,
     NAME_LIMIT,
+    flatten,
     label,
     name_of,
+    number,
     printable,
-    scalar,
     setting,
 )
 from tritter_mem.results import COMPONENTS, Environment, Estimate, Kind, Phase, Result
@@ -182,8 +183,8 @@ def phase_table(result: Result, units: str) -> Table | None:
 PhaseExtra = tuple[str, str, Callable[[Any, str], str]]
 _PHASE_EXTRAS: tuple[PhaseExtra, ...] = (
     ("Reserved", "reserved_peak_bytes", format_bytes),
-    ("Seconds", "seconds", lambda seconds, _: f"{seconds:,.3g}"),
-    ("Tokens/s", "tokens_per_second", lambda rate, _: f"{rate:,.3g}"),
+    ("Seconds", "seconds", lambda seconds, _: number(seconds)),
+    ("Tokens/s", "tokens_per_second", lambda rate, _: number(rate)),
 )
 
 
@@ -274,13 +275,6 @@ def profile_table(result: Result) -> Table:
     columns = (Column(label="Key", numeric=False), Column(label="Value", numeric=False))
     rows = [
         Row(cells=(Cell(text=printable(path)), Cell(text=printable(value))))
-        for path, value in _flatten(result.profile, "")
+        for path, value in flatten(result.profile, "")
     ]
     return Table(caption="Resolved profile", columns=columns, rows=rows)
-
-
-def _flatten(value: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        prefix = f"{path}." if path else ""
-        return [row for key, part in value.items() for row in _flatten(part, f"{prefix}{key}")]
-    return [(path, scalar(value))]

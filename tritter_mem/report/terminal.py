@@ -48,7 +48,9 @@ STYLES: dict[Tone, str] = {
 BULLET = "•"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 # For an output that cannot show more than ASCII; what has no likeness becomes `?`.
-ASCII = str.maketrans(f"{MISSING}{MINUS}·…→•│█{EIGHTHS}", "--*.>*|#        ")
+ASCII = str.maketrans(f"{MISSING}{MINUS}·…→•│█{EIGHTHS}", "--*.>*|#        ") | {ord("─"): "-"}
+# Rules under the heading and between sections, and no other line.
+RULES = "    \n    \n ── \n    \n ── \n ── \n    \n    \n"
 
 
 def make_console(file: TextIO | None = None) -> Console:
@@ -140,7 +142,7 @@ def _render_table(table: Table, console: Console) -> None:
     shown = [i for i, column in enumerate(table.columns) if wide or not column.wide]
     widths = _widths(table, shown, console.width)
     bar_width = min(console.width - sum(widths) - GAP * len(widths), MAX_BAR)
-    drawn = _grid([table.columns[i] for i in shown], widths)
+    drawn = _grid(console, [table.columns[i] for i in shown], widths)
     bars = table.bars if bar_width >= MIN_BAR else None
     if bars is not None:
         drawn.add_column(bars.label, width=bar_width)
@@ -167,12 +169,12 @@ def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
     return [max(min(widths[0], available - rest), MIN_NAME), *widths[1:]]
 
 
-def _grid(columns: Sequence[Column], widths: Sequence[int]) -> RichTable:
-    from rich import box
+def _grid(console: Console, columns: Sequence[Column], widths: Sequence[int]) -> RichTable:
+    from rich.box import Box
     from rich.table import Table as RichTable
 
     grid = RichTable(
-        box=box.HORIZONTALS,
+        box=Box(RULES.translate(ASCII), ascii=True) if console.options.ascii_only else Box(RULES),
         show_edge=False,
         pad_edge=False,
         padding=(0, GAP - 1, 0, 0),

@@ -84,6 +84,11 @@ def percent(ratio: float) -> str:
     return f"{ratio:+.1%}".replace("-", MINUS)
 
 
+def number(value: float) -> str:
+    """Three figures, and all before the point: `0.0312`, `4.56`, `78,019`."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def headroom_words(headroom_bytes: int, units: str) -> str:
     """`6.10 GiB to spare` or `7.13 GiB over`."""
     size = format_bytes(abs(headroom_bytes), units)
@@ -114,8 +119,8 @@ def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
 def suggestion_options(suggestion: Suggestion) -> str:
     """The options that apply the change: `--set model.num_key_value_heads=8`."""
     return " ".join(
-        f"--set {shlex.quote(printable(f'{key}={scalar(value)}'))}"
-        for key, value in suggestion.settings.items()
+        f"--set {shlex.quote(printable(f'{key}={value}'))}"
+        for key, value in flatten(suggestion.settings)
     )
 
 
@@ -200,8 +205,15 @@ def _fact(value: object) -> str:
     return format_count(value) if isinstance(value, int) else printable(value, NAME_LIMIT)
 
 
-def scalar(value: object) -> str:
-    """A setting's value as YAML and `--set` write it."""
+def flatten(settings: object, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted keys and values, as `--set` takes them."""
+    if isinstance(settings, dict) and settings:
+        prefix = f"{path}." if path else ""
+        return [pair for key, value in settings.items() for pair in flatten(value, prefix + key)]
+    return [(path, _scalar(settings))]
+
+
+def _scalar(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
