@@ -151,6 +151,7 @@ def _adamw_8bit(
         _step(p, g.float(), m, v, rates, steps)
         _store(m, m8, first_scale[scales], 127)
         _store(v.sqrt_(), v8, second_scale[scales], 255)
+        v8.clamp_(min=1)  # a root of zero would turn what is left of m into a leap
 
 
 def _by_block(codes: Tensor, scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -87,43 +88,45 @@ class Made:
 
 
 class Recording(TorchDispatchMode):
-    """Every operator that is called, and every storage that it makes, in order.
+    """Every operator that is called, every storage that it makes, and those that are still there.
 
-    A storage is the memory behind tensors; views make none. `made` leaves out what an operator is
-    given.
+    A storage is the memory behind tensors; views make none.
+
+    Attributes:
+        calls: names of the operators.
+        made: the new storages; what an operator is given is left out.
+        alive: bytes of each storage of `made` that has not been freed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
         self.made: list[Made] = []
-        self._storages: dict[int, Any] = {}
+        self.alive: dict[int, int] = {}
+        self._given: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
+        for tensor in self._tensors((args, kwargs)):
+            self._given.add(tensor.untyped_storage()._cdata)
         out = func(*args, **(kwargs or {}))
         self.calls.append(str(func))
-        self._new((args, kwargs))
-        self.made += [
-            Made(str(func), x.untyped_storage().nbytes(), tuple(x.shape), x.dtype)
-            for x in self._new(out)
-        ]
+        for tensor in self._tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._given and storage._cdata not in self.alive:
+                made = Made(str(func), storage.nbytes(), tuple(tensor.shape), tensor.dtype)
+                self.made.append(made)
+                self.alive[storage._cdata] = made.nbytes
+                weakref.finalize(storage, self._free, storage._cdata)
         return out
 
-    def _new(self, values: Any) -> list[Tensor]:
-        """The tensors whose storage is seen for the first time."""
-        found = []
-        for tensor in torch.utils._pytree.tree_leaves(values):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._storages:
-                    self._storages[storage._cdata] = storage  # alive: no address comes twice
-                    found.append(tensor)
-        return found
+    def _tensors(self, values: Any) -> list[Tensor]:
+        leaves = torch.utils._pytree.tree_leaves(values)
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def count(self, operator: str) -> int:
-        """How often an operator was called."""
-        return sum(call.partition(".default")[0].endswith(operator) for call in self.calls)
+    def _free(self, key: int) -> None:
+        self.alive.pop(key, None)
+        self._given.discard(key)
 
 
 @pytest.fixture

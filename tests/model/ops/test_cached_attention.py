@@ -51,12 +51,12 @@ def reference(run: RunConfig, qkv: Tensor, position: int) -> Tensor:
     k, v = (x.repeat_interleave(HEADS // KV_HEADS, 2) for x in (k, v))
     scores = torch.einsum("bqhd,bkhd->bhqk", q[:, position:].double(), k) * WIDTH**-0.5
     window, sinks = run.model.sliding_window, run.cache.attention_sinks
-    for query in range(scores.shape[2]):
-        for key in range(scores.shape[3]):
-            distance = position + query - key
-            hidden = window is not None and distance >= window and key >= sinks
-            if distance < 0 or hidden:
-                scores[:, :, query, key] = -torch.inf
+    keys = torch.arange(qkv.shape[1])
+    ago = keys[position:, None] - keys
+    hidden = ago < 0
+    if window is not None:
+        hidden |= (ago >= window) & (keys >= sinks)
+    scores[:, :, hidden] = -torch.inf
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v).flatten(2)
 
 
