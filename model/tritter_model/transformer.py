@@ -27,8 +27,9 @@ from tritter_model.ops.attention import Mask, self_attention
 from tritter_model.ops.cached_attention import append, cached_attention
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
 from tritter_model.ops.dense import shared
+from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
+from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
 from tritter_model.ops.rotary import Heads, rotate_
-from tritter_model.ops.rows import gated_relu2, gated_relu2_rows, rms_norm, rms_norm_rows
 from tritter_model.vision import VisionTower
 
 

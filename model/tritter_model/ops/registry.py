@@ -48,6 +48,7 @@ class Operator:
         return launch
 
     def __call__(self, *args: Any) -> None:
+        """Fill what the schema marks."""
         self.overload(*args)
 
     def _run(self, *args: Any) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tritter_model.ops.jit import Pointer, block, jit, rows_apart, take
+from tritter_model.ops.jit import block, interpreted, jit, rows_apart, take
 from tritter_model.ops.registry import operator
 
 if TYPE_CHECKING:
@@ -43,30 +43,31 @@ class QuantisedRows(NamedTuple):
 def quantise_rows(x_TK: Tensor) -> QuantisedRows:
     """Quantise each row to int8 by its largest magnitude (BitNet b1.58's activations)."""
     rows = QuantisedRows.empty(x_TK, x_TK.shape[1])
-    _quantise_rows(x_TK, *rows)
+    quantise_into(x_TK, *rows)
     return rows
 
 
 @operator("quantise_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) total) -> ()")
-def _quantise_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
+def quantise_into(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
+    """Fill the parts of quantised rows."""
     largest = x.abs().amax(-1).float().clamp_(min=1e-5)
     torch.div(largest, 127, out=scale)
     codes.copy_((x.float() * (largest.reciprocal() * 127)[:, None]).round_())
     total.copy_(codes.sum(-1, dtype=torch.int32))
 
 
-@_quantise_rows.kernel
+@quantise_into.kernel
 def _launch(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     _quantise_kernel[(x.shape[0],)](
-        rows_apart(x), x.stride(0), codes, scale, total, x.shape[1], **whole_rows(x.shape[1])
-    )
+        rows_apart(x), x.stride(0), codes, scale, total, x.shape[1],
+        PTX=not interpreted(), **whole_rows(x.shape[1]),
+    )  # fmt: skip
 
 
-def whole_rows(width: int) -> dict[str, int | bool]:
+def whole_rows(width: int) -> dict[str, int]:
     """How to launch a kernel whose programs each hold a whole row.
 
-    Sums of products are not contracted to fused multiply-adds: codes are then those of the
-    reference, and the same whether an operator is fused or not.
+    Products and sums are not contracted, so that an operator gives the same bits fused or not.
 
     Raises:
         ValueError: rows too wide to be held.
@@ -81,30 +82,33 @@ def whole_rows(width: int) -> dict[str, int | bool]:
 
 
 @jit
-def _quantise_kernel(
-    x: Pointer, stride: int, codes: Pointer, scale: Pointer, total: Pointer, width: int,
-    BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
+def _quantise_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     value = tl.load(x + row * stride + column, mask=column < width, other=0)
-    store_quantised(value.to(tl.float32), row, column, width, codes, scale, total)
+    store_quantised(value, row, column, width, codes, scale, total, PTX)
 
 
 @jit
-def store_quantised(
-    value: Pointer, row: Pointer, column: Pointer, width: int,
-    codes: Pointer, scale: Pointer, total: Pointer,
-) -> None:  # fmt: skip
-    """Quantise one row of float32 values, zero beyond its width, and write it."""
-    largest = tl.maximum(tl.max(tl.abs(value), 0), 1e-5)
+def store_quantised(value, row, column, width, codes, scale, total, PTX: tl.constexpr):
+    """Quantise one row of values, which are zero beyond its width, and write it."""
+    wide = value.to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(wide), 0), 1e-5)
+    code = round_to_even(wide * (tl.div_rn(1.0, largest) * 127.0), PTX)
     tl.store(scale + row, tl.div_rn(largest, 127.0))
-    code = round_to_even(value * (tl.div_rn(1.0, largest) * 127.0)).to(tl.int32)
     tl.store(codes + row * width + column, code.to(tl.int8), mask=column < width)
     tl.store(total + row, tl.sum(code, 0))
 
 
 @jit
-def round_to_even(x: Pointer) -> Pointer:
-    """Round float32 values below 2²² in magnitude to whole numbers, halves to the even one."""
-    return (x + 12582912.0) - 12582912.0  # 1.5 * 2**23: above it no fraction has a bit left
+def round_to_even(x, PTX: tl.constexpr):
+    """Round float32 values below 2**22 in magnitude to int32, halves to the even one.
+
+    The interpreter, which knows no PTX, adds and subtracts 1.5 * 2**23, above which no fraction
+    has a bit left. A compiler might contract that with the product before it.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "cvt.rni.s32.f32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1
+        )
+    return ((x + 12582912.0) - 12582912.0).to(tl.int32)

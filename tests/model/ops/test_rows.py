@@ -4,14 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritter_model.ops.rows import (
-    QuantisedRows,
-    gated_relu2,
-    gated_relu2_rows,
-    quantise_rows,
-    rms_norm,
-    rms_norm_rows,
-)
+from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
+from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
+from tritter_model.ops.rows import QuantisedRows, quantise_rows
 
 EPS = 1e-5
 SHAPES = [(1, 1), (2, 7), (16, 64), (17, 129), (2047, 33)]

@@ -1,0 +1,90 @@
+"""Triton kernels beside the code that launches them, without importing Triton before one runs.
+
+A function under `@jit` is a Triton kernel, or a part that kernels call. Its module names Triton's
+language `tl`, which is there from the first launch on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+
+
+class Kernel:
+    """A kernel that has not been launched yet."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        """What launches the kernel over `grid`."""
+        _load(self.function.__globals__)
+        launch: Callable[..., Any] = self.function.__globals__[self.function.__name__][grid]
+        return launch
+
+
+def jit(function: Any) -> Any:
+    """Make a kernel of a function."""
+    return Kernel(function)
+
+
+def _load(module: dict[str, Any]) -> None:
+    """Give a module Triton's language, and Triton's own functions in place of its kernels."""
+    triton = _triton()
+    module["tl"] = triton.language
+    for name, value in list(module.items()):
+        if isinstance(value, Kernel):
+            home = value.function.__globals__
+            if home is not module:
+                _load(home)
+                module[name] = home[value.function.__name__]
+            else:
+                module[name] = triton.jit(value.function)
+
+
+@cache
+def _triton() -> Any:
+    try:
+        import triton
+        import triton.language
+    except ImportError as error:
+        raise RuntimeError(
+            "found no triton, which the kernels are written in; install it,"
+            " or set TRITTER_KERNELS=reference to run without them"
+        ) from error
+    if interpreted():
+        from tritter_model.ops import interpreter
+
+        interpreter.repair()
+    return triton
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter stands in for the compiler; it runs kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def take(name: str, allowed: bool, found: str, wanted: str) -> None:
+    """Refuse what a kernel would compute wrongly.
+
+    Raises:
+        ValueError: naming the argument, what was found and what is allowed.
+    """
+    if not allowed:
+        raise ValueError(f"found {name} {found}; the kernel takes {name} {wanted}")
+
+
+def rows_apart(x: Tensor) -> Tensor:
+    """Rows that may lie apart, as long as each is contiguous."""
+    take("rows", x.stride(-1) == 1, f"with strides {x.stride()}", "whose elements are adjacent")
+    return x
+
+
+def block(size: int) -> int:
+    """The smallest power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()
