@@ -1,0 +1,57 @@
+"""The formulas equal what the bundled model really allocates, to the byte."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.planner.cases import KV_TYPES, POLICIES, assert_plan_is_exact, card, profiles, tiny
+from tritter_mem.config.schema import Profile
+from tritter_mem.planner.weights import parameters
+from tritter_mem.trace.bundled import run_settings
+from tritter_model.transformer import Transformer
+
+# Each example runs a model, so a failing one is shown as it was found: shrinking takes minutes.
+SLOW = settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    print_blob=True,
+)
+
+
+@SLOW
+@given(profile=profiles())
+def test_any_profile_is_planned_exactly(profile: Profile) -> None:
+    assert_plan_is_exact(profile)
+
+
+@SLOW
+@given(profile=profiles())
+def test_planned_parameters_are_those_of_the_model(profile: Profile) -> None:
+    config = run_settings(profile, card()).model
+    trainable = profile.workload.mode == "training" and profile.weights.format.startswith("ternary")
+    if not trainable and profile.weights.format not in ("bfloat16", "float16", "float32"):
+        return  # packed tensors do not have one element a parameter
+    model = Transformer(config, torch.device("meta"), trainable=trainable)
+    assert sum(p.numel() for p in model.parameters()) == parameters(profile)
+
+
+@pytest.mark.parametrize("weights", ["ternary-2bit", "ternary-1.6bit"])
+@pytest.mark.parametrize("dtype", KV_TYPES)
+def test_tiny_inference_on_the_cpu(dtype: str, weights: str) -> None:
+    assert_plan_is_exact(tiny(kv_cache__dtype=dtype, weights__format=weights), "cpu")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tiny_training_on_the_cpu(policy: str) -> None:
+    checkpointing = {"policy": policy, "n": 2}
+    profile = tiny(workload__mode="training", training__checkpointing=checkpointing)
+    assert_plan_is_exact(profile, "cpu")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw-8bit"])
+def test_tiny_training_with_other_optimizers_on_the_cpu(optimizer: str) -> None:
+    assert_plan_is_exact(tiny(workload__mode="training", training__optimizer=optimizer), "cpu")

@@ -1,0 +1,54 @@
+"""`calculate_memory_budget` keeps the specification's names and tells the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.planner.cases import tiny
+from tritter_mem import calculate_memory_budget
+from tritter_mem.config.loading import load_profile
+
+
+@dataclass
+class TritterConfig:
+    """The specification's 7B configuration."""
+
+    hidden_size: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    head_dim: int = 128
+    max_position_embeddings: int = 131_072
+    use_bitnet: bool = True
+    int4_kv_cache: bool = True
+    use_sliding_window: bool = False
+    sliding_window_size: int = 4096
+
+
+def test_the_parts_sum_to_the_total() -> None:
+    for config in (TritterConfig(), tiny(), tiny(workload__mode="training")):
+        budget = calculate_memory_budget(config)
+        assert sum(v for k, v in budget.items() if k != "total") == pytest.approx(budget["total"])
+
+
+def test_the_specifications_configuration_equals_the_bundled_profile() -> None:
+    ours = calculate_memory_budget(load_profile("7b"))
+    assert calculate_memory_budget(TritterConfig()) == ours
+    assert set(ours) == {"weights", "kv_cache", "activations", "overhead", "total"}
+
+
+def test_the_specifications_own_test_fails_as_it_must() -> None:
+    """Section 8.1 wants the cache below 10 GB; its formula gives 17.2, and scales come on top."""
+    assert calculate_memory_budget(TritterConfig())["kv_cache"] > 18.2
+
+
+def test_a_window_bounds_the_cache() -> None:
+    windowed = calculate_memory_budget(TritterConfig(use_sliding_window=True))
+    assert windowed["kv_cache"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_training_shows_gradients_and_optimizer_state() -> None:
+    budget = calculate_memory_budget(tiny(workload__mode="training"))
+    assert budget["gradients"] > 0
+    assert budget["optimizer_state"] > 0

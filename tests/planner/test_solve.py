@@ -1,0 +1,74 @@
+"""More never plans less, and the solver's answer is exact."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.planner.cases import card, profiles, tiny
+from tritter_mem.config.loading import load_profile
+from tritter_mem.config.schema import Profile
+from tritter_mem.planner.change import changed
+from tritter_mem.planner.compose import plan
+from tritter_mem.planner.largest import find_largest
+from tritter_mem.planner.solve import Unknown, largest, smallest, solve, with_value
+
+
+def footprint(profile: Profile) -> int:
+    return plan(profile, card()).footprint_bytes
+
+
+@settings(deadline=None)
+@given(profile=profiles(), more=st.integers(1, 300))
+def test_more_context_never_plans_less(profile: Profile, more: int) -> None:
+    longer = with_value(profile, "context", profile.workload.context + more)
+    assert footprint(longer) >= footprint(profile)
+
+
+@settings(deadline=None)
+@given(profile=profiles(), more=st.integers(1, 20))
+def test_more_batch_never_plans_less(profile: Profile, more: int) -> None:
+    assert footprint(with_value(profile, "batch", profile.workload.batch + more)) >= footprint(
+        profile
+    )
+
+
+@settings(deadline=None)
+@given(profile=profiles(), more=st.integers(1, 20))
+def test_more_layers_never_plan_less(profile: Profile, more: int) -> None:
+    # Whole turns of the pattern of global layers: one layer more may be a global one less.
+    every = profile.model.global_attention_every or 1
+    layers = profile.model.num_hidden_layers + more * every
+    assert footprint(changed(profile, {"model.num_hidden_layers": layers})) >= footprint(profile)
+
+
+@settings(deadline=None, max_examples=30)
+@given(profile=profiles(), unknown=st.sampled_from(("context", "batch")), share=st.floats(1, 4))
+def test_the_answer_fits_and_the_next_does_not(
+    profile: Profile, unknown: Unknown, share: float
+) -> None:
+    budget = int(footprint(profile) * share)
+    found = solve(profile, card(), budget, unknown)
+    if found is None:
+        assert footprint(with_value(profile, unknown, smallest(profile, unknown))) > budget
+        return
+    assert footprint(with_value(profile, unknown, found)) <= budget
+    assert footprint(with_value(profile, unknown, found + 1)) > budget
+
+
+@pytest.mark.parametrize(("limit", "found"), [(0, None), (1, 1), (7, 7), (99, 99), (1000, 100)])
+def test_largest_of_a_range(limit: int, found: int | None) -> None:
+    assert largest(lambda value: value <= limit, 1, 100) == found
+
+
+def test_largest_says_what_one_more_needs() -> None:
+    found = find_largest(load_profile("7b-128k-gqa"), "context")
+    assert found.value is not None
+    assert found.footprint_bytes <= found.budget_bytes < (found.next_footprint_bytes or 0)
+
+
+def test_nothing_fits() -> None:
+    found = find_largest(tiny(gpu__budget="1 MiB"), "batch")
+    assert found.value is None
+    assert found.footprint_bytes > found.budget_bytes

@@ -1,0 +1,54 @@
+"""Suggestions are themselves planned, and hold what they promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.planner.cases import card
+from tritter_mem.config.loading import load_profile
+from tritter_mem.planner.compose import plan
+from tritter_mem.planner.suggest import suggest
+
+BUDGET = 15 << 30
+CASES = [
+    "7b", "spec-balanced", "spec-throughput", "spec-train-development", "spec-train-efficient",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_suggestion_holds(name: str) -> None:
+    profile = load_profile(name)
+    found = suggest(profile, card(), BUDGET)
+    assert found
+    for suggestion in found:
+        need = plan(load_profile(name, suggestion.settings), card()).footprint_bytes
+        assert suggestion.headroom_bytes == BUDGET - need
+        assert suggestion.fits is (need <= BUDGET)
+        assert suggestion.saves_bytes == plan(profile, card()).footprint_bytes - need
+
+
+def test_the_7b_fits_with_8_kv_heads() -> None:
+    found = suggest(load_profile("7b"), card(), BUDGET)
+    heads = next(s for s in found if s.settings == {"model.num_key_value_heads": 8})
+    assert heads.fits
+    assert heads.text.startswith("8 KV heads")
+
+
+def test_what_fits_needs_no_suggestion() -> None:
+    assert suggest(load_profile("7b-128k-gqa"), card(), BUDGET) == ()
+
+
+def test_where_one_change_is_not_enough_several_are_put_together() -> None:
+    profile = load_profile("7b", {"workload.batch": 4})
+    first = suggest(profile, card(), 14 << 30)[0]
+    assert first.fits
+    assert plan(load_profile("7b", {"workload.batch": 4, **first.settings}), card()).footprint_bytes
+    tight = suggest(profile, card(), 5 << 30)
+    assert len(tight[0].settings) > 1
+    assert tight[0].fits
+
+
+def test_training_that_no_change_makes_fit_says_so_by_what_is_left() -> None:
+    found = suggest(load_profile("spec-train-full-context"), card(), BUDGET)
+    assert found
+    assert not any(suggestion.fits for suggestion in found)
