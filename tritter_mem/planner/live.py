@@ -77,7 +77,7 @@ def rounded_weight_bytes(sizes: Sizes, per_byte: int) -> dict[str, int]:
             f"packed_{name}": rows * (ceil_div(columns, per_byte) + 4)
             for name, (rows, columns) in sizes.linears.items()
         }
-    if sizes.compute == sizes.master:
+    if not sizes.casts:
         return {}
     return {
         f"packed_{name}": rows * columns * sizes.compute

@@ -28,6 +28,7 @@ class Sizes:
         compute: bytes of an activation.
         master: bytes of a trained weight and of its gradient.
         ternary: whether linear layers take int8 rows and ternary weights.
+        casts: whether activations have another type than trained weights.
     """
 
     tokens: int
@@ -42,6 +43,7 @@ class Sizes:
     compute: int
     master: int
     ternary: bool
+    casts: bool
 
     @property
     def attention(self) -> int:
@@ -85,6 +87,7 @@ def sizes_of(profile: Profile, tokens_of_a_sequence: int) -> Sizes:
         compute=DTYPE_BYTES[compute_dtype(profile)],
         master=DTYPE_BYTES[profile.training.master_dtype],
         ternary=profile.weights.format in TERNARY_PER_BYTE,
+        casts=compute_dtype(profile) != profile.training.master_dtype,
     )
 
 

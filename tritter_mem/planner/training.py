@@ -142,7 +142,7 @@ class Step:
 
     def rounded_table_bytes(self) -> int:
         """The output projection cast to the activations' type, for the loss."""
-        if self.sizes.compute == self.sizes.master:
+        if not self.sizes.casts:
             return 0
         return self.sizes.vocabulary * self.sizes.hidden * self.sizes.compute
 
