@@ -72,18 +72,11 @@ class Player:
 
     def _refuse_too_large(self) -> None:
         allocator = self.allocator
-        limit = min(allocator.driver_limit_bytes, allocator.allowed_bytes)
-        if allocator.reserved_bytes > limit:
+        if allocator.reserved_bytes > allocator.limit_bytes:
             allocator.empty_cache()
-        if allocator.reserved_bytes > limit:
+        if allocator.reserved_bytes > allocator.limit_bytes:
             self.failed_step = -1
-            raise OutOfMemoryError(
-                requested_bytes=0,
-                segment_bytes=0,
-                allocated_bytes=allocator.allocated_bytes,
-                reserved_bytes=allocator.reserved_bytes,
-                limit_bytes=limit,
-            )
+            raise allocator.out_of_memory(0, 0)
 
     def start_fresh(self) -> None:
         """Begin with an empty cache: the blocks live at the beginning, allocated by address.
@@ -146,7 +139,7 @@ class Player:
             self.allocator.empty_cache()
         elif self._as_recorded:
             for address, _ in release.segments:
-                self.allocator.release_segment(address)
+                reclaim.release_at(self.allocator, address)
 
     def _step_of(self, number: int, first: int) -> int:
         """The first step from `first` on that serves a request."""
@@ -280,11 +273,11 @@ def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
     )
     replayed = Recorded(
         reserved_start_bytes=reserved_start,
-        reserved_peak_bytes=allocator.reserved_peak_bytes,
+        reserved_peak_bytes=allocator.counters.reserved.peak,
         reserved_end_bytes=allocator.reserved_bytes,
         allocations=history.recorded.allocations,
-        segment_allocations=allocator.num_device_alloc,
-        segment_releases=allocator.num_device_free,
+        segment_allocations=allocator.counters.num_device_alloc,
+        segment_releases=allocator.counters.num_device_free,
     )
     return replayed, fidelity
 
@@ -331,5 +324,5 @@ def _release_and_mark(allocator: CachingAllocator, release: Release) -> None:
     for address, _ in release.segments:
         block = allocator.segments_by_address.get(address)
         private = block is not None and isinstance(block.pool.stream, PrivateStream)
-        shared |= allocator.release_segment(address) and not private
+        shared |= reclaim.release_at(allocator, address) and not private
     release.complete = shared and not reclaim.releasable(allocator)

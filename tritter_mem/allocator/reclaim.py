@@ -5,10 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tritter_mem.allocator.blocks import Block, BlockPool
+from tritter_mem.allocator import expandable
+from tritter_mem.allocator.blocks import FREE, MERGED, Block, BlockPool
+from tritter_mem.allocator.rules import UNLIMITED
 
 if TYPE_CHECKING:
     from tritter_mem.allocator.simulator import CachingAllocator
+
+
+def release(allocator: CachingAllocator, block: Block) -> None:
+    """Give a segment that is one free block back to the driver (`release_block`)."""
+    pool = block.pool
+    del allocator.segments_by_address[block.address]
+    pool.remove(block)
+    block.state = MERGED
+    allocator.counters.gave_back(pool.tally, block.size, segment=True)
+    allocator.observer("segment_free", block.address, block.size, pool.stream)
+
+
+def release_at(allocator: CachingAllocator, address: int) -> bool:
+    """Release the segment at an address if it is one free block; whether it was."""
+    block = allocator.segments_by_address.get(address)
+    if block is None or block.state is not FREE or block.is_split():
+        return False
+    release(allocator, block)
+    return True
+
+
+def unmap(allocator: CachingAllocator, block: Block) -> None:
+    """Give the whole pages of a free block back to the driver (`unmap_block`)."""
+    address, size = expandable.whole_pages(block)
+    if size == 0:
+        return
+    unmapped = expandable.unmap_pages(block)
+    pool = unmapped.pool
+    allocator.counters.gave_back(pool.tally, size, segment=False)
+    allocator.observer("segment_unmap", address, size, pool.stream)
+    if not unmapped.is_split():  # nothing of the reservation is mapped any more
+        pool.unmapped.remove(unmapped)
+        del allocator.segments_by_address[unmapped.address]
 
 
 def release_cached(allocator: CachingAllocator) -> None:
@@ -23,9 +58,9 @@ def release_cached(allocator: CachingAllocator) -> None:
             if block.expandable is not None:
                 pages.append(block)
             elif not block.is_split():
-                allocator.release(block)
+                release(allocator, block)
         for block in pages:
-            allocator.unmap(block)
+            unmap(allocator, block)
 
 
 def _cached(pools: Iterable[BlockPool]) -> list[Block]:
@@ -57,7 +92,7 @@ def release_oversize(allocator: CachingAllocator, pool: BlockPool, size: int) ->
     wanted = max(size, limit)
     position = pool.position(wanted)
     if position < len(pool) and pool.at(position).expandable is None:
-        allocator.release(pool.at(position))
+        release(allocator, pool.at(position))
         return True
     released = 0
     for block in reversed([block for block in pool if block.size >= limit]):
@@ -65,7 +100,7 @@ def release_oversize(allocator: CachingAllocator, pool: BlockPool, size: int) ->
             break
         if block.expandable is None and not block.is_split():
             released += block.size
-            allocator.release(block)
+            release(allocator, block)
     return released >= wanted
 
 
@@ -78,7 +113,9 @@ def collect_garbage(allocator: CachingAllocator) -> None:
     """
     if not allocator.ages:
         return
-    limit = allocator.collection_limit_bytes
+    # PyTorch collects only under a memory fraction; here the capacity itself is a limit as well.
+    fraction_set = allocator.allowed_bytes < UNLIMITED
+    limit = allocator.allowed_bytes if fraction_set else allocator.driver_limit_bytes
     threshold = int(allocator.settings.garbage_collection_threshold * limit)
     target = allocator.reserved_bytes - threshold
     cached = [
@@ -91,7 +128,7 @@ def collect_garbage(allocator: CachingAllocator) -> None:
         old = [block for block in cached if _age(block) >= average]
         for block in old:
             target -= block.size
-            allocator.release(block)
+            release(allocator, block)
         cached = [block for block in cached if _age(block) < average]
         if not old:
             return

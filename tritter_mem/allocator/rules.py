@@ -17,6 +17,8 @@ LARGE_SEGMENT_BYTES = 20 * MiB  # kLargeBuffer: a segment, or a page, of the lar
 OWN_SEGMENT_BYTES = 10 * MiB  # kMinLargeAlloc: from here on a request gets a segment of its own
 SEGMENT_ROUNDING_BYTES = 2 * MiB  # kRoundLarge: what such a segment is a multiple of
 
+UNLIMITED = 1 << 62  # more than any size: no limit is set
+
 # roundup_power2_divisions is set for each power of two from 1 MiB to 32 GiB and beyond.
 DIVISION_INTERVALS = 16
 

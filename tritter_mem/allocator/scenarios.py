@@ -18,7 +18,8 @@ from tritter_mem.allocator.player import (
 )
 from tritter_mem.allocator.segments import SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError, PeakMoment
+from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
+from tritter_mem.allocator.statistics import PeakMoment
 from tritter_mem.results import Fragmentation, Timeline
 
 TIMELINE_ROWS = 500
@@ -103,7 +104,7 @@ def segments_at_peak(
         _start(player, plan)
     except OutOfMemoryError:  # then that is as far as it came the first time
         return tuple(player.allocator.segments())
-    left = scenario.allocations_at_peak - player.allocator.allocations
+    left = scenario.allocations_at_peak - player.allocator.counters.allocations
     player.play(0, _step_after(history, left))
     return tuple(player.allocator.segments())
 
@@ -175,10 +176,10 @@ def _scenario(
         name=plan.name,
         conf=plan.settings.conf,
         fresh=plan.fresh,
-        allocated_peak_bytes=allocator.allocated_peak_bytes,
-        reserved_peak_bytes=allocator.reserved_peak_bytes,
+        allocated_peak_bytes=allocator.counters.allocated_peak_bytes,
+        reserved_peak_bytes=allocator.counters.reserved.peak,
         fragmentation=_fragmentation(moment),
-        alloc_retries=allocator.num_alloc_retries,
+        alloc_retries=allocator.counters.num_alloc_retries,
         out_of_memory=failure,
         without_effect=plan.settings.without_effect,
         timeline=Timeline(columns=TIMELINE_COLUMNS, rows=tuple(rows)),

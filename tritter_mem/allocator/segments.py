@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tritter_mem.allocator.blocks import (
     ALLOCATED,
+    FREE,
     UNMAPPED,
     WAITING,
     Block,
@@ -16,6 +17,7 @@ from tritter_mem.allocator.blocks import (
     State,
     Stream,
 )
+from tritter_mem.allocator.growth import reservation_bytes
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES, round_up
 
 if TYPE_CHECKING:
@@ -76,8 +78,13 @@ def _state(blocks: Sequence[Block]) -> SegmentState:
         stream=first.pool.stream,
         small=first.pool.small,
         expandable=first.expandable is not None,
-        blocks=tuple(BlockState(b.address, b.size, b.requested, b.state) for b in blocks),
+        blocks=tuple(_block(block) for block in blocks),
     )
+
+
+def _block(block: Block) -> BlockState:
+    requested = 0 if block.state is FREE else block.requested
+    return BlockState(block.address, block.size, requested, block.state)
 
 
 def load(allocator: CachingAllocator, segments: Sequence[SegmentState]) -> dict[int, Block]:
@@ -121,7 +128,7 @@ def _reservations(
                      key=lambda r: r.address)  # fmt: skip
         page = SMALL_SEGMENT_BYTES if small else allocator.settings.large_segment_bytes
         base, end = own[0].address, own[-1].address + own[-1].size
-        length = max(allocator.reservation_bytes(page), round_up(end - base, page) + page)
+        length = max(reservation_bytes(allocator, page), round_up(end - base, page) + page)
         reservation = ExpandableSegment(base, length, page)
         yield _chain(allocator, _with_gaps(own, base + length), own[0], reservation)
 
