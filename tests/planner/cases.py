@@ -61,14 +61,14 @@ def assert_plan_is_exact(profile: Profile, device: str = "meta") -> None:
 def profiles(draw: st.DrawFn) -> Profile:
     """Small profiles of every kind, inference and training."""
     training = draw(st.booleans())
+    formats = TRAINABLE if training else (*TRAINABLE, "int8", "int4")
+    tables = ("bfloat16", "float16", "float32") if training else ("bfloat16", "float32", "int8")
     values = {
         "name": "drawn",
         "model": draw(_models()),
         "weights": {
-            "format": draw(st.sampled_from(TRAINABLE if training else (*TRAINABLE, "int8", "int4"))),
-            "embedding_dtype": draw(
-                st.sampled_from(("bfloat16", "float16", "float32", *(() if training else ("int8",))))
-            ),
+            "format": draw(st.sampled_from(formats)),
+            "embedding_dtype": draw(st.sampled_from(tables)),
         },
         "kv_cache": {
             "dtype": draw(st.sampled_from(KV_TYPES)),

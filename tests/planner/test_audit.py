@@ -1,0 +1,70 @@
+"""The specification's claims get the verdicts that arithmetic gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tritter_mem.planner.audit import audit, judged
+from tritter_mem.units import GB
+
+ROWS = {row.claim: row for row in audit()}
+
+
+@pytest.mark.parametrize(
+    ("claim", "low", "high", "verdict"),
+    [
+        ("weights, inference", 2.69, 2.71, "too low by 1.9x"),
+        ("shadow weights, float32", 28.0, 28.1, "too low by 2.0x"),
+        ("training, weights in all", 112.1, 112.3, "too low by 7.3x"),
+        ("KV cache, 128K, float16", 68.7, 68.8, "right"),
+        ("KV cache, 128K, fp8", 34.3, 34.4, "right"),
+        ("KV cache, 128K, int4", 18.25, 18.40, "too low by 2.2x"),
+        ("KV cache, 128K, int2", 9.6, 9.75, "too low by 2.3x"),
+        ("KV cache, 4K window, int4", 0.53, 0.62, "close"),
+        ("streaming", 3.6, 4.4, "right"),
+    ],
+)
+def test_figures(claim: str, low: float, high: float, verdict: str) -> None:
+    row = ROWS[claim]
+    assert row.computed is not None
+    assert low <= row.computed / GB <= high
+    assert row.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "percent"),
+    [
+        ("checkpoint every layer, work", 33.3),
+        ("checkpoint every 4, memory", 23.4),
+        ("checkpoint every 8, memory", 11.7),
+        ("checkpoint every 4, work", 8.3),
+        ("checkpoint every 8, work", 4.2),
+    ],
+)
+def test_checkpointing_agrees_with_what_was_measured(claim: str, percent: float) -> None:
+    assert ROWS[claim].computed == pytest.approx(percent, abs=0.3)
+
+
+def test_every_section_is_there_and_only_two_claims_have_no_figure() -> None:
+    sections = {part for row in ROWS.values() for part in row.section.split(", ")}
+    assert sections == {
+        "1.2", "2.1", "2.2", "3.1", "3.3", "4.1", "4.2", "4.3", "5.2", "8.1", "6.1", "6.2", "7.1",
+        "App. A",
+    }  # fmt: skip
+    assert [row.verdict for row in ROWS.values() if row.computed is None] == [
+        "misleading",
+        "broken",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "computed", "verdict"),
+    [
+        (10, 10.5, "right"),
+        (10, 12, "close"),
+        (10, 20, "too low by 2.0x"),
+        (10, 5, "too high by 2.0x"),
+    ],
+)
+def test_judged(claimed: float, computed: float, verdict: str) -> None:
+    assert judged(claimed, computed) == verdict
