@@ -77,7 +77,7 @@ def judged(claimed: float, computed: float) -> str:
         return "right"
     if factor <= CLOSE:
         return "close"
-    return f"too {'low' if ratio > 1 else 'high'} by {factor:.1f}x"
+    return f"{factor:.{0 if factor >= 10 else 1}f}x too {'low' if ratio > 1 else 'high'}"
 
 
 def _row(section: str, claim: str, claimed_gb: float, computed_bytes: float, why: str) -> AuditRow:
