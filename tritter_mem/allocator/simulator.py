@@ -121,6 +121,7 @@ class CachingAllocator:
         self.waiting: dict[int, Block] = {}
         self._tickets = 0
         self._divisions = self.settings.roundup_power2_divisions
+        self._rounded: dict[int, int] = {}
         self._split_limit = UNLIMITED if self.settings.expandable_segments else self.max_split_bytes
         self._set_limits()
 
@@ -157,7 +158,7 @@ class CachingAllocator:
         if self._divisions is None:
             size = (size_bytes + 511) & -512 or 512  # round_request, in place
         else:
-            size = round_request(size_bytes, self._divisions)
+            size = self._rounded.get(size_bytes) or self._round(size_bytes, self._divisions)
         pool = (self.small_pools if size <= SMALL_BYTES else self.large_pools).get(stream)
         if pool is None:
             pool = self.pool(stream, small=size <= SMALL_BYTES)
@@ -324,6 +325,11 @@ class CachingAllocator:
             expand = self.settings.expandable_segments
             pools[stream] = BlockPool(stream, *tallies, small=small, expandable=expand)
         return pools[stream]
+
+    def _round(self, size_bytes: int, divisions: Sequence[int]) -> int:
+        """Round a size that was not asked for before."""
+        size = self._rounded[size_bytes] = round_request(size_bytes, divisions)
+        return size
 
     def _search(self, pool: BlockPool, size: int, position: int) -> Block | None:
         """The best fit under every setting (`get_free_block`)."""
