@@ -77,25 +77,25 @@ def render_results(results: Sequence[Result], console: Console, units: str = "Gi
     if len(results) == 1:
         _render_one(results[0], console, units)
     else:
-        _render_table(comparison_table(results, units), console)
+        render_table(comparison_table(results, units), console)
 
 
 def _render_one(result: Result, console: Console, units: str) -> None:
-    _line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
+    render_line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
     tone: Tone = "" if result.verdict is None else "good" if result.verdict.fits else "bad"
-    _line(console, verdict_sentence(result.verdict, units), STYLES[tone])
+    render_line(console, verdict_sentence(result.verdict, units), STYLES[tone])
     if basis_of(result) is not None:
-        _render_table(budget_table(result, units), console)
+        render_table(budget_table(result, units), console)
     for line in notes(result):
-        _line(console, line, "dim")
-    _render_list(console, "What to change", _suggestions(result, units))
+        render_line(console, line, "dim")
+    render_list(console, "What to change", _suggestions(result, units))
     if (phases := phase_table(result, units)) is not None:
-        _render_table(phases, console)
-    _render_list(console, "Differences over 2%", notable_differences(result, units))
-    _render_list(console, "Fragmentation", _fragmentation(result, units))
+        render_table(phases, console)
+    render_list(console, "Differences over 2%", notable_differences(result, units))
+    render_list(console, "Fragmentation", _fragmentation(result, units))
     facts = environment_facts(result.environment, units)
-    _line(console, "")
-    _line(console, ", ".join(f"{name} {text}" for name, text in facts), "dim")
+    render_line(console, "")
+    render_line(console, ", ".join(f"{name} {text}" for name, text in facts), "dim")
 
 
 def _suggestions(result: Result, units: str) -> list[str]:
@@ -109,7 +109,7 @@ def _fragmentation(result: Result, units: str) -> list[str]:
     return [fragmentation_sentence(found, units)] if found else []
 
 
-def _render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
+def render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
     from rich.table import Table as RichTable
 
     if not lines:
@@ -122,11 +122,11 @@ def _render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
 
 
 def _heading(console: Console, text: str) -> None:
-    _line(console, "")
-    _line(console, text, "bold")
+    render_line(console, "")
+    render_line(console, text, "bold")
 
 
-def _line(console: Console, text: str, style: str = "") -> None:
+def render_line(console: Console, text: str, style: str = "") -> None:
     console.print(_text(console, text, style))
 
 
@@ -137,7 +137,8 @@ def _text(console: Console, text: str, style: str = "") -> Text:
     return Text(plain, style=style, overflow="fold")
 
 
-def _render_table(table: Table, console: Console) -> None:
+def render_table(table: Table, console: Console) -> None:
+    """Draw a caption and a table; wide columns are left out where the console is narrow."""
     wide = console.width >= WIDE
     shown = [i for i, column in enumerate(table.columns) if wide or not column.wide]
     widths = _widths(table, shown, console.width)
