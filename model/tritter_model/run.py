@@ -1,7 +1,9 @@
 """One whole case, from loading to the last token or the optimizer's step, phase by phase.
 
-Inference runs `load`, `prefill` (the prompt in chunks) and `decode`. Training runs `load`, `warmup`
-(a step, after which the optimizer's state is there), then `forward`, `backward` and `optimizer`.
+Inference runs `load`, `warmup` (two chunks and a token, after which kernels are compiled and
+libraries have their workspaces), `prefill` (the prompt in chunks) and `decode`. Training runs
+`load`, `warmup` (a step, after which the optimizer's state is there), then `forward`, `backward`
+and `optimizer`.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
         model = Transformer(run.model, device, seed=run.seed)
         cache = KVCache(run, device)
         prompt = _prompt(run, run.context - run.new_tokens, device)
+    with phase("warmup"):
+        _warm_up(run, model, cache, prompt)
     with phase("prefill"):
         logits = _prefill(run, model, cache, prompt)
     with phase("decode"):
@@ -51,6 +55,14 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
             logits = model.logits(hidden)
             chosen.append(logits.argmax(-1, keepdim=True))
         return torch.cat(chosen, 1)
+
+
+def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> None:
+    """A chunk over an empty cache, one over a filled one, and one token; the cache is then empty."""
+    logits = _prefill(run, model, cache, prompt[:, : 2 * run.prefill_chunk])
+    if run.new_tokens > 1:
+        model.logits(model.extend(logits.argmax(-1, keepdim=True), cache, run.multiprocessors))
+    cache.length = 0
 
 
 def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ def train(run: RunConfig, device: torch.device, phase: Phase) -> list[float]:
         optimizer = OPTIMIZERS[run.training.optimizer](model.parameters())
     ids = _prompt(run, run.context, device)
     targets = torch.roll(ids, -1, 1)
-    targets[:, -1] = IGNORED
+    targets[:, -1].fill_(IGNORED)
     with phase("warmup"):
         first = _step(run, (model, optimizer), (ids, targets), lambda _: nullcontext())
     second = _step(run, (model, optimizer), (ids, targets), phase)
