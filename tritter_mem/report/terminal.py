@@ -110,6 +110,7 @@ def _fragmentation(result: Result, units: str) -> list[str]:
 
 
 def render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
+    """Draw a heading and a point for each line; nothing where there are none."""
     from rich.table import Table as RichTable
 
     if not lines:
@@ -127,6 +128,7 @@ def _heading(console: Console, text: str) -> None:
 
 
 def render_line(console: Console, text: str, style: str = "") -> None:
+    """Draw one line of text as it is."""
     console.print(_text(console, text, style))
 
 
