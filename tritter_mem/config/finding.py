@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def _bundled(name: str) -> Path | None:
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(name, bundled_profiles(), n=3, cutoff=0.5)
+    near = near_names(name, bundled_profiles())
     if near:
         return f"no such file or bundled profile; did you mean {' or '.join(near)}?"
     return "no such file or bundled profile; `tritter-mem profiles` lists those"
@@ -82,3 +83,10 @@ def label_of(path: Path) -> str:
     """What messages call a profile: `profiles/7b.yaml` for a bundled one, else its path."""
     root = profiles_root()
     return f"profiles/{path.relative_to(root)}" if path.is_relative_to(root) else str(path)
+
+
+def near_names(wanted: str, names: Sequence[str]) -> list[str]:
+    """Up to three names that begin with what was wanted, or else look like it."""
+    longer = [name for name in names if wanted and name.startswith(wanted)]
+    alike = [name for name in get_close_matches(wanted, names, cutoff=0.5) if name not in longer]
+    return (longer + alike)[:3]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 from tritter_mem.config.card import CardFile, GpuCard
-from tritter_mem.config.finding import label_of, profiles_root
+from tritter_mem.config.finding import label_of, near_names, profiles_root
 from tritter_mem.config.reading import read_document
 from tritter_mem.errors import ConfigError
 
@@ -45,7 +44,7 @@ def unknown_card(name: str) -> str | None:
     """Say that a name is of no card, and which it may have meant; None where all is well."""
     if name == AUTO or known_as(name) is not None:
         return None
-    near = get_close_matches(name.lower(), card_names(), n=3)
+    near = near_names(name.lower(), card_names())
     advice = f"did you mean {' or '.join(near)}?" if near else "`tritter-mem gpus` lists them"
     return f"found {name!r}; allowed: a card in the table, or auto; {advice}"
 

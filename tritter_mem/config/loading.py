@@ -42,14 +42,17 @@ def load_profile(
     path = find_profile(name_or_path)
     document = _resolve(path, read_document(path, label_of(path)), [path])
     document.values.setdefault("name", path.stem)
-    labelled = {tuple(key.split(".")): (labels or {}).get(key, f"--set {key}")
-                for key in overrides or {}}  # fmt: skip
-    for key, value in (overrides or {}).items():
-        _override(document.values, tuple(key.split(".")), value)
-    values, problems = check(Profile, document.values)
-    problems += _card_problems(values)
+    paths = {key: tuple(key.split(".")) for key in overrides or {}}
+    problems = [
+        problem
+        for key, value in (overrides or {}).items()
+        for problem in _override(document.values, paths[key], value)
+    ]
+    values, wrong = check(Profile, document.values)
+    problems += [*wrong, *_card_problems(values)]
     if document.problems or problems:
-        sources = _Sources(document.places, labelled)
+        names = {paths[key]: (labels or {}).get(key, f"--set {key}") for key in paths}
+        sources = _Sources(document.places, names)
         raise ConfigError(*document.problems, *map(sources.line, problems))
     return build(Profile, values)
 
@@ -109,13 +112,15 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _override(values: dict[str, Any], path: KeyPath, value: Any) -> None:
+def _override(values: dict[str, Any], path: KeyPath, value: Any) -> list[Problem]:
+    """Set one value in place, unless what is there leaves no room for it."""
     *sections, last = path
-    for name in sections:
-        if not isinstance(values.get(name), dict):
-            values[name] = {}
-        values = values[name]
+    for depth, name in enumerate(sections, 1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            return [Problem(path, f"unknown key; {'.'.join(path[:depth])} holds no keys")]
     values[last] = value
+    return []
 
 
 @dataclass(frozen=True)
@@ -126,14 +131,12 @@ class _Sources:
     labels: Mapping[KeyPath, str]
 
     def line(self, problem: Problem) -> str:
-        """Say what is wrong, after the place that the value, or else its section, came from."""
+        """Say what is wrong, after the override or the place of the value, else of its section."""
         if problem.path in self.labels:
             return f"{self.labels[problem.path]}: {problem.text}"
-        for length in range(len(problem.path), 0, -1):
-            place = self.labels.get(problem.path[:length]) or self.places.get(problem.path[:length])
-            if place:
-                return f"{place}: {problem}"
-        return f"{self.places[()]}: {problem}"
+        above = (problem.path[:length] for length in range(len(problem.path), -1, -1))
+        known = (self.labels.get(path) or self.places.get(path) for path in above)
+        return f"{next(filter(None, known))}: {problem}"
 
 
 def profile_hash(profile: Profile) -> str:

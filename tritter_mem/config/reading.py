@@ -5,13 +5,14 @@ The file is read event by event, so that nothing nested, aliased or tagged is ev
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tritter_mem.config.sections import KeyPath
+from tritter_mem.config.sections import KeyPath, shown
 from tritter_mem.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -54,13 +55,15 @@ def read_value(text: str, label: str) -> Any:
     """Read one value as YAML would: numbers, `true`, `null`, text, or something in brackets.
 
     Raises:
-        ConfigError: the text is no YAML.
+        ConfigError: the text is no such value.
     """
     reader = _Reader(text, label)
-    value = reader.root()
-    if reader.problems:
-        raise ConfigError(*reader.problems)
-    return value
+    with suppress(ConfigError):
+        value = reader.root()
+        if not reader.problems:
+            return value
+    advice = "quote text that holds brackets, braces, colons or other marks of YAML"
+    raise ConfigError(f"{label}: found {shown(text)}; allowed: one YAML value; {advice}")
 
 
 def read_text(path: Path, label: str) -> str:
