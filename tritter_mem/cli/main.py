@@ -126,7 +126,7 @@ def root(
 def main() -> None:
     """Run the command line and exit."""
     try:
-        app()
+        app(prog_name="tritter-mem")
     finally:
         try:
             sys.stdout.flush()

@@ -194,8 +194,7 @@ def _number(text: str | None) -> int | str | None:
 def _read_settings(settings: list[str]) -> dict[str, Any]:
     from tritter_mem.config.reading import read_value
 
-    wrong = [setting for setting in settings if not setting.partition("=")[0].strip(" =")]
-    wrong += [setting for setting in settings if "=" not in setting]
+    wrong = [text for text in settings if "=" not in text or not text.partition("=")[0].strip()]
     if wrong:
         allowed = "allowed: KEY=VALUE, such as workload.context=32k"
         raise UsageError(*(f"--set: found {setting!r}; {allowed}" for setting in wrong))

@@ -1,0 +1,32 @@
+"""`tritter-mem gpus`: the table of cards."""
+
+import json
+
+from typer.testing import CliRunner
+
+from tritter_mem.cli.main import app
+from tritter_mem.config.gpus import card_names, find_gpu
+from tritter_mem.units import GiB, MiB
+
+
+def test_the_table_has_every_card_smallest_first_within_80_columns() -> None:
+    done = CliRunner().invoke(app, ["gpus"])
+    assert done.exit_code == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert sorted(row[0] for row in rows) == sorted(card_names())
+    sizes = [int(row[1]) for row in rows]
+    assert sizes == sorted(sizes)
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    [card] = [row for row in rows if row[0] == "rtx-5080"]
+    assert card == ["rtx-5080", "16303", "15.00", "GiB", "384", "960", "84", "12.0"]
+
+
+def test_json_gives_bytes_and_sources() -> None:
+    done = CliRunner().invoke(app, ["gpus", "--json"])
+    cards = {card["name"]: card for card in json.loads(done.stdout)}
+    assert set(cards) == set(card_names())
+    card = cards["rtx-5080"]
+    assert card["total_bytes"] == 16303 * MiB
+    assert card["default_budget_bytes"] == 15 * GiB
+    assert card["compute_capability"] == [12, 0]
+    assert card["source"] == find_gpu("rtx-5080").source

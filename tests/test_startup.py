@@ -1,0 +1,98 @@
+"""Start-up stays quick because what is heavy is imported by the commands that need it alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tritter_mem.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {
+    "IPython",
+    "jinja2",
+    "numpy",
+    "pandas",
+    "plotly",
+    "pydantic",
+    "pygments",
+    "pynvml",
+    "rich.live",
+    "rich.markdown",
+    "rich.progress",
+    "rich.syntax",
+    "rich.traceback",
+    "torch",
+    "triton",
+}
+# What the interpreter has imported by the time it ends goes behind this line.
+LIST_AT_EXIT = """
+import atexit, sys
+atexit.register(lambda: print("modules", *sys.modules, sep="\\n"))
+"""
+RUN_MAIN = """
+from tritter_mem.cli.main import main
+sys.argv[0] = "tritter-mem"
+main()
+"""
+
+
+def imported_by(code: str, *arguments: str) -> set[str]:
+    """Every module that a fresh interpreter has imported when it has run some code."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_AT_EXIT + code, *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(f"\n{done.stdout}".rpartition("\nmodules\n")[2].split())
+
+
+def heavy(modules: set[str]) -> set[str]:
+    """The heavy ones, and everything that belongs to them."""
+    return {name for name in modules for part in HEAVY if f"{name}.".startswith(f"{part}.")}
+
+
+def test_importing_the_library_imports_next_to_nothing() -> None:
+    modules = imported_by("import tritter_mem")
+    assert {name for name in modules if name.startswith("tritter_mem")} == {"tritter_mem"}
+    assert not heavy(modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["profiles", "--schema"],
+        ["profiles", "--show", "7b"],
+        ["plan", "--config", "7b-128k-gqa"],
+    ],
+    ids=" ".join,
+)
+def test_commands_that_need_no_heavy_module_import_none(arguments: list[str]) -> None:
+    modules = imported_by(RUN_MAIN, *arguments)
+    assert "tritter_mem.cli.main" in modules
+    assert not heavy(modules)
+
+
+def test_the_help_of_the_group_imports_no_command() -> None:
+    modules = imported_by(RUN_MAIN, "--help")
+    assert not {f"tritter_mem.cli.{name}" for name in COMMANDS} & modules
+    assert "yaml" not in modules
+
+
+def test_a_command_imports_no_other_command() -> None:
+    modules = imported_by(RUN_MAIN, "profiles", "--show", "7b")
+    assert {name for name in COMMANDS if f"tritter_mem.cli.{name}" in modules} == {"profiles"}
+
+
+def test_loading_a_profile_and_its_card_needs_no_table_and_no_console() -> None:
+    modules = imported_by(
+        "from tritter_mem.config.loading import load_profile\n"
+        "from tritter_mem.config.gpus import find_gpu\n"
+        "find_gpu(load_profile('7b').gpu.name)"
+    )
+    assert "tritter_mem.config.gpus" in modules
+    assert not heavy(modules)
+    assert not {name for name in modules if name.split(".")[0] in ("rich", "typer")}
