@@ -11,7 +11,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-BLOCK = 1 << 24
+from tritter_model.ops.registry import operator
+
+BLOCK = 1 << 20
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -32,6 +34,7 @@ def fill_normal(weight: Tensor, generator: torch.Generator, std: float) -> None:
     weight.data.normal_(0, std, generator=generator)
 
 
+@operator("fill_packed(Tensor(a!) packed, Generator generator, bool two_bit) -> ()")
 def fill_packed(packed: Tensor, generator: torch.Generator, two_bit: bool) -> None:
     """Random ternary weights, in place; a half of 2-bit ones is zero, a third of 1.6-bit ones.
 
@@ -43,5 +46,5 @@ def fill_packed(packed: Tensor, generator: torch.Generator, two_bit: bool) -> No
         part = flat[start : start + BLOCK]
         part.random_(0, 256, generator=generator)
         if two_bit:
-            threes = (part >> 1) & part & 0x55
-            part.bitwise_and_(~(threes << 1))
+            threes = (part >> 1).bitwise_and_(part).bitwise_and_(0x55)
+            part.sub_(threes, alpha=2)

@@ -107,22 +107,25 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        for tensor in self._tensors((args, kwargs)):
+        for tensor in self._unknown((args, kwargs)):
             self._given.add(tensor.untyped_storage()._cdata)
         out = func(*args, **(kwargs or {}))
         self.calls.append(str(func))
-        for tensor in self._tensors(out):
+        for tensor in self._unknown(out):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._given and storage._cdata not in self.alive:
-                made = Made(str(func), storage.nbytes(), tuple(tensor.shape), tensor.dtype)
-                self.made.append(made)
-                self.alive[storage._cdata] = made.nbytes
-                weakref.finalize(storage, self._free, storage._cdata)
+            made = Made(str(func), storage.nbytes(), tuple(tensor.shape), tensor.dtype)
+            self.made.append(made)
+            self.alive[storage._cdata] = made.nbytes
         return out
 
-    def _tensors(self, values: Any) -> list[Tensor]:
-        leaves = torch.utils._pytree.tree_leaves(values)
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    def _unknown(self, values: Any) -> Iterator[Tensor]:
+        """Tensors whose storage is seen for the first time."""
+        for leaf in torch.utils._pytree.tree_leaves(values):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self.alive.keys() | self._given:
+                    weakref.finalize(storage, self._free, storage._cdata)
+                    yield leaf
 
     def _free(self, key: int) -> None:
         self.alive.pop(key, None)

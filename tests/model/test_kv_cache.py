@@ -55,12 +55,12 @@ def formula(run: RunConfig, window: int | None) -> int:
 @of_every_type
 @in_every_window
 @with_and_without_sinks
-@pytest.mark.parametrize("context", [1, 4, 5, 15, 16, 20, 21, 56, 1000])
+@pytest.mark.parametrize("device", [CPU, META], ids=str)
 def test_bytes_are_those_of_the_storages_and_of_the_formula(
-    case: Any, dtype: str, window: int | None, sinks: int, context: int
+    case: Any, dtype: str, window: int | None, sinks: int, device: torch.device
 ) -> None:
-    run = replace(case(dtype, window, sinks), context=context)
-    for device in (CPU, META):
+    for context in (1, 4, 5, 15, 16, 20, 21, 56, 1000):
+        run = replace(case(dtype, window, sinks), context=context)
         cache = KVCache(run, device)
         tensors = [tensor for each in cache.layers for tensor in each.tensors()]
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}

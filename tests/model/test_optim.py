@@ -93,7 +93,7 @@ def test_no_8_bit_step_runs_away() -> None:
     """A second moment too small for its block must not become zero: a step divides by its root.
 
     The first number's gradient changes its sign, so that the block's first moments are small and
-    its second moments large; the second number's gradient comes late, is small, and stays away again.
+    its second moments large; the second number's comes late, is small, and stays away again.
     """
     parameter, block = nn.Parameter(torch.zeros(256)), torch.zeros(256)
     optimizer = AdamW8bit([parameter], Rates(lr=0.01, weight_decay=0))
@@ -139,7 +139,7 @@ def test_frozen_parameters_and_those_without_a_gradient_are_left_alone() -> None
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_few_steps_reduce_the_loss(config: ModelConfig, seed: int, name: str) -> None:
     model = Transformer(config, torch.device("cpu"), trainable=True, seed=seed)
-    rate = 1.0 if name == "sgd" else 0.01
+    rate = 0.2 if name == "sgd" else 0.01
     optimizer = OPTIMIZERS[name](model.parameters(), Rates(lr=rate, weight_decay=0))
     ids = torch.randint(0, config.vocab_size, (2, 17))
     losses = []
@@ -149,4 +149,4 @@ def test_a_few_steps_reduce_the_loss(config: ModelConfig, seed: int, name: str) 
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.3, losses
+    assert losses[-1] < losses[0] / 2, losses
