@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tritter_mem.allocator.replay import replay as replay
     from tritter_mem.errors import MemoryBudgetExceeded as MemoryBudgetExceeded
     from tritter_mem.measure.profile import profile as profile
     from tritter_mem.measure.tracker import MemorySnapshot as MemorySnapshot
@@ -25,6 +26,7 @@ _HOMES = {
     "calculate_memory_budget": "tritter_mem.planner.budget",
     "plan": "tritter_mem.planner.compose",
     "profile": "tritter_mem.measure.profile",
+    "replay": "tritter_mem.allocator.replay",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)
 

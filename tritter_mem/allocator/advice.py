@@ -92,4 +92,6 @@ def _worthwhile(base: Scenario) -> float:
 
 
 def _named(scenario: Scenario) -> str:
-    return scenario.conf or f"{scenario.name} (no allocator settings)"
+    if scenario.conf:
+        return scenario.conf
+    return "PyTorch's defaults" if scenario.fresh else "the recorded settings"

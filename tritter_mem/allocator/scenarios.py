@@ -26,15 +26,15 @@ TIMELINE_ROWS = 500
 AS_RECORDED = "as recorded"
 FRESH_START = "as recorded, fresh start"
 DEFAULTS = "PyTorch's defaults"
-EXPANDABLE = "expandable segments"
+EXPANDABLE = "expandable_segments:True"
 STANDARD = (
-    (DEFAULTS, ""),
-    (EXPANDABLE, "expandable_segments:True"),
-    ("max split 64 MiB", "max_split_size_mb:64"),
-    ("max split 128 MiB", "max_split_size_mb:128"),
-    ("max split 256 MiB", "max_split_size_mb:256"),
-    ("rounding to 4 steps a power of two", "roundup_power2_divisions:4"),
-    ("garbage collection at 0.8", "garbage_collection_threshold:0.8"),
+    "",
+    EXPANDABLE,
+    "max_split_size_mb:64",
+    "max_split_size_mb:128",
+    "max_split_size_mb:256",
+    "roundup_power2_divisions:4",
+    "garbage_collection_threshold:0.8",
 )
 
 
@@ -53,10 +53,14 @@ def plans_for(history: History, alloc_confs: Sequence[str]) -> list[Plan]:
     Raises:
         ConfigError: a configuration is wrong.
     """
-    asked = [Plan(name=conf, settings=parse_alloc_conf(conf)) for conf in alloc_confs]
+    asked = [
+        Plan(name=conf or DEFAULTS, settings=parse_alloc_conf(conf))
+        for conf in dict.fromkeys(alloc_confs)
+        if conf not in STANDARD
+    ]
     standard = [
-        Plan(name=name, settings=settings)
-        for name, conf in STANDARD
+        Plan(name=conf or DEFAULTS, settings=settings)
+        for conf in STANDARD
         if (settings := parse_alloc_conf(conf)) != history.settings
     ]
     return [*_as_recorded(history), *standard, *asked]

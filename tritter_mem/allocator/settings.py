@@ -89,7 +89,7 @@ def _pairs(conf: str, problems: list[str]) -> Iterator[tuple[str, str]]:
         if colon and value:
             yield key, value
         elif entry:
-            problems.append(f"'{entry}': expected key:value")
+            problems.append(f"found {entry[:80]!r}, expected key:value")
 
 
 _LARGE_SEGMENT = "large_segment_size_mb"
@@ -111,7 +111,7 @@ class _Parser:
         try:
             reader(self, key, value)
         except ValueError as error:
-            self.problems.append(f"{key}: found '{value}', expected {error}")
+            self.problems.append(f"{key}: found {value[:80]!r}, expected {error}")
 
     def flag(self, key: str, value: str) -> None:
         self.found[key] = _flag(value)
@@ -251,4 +251,4 @@ def _fraction(value: str, expected: str, *, upper_included: bool) -> float:
 def _unknown(key: str) -> str:
     near = get_close_matches(key, _READERS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_READERS)}"
-    return f"unknown key '{key}'; {hint}"
+    return f"unknown key {key[:80]!r}; {hint}"

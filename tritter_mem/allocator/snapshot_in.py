@@ -16,7 +16,7 @@ from tritter_mem.allocator.blocks import ALLOCATED, FREE, WAITING, PrivateStream
 from tritter_mem.allocator.rules import DIVISION_INTERVALS
 from tritter_mem.allocator.segments import BlockState, SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.allocator.trace import Trace, pool_of, read_trace
+from tritter_mem.allocator.trace import Trace, pool_of, read_trace, why
 from tritter_mem.errors import ConfigError, InputError
 from tritter_mem.units import GiB, format_bytes
 
@@ -60,8 +60,9 @@ class _DataUnpickler(pickle.Unpickler):
     """Takes dicts, lists, strings and numbers, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
+        wanted = f"{module}.{name}"[:80]
         raise InputError(
-            f"the pickle asks for '{module}.{name}': refused, as loading it could run code; "
+            f"the pickle asks for {wanted!r}: refused, as loading it could run code; "
             "a memory snapshot needs no such thing"
         )
 
@@ -121,7 +122,8 @@ def _unpickle(file: BinaryIO) -> Any:
     except Exception as error:  # a broken pickle can make the unpickler raise almost anything
         if "truncated" in str(error):
             raise InputError("the pickle is truncated; copy it again") from error
-        raise InputError(f"no pickle, or a damaged one ({error}); {DUMP_HINT}") from error
+        why = repr(str(error)[:80])
+        raise InputError(f"no pickle, or a damaged one ({why}); {DUMP_HINT}") from error
 
 
 def _checked_root(found: Any) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _checked_root(found: Any) -> dict[str, Any]:
         if not isinstance(found.get(key, []), list):
             raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
     if "segments" not in found:
-        keys = ", ".join(sorted(map(str, found))[:8])
+        keys = ", ".join(sorted(repr(key)[:40] for key in found)[:8])
         raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")
     return found
 
@@ -201,7 +203,7 @@ def _segment(entry: Any, where: str) -> tuple[int, SegmentState]:
         )
         device = _number(entry.get("device", 0), MAX_DEVICES)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: not a segment as PyTorch dumps it: {_why(error)}") from error
+        raise InputError(f"{where}: not a segment as PyTorch dumps it: {why(error)}") from error
     if sum(block.size for block in segment.blocks) != size:
         raise InputError(f"{where}: its blocks do not add up to its size of {size} bytes")
     return device, segment
@@ -267,8 +269,4 @@ def _settings_by_value(found: dict[str, Any]) -> AllocatorSettings:
 
 def _kind(value: object) -> str:
     names = {dict: "a dict", list: "a list", str: "text", type(None): "nothing"}
-    return names.get(type(value), f"{str(value)[:40]}")
-
-
-def _why(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)
+    return names.get(type(value), repr(value)[:40])

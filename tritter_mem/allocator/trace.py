@@ -87,7 +87,7 @@ def read_trace(
             name = entry["action"]
             action = actions.get(name)
             if action is None:
-                unknown[str(name)[:40]] += name not in IGNORED
+                unknown[repr(name)[:40]] += name not in IGNORED
                 continue
             address = entry["device_free" if action == OOM else "addr"]
             size, stream = entry["size"], entry.get("stream", 0)
@@ -97,10 +97,10 @@ def read_trace(
             append(action, address, size, PrivateStream(stream, pool) if pool else stream)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
-                f"{where}[{index}]: not an event as PyTorch dumps it: {error!r}"
+                f"{where}[{index}]: not an event as PyTorch dumps it: {why(error)}"
             ) from error
     return trace, tuple(
-        f"{where}: {count:,} events of unknown kind '{name}' left out"
+        f"{where}: {count:,} events of unknown kind {name} left out"
         for name, count in unknown.items()
         if count
     )
@@ -136,3 +136,8 @@ class _PrivateRanges:
         inside = address < segment.address + segment.size
         return segment.stream.pool_id if inside and isinstance(
             segment.stream, PrivateStream) else None  # fmt: skip
+
+
+def why(error: Exception) -> str:
+    """What is wrong with an entry, in a few words that are safe to print."""
+    return f"no {error}" if isinstance(error, KeyError) else repr(str(error)[:80])

@@ -1,0 +1,129 @@
+"""`tritter-mem replay`: a recorded snapshot under other allocator settings."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritter_mem.cli.listing import print_json
+from tritter_mem.cli.options import Json
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, UsageError
+
+if TYPE_CHECKING:
+    from tritter_mem.allocator.replay import OnProgress
+
+Snapshot = Annotated[
+    Path,
+    typer.Argument(
+        metavar="SNAPSHOT", help="A file that torch.cuda.memory._dump_snapshot wrote, with history."
+    ),
+]
+AllocConf = Annotated[
+    list[str],
+    typer.Option(
+        "--alloc-conf",
+        metavar="CONF",
+        help="Further settings to try, as in PYTORCH_CUDA_ALLOC_CONF; repeat it for more.",
+    ),
+]
+Capacity = Annotated[
+    str | None,
+    typer.Option(
+        "--capacity", metavar="SIZE", help="What PyTorch may reserve on the card, such as 15GiB."
+    ),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write one HTML page, with charts."),
+]
+QUIET_SECONDS = 1.0
+
+
+def command(
+    snapshot: Snapshot,
+    alloc_conf: AllocConf = [],  # noqa: B006  (typer copies it)
+    capacity: Capacity = None,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a recorded PyTorch memory snapshot under other allocator settings, without a GPU.
+
+    Shows what the peak, the reserved memory and the fragmentation would have been, and which
+    setting to use. Exit code: 1 where --capacity is given and the recorded settings do not fit in
+    it, 0 otherwise, 2 for a file that is no snapshot.
+
+    Example: tritter-mem replay snapshot.pickle --capacity 15GiB --alloc-conf max_split_size_mb:32
+    """
+    from tritter_mem.allocator.replay import replay
+
+    capacity_bytes = None if capacity is None else _capacity_bytes(capacity)
+    if html is not None:
+        _check_page(html, snapshot)
+    with _progress() as on_progress:
+        found = replay(
+            snapshot,
+            alloc_confs=alloc_conf,
+            capacity_bytes=capacity_bytes,
+            segment_maps=html is not None,
+            on_progress=on_progress,
+        )
+    if html is not None:
+        from tritter_mem.report.files import write_text_atomically
+        from tritter_mem.report.replay import render_replay_html
+
+        write_text_atomically(html, render_replay_html(found))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        from tritter_mem.report.replay import render_replay
+        from tritter_mem.report.terminal import make_console
+
+        render_replay(found, make_console())
+    if capacity_bytes is not None and not found.fits:
+        raise typer.Exit(EXIT_DOES_NOT_FIT)
+
+
+def _capacity_bytes(text: str) -> int:
+    from tritter_mem.units import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"--capacity: found {text!r}, {error}") from error
+
+
+def _check_page(html: Path, snapshot: Path) -> None:
+    from tritter_mem.report.files import check_writable
+
+    if html.resolve() == snapshot.resolve():
+        raise UsageError(f"--html: found {html}, which is the snapshot; name another file")
+    check_writable(html)
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """A bar on standard error, shown once the work has taken a second."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tritter_mem.report.terminal import make_console
+
+    columns = (TextColumn("replaying"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=make_console(sys.stderr), transient=True)
+    task = bar.add_task("replaying", total=1.0)
+    start = time.monotonic()
+
+    def on_progress(done: float) -> None:
+        bar.update(task, completed=done)
+        if not bar.live.is_started and time.monotonic() - start > QUIET_SECONDS:
+            bar.start()
+
+    try:
+        yield on_progress
+    finally:
+        bar.stop()
