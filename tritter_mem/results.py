@@ -69,6 +69,19 @@ class Fragmentation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory:
+    """The request that could not be served, and what made it."""
+
+    operator: str
+    module: str
+    phase: str
+    requested_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
     """Memory over time: `rows` hold one number for each of `columns`. Thinned, peaks kept."""
 
@@ -87,6 +100,8 @@ class Estimate:
         peak_at: what was running then, in words.
         library_workspace_bytes: the part of `workspace_bytes` that libraries (cuBLAS) take on a
             GPU; a run on the CPU has none.
+        out_of_memory: the request that the card cannot serve, where there is one; the figures are
+            then those of a card that could.
         reserved_peak_bytes: what PyTorch's allocator took from the driver, where it is known.
         context_bytes: the CUDA context and loaded modules, outside PyTorch's allocator.
         device_peak_bytes: what `nvidia-smi` would show for the process.
@@ -107,6 +122,7 @@ class Estimate:
     tokens_per_second: float | None = None
     fragmentation: Fragmentation | None = None
     timeline: Timeline | None = None
+    out_of_memory: OutOfMemory | None = None
 
     @property
     def footprint_bytes(self) -> int:

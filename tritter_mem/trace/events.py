@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from tritter_mem.results import COMPONENTS
@@ -100,6 +102,23 @@ class EventLog:
         for is_alloc, storage in zip(self._is_alloc, self._storage, strict=True):
             size = sizes[storage]
             yield categories[storage], size if is_alloc else -size
+
+    def requests(self, start: int, end: int) -> Iterator[tuple[int, bool, int]]:
+        """Storage, whether it came or went, and its bytes, of the events in a range."""
+        sizes = self._storage_bytes
+        for position in range(start, end):
+            storage = self._storage[position]
+            yield storage, bool(self._is_alloc[position]), sizes[storage]
+
+    def with_storage_bytes(self, sizes: array[int]) -> EventLog:
+        """The same events with other sizes, one for each storage; all else is shared."""
+        other = copy(self)
+        other._storage_bytes = sizes
+        return other
+
+    def event(self, number: int) -> Event:
+        """One event."""
+        return next(islice(self, number, None))
 
     def __iter__(self) -> Iterator[Event]:
         phases = self._phase_names()

@@ -22,6 +22,7 @@ from typing import Any, Self
 import torch
 
 from tritter_mem.trace.events import EventLog, Span
+from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.modules import ModulePath
 from tritter_mem.trace.operators import Operator, OperatorMode, tensors
 from tritter_model import labels
@@ -38,6 +39,7 @@ class Recorder:
 
     Args:
         device: the device whose storages count: `cpu`, `meta`, or any other.
+        libraries: what libraries of the simulated card allocate, recorded too; None: nothing.
 
     Attributes:
         log: the events so far.
@@ -45,7 +47,10 @@ class Recorder:
         peak_bytes: the largest `allocated_bytes` since the start or the last `reset_peak`.
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, device: str | torch.device = "cpu", libraries: Libraries | None = None
+    ) -> None:
+        self._libraries = libraries
         self.log = EventLog()
         self.allocated_bytes = 0
         self.peak_bytes = 0
@@ -122,6 +127,9 @@ class Recorder:
         for tensor in (result,) if isinstance(result, torch.Tensor) else tensors(result):
             if self._counts(tensor):
                 self._saw(tensor.untyped_storage(), operator, inputs)
+        if self._libraries is not None and (held := self._libraries.newly_held(operator.name)):
+            with labels.label(labels.WORKSPACE):
+                self._came(held, f"cuBLAS workspace, {operator.name}")
 
     def _saw(self, storage: torch.UntypedStorage, operator: Operator, inputs: Any) -> None:
         tracked = self._live.get(storage._cdata)
@@ -147,14 +155,17 @@ class Recorder:
         old_number, old_bytes = tracked.number, tracked.nbytes
         tracked.number, tracked.nbytes = None, nbytes
         if nbytes:
-            module, category = self._module.current, labels.current()
-            tracked.number = self.log.alloc(
-                nbytes, operator=operator, module=module, category=category
-            )
-            self.allocated_bytes += nbytes
-            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+            tracked.number = self._came(nbytes, operator)
         if old_number is not None:
             self._freed(old_number, old_bytes)
+
+    def _came(self, nbytes: int, operator: str) -> int:
+        number = self.log.alloc(
+            nbytes, operator=operator, module=self._module.current, category=labels.current()
+        )
+        self.allocated_bytes += nbytes
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        return number
 
     def _died(self, tracked: _Tracked) -> None:
         del self._live[tracked.address]

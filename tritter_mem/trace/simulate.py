@@ -1,0 +1,110 @@
+"""Simulation: the real model's memory on a card, without the card.
+
+The model runs on PyTorch's `meta` device, where tensors have shapes and no bytes. Every storage
+that comes and goes is recorded, and the events are played through PyTorch's caching allocator,
+simulated.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.config.gpus import GpuCard, find_gpu
+from tritter_mem.config.schema import Profile
+from tritter_mem.results import Estimate, Phase, Timeline
+from tritter_mem.trace.bundled import run_settings
+from tritter_mem.trace.events import EventLog
+from tritter_mem.trace.libraries import Libraries
+from tritter_mem.trace.peaks import find_peaks
+from tritter_mem.trace.playback import Played, find_out_of_memory, play
+
+PhaseHook = Callable[[str], AbstractContextManager[None]]
+Workload = Callable[[str, PhaseHook], None]
+"""Runs a whole case on a device, and enters the hook around each of its phases."""
+
+
+def simulate(profile: Profile) -> Estimate:
+    """Simulate the bundled model under a profile, on the profile's card.
+
+    Raises:
+        ConfigError: the card or the allocator's settings are unknown.
+    """
+    from tritter_model.run import run
+
+    card = find_gpu(profile.gpu.name)
+    case = run_settings(profile, card)
+    return simulate_workload(
+        lambda device, phase: run(case, device, phase), card, profile.allocator.conf
+    )
+
+
+def simulate_workload(workload: Workload, card: GpuCard, allocator_conf: str = "") -> Estimate:
+    """Simulate anything that runs on `meta`.
+
+    Args:
+        workload: what to run.
+        card: the card to stand for: its libraries' workspaces, its memory, its context.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+    """
+    settings = parse_alloc_conf(allocator_conf)
+    log, libraries = trace(workload, card)
+    out_of_memory = find_out_of_memory(log, settings, card.total_bytes, card.context_bytes)
+    estimate = _estimate(play(log, settings), card)
+    return replace(
+        estimate,
+        library_workspace_bytes=libraries.held_bytes,
+        out_of_memory=out_of_memory,
+    )
+
+
+def trace(workload: Workload, card: GpuCard) -> tuple[EventLog, Libraries]:
+    """Record a run on `meta`, with what the card's libraries would allocate."""
+    import torch
+
+    from tritter_mem.trace.recorder import Recorder
+
+    libraries = Libraries(
+        card.compute_capability,
+        in_backward=lambda: torch._C._current_graph_task_id() != -1,
+    )
+    with Recorder("meta", libraries) as recorder:
+        workload("meta", recorder.phase)
+    return recorder.log, libraries
+
+
+def _estimate(played: Played, card: GpuCard) -> Estimate:
+    peaks = find_peaks(played.log)
+    reserved = played.reserved_peak_bytes[""]
+    return Estimate(
+        device=card.name,
+        components=peaks.components,
+        phases=tuple(_with_reserved(phase, played) for phase in peaks.phases),
+        allocated_peak_bytes=peaks.allocated_peak_bytes,
+        peak_at=peaks.peak_at,
+        reserved_peak_bytes=reserved,
+        context_bytes=card.context_bytes,
+        device_peak_bytes=reserved + card.context_bytes,
+        fragmentation=played.fragmentation,
+        timeline=_timeline_with_reserved(peaks.timeline, played.reserved),
+    )
+
+
+def _with_reserved(phase: Phase, played: Played) -> Phase:
+    return replace(phase, reserved_peak_bytes=played.reserved_peak_bytes[phase.name])
+
+
+def _timeline_with_reserved(timeline: Timeline, reserved: list[tuple[int, int]]) -> Timeline:
+    """The timeline with what was reserved after each of its events."""
+    starts = [event for event, _ in reserved]
+    event, phase, allocated, *parts = timeline.columns
+    return Timeline(
+        columns=(event, phase, allocated, "reserved_bytes", *parts),
+        rows=tuple(
+            (*row[:3], reserved[bisect_right(starts, row[0]) - 1][1], *row[3:])
+            for row in timeline.rows
+        ),
+    )
