@@ -1,5 +1,6 @@
 """Each kind of value reads what it allows, refuses the rest, and describes both."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tritter_mem.config.kinds import (
     Many,
     OrNull,
     Real,
+    Size,
     Text,
     Whole,
     count,
@@ -105,3 +107,26 @@ def test_says_what_is_allowed(kind: Kind, words: str) -> None:
 )
 def test_describes_itself_to_editors(kind: Kind, schema: dict[str, Any]) -> None:
     assert kind.json_schema() == schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (count(1, 1 << 30), "128k"),
+        (count(1, 1 << 30), " 1.5 M "),
+        (count(1, 1 << 30), "131,072"),
+        (memory(1, 1 << 50), "15 GiB"),
+        (memory(1, 1 << 50), "15GB"),
+        (memory(1, 1 << 50), "0.5 kb"),
+        (memory(1, 1 << 50), "8_519_680 B"),
+    ],
+)
+def test_editors_accept_text_that_is_read(kind: Size, text: str) -> None:
+    assert kind.read(text) > 0
+    assert re.search(kind.pattern, text)
+
+
+@pytest.mark.parametrize("text", ["", "k", "-1", "128q", "1e3", "1 2"])
+def test_editors_refuse_text_that_is_not_read(text: str) -> None:
+    assert not re.search(count(1, 1 << 30).pattern, text)
+    assert not re.search(memory(1, 1 << 50).pattern, text)
