@@ -74,8 +74,8 @@ def color(part: str) -> str:
 
 
 def plotly_text(text: str, limit: int | None = None) -> str:
-    """Text for a label of Plotly's, which reads `<b>` and `<a>` as markup."""
-    return escape(printable(text, limit))
+    """Text for a label of Plotly's, which reads `<b>` and `&lt;` as markup, but not `&quot;`."""
+    return escape(printable(text, limit), quote=False)
 
 
 def name_axis(names: Sequence[str]) -> Json:

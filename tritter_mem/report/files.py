@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tritter_mem.results import SCHEMA, Result
 from tritter_mem.units import MiB, format_bytes
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
 MAX_FILE_BYTES = 64 * MiB
@@ -146,14 +148,20 @@ def _kind(value: object) -> str:
 
 
 def _validated(path: Path, listed: bytes, places: list[str]) -> list[Result]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
-    adapter = TypeAdapter(list[Result], config=ConfigDict(strict=True, allow_inf_nan=False))
     try:
-        return adapter.validate_json(listed)
+        return _adapter().validate_json(listed)
     except ValidationError as error:
         _refuse(path, (_problem(found, places) for found in error.errors()))
         raise
+
+
+@cache
+def _adapter() -> TypeAdapter[list[Result]]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(list[Result], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 def _problem(found: ErrorDetails, places: list[str]) -> tuple[str, str]:

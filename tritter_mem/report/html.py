@@ -135,7 +135,7 @@ def _headline_of_all(results: Sequence[Result]) -> Headline:
     return Headline(
         title=f"{len(results)} profiles compared",
         facts=(),
-        number=f"{fitting} of {len(results)} fit",
+        number=f"{fitting} of {len(results)} fit" if judged else "no verdict",
         words=_why_not_all(len(judged) - fitting, len(results) - len(judged)),
         tone=tone,
     )

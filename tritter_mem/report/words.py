@@ -41,6 +41,7 @@ LABELS = {
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
+TEXT_LIMIT = 500
 
 # C0 and C1 controls, line and paragraph separators, and the marks that change text direction.
 _UNPRINTABLE = re.compile(
@@ -111,7 +112,7 @@ def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
     """One change, what it saves, and whether that is enough."""
     then = "fits with" if suggestion.fits else "still"
     return (
-        f"{printable(suggestion.text)}: {signed_bytes(-suggestion.saves_bytes, units)}, "
+        f"{printable(suggestion.text, TEXT_LIMIT)}: {signed_bytes(-suggestion.saves_bytes, units)}, "
         f"{then} {headroom_words(suggestion.headroom_bytes, units)}"
     )
 
@@ -128,7 +129,7 @@ def missing_kinds(result: Result) -> list[str]:
     """Why each kind of number that is not there is not there."""
     reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
     return [
-        f"not {kind}: {printable(reason)}"
+        f"not {kind}: {printable(reason, TEXT_LIMIT)}"
         for kind, reason in reasons.items()
         if reason and getattr(result, kind) is None
     ]
@@ -146,7 +147,7 @@ def devices_sentence(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(estimate.peak_at)}"
+        f"{kind} peak at {printable(estimate.peak_at, TEXT_LIMIT)}"
         for kind, estimate in result.estimates().items()
         if estimate.peak_at
     ]

@@ -34,7 +34,7 @@
   const figures = new Map();
   for (const figure of document.querySelectorAll("figure.chart"))
     figures.set(
-      figure.querySelector(".plot"),
+      figure.querySelector(".drawing"),
       JSON.parse(figure.querySelector("script[type='application/json']").textContent),
     );
   const drawn = new Set();

@@ -1,0 +1,38 @@
+"""Thinning keeps the ends, the order and the peaks."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.report.records import training_1b
+from tritter_mem.report.timeline import thin, thin_result
+from tritter_mem.results import Timeline
+
+sizes = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=300)
+
+
+@given(sizes, st.integers(4, 60))
+def test_thinning_keeps_order_ends_and_peaks(found: list[tuple[int, int]], most: int) -> None:
+    rows = tuple((at, *pair) for at, pair in enumerate(found))
+    timeline = Timeline(columns=("event", "allocated_bytes", "reserved_bytes"), rows=rows)
+    kept = thin(timeline, most).rows
+    assert len(kept) <= max(most, 0) or len(rows) <= most
+    assert list(kept) == sorted(set(kept))
+    assert set(kept) <= set(rows)
+    if rows:
+        assert (kept[0], kept[-1]) == (rows[0], rows[-1])
+        for column in (1, 2):
+            assert max(row[column] for row in kept) == max(row[column] for row in rows)
+
+
+def test_a_short_timeline_is_kept_as_it_is() -> None:
+    timeline = training_1b().estimates()["measured"].timeline
+    assert timeline
+    assert thin(timeline, len(timeline.rows)) is timeline
+
+
+def test_every_timeline_of_a_result_is_thinned_and_nothing_else() -> None:
+    result = thin_result(training_1b(), 20)
+    rows = [len(e.timeline.rows) for e in result.estimates().values() if e.timeline]
+    assert rows
+    assert max(rows) <= 20
+    assert result.verdict == training_1b().verdict
