@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.config.loading import load_profile, merged, profile_hash, profile_yaml
@@ -242,6 +242,7 @@ def test_the_hash_does_not_tell_how_a_size_was_written() -> None:
     assert len({profile_hash(profile) for profile in written}) == 1
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(
     st.fixed_dictionaries(
         {},
@@ -273,6 +274,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_any_mapping_loads_or_is_refused_in_plain_lines(
     tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any]

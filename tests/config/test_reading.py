@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.config import reading
@@ -153,6 +153,7 @@ def test_the_quick_loader_is_the_one_in_use() -> None:
     assert reading._Loader.__name__ == "CSafeLoader"
 
 
+@settings(deadline=None)  # files, on a machine that may be busy
 @given(st.binary(max_size=200) | st.text("ab:-[]{}&*!|>'\"#%@`,? \n\t\\0123.", max_size=60))
 def test_any_file_is_read_or_refused_in_plain_lines(
     tmp_path_factory: pytest.TempPathFactory, content: bytes | str
