@@ -14,12 +14,14 @@ from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.measure import cpu
 from tritter_mem.measure.environment import collect_environment
 from tritter_mem.planner.compose import plan
+from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.verdict import budget_of
 from tritter_mem.results import Environment, Estimate, Kind, Result, compare, judge
 from tritter_mem.trace.bundled import run_settings
+from tritter_mem.trace.simulate import simulate
 
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
 _DEVICES = re.compile(r"auto|none|cpu|cuda(:\d{1,3})?")
-_NO_SIMULATION = "this version does not simulate"
 _NO_CUDA = "no CUDA device: nothing was measured"
 _CPU_ONLY = "this version measures on the CPU only (--device cpu)"
 _NONE = "nothing was to be measured (--device none)"
@@ -31,7 +33,7 @@ def profile(
     device: str = "auto",
     time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
 ) -> Result:
-    """Plan a profile and, where there is a device for it, measure it.
+    """Plan a profile, simulate it and, where there is a device for it, measure it.
 
     Args:
         profile: a resolved profile.
@@ -41,7 +43,7 @@ def profile(
 
     Returns:
         The record. What is missing in it has its reason there. The verdict follows what was
-        measured on a GPU, else what was planned: a run on the CPU has neither a GPU's context nor
+        measured on a GPU, else what was simulated: a run on the CPU has neither a GPU's context nor
         its libraries' workspaces, so it tells whether the plan is right, not whether it fits.
 
     Raises:
@@ -52,7 +54,7 @@ def profile(
     card = find_gpu(profile.gpu.name)
     environment = collect_environment(profile.allocator.conf)
     reason = _why_not_measured(device, environment)
-    planned, measured = plan(profile, card), None
+    planned, simulated, measured = plan(profile, card), simulate(profile), None
     if reason is None:
         measured = cpu.measure(run_settings(profile, card), time_limit_seconds)
     result = Result(
@@ -62,12 +64,13 @@ def profile(
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
         planned=planned,
+        simulated=simulated,
         measured=measured,
-        simulated_reason=_NO_SIMULATION,
         measured_reason=reason,
     )
     found = result.estimates()
-    verdict = judge(_of_the_card(found), profile.gpu.budget or card.default_budget_bytes)
+    budget = budget_of(profile, card)
+    verdict = judge(_of_the_card(found), budget, suggest(profile, card, budget))
     return replace(result, verdict=verdict, differences=compare(found))
 
 

@@ -34,11 +34,11 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
         "embeddings": embeddings_bytes(profile),
         "vision": vision_bytes(profile),
         "kv_cache": kv_cache_bytes(profile),
-        "workspace": library,
     }
-    state = {"optimizer_state": optimizer_state_bytes(profile)}
+    # Workspaces and the optimizer's state are there from the warm-up on.
+    warm = {"optimizer_state": optimizer_state_bytes(profile), "workspace": library}
     load, *later = [moment.plus(loaded) for moment in _moments(profile, card)]
-    moments = [load, *(moment.plus(state) for moment in later)]
+    moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
     return Estimate(
         device=card.name,
