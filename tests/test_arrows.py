@@ -12,7 +12,7 @@ LAYERS = [
     {"planner", "trace", "allocator"},
     {"measure"},
     {"report", "check"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 
 

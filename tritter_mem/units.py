@@ -54,7 +54,7 @@ def _parse(text: str | int, units: dict[str, int], wanted: str) -> int:
     value, rest = divmod(int(whole + fraction) * units[match[3].lower()], 10 ** len(fraction))
     if rest:
         raise ValueError(f"expected a whole number, and {wanted}")
-    return value
+    return int(value)
 
 
 def format_bytes(count: int, units: str = "GiB") -> str:
