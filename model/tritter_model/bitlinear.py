@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from tritter_model.config import ModelConfig
 from tritter_model.initialise import fill_normal, fill_packed
 from tritter_model.labels import EMBEDDINGS, label
-from tritter_model.ops import dense, ternary
+from tritter_model.ops import dense
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
+from tritter_model.ops.ternary import ternary_linear
+from tritter_model.ops.ternary_format import pack, packed_width, unpack
+from tritter_model.ops.ternary_training import ternarise, trained_ternary_linear
 
 Rows = Tensor | QuantisedRows
 
@@ -37,7 +40,7 @@ class PackedBitLinear(nn.Module):
         self, in_features: int, out_features: int, config: ModelConfig, device: torch.device
     ) -> None:
         super().__init__()
-        width = ternary.packed_width(in_features, config.weight_format)
+        width = packed_width(in_features, config.weight_format)
         shape = (out_features, width)
         self.in_features = in_features
         self.dtype = getattr(torch, config.compute_dtype)
@@ -46,7 +49,7 @@ class PackedBitLinear(nn.Module):
 
     def reset(self, generator: torch.Generator) -> None:
         """Random weights of variance 1 / K, without ever holding them unpacked."""
-        two_bit = self.packed.shape[1] == ternary.packed_width(self.in_features, "ternary-2bit")
+        two_bit = self.packed.shape[1] == packed_width(self.in_features, "ternary-2bit")
         fill_packed(self.packed, generator, two_bit)
         nonzero = 1 / 2 if two_bit else 2 / 3
         self.scale.fill_((nonzero * self.in_features) ** -0.5)
@@ -54,7 +57,7 @@ class PackedBitLinear(nn.Module):
     def forward(self, x: Rows) -> Tensor:
         """[T, N] of rows that are quantised here where they are not yet."""
         rows = quantise_rows(x) if isinstance(x, Tensor) else x
-        return ternary.ternary_linear(rows, self.packed, self.scale, self.dtype)
+        return ternary_linear(rows, self.packed, self.scale, self.dtype)
 
 
 class BitLinear(nn.Module):
@@ -72,16 +75,16 @@ class BitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, N]; gradients pass straight through the rounding."""
-        return ternary.trained_ternary_linear(x, self.weight)
+        return trained_ternary_linear(x, self.weight)
 
     def packed_for(self, config: ModelConfig) -> PackedBitLinear:
         """This layer for inference: equal outputs, bit for bit."""
         rows, columns = self.weight.shape
         layer = PackedBitLinear(columns, rows, config, self.weight.device)
         with torch.no_grad():
-            two_bit, scale = ternary.ternarise(self.weight)
-            codes = ternary.unpack(two_bit, columns)
-            layer.packed.copy_(ternary.pack(codes, config.weight_format))
+            two_bit, scale = ternarise(self.weight)
+            codes = unpack(two_bit, columns)
+            layer.packed.copy_(pack(codes, config.weight_format))
             layer.scale.copy_(scale)
         return layer
 

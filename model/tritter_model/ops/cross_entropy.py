@@ -1,104 +1,257 @@
 """The loss in chunks: projection and cross-entropy without the logits of every token at once.
 
 Shapes: T tokens, H hidden, V vocabulary. The logits of `chunk` tokens exist at a time, in the
-activations' type; the backward pass computes them again. Between the passes the loss keeps the
-hidden states and one float32 a token.
+activations' type; the backward pass computes them again and turns them, in place, into their own
+gradient. Between the passes the loss keeps the hidden states, one float32 a token, and a count.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tritter_model.labels import GRADIENTS, LOGITS, label
+from tritter_model.ops.checks import FLOATS, expect
 from tritter_model.ops.dense import cast_weight
+from tritter_model.ops.grad_weight import add_grad_weight
+from tritter_model.ops.jit import jit
 from tritter_model.ops.registry import operator
+from tritter_model.ops.rows import QuantisedRows, quantise_rows
+from tritter_model.ops.ternary import ternary_linear_into
+from tritter_model.ops.ternary_training import ternarise, ternary_grad_input
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 IGNORED = -100
 
 
 def chunked_cross_entropy(
-    hidden_TH: Tensor, table_VH: Tensor, targets_T: Tensor, chunk: int
+    hidden_TH: Tensor, table_VH: Tensor, targets_T: Tensor, chunk: int, ternary: bool = False
 ) -> Tensor:
     """Mean cross-entropy of hidden @ tableᵀ against targets, as a float32 scalar; differentiable.
 
     Args:
         hidden_TH: final hidden states.
         table_VH: output projection, in any float type.
-        targets_T: token ids; -100 is left out of the mean.
+        targets_T: token ids below V; -100 is left out of the mean.
         chunk: tokens whose logits exist at a time.
+        ternary: whether the table is rounded to ternary weights, and the hidden states to int8.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_TH, table_VH, targets_T, chunk)  # type: ignore[no-untyped-call]
+    expect("hidden states", hidden_TH, FLOATS, -1, -1)
+    expect("the output projection", table_VH, FLOATS, -1, hidden_TH.shape[1])
+    expect("targets", targets_T, torch.int64, hidden_TH.shape[0])
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden_TH, table_VH, targets_T, chunk, ternary)  # type: ignore[no-untyped-call]
     return loss
-
-
-def _logits(hidden: Tensor, vocabulary: int, chunk: int) -> Tensor:
-    with label(LOGITS):
-        return hidden.new_empty((min(chunk, hidden.shape[0]), vocabulary))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        loss = hidden.new_empty((), dtype=torch.float32)
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, chunk: int, ternary: bool
+    ) -> Tensor:
+        loss, count = (hidden.new_empty((), dtype=torch.float32) for _ in range(2))
         normaliser = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-        logits = _logits(hidden, table.shape[0], chunk)
-        _forward(hidden, cast_weight(table, hidden), targets, logits, normaliser, loss)
-        ctx.save_for_backward(hidden, table, targets, normaliser)
-        ctx.chunk = chunk
+        head = _TernaryHead.of(hidden, table) if ternary else _Head.of(hidden, table)
+        loss.zero_()
+        for part, logits in _chunks(hidden, table, chunk):
+            head.project(part, logits)
+            _cross_entropy(logits, targets[part], normaliser[part], loss)
+        _mean(targets, loss, count)
+        ctx.save_for_backward(hidden, table, targets, normaliser, count)
+        ctx.chunk, ctx.head = chunk, type(head)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden, table, targets, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, table, targets, normaliser, count = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         with label(GRADIENTS):
             grad_table = torch.empty_like(table)
-        logits = _logits(hidden, table.shape[0], ctx.chunk)
-        _backward(
-            grads[0], hidden, cast_weight(table, hidden), targets, normaliser,
-            logits, grad_hidden, grad_table,
-        )  # fmt: skip
-        return grad_hidden, grad_table, None, None
+        head = ctx.head.of(hidden, table)
+        grad_table.zero_()
+        for part, logits in _chunks(hidden, table, ctx.chunk):
+            head.project(part, logits)
+            _cross_entropy_backward(grads[0], count, targets[part], normaliser[part], logits)
+            head.add_gradients(part, logits, grad_hidden, grad_table)
+        return grad_hidden, grad_table, None, None, None
+
+
+def _chunks(hidden: Tensor, table: Tensor, chunk: int) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of the tokens, each with the memory for its logits: the same for all."""
+    tokens = hidden.shape[0]
+    with label(LOGITS):
+        logits = hidden.new_empty((min(chunk, tokens), table.shape[0]))
+    for start in range(0, tokens, chunk):
+        end = min(start + chunk, tokens)
+        yield slice(start, end), logits[: end - start]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """An output projection in the activations' type."""
+
+    hidden: Tensor
+    table: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, table: Tensor) -> _Head:
+        return cls(hidden, cast_weight(table, hidden))
+
+    def project(self, part: slice, logits: Tensor) -> None:
+        torch.mm(self.hidden[part], self.table.t(), out=logits)
+
+    def add_gradients(
+        self, part: slice, slope: Tensor, grad_hidden: Tensor, grad_table: Tensor
+    ) -> None:
+        torch.mm(slope, self.table, out=grad_hidden[part])
+        add_grad_weight(slope, self.hidden[part], None, grad_table)
+
+
+@dataclass(frozen=True)
+class _TernaryHead:
+    """An output projection rounded to ternary weights, on hidden states rounded to int8."""
+
+    rows: QuantisedRows
+    packed: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, hidden: Tensor, table: Tensor) -> _TernaryHead:
+        return cls(quantise_rows(hidden), *ternarise(table))
+
+    def project(self, part: slice, logits: Tensor) -> None:
+        rows = QuantisedRows(*(tensor[part] for tensor in self.rows))
+        ternary_linear_into(rows, self.packed, self.scale, logits)
+
+    def add_gradients(
+        self, part: slice, slope: Tensor, grad_hidden: Tensor, grad_table: Tensor
+    ) -> None:
+        ternary_grad_input(slope, self.packed, self.scale, grad_hidden[part])
+        add_grad_weight(slope, self.rows.codes[part], self.rows.scale[part], grad_table)
 
 
 @operator(
-    "cross_entropy(Tensor hidden, Tensor table, Tensor targets,"
-    " Tensor(a!) logits, Tensor(b!) normaliser, Tensor(c!) loss) -> ()"
+    "cross_entropy(Tensor logits, Tensor targets, Tensor(a!) normaliser, Tensor(b!) loss) -> ()"
 )
-def _forward(
-    hidden: Tensor, table: Tensor, targets: Tensor, logits: Tensor, normaliser: Tensor, loss: Tensor
+def _cross_entropy(logits: Tensor, targets: Tensor, normaliser: Tensor, loss: Tensor) -> None:
+    """Each row's log of the sum of exponentials; its loss is added."""
+    wide = logits.float()
+    normaliser.copy_(wide.logsumexp(-1))
+    picked = wide.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
+    loss += ((normaliser - picked) * (targets != IGNORED)).sum()
+
+
+@_cross_entropy.kernel
+def _launch(logits: Tensor, targets: Tensor, normaliser: Tensor, loss: Tensor) -> None:
+    rows, vocabulary = logits.shape
+    _normaliser_kernel[(rows,)](logits, normaliser, vocabulary, BLOCK=4096, num_warps=8)
+    _loss_kernel[(1,)](logits, targets, normaliser, loss, rows, vocabulary, IGNORED, ROWS=1024)
+
+
+@jit
+def _normaliser_kernel(logits, normaliser, vocabulary, BLOCK: tl.constexpr):
+    """A program takes a row, with a maximum and a sum for each of its columns until the end."""
+    row = logits + tl.program_id(0).to(tl.int64) * vocabulary
+    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        value = tl.load(row + column, mask=column < vocabulary, other=float("-inf"))
+        value = value.to(tl.float32)
+        before, largest = largest, tl.maximum(largest, value)
+        total = total * _exp_of_difference(before, largest) + _exp_of_difference(value, largest)
+    top = tl.max(largest, 0)
+    total = tl.sum(total * _exp_of_difference(largest, top), 0)
+    tl.store(normaliser + tl.program_id(0), top + tl.log(total))
+
+
+@jit
+def _exp_of_difference(x, largest):
+    """exp(x - largest); zero where x is minus infinity, and where both are."""
+    return tl.where(x == float("-inf"), 0.0, tl.exp(x - largest))
+
+
+@jit
+def _loss_kernel(
+    logits, targets, normaliser, loss, rows, vocabulary, IGNORED: tl.constexpr, ROWS: tl.constexpr
+):
+    """One program adds all losses, always in the same order."""
+    losses = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        target = tl.load(targets + row, mask=row < rows, other=IGNORED)
+        counted = target != IGNORED
+        at = logits + row.to(tl.int64) * vocabulary + target
+        picked = tl.load(at, mask=counted, other=0).to(tl.float32)
+        losses += tl.where(counted, tl.load(normaliser + row, mask=counted, other=0) - picked, 0.0)
+    tl.store(loss, tl.load(loss) + tl.sum(losses, 0))
+
+
+@operator("cross_entropy_mean(Tensor targets, Tensor(a!) loss, Tensor(b!) count) -> ()")
+def _mean(targets: Tensor, loss: Tensor, count: Tensor) -> None:
+    """Divide the sum of the losses by the count of tokens that have one."""
+    count.copy_((targets != IGNORED).sum())
+    loss /= count
+
+
+@_mean.kernel
+def _launch_mean(targets: Tensor, loss: Tensor, count: Tensor) -> None:
+    _mean_kernel[(1,)](targets, loss, count, targets.shape[0], IGNORED, BLOCK=4096, num_warps=8)
+
+
+@jit
+def _mean_kernel(targets, loss, count, tokens, IGNORED: tl.constexpr, BLOCK: tl.constexpr):
+    counts = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, tokens, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        target = tl.load(targets + token, mask=token < tokens, other=IGNORED)
+        counts += (target != IGNORED).to(tl.int32)
+    counted = tl.sum(counts, 0).to(tl.float32)
+    tl.store(count, counted)
+    tl.store(loss, tl.load(loss) / counted)
+
+
+@operator(
+    "cross_entropy_backward(Tensor grad, Tensor count, Tensor targets, Tensor normaliser,"
+    " Tensor(a!) logits) -> ()"
+)
+def _cross_entropy_backward(
+    grad: Tensor, count: Tensor, targets: Tensor, normaliser: Tensor, logits: Tensor
 ) -> None:
-    loss.zero_()
-    for start in range(0, hidden.shape[0], logits.shape[0]):
-        part = slice(start, start + logits.shape[0])
-        block = torch.mm(hidden[part], table.T, out=logits[: hidden[part].shape[0]]).float()
-        normaliser[part] = block.logsumexp(-1)
-        counted = targets[part] != IGNORED
-        picked = block.gather(-1, targets[part].clamp(min=0)[:, None])[:, 0]
-        loss += ((normaliser[part] - picked) * counted).sum()
-    loss /= (targets != IGNORED).sum()
+    """Turn the logits into their gradient: (softmax - one at the target) * grad / count."""
+    slope = (logits.float() - normaliser[:, None]).exp_()
+    target = targets.clamp(min=0)[:, None]
+    slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
+    logits.copy_(slope * (grad / count * (targets != IGNORED))[:, None])
 
 
-@operator(
-    "cross_entropy_backward(Tensor grad, Tensor hidden, Tensor table, Tensor targets,"
-    " Tensor normaliser, Tensor(a!) logits, Tensor(b!) grad_hidden, Tensor(c!) grad_table) -> ()"
-)
-def _backward(
-    grad: Tensor, hidden: Tensor, table: Tensor, targets: Tensor, normaliser: Tensor,
-    logits: Tensor, grad_hidden: Tensor, grad_table: Tensor,
-) -> None:  # fmt: skip
-    grad_table.zero_()
-    weight = grad / (targets != IGNORED).sum()
-    for start in range(0, hidden.shape[0], logits.shape[0]):
-        part = slice(start, start + logits.shape[0])
-        block = torch.mm(hidden[part], table.T, out=logits[: hidden[part].shape[0]]).float()
-        slope = (block - normaliser[part][:, None]).exp_()
-        slope.scatter_add_(
-            1, targets[part].clamp(min=0)[:, None], slope.new_full((slope.shape[0], 1), -1.0)
-        )
-        slope *= (weight * (targets[part] != IGNORED))[:, None]
-        grad_hidden[part] = slope @ table.float()
-        grad_table += slope.T @ hidden[part].float()
+@_cross_entropy_backward.kernel
+def _launch_backward(
+    grad: Tensor, count: Tensor, targets: Tensor, normaliser: Tensor, logits: Tensor
+) -> None:
+    rows, vocabulary = logits.shape
+    _backward_kernel[(rows, -(-vocabulary // 2048))](
+        grad, count, targets, normaliser, logits, vocabulary, IGNORED, BLOCK=2048
+    )
+
+
+@jit
+def _backward_kernel(
+    grad, count, targets, normaliser, logits, vocabulary, IGNORED: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at, inside = logits + row * vocabulary + column, column < vocabulary
+    target = tl.load(targets + row)
+    slope = tl.exp(tl.load(at, mask=inside, other=0).to(tl.float32) - tl.load(normaliser + row))
+    slope = tl.where(column == target, slope - 1.0, slope)
+    weight = tl.where(target == IGNORED, 0.0, tl.load(grad) / tl.load(count))
+    tl.store(at, (slope * weight).to(logits.dtype.element_ty), mask=inside)

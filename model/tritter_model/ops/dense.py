@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tritter_model.checkpointing import kept
 from tritter_model.labels import GRADIENTS, LOGITS, label
+from tritter_model.ops.grad_weight import write_grad_weight
 from tritter_model.ops.registry import operator, scratch
 
 EXPANDED_ROWS = 4096
@@ -42,7 +43,7 @@ class _TrainedLinear(torch.autograd.Function):
         grad_x = torch.mm(grads[0], cast_weight(weight, x))
         with label(GRADIENTS):
             grad_weight = torch.empty_like(weight)
-        _grad_weight(grads[0], x, grad_weight)
+        write_grad_weight(grads[0], x, None, grad_weight)
         return grad_x, grad_weight
 
 
@@ -51,11 +52,6 @@ def cast_weight(weight: Tensor, like: Tensor) -> Tensor:
     if weight.dtype == like.dtype:
         return weight
     return scratch(tuple(weight.shape), weight, like.dtype).copy_(weight)
-
-
-@operator("linear_grad_weight(Tensor grad, Tensor x, Tensor(a!) grad_weight) -> ()")
-def _grad_weight(grad: Tensor, x: Tensor, grad_weight: Tensor) -> None:
-    grad_weight.copy_(grad.float().T @ x.float())
 
 
 def quantise_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tritter_model.ops.jit import interpreted, jit, rows_apart
+from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised, whole_rows
 
@@ -23,9 +24,14 @@ BLOCK = 1024
 
 def gated_relu2_rows(gate_up_T2F: Tensor) -> QuantisedRows:
     """relu(gate)² · up, quantised."""
+    _expect_halves(gate_up_T2F)
     rows = QuantisedRows.empty(gate_up_T2F, gate_up_T2F.shape[1] // 2)
     _gated_relu2_rows(gate_up_T2F, *rows)
     return rows
+
+
+def _expect_halves(gate_up: Tensor) -> None:
+    expect("gate and up", gate_up, FLOATS, -1, gate_up.shape[-1] // 2 * 2)
 
 
 @operator("gated_relu2_rows(Tensor x, Tensor(a!) codes, Tensor(b!) scale, Tensor(c!) total) -> ()")
@@ -35,9 +41,10 @@ def _gated_relu2_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) ->
 
 @_gated_relu2_rows.kernel
 def _launch_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
+    expect_adjacent("gate and up", x)
     width = codes.shape[1]
     _rows_kernel[(x.shape[0],)](
-        rows_apart(x), x.stride(0), codes, scale, total, width,
+        x, x.stride(0), codes, scale, total, width,
         PTX=not interpreted(), **whole_rows(width),
     )  # fmt: skip
 
@@ -61,6 +68,7 @@ def _rows_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX
 
 def gated_relu2(gate_up_T2F: Tensor) -> Tensor:
     """relu(gate)² · up; differentiable, keeping its input alone for the backward pass."""
+    _expect_halves(gate_up_T2F)
     out: Tensor = _GatedReLU2.apply(gate_up_T2F)  # type: ignore[no-untyped-call]
     return out
 
@@ -93,9 +101,10 @@ def _gated_relu2(gate_up: Tensor, out: Tensor) -> None:
 
 @_gated_relu2.kernel
 def _launch(gate_up: Tensor, out: Tensor) -> None:
+    expect_adjacent("gate and up", gate_up)
     tokens, width = out.shape
     _gate_kernel[(tokens, -(-width // BLOCK))](
-        rows_apart(gate_up), gate_up.stride(0), out, width, BLOCK=BLOCK, enable_fp_fusion=False
+        gate_up, gate_up.stride(0), out, width, BLOCK=BLOCK, enable_fp_fusion=False
     )
 
 
@@ -118,10 +127,12 @@ def _gated_relu2_backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -
 
 @_gated_relu2_backward.kernel
 def _launch_backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> None:
+    expect_adjacent("gate and up", gate_up)
+    expect_adjacent("their gradient", grad_gate_up)
     tokens, width = grad.shape
     _backward_kernel[(tokens, -(-width // BLOCK))](
-        grad, *grad.stride(), rows_apart(gate_up), gate_up.stride(0),
-        rows_apart(grad_gate_up), grad_gate_up.stride(0), width, BLOCK=BLOCK,
+        grad, *grad.stride(), gate_up, gate_up.stride(0),
+        grad_gate_up, grad_gate_up.stride(0), width, BLOCK=BLOCK,
     )  # fmt: skip
 
 

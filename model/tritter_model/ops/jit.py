@@ -12,8 +12,6 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor
-
 
 class Kernel:
     """A kernel that has not been launched yet."""
@@ -67,22 +65,6 @@ def _triton() -> Any:
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for the compiler; it runs kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def take(name: str, allowed: bool, found: str, wanted: str) -> None:
-    """Refuse what a kernel would compute wrongly.
-
-    Raises:
-        ValueError: naming the argument, what was found and what is allowed.
-    """
-    if not allowed:
-        raise ValueError(f"found {name} {found}; the kernel takes {name} {wanted}")
-
-
-def rows_apart(x: Tensor) -> Tensor:
-    """Rows that may lie apart, as long as each is contiguous."""
-    take("rows", x.stride(-1) == 1, f"with strides {x.stride()}", "whose elements are adjacent")
-    return x
 
 
 def block(size: int) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tritter_model.labels import GRADIENTS, label
-from tritter_model.ops.jit import interpreted, jit, rows_apart
+from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised, whole_rows
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def rms_norm_rows(x_TH: Tensor, weight_H: Tensor, eps: float) -> QuantisedRows:
     """RMSNorm and quantisation in one: the normalised row is never written."""
+    expect("rows", x_TH, FLOATS, -1, -1)
+    expect("the norm's weight", weight_H, FLOATS, x_TH.shape[1])
     rows = QuantisedRows.empty(x_TH, x_TH.shape[1])
     _rms_norm_rows(x_TH, weight_H, eps, *rows)
     return rows
@@ -40,8 +43,9 @@ def _rms_norm_rows(
 def _launch_rows(
     x: Tensor, weight: Tensor, eps: float, codes: Tensor, scale: Tensor, total: Tensor
 ) -> None:
+    expect_adjacent("rows", x)
     _rows_kernel[(x.shape[0],)](
-        rows_apart(x), x.stride(0), weight, eps, codes, scale, total, x.shape[1],
+        x, x.stride(0), weight, eps, codes, scale, total, x.shape[1],
         PTX=not interpreted(), **whole_rows(x.shape[1]),
     )  # fmt: skip
 
@@ -68,6 +72,8 @@ def _rows_kernel(
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight; differentiable, keeping x and one float32 a row."""
+    expect("rows", x_TH, FLOATS, -1, -1)
+    expect("the norm's weight", weight_H, FLOATS, x_TH.shape[1])
     out: Tensor = _RMSNorm.apply(x_TH, weight_H, eps)  # type: ignore[no-untyped-call]
     return out
 
@@ -110,8 +116,10 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, rstd: Tensor) 
 
 @_rms_norm.kernel
 def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, rstd: Tensor) -> None:
+    expect_adjacent("rows", x)
+    expect_adjacent("the result", out)
     _norm_kernel[(x.shape[0],)](
-        rows_apart(x), x.stride(0), weight, eps, rows_apart(out), out.stride(0), rstd, x.shape[1],
+        x, x.stride(0), weight, eps, out, out.stride(0), rstd, x.shape[1],
         **whole_rows(x.shape[1]),
     )  # fmt: skip
 
@@ -143,10 +151,12 @@ def _rms_norm_backward(
 def _launch_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, grad_x: Tensor, grad_weight: Tensor
 ) -> None:
+    expect_adjacent("rows", x)
+    expect_adjacent("their gradient", grad_x)
     tokens, width = x.shape
-    strides = (*grad.stride(), rows_apart(x).stride(0))
+    strides = (*grad.stride(), x.stride(0))
     _grad_x_kernel[(tokens,)](
-        grad, x, weight, rstd, rows_apart(grad_x), *strides, grad_x.stride(0), width,
+        grad, x, weight, rstd, grad_x, *strides, grad_x.stride(0), width,
         **whole_rows(width),
     )  # fmt: skip
     _grad_weight_kernel[(-(-width // 32),)](

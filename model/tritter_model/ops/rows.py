@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tritter_model.ops.jit import block, interpreted, jit, rows_apart, take
+from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.registry import operator
 
 if TYPE_CHECKING:
     import triton.language as tl
+
+
+WIDEST_ROW = 65_536
 
 
 class QuantisedRows(NamedTuple):
@@ -42,6 +46,7 @@ class QuantisedRows(NamedTuple):
 
 def quantise_rows(x_TK: Tensor) -> QuantisedRows:
     """Quantise each row to int8 by its largest magnitude (BitNet b1.58's activations)."""
+    expect("rows", x_TK, FLOATS, -1, -1)
     rows = QuantisedRows.empty(x_TK, x_TK.shape[1])
     quantise_into(x_TK, *rows)
     return rows
@@ -58,8 +63,9 @@ def quantise_into(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> Non
 
 @quantise_into.kernel
 def _launch(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
+    expect_adjacent("rows", x)
     _quantise_kernel[(x.shape[0],)](
-        rows_apart(x), x.stride(0), codes, scale, total, x.shape[1],
+        x, x.stride(0), codes, scale, total, x.shape[1],
         PTX=not interpreted(), **whole_rows(x.shape[1]),
     )  # fmt: skip
 
@@ -72,7 +78,8 @@ def whole_rows(width: int) -> dict[str, int]:
     Raises:
         ValueError: rows too wide to be held.
     """
-    take("rows", width <= 65_536, f"{width} wide", "at most 65,536 wide")
+    if width > WIDEST_ROW:
+        raise ValueError(f"found rows {width} wide; the kernel takes at most {WIDEST_ROW}")
     columns = max(block(width), 128)
     return {
         "BLOCK": columns,

@@ -1,69 +1,39 @@
-"""Ternary weights: {-1, 0, +1}, packed, times int8 activations.
+"""Ternary weights, packed, times int8 activations: sums of integers, exact.
 
-Codes are u = w + 1 in {0, 1, 2}; a row of K weights packs into planes, so that unpacking needs no
-interleave:
+With the codes u = w + 1 the product is y = row_scale * scale * (sum(x * u) - sum(x)); the second
+sum comes with the quantised rows. Each kernel sums in int32 and allocates nothing: where there are
+few tokens, the warps of a program take different parts of K and add up at the end, so K is split
+without scratch; where there are many, tiles are made smaller until there are enough of them.
 
-- 2 bits: byte j holds u at k = j + i * ceil(K / 4) in its bits 2i and 2i + 1, i = 0..3.
-- 1.6 bits: byte j holds the base-3 number v of the digits u at k = j + i * ceil(K / 5), i = 0..4,
-  most significant first, stored as ceil(256 * v / 243). Digit n is then
-  (((byte * 3**n) & 255) * 3) >> 8: a multiplication instead of a division.
-
-Shapes: T tokens, K inputs, N outputs. The products are sums of int8 by {-1, 0, 1}, exact in int32;
-the reference computes them in float32, where they are exact below K = 132,104.
+Shapes: T tokens, K inputs, N outputs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tritter_model.checkpointing import kept
-from tritter_model.labels import GRADIENTS, label
-from tritter_model.ops.registry import operator, scratch
-from tritter_model.ops.rows import QuantisedRows, quantise_rows
+from tritter_model.ops.checks import FLOATS, expect, expect_contiguous
+from tritter_model.ops.jit import block, jit
+from tritter_model.ops.registry import operator
+from tritter_model.ops.rows import QuantisedRows
+from tritter_model.ops.ternary_format import (
+    digits,
+    next_code,
+    next_code_ptx,
+    next_codes_of_words,
+    unpack,
+)
 
-PER_BYTE = {"ternary-2bit": 4, "ternary-1.6bit": 5}
+if TYPE_CHECKING:
+    import triton.language as tl
 
-
-def packed_width(in_features: int, weight_format: str) -> int:
-    """Bytes of one packed row of `in_features` weights.
-
-    Raises:
-        ValueError: so few inputs that the width would not tell 1.6 bits from 2.
-    """
-    width = -(-in_features // PER_BYTE[weight_format])
-    if weight_format == "ternary-1.6bit" and width == -(-in_features // 4):
-        raise ValueError(
-            f"found {in_features} inputs; 1.6-bit weights need 17 or more; use ternary-2bit"
-        )
-    return width
-
-
-def pack(codes_NK: Tensor, weight_format: str) -> Tensor:
-    """Pack codes u = w + 1 (uint8 [N, K]) into uint8 [N, packed_width]; padding is u = 1 (zero)."""
-    digits = PER_BYTE[weight_format]
-    rows, width = codes_NK.shape[0], packed_width(codes_NK.shape[1], weight_format)
-    padded = codes_NK.new_ones((rows, digits * width))
-    padded[:, : codes_NK.shape[1]] = codes_NK
-    planes = padded.view(rows, digits, width).to(torch.int16)
-    if digits == 4:
-        return sum(planes[:, i] << (2 * i) for i in range(4)).to(torch.uint8)  # type: ignore[union-attr]
-    value = planes[:, 0]
-    for i in range(1, 5):
-        value = value * 3 + planes[:, i]
-    return ((value.to(torch.int32) * 256 + 242) // 243).to(torch.uint8)
-
-
-def unpack(packed: Tensor, in_features: int) -> Tensor:
-    """The codes u = w + 1 of packed rows: uint8 [N, in_features]. The width tells the format."""
-    if packed.shape[1] == packed_width(in_features, "ternary-2bit"):
-        planes = [(packed >> (2 * i)) & 3 for i in range(4)]
-    else:
-        wide = packed.to(torch.int32)
-        planes = [((((wide * 3**i) & 255) * 3) >> 8).to(torch.uint8) for i in range(5)]
-    return torch.cat(planes, 1)[:, :in_features]
+FEW = 32
+"""Up to so many tokens a program takes them all."""
+ENOUGH_TILES = 256
+"""About two for each multiprocessor of the cards there are."""
 
 
 def ternary_linear(
@@ -76,10 +46,24 @@ def ternary_linear(
         packed: uint8 [N, packed_width], 2 or 1.6 bits a weight; the width tells which.
         scale_N: float32 scale of each output.
         dtype: type of the result.
+
+    Raises:
+        ValueError: packed rows of a width that K weights do not have.
     """
     out = packed.new_empty((rows.codes.shape[0], packed.shape[0]), dtype=dtype)
-    _ternary_linear(*rows, packed, scale_N, out)
+    ternary_linear_into(rows, packed, scale_N, out)
     return out
+
+
+def ternary_linear_into(rows: QuantisedRows, packed: Tensor, scale_N: Tensor, out: Tensor) -> None:
+    """`ternary_linear` into memory that is there: `out`, [T, N]."""
+    tokens, inputs = rows.codes.shape
+    expect("the rows' codes", rows.codes, torch.int8, tokens, inputs)
+    expect("packed weights", packed, torch.uint8, -1, -1)
+    expect("the weights' scale", scale_N, torch.float32, packed.shape[0])
+    expect("the result", out, FLOATS, tokens, packed.shape[0])
+    digits(packed, inputs)
+    _ternary_linear(*rows, packed, scale_N, out)
 
 
 @operator(
@@ -89,6 +73,7 @@ def ternary_linear(
 def _ternary_linear(
     codes: Tensor, row_scale: Tensor, total: Tensor, packed: Tensor, scale: Tensor, out: Tensor
 ) -> None:
+    """The sums in float32, where they are exact below K = 132,104."""
     del total  # the kernel's: the reference takes the offset off the weights instead
     for rows in torch.arange(packed.shape[0]).split(_rows_at_once(codes.shape[1])):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -102,74 +87,235 @@ def _rows_at_once(width: int) -> int:
     return max(1, (1 << 24) // width)
 
 
-def trained_ternary_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
-    """What `ternary_linear` computes, from full-precision weights; differentiable.
-
-    Gradients pass straight through both roundings. The backward pass rounds the weights and the
-    activations again, so nothing of the weights' size is kept.
-    """
-    out: Tensor = _TrainedTernaryLinear.apply(x_TK, weight_NK)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _TrainedTernaryLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        (out,) = kept(
-            "matmul", lambda: (ternary_linear(quantise_rows(x), *ternarise(weight), x.dtype),)
-        )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        _ternary_linear_grad_input(grads[0], *ternarise(weight), grad_x)
-        with label(GRADIENTS):
-            grad_weight = torch.empty_like(weight)
-        rows = quantise_rows(x)
-        _ternary_linear_grad_weight(grads[0], rows.codes, rows.scale, grad_weight)
-        return grad_x, grad_weight
-
-
-def ternarise(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights to {-1, 0, 1} by each output's mean magnitude (BitNet b1.58): packed, scale.
-
-    The scale is one an output rather than one a matrix: a matrix that was trained with a single
-    scale is the case where all are equal.
-
-    Returns:
-        uint8 [N, ceil(K / 4)] in the 2-bit format, and float32 [N].
-    """
-    width = packed_width(weight_NK.shape[1], "ternary-2bit")
-    packed = scratch((weight_NK.shape[0], width), weight_NK, torch.uint8)
-    scale = scratch((weight_NK.shape[0],), weight_NK, torch.float32)
-    _ternarise(weight_NK, packed, scale)
-    return packed, scale
-
-
-@operator("ternarise(Tensor weight, Tensor(a!) packed, Tensor(b!) scale) -> ()")
-def _ternarise(weight: Tensor, packed: Tensor, scale: Tensor) -> None:
-    wide = weight.float()
-    scale.copy_(wide.abs().mean(1).clamp_(min=1e-5))
-    codes = (wide / scale[:, None]).round_().clamp_(-1, 1).add_(1)
-    packed.copy_(pack(codes.to(torch.uint8), "ternary-2bit"))
-
-
-@operator(
-    "ternary_linear_grad_input(Tensor grad, Tensor packed, Tensor scale, Tensor(a!) grad_x) -> ()"
-)
-def _ternary_linear_grad_input(grad: Tensor, packed: Tensor, scale: Tensor, grad_x: Tensor) -> None:
-    weight = (unpack(packed, grad_x.shape[1]).float() - 1) * scale[:, None]
-    grad_x.copy_(grad.float() @ weight)
-
-
-@operator(
-    "ternary_linear_grad_weight(Tensor grad, Tensor codes, Tensor row_scale,"
-    " Tensor(a!) grad_weight) -> ()"
-)
-def _ternary_linear_grad_weight(
-    grad: Tensor, codes: Tensor, row_scale: Tensor, grad_weight: Tensor
+@_ternary_linear.kernel
+def _launch(
+    codes: Tensor, row_scale: Tensor, total: Tensor, packed: Tensor, scale: Tensor, out: Tensor
 ) -> None:
-    grad_weight.copy_((grad.float() * row_scale[:, None]).T @ codes.float())
+    for name, tensor in (
+        ("the rows' codes", codes),
+        ("packed weights", packed),
+        ("the result", out),
+    ):
+        expect_contiguous(name, tensor)
+    per_byte = digits(packed, codes.shape[1])
+    tensors = (codes, row_scale, total, packed, scale, out)
+    if codes.shape[0] == 1 and _in_words(codes, packed):
+        _launch_one_row(tensors, per_byte)
+    elif codes.shape[0] <= FEW:
+        _launch_few_rows(tensors, per_byte)
+    else:
+        _launch_many_rows(tensors, per_byte)
+
+
+def _in_words(codes: Tensor, packed: Tensor) -> bool:
+    """Whether both can be read four bytes at a time; 2-bit rows each begin with a word as well."""
+    whole = codes.shape[1] % 4 == 0 and packed.numel() % 4 == 0
+    starts = (tensor.storage_offset() * tensor.element_size() for tensor in (codes, packed))
+    aligned = digits(packed, codes.shape[1]) == 5 or codes.shape[1] % 16 == 0
+    return whole and aligned and not any(start % 4 for start in starts)
+
+
+def _launch_one_row(tensors: tuple[Tensor, ...], per_byte: int) -> None:
+    codes, row_scale, total, packed, scale, out = tensors
+    outputs, width = packed.shape
+    words, grid = packed.view(-1).view(torch.int32), (-(-outputs // 8),)
+    common = (codes.view(torch.int32), row_scale, total, words, scale, out, outputs, width)
+    tile = {"ROWS": 8, "WORDS": 256, "PTX": next_code_ptx(per_byte), "num_warps": 2}
+    if per_byte == 4:
+        _one_row_2bit_kernel[grid](*common, **tile)
+    else:
+        _one_row_1bit6_kernel[grid](
+            *common, codes.shape[1], words.numel(), ALIGNED=width % 4 == 0, **tile
+        )
+
+
+@jit
+def _dot4(a, b, sums, PTX: tl.constexpr):
+    """Add to `sums` the products of four int8 pairs, a word each."""
+    if PTX is not None:
+        return tl.inline_asm_elementwise(
+            "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", [a, b, sums],
+            dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
+    for byte in tl.static_range(4):
+        sums += ((a << (24 - 8 * byte)) >> 24) * ((b << (24 - 8 * byte)) >> 24)
+    return sums
+
+
+@jit
+def _one_row_2bit_kernel(
+    codes, row_scale, total, packed, scale, out, outputs, width,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """A program computes a few outputs, its threads side by side along K."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    words = width // 4
+    rows = packed + (n.to(tl.int64) * words)[:, None]
+    sums = tl.zeros((ROWS, WORDS), tl.int32)
+    for start in range(0, words, WORDS):
+        j = start + tl.arange(0, WORDS)
+        inside = (n < outputs)[:, None] & (j < words)[None]
+        rest = tl.load(rows + j[None], mask=inside, other=0)
+        for i in tl.static_range(4):
+            x = tl.load(codes + i * words + j, mask=j < words, other=0)
+            weights, rest = next_codes_of_words(rest, 4, PTX)
+            sums = _dot4(weights, tl.broadcast_to(x[None], (ROWS, WORDS)), sums, PTX)
+    y = _scaled(tl.sum(sums, 1), tl.load(total), tl.load(row_scale), scale, n, outputs)
+    tl.store(out + n, y.to(out.dtype.element_ty), mask=n < outputs)
+
+
+@jit
+def _scaled(sums, total, row_scale, scale, n, outputs):
+    """What the sums over codes come to, in float32."""
+    factor = row_scale * tl.load(scale + n, mask=n < outputs, other=0)
+    return (sums - total).to(tl.float32) * factor
+
+
+@jit
+def _one_row_1bit6_kernel(
+    codes, row_scale, total, packed, scale, out, outputs, width, inputs, packed_words,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """As for 2 bits, but rows and planes may begin and end inside of a word."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = (n.to(tl.int64) * width)[:, None]
+    sums = tl.zeros((ROWS, WORDS), tl.int32)
+    for start in range(0, tl.cdiv(width, 4), WORDS):
+        word = start + tl.arange(0, WORDS)
+        held = width - 4 * word  # bytes of the row from this word on
+        inside = (n < outputs)[:, None] & (held > 0)[None]
+        rest = _four_bytes(packed, row, word[None], inside, packed_words, ALIGNED)
+        for i in tl.static_range(5):
+            held = tl.minimum(held, inputs - i * width - 4 * word)
+            x = _four_bytes(codes, i * width, word, held > 0, inputs // 4, ALIGNED)
+            if not ALIGNED:
+                x = tl.where(held < 4, x & ((1 << 8 * tl.maximum(held, 0)) - 1), x)
+            weights, rest = next_codes_of_words(rest, 5, PTX)
+            sums = _dot4(weights, tl.broadcast_to(x[None], (ROWS, WORDS)), sums, PTX)
+    y = _scaled(tl.sum(sums, 1), tl.load(total), tl.load(row_scale), scale, n, outputs)
+    tl.store(out + n, y.to(out.dtype.element_ty), mask=n < outputs)
+
+
+@jit
+def _four_bytes(words, byte, index, inside, count, ALIGNED: tl.constexpr):
+    """The `index`-th four bytes from a byte on, out of the two of `count` words that hold them."""
+    at = (byte >> 2) + index
+    low = tl.load(words + at, mask=inside, other=0)
+    if ALIGNED:
+        return low
+    high = tl.load(words + at + 1, mask=inside & (at + 1 < count), other=0)
+    both = (high.to(tl.int64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.int64)
+    return (both >> (8 * (byte & 3))).to(tl.int32)
+
+
+def _launch_few_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:
+    tokens, outputs = tensors[-1].shape
+    tile = next((n for n in (64, 32) if outputs >= n * ENOUGH_TILES), 16)
+    _few_rows_kernel[(-(-outputs // tile),)](
+        *tensors, *_sizes(tensors, per_byte),
+        TOKENS=max(block(tokens), 16), OUTPUTS=tile, BYTES=64, SPLITS=4, num_warps=4, num_stages=3,
+        **_form(tensors, per_byte),
+    )  # fmt: skip
+
+
+def _sizes(tensors: tuple[Tensor, ...], per_byte: int) -> tuple[int, int, int, int]:
+    """Tokens, outputs, inputs, and the bytes of a packed row in units of `_form`."""
+    codes, packed = tensors[0], tensors[3]
+    width = packed.shape[1]
+    return (
+        codes.shape[0],
+        packed.shape[0],
+        codes.shape[1],
+        width // _form(tensors, per_byte)["UNIT"],
+    )
+
+
+def _form(tensors: tuple[Tensor, ...], per_byte: int) -> dict[str, Any]:
+    """What a kernel is compiled for; UNIT is what a packed row's bytes are a multiple of."""
+    codes, packed = tensors[0], tensors[3]
+    width = packed.shape[1]
+    return {
+        "DIGITS": per_byte,
+        "UNIT": next(unit for unit in (16, 4, 2, 1) if width % unit == 0),
+        "EXACT": width * per_byte == codes.shape[1],
+        "PTX": next_code_ptx(per_byte),
+    }
+
+
+@jit
+def _few_rows_kernel(
+    codes, row_scale, total, packed, scale, out, tokens, outputs, inputs, units,
+    UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """A program computes a few outputs of all tokens; each of its warps takes a part of K."""
+    width = units * UNIT
+    m = tl.arange(0, TOKENS)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    rows = packed + (n.to(tl.int64) * units * UNIT)[None, :, None]
+    activations = codes + (m.to(tl.int64) * inputs)[None, None]
+    part = tl.arange(0, SPLITS)[:, None] * BYTES + tl.arange(0, BYTES)[None]
+    sums = tl.zeros((SPLITS, OUTPUTS, TOKENS), tl.int32)
+    for start in range(0, width, SPLITS * BYTES):
+        j = start + part
+        inside = (j < width)[:, None] & (n < outputs)[None, :, None]
+        rest = tl.load(rows + j[:, None], mask=inside, other=0)
+        for i in tl.static_range(DIGITS):
+            k = i * width + j
+            held = j < width if EXACT else (j < width) & (k < inputs)
+            x = tl.load(
+                activations + k[:, :, None],
+                mask=held[:, :, None] & (m < tokens)[None, None],
+                other=0,
+            )
+            weights, rest = next_code(rest, DIGITS, PTX)
+            sums = tl.dot(weights, x, sums, out_dtype=tl.int32)
+    _store(tl.sum(sums, 0), n, m, row_scale, total, scale, out, tokens, outputs)
+
+
+@jit
+def _store(sums, n, m, row_scale, total, scale, out, tokens, outputs):
+    """Scale a tile [N, T] of sums over codes and write it."""
+    offset = tl.load(total + m, mask=m < tokens, other=0)[None]
+    factor = tl.load(row_scale + m, mask=m < tokens, other=0)[None]
+    y = _scaled(sums, offset, factor, scale, n[:, None], outputs)
+    at = (m.to(tl.int64) * outputs)[None] + n[:, None]
+    inside = (m < tokens)[None] & (n < outputs)[:, None]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+
+def _launch_many_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:
+    tokens, outputs = tensors[-1].shape
+    tiles = -(-tokens // 128) * -(-outputs // 128)
+    tile, warps = (128, 8) if tiles >= ENOUGH_TILES else (64, 4)
+    _many_rows_kernel[(-(-outputs // tile), -(-tokens // tile))](
+        *tensors, *_sizes(tensors, per_byte),
+        TOKENS=tile, OUTPUTS=tile, BYTES=64 if per_byte == 4 else 32, num_warps=warps, num_stages=2,
+        **_form(tensors, per_byte),
+    )  # fmt: skip
+
+
+@jit
+def _many_rows_kernel(
+    codes, row_scale, total, packed, scale, out, tokens, outputs, inputs, units,
+    UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
+    TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
+    """A program computes a tile. The weights stand on the left, where they stay in registers."""
+    width = units * UNIT
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    m = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    rows = packed + (n.to(tl.int64) * units * UNIT)[:, None]
+    activations = codes + (m.to(tl.int64) * inputs)[None]
+    sums = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+    for start in range(0, width, BYTES):
+        j = start + tl.arange(0, BYTES)
+        inside = (j < width)[None] & (n < outputs)[:, None]
+        rest = tl.load(rows + j[None], mask=inside, other=0)
+        for i in tl.static_range(DIGITS):
+            k = i * width + j
+            held = j < width if EXACT else (j < width) & (k < inputs)
+            x = tl.load(activations + k[:, None], mask=held[:, None] & (m < tokens)[None], other=0)
+            weights, rest = next_code(rest, DIGITS, PTX)
+            sums = tl.dot(weights, x, sums, out_dtype=tl.int32)
+    _store(sums, n, m, row_scale, total, scale, out, tokens, outputs)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tritter_model.ops import ternary
 from tritter_model.ops.rows import quantise_rows
-from tritter_model.ops.ternary import pack, packed_width, ternarise, trained_ternary_linear, unpack
+from tritter_model.ops.ternary_format import pack, packed_width, unpack
+from tritter_model.ops.ternary_training import ternarise, trained_ternary_linear
 
 FORMATS = ["ternary-2bit", "ternary-1.6bit"]
 in_both_formats = pytest.mark.parametrize("weight_format", FORMATS)
