@@ -15,6 +15,7 @@ from tritter_mem.report.charts import (
     parts_of,
     waterfall_chart,
 )
+from tritter_mem.report.tables import held
 from tritter_mem.report.timeline_chart import timeline_chart
 from tritter_mem.results import Result, Timeline
 from tritter_mem.units import GiB, MiB
@@ -59,7 +60,7 @@ def test_what_only_the_device_sees_is_a_part_of_its_own() -> None:
 @pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
 def test_budget_bars_are_as_long_as_the_footprint(result: Result) -> None:
     chart = budget_chart(result, "GiB")
-    needs = [estimate.footprint_bytes for estimate in result.estimates().values()]
+    needs = [estimate.footprint_bytes for estimate in held(result).values()]
     scale = Scale.of(max(needs), "GiB")
     lengths = [sum(trace["x"][bar] for trace in chart.figure["data"]) for bar in range(len(needs))]
     for length, need in zip(lengths, needs, strict=True):

@@ -15,7 +15,7 @@ from tritter_mem.report.tables import (
     profile_table,
     total_bytes,
 )
-from tritter_mem.results import COMPONENTS, Result
+from tritter_mem.results import COMPONENTS, Estimate, Kind, Result, judge
 from tritter_mem.units import GiB
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b(), record()]
@@ -83,13 +83,24 @@ def test_a_budget_that_dwarfs_the_bars_is_not_their_scale() -> None:
     bars = budget_table(tiny_on_cpu(), "GiB").bars
     assert bars
     assert bars.limit_bytes is None
-    assert bars.full_bytes == tiny_on_cpu().measured.footprint_bytes  # type: ignore[union-attr]
+    assert bars.full_bytes == tiny_on_cpu().planned.footprint_bytes  # type: ignore[union-attr]
 
 
-def test_a_run_on_the_cpu_has_no_device_peak_and_no_bar_for_the_host_s_memory() -> None:
+def test_a_run_on_the_cpu_is_not_held_against_the_card() -> None:
     table = budget_table(tiny_on_cpu(), "GiB")
-    assert "Device peak" not in [row.cells[0].text for row in table.rows]
+    assert texts(row_of(table, "Device peak"))[1:3] == ["395.8 MiB", "–"]  # noqa: RUF001
+    assert texts(row_of(table, "Headroom"))[1:3] == ["14.61 GiB", "–"]  # noqa: RUF001
     assert row_of(table, "Resident peak").bar_bytes is None
+    labels = [column.label for column in comparison_table([tiny_on_cpu()], "GiB").columns]
+    assert "Measured" not in labels
+
+
+def test_a_verdict_on_a_run_on_the_cpu_shows_what_it_stands_on() -> None:
+    result = tiny_on_cpu()
+    alone: dict[Kind, Estimate] = {"measured": result.estimates()["measured"]}
+    judged = replace(result, planned=None, verdict=judge(alone, 15 * GiB))
+    assert basis_of(judged) == "measured"
+    assert texts(row_of(budget_table(judged, "GiB"), "Headroom"))[1] == "15.00 GiB"
 
 
 def test_device_peak_is_the_footprint_where_its_parts_are_known() -> None:

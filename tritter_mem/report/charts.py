@@ -16,7 +16,7 @@ from tritter_mem.report.chart import (
     name_axis,
 )
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
-from tritter_mem.report.tables import basis_of
+from tritter_mem.report.tables import basis_of, held
 from tritter_mem.report.words import (
     KIND_LABELS,
     label,
@@ -55,7 +55,7 @@ def budget_chart(result: Result, units: str) -> Chart:
     """One stacked bar for each kind of number, against the budget."""
     bars = [
         Bar(name=KIND_LABELS[kind], parts=parts_of(estimate), budget_bytes=_budget(result))
-        for kind, estimate in result.estimates().items()
+        for kind, estimate in held(result).items()
     ]
     says = f"Stacked bars by component. {_verdict(result, units)}"
     return _stacked(bars, title="What the card must hold", description=says, units=units)

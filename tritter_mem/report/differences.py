@@ -39,9 +39,15 @@ def difference_cell(row: Difference | None, pair: Pair) -> Cell:
         return BLANK
     ratio = _ratio(row, pair)
     if ratio is None:
-        equal = sizes[0] == sizes[1]
-        return Cell(text="equal" if equal else "new", tone="good" if equal else "bad")
+        return _cell_from_nothing(*sizes)
     return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, TOLERANCES[pair]))
+
+
+def _cell_from_nothing(before: int | None, after: int | None) -> Cell:
+    """Without a ratio: nothing in both, or in the first alone; else it was left out on purpose."""
+    if before == after:
+        return Cell(text="equal", tone="good")
+    return Cell(text="new", tone="bad") if before == 0 else BLANK
 
 
 def tone_of(ratio: float, tolerance: float) -> Tone:
@@ -66,7 +72,7 @@ def _is_notable(row: Difference, pair: Pair) -> bool:
     if before is None or after is None:
         return False
     ratio = _ratio(row, pair)
-    return before != after if ratio is None else abs(ratio) > NOTABLE
+    return before == 0 != after if ratio is None else abs(ratio) > NOTABLE
 
 
 def _sentence(row: Difference, pair: Pair, units: str) -> str:

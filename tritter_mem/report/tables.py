@@ -41,10 +41,20 @@ TOTALS = ("allocated_peak", "reserved_peak", "context", "device_peak", "resident
 
 def basis_of(result: Result) -> Kind | None:
     """The kind of number that the verdict stands on; without a verdict the best there is."""
-    kinds = list(result.estimates())
-    if result.verdict is not None and result.verdict.basis in kinds:
+    if result.verdict is not None and result.verdict.basis in result.estimates():
         return result.verdict.basis
+    kinds = list(held(result)) or list(result.estimates())
     return kinds[-1] if kinds else None
+
+
+def held(result: Result) -> dict[Kind, Estimate]:
+    """The kinds of number that can be held against a card's budget.
+
+    A run on the CPU has neither context nor libraries' workspaces: it counts only where the
+    verdict says that it does.
+    """
+    basis = result.verdict.basis if result.verdict else None
+    return {k: e for k, e in result.estimates().items() if e.device != "cpu" or k == basis}
 
 
 def budget_table(result: Result, units: str) -> Table:
@@ -141,9 +151,12 @@ def _budget_rows(result: Result, blanks: int, units: str) -> list[Row]:
     """The budget, and what each kind of number leaves of it; without a verdict there is neither."""
     if result.verdict is None:
         return []
-    budget, needs = result.verdict.budget_bytes, result.estimates().values()
-    budgets = [bytes_cell(budget, units) for _ in needs]
-    left = [headroom_cell(budget - e.footprint_bytes, units, words=False) for e in needs]
+    budget, kinds = result.verdict.budget_bytes, held(result)
+    budgets = [bytes_cell(budget, units) for _ in result.estimates()]
+    left = [
+        headroom_cell(budget - e.footprint_bytes, units, words=False) if k in kinds else UNKNOWN
+        for k, e in result.estimates().items()
+    ]
     empty = [BLANK] * blanks
     return [
         Row(cells=(Cell(text=label("budget")), *budgets, *empty), total=True),
@@ -208,7 +221,7 @@ def _phase_cells(
 
 def comparison_table(results: Sequence[Result], units: str) -> Table:
     """One row a profile: what each kind of number says the card must hold, and what is left."""
-    kinds = [kind for kind in KIND_LABELS if any(kind in r.estimates() for r in results)]
+    kinds = [kind for kind in KIND_LABELS if any(kind in held(r) for r in results)]
     rows = [_comparison_row(result, kinds, units) for result in results]
     return Table(
         caption="Profiles compared",
@@ -228,7 +241,7 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
 
 
 def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
-    needs = {kind: e.footprint_bytes for kind, e in result.estimates().items()}
+    needs = {kind: e.footprint_bytes for kind, e in held(result).items()}
     verdict, basis = result.verdict, basis_of(result)
     return Row(
         cells=(
@@ -241,7 +254,7 @@ def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
             bytes_cell(verdict.budget_bytes if verdict else None, units),
             headroom_cell(verdict.headroom_bytes, units, words=True) if verdict else UNKNOWN,
         ),
-        bar_bytes=needs[basis] if basis else None,
+        bar_bytes=needs.get(basis) if basis else None,
     )
 
 

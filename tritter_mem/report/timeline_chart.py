@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tritter_mem.report.chart import Chart, Json, Scale, color, limit_line, plotly_text
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.tables import basis_of
 from tritter_mem.report.timeline import thin
 from tritter_mem.report.words import NAME_LIMIT, label, name_of
 from tritter_mem.results import COMPONENTS, Kind, Phase, Result, Timeline
@@ -52,9 +53,10 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
 
 
 def _kind_with_timeline(result: Result) -> Kind | None:
-    """The best kind of number that has a timeline with something in it."""
+    """The kind that the verdict stands on, else the best, if its timeline has something in it."""
     found = [k for k, e in result.estimates().items() if e.timeline and e.timeline.rows]
-    return found[-1] if found else None
+    basis = basis_of(result)
+    return basis if basis in found else found[-1] if found else None
 
 
 def _categories(timeline: Timeline) -> list[str]:

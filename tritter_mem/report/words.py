@@ -82,7 +82,8 @@ def percent(ratio: float) -> str:
     """A signed ratio as a percentage; `equal` where nothing differs at all."""
     if ratio == 0:
         return "equal"
-    return f"{ratio:+.1%}".replace("-", MINUS)
+    shown = f"{ratio:+.1%}" if abs(ratio) >= 0.001 else f"{100 * ratio:+.1g}%"
+    return shown.replace("-", MINUS)
 
 
 def number(value: float) -> str:
@@ -112,7 +113,8 @@ def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
     """One change, what it saves, and whether that is enough."""
     then = "fits with" if suggestion.fits else "still"
     return (
-        f"{printable(suggestion.text, TEXT_LIMIT)}: {signed_bytes(-suggestion.saves_bytes, units)}, "
+        f"{printable(suggestion.text, TEXT_LIMIT)}: "
+        f"{signed_bytes(-suggestion.saves_bytes, units)}, "
         f"{then} {headroom_words(suggestion.headroom_bytes, units)}"
     )
 
@@ -151,8 +153,17 @@ def notes(result: Result) -> list[str]:
         for kind, estimate in result.estimates().items()
         if estimate.peak_at
     ]
-    devices = devices_sentence(result)
-    return [*([devices] if devices else []), *peaks, *missing_kinds(result)]
+    found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
+    return [note for note in found if note]
+
+
+def _cpu_sentence(result: Result) -> str:
+    """What a comparison with the CPU leaves out."""
+    if result.measured is None or result.measured.device != "cpu":
+        return ""
+    if not any(estimate.library_workspace_bytes for estimate in result.estimates().values()):
+        return ""
+    return "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace"
 
 
 def fragmentation_sentence(fragmentation: Fragmentation, units: str) -> str:
