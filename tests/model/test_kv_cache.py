@@ -59,7 +59,7 @@ def formula(run: RunConfig, window: int | None) -> int:
 def test_bytes_are_those_of_the_storages_and_of_the_formula(
     case: Any, dtype: str, window: int | None, sinks: int, device: torch.device
 ) -> None:
-    for context in (1, 4, 5, 15, 16, 20, 21, 56, 1000):
+    for context in (1, 4, 5, 20, 21, 56, 200):
         run = replace(case(dtype, window, sinks), context=context)
         cache = KVCache(run, device)
         tensors = [tensor for each in cache.layers for tensor in each.tensors()]
@@ -108,20 +108,17 @@ def same_bytes(one: LayerCache, other: LayerCache) -> bool:
 @of_every_type
 @in_every_window
 @with_and_without_sinks
-@pytest.mark.parametrize("tokens", [1, 3, 20, 21, 56])
 def test_tokens_lie_alike_however_they_are_chunked(
-    case: Any, dtype: str, window: int | None, sinks: int, tokens: int
+    case: Any, dtype: str, window: int | None, sinks: int
 ) -> None:
     run = case(dtype, window, sinks)
-    x = some_tokens(run, tokens)
-    caches = [layer(run) for _ in range(4)]
-    for cache, chunks in zip(
-        caches,
-        ([tokens], [1] * tokens, random_chunks(tokens), random_chunks(tokens)),
-        strict=True,
-    ):
-        append_in(run, x, chunks, cache)
-    assert all(same_bytes(caches[0], other) for other in caches[1:])
+    for tokens in (3, 21, 56):
+        x, whole = some_tokens(run, tokens), layer(run)
+        append_in(run, x, [tokens], whole)
+        for chunks in ([1] * tokens, random_chunks(tokens)):
+            parts = layer(run)
+            append_in(run, x, chunks, parts)
+            assert same_bytes(whole, parts), chunks
 
 
 @pytest.mark.parametrize("dtype", QUANTISED)

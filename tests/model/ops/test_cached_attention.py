@@ -72,11 +72,10 @@ def case(run: RunConfig, with_model: Any) -> Any:
     return make
 
 
-def some_tokens(outliers: bool = True) -> Tensor:
-    """[B, tokens, heads, D] with one channel ten times the others."""
+def some_tokens() -> Tensor:
+    """[B, tokens, heads, D]; one channel of keys and values is ten times the others."""
     qkv = torch.randn(BATCH, CONTEXT, HEADS + 2 * KV_HEADS, WIDTH)
-    if outliers:
-        qkv[..., 3] *= 10
+    qkv[:, :, HEADS:, 3] *= 10
     return qkv
 
 
@@ -98,9 +97,10 @@ def test_chunks_see_the_rounded_past_and_their_own_exact_tokens(
     cache, position = KVCache(run, CPU).layers[0], 0
     for size in chunks_of(CONTEXT, largest):
         rows = qkv[:, position : position + size].flatten(0, 1)
-        out = cached_attention(rows, cache, position, HEADS, 3).unflatten(0, (BATCH, -1))
-        wanted = reference(run, qkv[:, : position + size], position)
-        torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
+        if largest > 1 or torch.rand(()) < 0.2:  # of single tokens, some are enough
+            out = cached_attention(rows, cache, position, HEADS, 3).unflatten(0, (BATCH, -1))
+            wanted = reference(run, qkv[:, : position + size], position)
+            torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
         append(rows, cache, position, HEADS)
         position += size
 
