@@ -56,6 +56,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "before the text; or set model.vision to null",
     ),
     (
+        {"model": {"intermediate_size": 16}, "weights": {"format": "ternary-1.6bit"}},
+        "weights.format: found ternary-1.6bit for a layer of 16 inputs; allowed: 17 or more, "
+        "or ternary-2bit",
+    ),
+    (
         {"kv_cache": {"attention_sinks": 512}},
         "kv_cache.attention_sinks: found 512; allowed: fewer than context (512)",
     ),

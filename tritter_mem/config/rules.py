@@ -150,6 +150,20 @@ def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
         )
 
 
+def _digits_fill_a_row(profile: Any) -> Iterator[Problem]:
+    """Below 17 inputs a row is as long at 1.6 bits as at 2, and its length tells the format."""
+    m = profile.model
+    if profile.weights.format != "ternary-1.6bit" or m.head_dim is None:
+        return
+    narrowest = min(m.hidden_size, m.intermediate_size, m.num_attention_heads * m.head_dim)
+    if narrowest < 17:
+        yield _problem(
+            "weights.format",
+            f"found ternary-1.6bit for a layer of {narrowest} inputs; allowed: 17 or more, "
+            "or ternary-2bit",
+        )
+
+
 def _parameters_are_possible(profile: Any) -> Iterator[Problem]:
     m = profile.model
     if m.head_dim is None:
@@ -185,6 +199,7 @@ RULES: tuple[Rule, ...] = (
     _sinks_are_within_the_context,
     _trained_weights_are_floats,
     _checkpoints_count_layers,
+    _digits_fill_a_row,
     _parameters_are_possible,
     _tensors_are_possible,
 )

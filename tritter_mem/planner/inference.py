@@ -13,8 +13,8 @@ from tritter_mem.planner.sizes import (
     Sizes,
     ceil_div,
     compute_dtype,
+    layers_by_window,
     sizes_of,
-    window_of,
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
 
@@ -123,7 +123,7 @@ def _expanded(profile: Profile, sizes: Sizes) -> dict[str, int]:
 
 def _attention_scratch(profile: Profile, sizes: Sizes, cached: bool, multiprocessors: int) -> int:
     """Scratch of attention over the cache, in the layer that needs most."""
-    slots = max(cache_slots(profile, window_of(profile, i)) for i in range(sizes.layers))
+    slots = max(cache_slots(profile, window) for window in layers_by_window(profile))
     if sizes.tokens == sizes.batch:
         return _decode_scratch(sizes, slots, multiprocessors)
     same = DTYPE_BYTES.get(profile.kv_cache.dtype) and profile.kv_cache.dtype == compute_dtype(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tritter_mem.config.schema import QUANTISED_KV_BITS, Profile
-from tritter_mem.planner.sizes import DTYPE_BYTES, ceil_div, compute_dtype, window_of
+from tritter_mem.planner.sizes import DTYPE_BYTES, ceil_div, compute_dtype, layers_by_window
 
 
 def kv_cache_bytes(profile: Profile) -> int:
@@ -14,8 +14,8 @@ def kv_cache_bytes(profile: Profile) -> int:
     """
     if profile.workload.mode == "training":
         return 0
-    layers = range(profile.model.num_hidden_layers)
-    return sum(layer_cache_bytes(profile, window_of(profile, layer)) for layer in layers)
+    layers = layers_by_window(profile)
+    return sum(count * layer_cache_bytes(profile, window) for window, count in layers.items())
 
 
 def cache_slots(profile: Profile, window: int | None) -> int:

@@ -37,9 +37,14 @@ class Moment:
 
     def plus(self, parts: Mapping[str, int]) -> Moment:
         """The same point in time with more alive."""
-        names = {**self.parts, **parts}
-        total = {name: self.parts.get(name, 0) + parts.get(name, 0) for name in names}
-        return replace(self, parts=total)
+        total = dict(self.parts)
+        for name, count in parts.items():
+            total[name] = total.get(name, 0) + count
+        return Moment(self.phase, self.step, total)
+
+    def at(self, place: str) -> Moment:
+        """The same moment, said to be in a layer."""
+        return replace(self, step=f"{place}, {self.step}")
 
     def components(self) -> Components:
         """As the result record holds them."""

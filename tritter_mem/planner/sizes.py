@@ -97,12 +97,15 @@ def compute_dtype(profile: Profile) -> str:
     return weights if weights in ("float16", "float32") else "bfloat16"
 
 
-def window_of(profile: Profile, layer: int) -> int | None:
-    """Tokens that a layer attends to; None: all."""
-    every = profile.model.global_attention_every
-    if every is not None and (layer + 1) % every == 0:
-        return None
-    return profile.model.sliding_window
+def layers_by_window(profile: Profile) -> dict[int | None, int]:
+    """How many layers attend to a window of so many tokens; None: to all."""
+    model = profile.model
+    layers, every = model.num_hidden_layers, model.global_attention_every
+    reach_all = 0 if every is None else layers // every
+    if model.sliding_window is None:
+        return {None: layers}
+    counts = {None: reach_all, model.sliding_window: layers - reach_all}
+    return {window: count for window, count in counts.items() if count}
 
 
 def ceil_div(number: int, by: int) -> int:

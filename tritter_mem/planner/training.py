@@ -227,29 +227,32 @@ def training_moments(profile: Profile) -> Iterator[Moment]:
 
 def _forward(step: Step) -> Iterator[Moment]:
     before = 0
+    highest_of = {kept: _layer_forward(step, names) for kept, names in (*KEPT.items(), ("", ()))}
     for layer in range(step.sizes.layers):
-        kept = KEPT[step.kept_by(layer)] if step.segment_start(layer) == layer else ()
-        yield _layer_forward(step, kept, f"layer {layer}").plus({"activations": before})
+        kept = step.kept_by(layer) if step.segment_start(layer) == layer else ""
+        yield highest_of[kept].at(f"layer {layer}").plus({"activations": before})
         before += step.kept_bytes(layer)
     yield _loss(step, "forward").plus({"activations": before + SCALAR_BYTES})
 
 
-def _layer_forward(
-    step: Step, kept: Collection[str], where: str, steps: int = len(FORWARD)
-) -> Moment:
+def _layer_forward(step: Step, kept: Collection[str], steps: int = len(FORWARD)) -> Moment:
+    """A layer's highest moment, up to so many steps, with what it keeps from each step on."""
     return highest(
-        Moment("forward", f"{where}, {name}", alive(
+        Moment("forward", name, alive(
             [*names.split(), *(t for t in kept if SAVED_SINCE[t] <= number)], step.tensors))
         for number, (name, names) in enumerate([*FORWARD.items()][:steps])
     )  # fmt: skip
 
 
 def _loss(step: Step, phase: str) -> Moment:
-    """Hidden states before and after the last norm, two float32 a token, logits, cast table."""
+    """Hidden states before and after the last norm, two float32 a token, logits, cast table.
+
+    And one float32, the number of tokens that count.
+    """
     tokens = step.sizes.tokens
     chunk = min(step.profile.training.loss_chunk, tokens)
     return Moment(phase, "loss", {
-        "activations": 2 * step.stream + 8 * tokens,
+        "activations": 2 * step.stream + 8 * tokens + SCALAR_BYTES,
         "logits": chunk * step.sizes.vocabulary * step.sizes.compute,
         "workspace": step.rounded_table_bytes(),
     })  # fmt: skip
@@ -266,6 +269,7 @@ def _backward(step: Step) -> Iterator[Moment]:
     yield _loss(step, "backward").plus({
         "activations": step.stream + before, "gradients": gradients})  # fmt: skip
     gradients += step.sizes.hidden * step.sizes.master
+    layer_backward = _layer_backward(step)
     for layer in reversed(layers):
         start = step.segment_start(layer)
         if layer == step.segment_end(start):
@@ -273,7 +277,8 @@ def _backward(step: Step) -> Iterator[Moment]:
             for moment in _recompute(step, start, layer):
                 yield moment.plus({"activations": before, "gradients": gradients})
         here = before + (layer - start) * step.saved_bytes()
-        yield _layer_backward(step, layer).plus({"activations": here, "gradients": gradients})
+        there = {"activations": here, "gradients": gradients}
+        yield layer_backward.at(f"layer {layer}").plus(there)
         gradients += sum(step.gradients.values())
     # A shared table has two gradients for a moment, before one is added to the other.
     gradients += step.table_gradient_bytes()
@@ -289,18 +294,19 @@ def _recompute(step: Step, start: int, end: int) -> Iterator[Moment]:
     if kept == "all":
         return
     held = sum(step.tensors[name] for name in KEPT[kept] if name != "x")
+    again = [name for name in SAVED_SINCE if name not in KEPT[kept] or name == "x"]
+    whole = _layer_forward(step, again)
+    # The last layer stops as soon as all is there: before its second residual.
+    last = _layer_forward(step, again, len(FORWARD) - 1)
     for number, layer in enumerate(range(start, end + 1)):
-        again = [name for name in SAVED_SINCE if name not in KEPT[kept] or name == "x"]
-        # The last layer stops as soon as all is there: before its second residual.
-        steps = len(FORWARD) - (layer == end)
-        moment = _layer_forward(step, again, f"layer {layer} again", steps)
+        moment = (last if layer == end else whole).at(f"layer {layer} again")
         there = number * step.saved_bytes() + held + step.stream
         yield replace(moment.plus({"activations": there}), phase="backward")
 
 
-def _layer_backward(step: Step, layer: int) -> Moment:
+def _layer_backward(step: Step) -> Moment:
     return highest(
-        Moment("backward", f"layer {layer}, {name}", {
+        Moment("backward", name, {
             **alive(tensors.split(), step.tensors),
             "gradients": sum(step.gradients[weight] for weight in weights.split())})
         for name, (tensors, weights) in BACKWARD.items()

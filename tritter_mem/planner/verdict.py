@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import sys
 from datetime import UTC, datetime
 
 from tritter_mem import __version__
@@ -35,7 +35,7 @@ def planned_result(profile: Profile) -> Result:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
         environment=Environment(
-            python=platform.python_version(), allocator_conf=profile.allocator.conf
+            python=sys.version.split()[0], allocator_conf=profile.allocator.conf
         ),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
