@@ -91,7 +91,7 @@ def test_a_budget_far_off_the_scale_is_named_and_not_drawn() -> None:
     layout = budget_chart(tiny_on_cpu(), "GiB").figure["layout"]
     assert layout["shapes"] == []
     assert [note["text"] for note in layout["annotations"]] == ["budget 15.00 GiB →"]
-    assert layout["xaxis"]["ticksuffix"] == " MiB"
+    assert layout["xaxis"]["title"]["text"] == "MiB"
 
 
 def test_profiles_with_budgets_of_their_own_get_a_limit_each() -> None:

@@ -61,8 +61,7 @@ class Scale:
         """From zero to a little beyond the largest number."""
         most = self.of_bytes(self.most_bytes) or 1
         return {
-            "ticksuffix": f" {self.unit}",
-            "showticksuffix": "last",
+            "title": {"text": self.unit, "standoff": 6},
             "range": [0, most * 1.04],
             "fixedrange": True,
         }

@@ -97,7 +97,7 @@ def _stacked(bars: Sequence[Bar], *, title: str, description: str, units: str) -
         description=description,
         figure={"data": [_stack(part, bars, scale, units) for part in used], "layout": layout},
         table=_parts_table(bars, used, title, units),
-        height=80 + 34 * len(bars),
+        height=100 + 34 * len(bars),
         legend=[(color(part), label(part)) for part in used],
     )
 
@@ -177,7 +177,7 @@ def waterfall_chart(result: Result, units: str) -> Chart | None:
         description=says,
         figure={"data": [_steps(parts, ends, scale, units)], "layout": layout},
         table=_steps_table(parts, ends, title, units),
-        height=80 + 26 * len(parts),
+        height=90 + 26 * len(parts),
     )
 
 

@@ -220,20 +220,20 @@ def _phase_cells(
 
 
 def comparison_table(results: Sequence[Result], units: str) -> Table:
-    """One row a profile: what each kind of number says the card must hold, and what is left."""
+    """One row a profile: what is left of the budget, and what the card must hold."""
     kinds = [kind for kind in KIND_LABELS if any(kind in held(r) for r in results)]
     rows = [_comparison_row(result, kinds, units) for result in results]
     return Table(
         caption="Profiles compared",
         columns=(
             Column(label="Profile", numeric=False),
+            Column(label="Headroom"),
             Column(label="Mode", numeric=False, wide=True),
             Column(label="Context"),
             Column(label="Batch", wide=True),
             Column(label="Card", numeric=False, wide=True),
             *(Column(label=KIND_LABELS[kind]) for kind in kinds),
             Column(label="Budget", wide=True),
-            Column(label="Headroom"),
         ),
         rows=rows,
         bars=Bars(label="Needs", full_bytes=max(1, *(row.bar_bytes or 0 for row in rows))),
@@ -246,13 +246,13 @@ def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
     return Row(
         cells=(
             Cell(text=name_of(result)),
+            headroom_cell(verdict.headroom_bytes, units, words=True) if verdict else UNKNOWN,
             _setting_cell(result, "workload.mode"),
             _setting_cell(result, "workload.context"),
             _setting_cell(result, "workload.batch"),
             _setting_cell(result, "gpu.name"),
             *(bytes_cell(needs.get(kind), units) for kind in kinds),
             bytes_cell(verdict.budget_bytes if verdict else None, units),
-            headroom_cell(verdict.headroom_bytes, units, words=True) if verdict else UNKNOWN,
         ),
         bar_bytes=needs.get(basis) if basis else None,
     )
