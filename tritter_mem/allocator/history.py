@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import FREE, WAITING, Stream
-from tritter_mem.allocator.rewind import state_at_start
+from tritter_mem.allocator.rewind import records_completion, state_at_start
 from tritter_mem.allocator.segments import SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot_in import DeviceSnapshot
@@ -134,6 +134,7 @@ class _Builder:
         self._failures: list[RecordedFailure] = []
         self._reserved = self._reserved_peak = sum(segment.size for segment in start)
         self._unknown_frees = self._overwritten = 0
+        self._completes = records_completion(snapshot)
         self._start_numbers()
 
     def _start_numbers(self) -> None:
@@ -222,10 +223,6 @@ class _Builder:
             self._step(DO_FREE, number, event)
         else:
             self._unknown_frees += 1
-
-    @property
-    def _completes(self) -> bool:
-        return FREE_COMPLETED in self._trace.actions
 
     def _take(self, event: int, *, mapped: bool) -> None:
         trace = self._trace

@@ -51,6 +51,12 @@ def state_at_start(snapshot: DeviceSnapshot) -> tuple[list[SegmentState], list[s
     return filled, rewind.warnings()
 
 
+def records_completion(snapshot: DeviceSnapshot) -> bool:
+    """Whether frees have two events; a recording may skip one kind of them."""
+    waiting = any(block.state is WAITING for s in snapshot.segments for block in s.blocks)
+    return waiting or FREE_COMPLETED in snapshot.trace.actions
+
+
 class _Rewind:
     """Undoes a history, from the end to the beginning."""
 
@@ -66,7 +72,7 @@ class _Rewind:
             if block.state is not FREE
         }
         self.served: dict[int, int] = {}  # bytes asked for, by address, all through the history
-        self.completes = FREE_COMPLETED in snapshot.trace.actions
+        self.completes = records_completion(snapshot)
         self.lost_blocks = self.lost_segments = 0
 
     def run(self, trace: Trace) -> None:

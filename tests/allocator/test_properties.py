@@ -1,0 +1,140 @@
+"""What holds for any workload under any settings."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.allocator.workloads import ALLOC, CONFS, WORKLOADS, Run, Step
+from tritter_mem.allocator.blocks import ALLOCATED, FREE
+from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.allocator.simulator import CachingAllocator
+from tritter_mem.units import GiB, MiB
+
+CAPACITIES = st.one_of(st.none(), st.integers(20 * MiB, GiB))
+ANY_CONF = st.sampled_from(CONFS)
+
+
+def run(conf: str, capacity: int | None, steps: list[Step]) -> Run:
+    return Run(CachingAllocator(parse_alloc_conf(conf), capacity)).do_all(steps)
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
+def test_blocks_tile_segments_and_free_neighbours_are_one(
+    conf: str, capacity: int | None, steps: list[Step]
+) -> None:
+    found = run(conf, capacity, steps)
+    segments = found.allocator.segments()
+    for segment in segments:
+        position = segment.address
+        for block in segment.blocks:
+            assert block.address == position
+            assert block.size > 0
+            assert block.size % 512 == 0
+            position += block.size
+        assert position == segment.address + segment.size
+        states = [block.state for block in segment.blocks]
+        assert all(not (a is FREE and b is FREE) for a, b in pairwise(states))
+    ends = [(segment.address, segment.address + segment.size) for segment in segments]
+    assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
+def test_live_blocks_are_those_handed_out_and_do_not_overlap(
+    conf: str, capacity: int | None, steps: list[Step]
+) -> None:
+    found = run(conf, capacity, steps)
+    handed = sorted((block.address, block.size, block.requested) for block in found.live)
+    blocks = [block for segment in found.allocator.segments() for block in segment.blocks]
+    assert handed == [(b.address, b.size, b.requested) for b in blocks if b.state is ALLOCATED]
+    assert all(address + size <= after for (address, size, _), (after, *_) in pairwise(handed))
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
+def test_statistics_agree_with_the_blocks(
+    conf: str, capacity: int | None, steps: list[Step]
+) -> None:
+    found = run(conf, capacity, steps)
+    allocator, statistics = found.allocator, found.allocator.statistics
+    segments = allocator.segments()
+    assert statistics["reserved_bytes.all.current"] == sum(s.size for s in segments)
+    assert statistics["allocated_bytes.all.current"] == sum(s.allocated_bytes for s in segments)
+    split = sum(
+        block.size
+        for segment in segments
+        if not segment.expandable and len(segment.blocks) > 1
+        for block in segment.blocks
+        if block.state is FREE
+    )
+    assert statistics["inactive_split_bytes.all.current"] == split
+    assert statistics["num_ooms"] == found.failures
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
+def test_reserved_active_allocated_requested_in_that_order(
+    conf: str, capacity: int | None, steps: list[Step]
+) -> None:
+    found = Run(CachingAllocator(parse_alloc_conf(conf), capacity))
+    for step in steps:
+        found.do(step)
+        statistics = found.allocator.statistics
+        for value in ("current", "peak"):
+            reserved, active, allocated = (
+                statistics[f"{name}_bytes.all.{value}"]
+                for name in ("reserved", "active", "allocated")
+            )
+            assert reserved >= active >= allocated
+            assert active >= statistics[f"requested_bytes.all.{value}"]
+        assert capacity is None or statistics["reserved_bytes.all.peak"] <= capacity
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, steps=WORKLOADS, step=ALLOC)
+def test_free_then_the_same_request_again_changes_nothing(
+    conf: str, steps: list[Step], step: Step
+) -> None:
+    found = run(conf, None, [*steps, step])
+    allocator, block = found.allocator, found.live[-1]
+    before = allocator.segments()
+    address, size = block.address, block.size
+    allocator.free(block)
+    again = allocator.malloc(step.size, step.stream)
+    assert (again.address, again.size) == (address, size)
+    assert allocator.segments() == before
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
+def test_the_same_workload_gives_the_same_state(
+    conf: str, capacity: int | None, steps: list[Step]
+) -> None:
+    first, second = (run(conf, capacity, steps).allocator for _ in range(2))
+    assert first.segments() == second.segments()
+    assert first.statistics == second.statistics
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, steps=WORKLOADS)
+def test_without_a_capacity_no_request_fails(conf: str, steps: list[Step]) -> None:
+    found = run(conf, None, steps)
+    assert found.failures == 0
+    assert found.allocator.statistics["num_alloc_retries"] == 0
+
+
+@settings(max_examples=200)
+@given(conf=ANY_CONF, steps=WORKLOADS)
+def test_everything_freed_and_the_cache_emptied_leaves_nothing(
+    conf: str, steps: list[Step]
+) -> None:
+    public = [step._replace(stream=0) for step in steps]
+    found = run(conf, None, public)
+    for block in found.live:
+        found.allocator.free(block)
+    found.allocator.empty_cache()
+    assert found.allocator.segments() == []
+    assert found.allocator.statistics["reserved_bytes.all.current"] == 0
+    assert found.allocator.statistics["active.all.current"] == 0
