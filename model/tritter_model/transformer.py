@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,21 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Rows:
         """[T, H], as a tensor or as int8 rows."""
         return (rms_norm_rows if self.quantises else rms_norm)(x, self.weight, self.eps)
+
+
+class Sequences(NamedTuple):
+    """What a layer is given in training: whole sequences."""
+
+    batch: int
+    sinks: int
+
+
+class Chunk(NamedTuple):
+    """What a layer is given in inference: new tokens, behind those that its cache holds."""
+
+    cache: LayerCache
+    position: int
+    multiprocessors: int
 
 
 class Layer(nn.Module):
@@ -94,16 +109,18 @@ class Layer(nn.Module):
         rows = gated_relu2_rows(rows) if self.quantises else gated_relu2(rows)
         return self.down(rows)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, batch: int, sinks: int) -> Tensor:
-        """A whole sequence, differentiable: [T, H]."""
+    def forward(self, x: Tensor, work: Sequences | Chunk) -> Tensor:
+        """[T, H]: a new tensor for whole sequences, x itself for a chunk."""
+        return self._extend(x, *work) if isinstance(work, Chunk) else self._train(x, *work)
+
+    def _train(self, x: Tensor, batch: int, sinks: int) -> Tensor:
         mask = Mask(True, self.window, sinks)
         mixed = self_attention(self.project_qkv(x), self.qk_norms, self.heads(batch), mask)
         x = x + self.out(mixed)
         del mixed
         return x + self.mlp(x)
 
-    def extend(self, x: Tensor, cache: LayerCache, position: int, multiprocessors: int) -> None:
-        """A chunk over the cache; adds to the residual stream in place."""
+    def _extend(self, x: Tensor, cache: LayerCache, position: int, multiprocessors: int) -> Tensor:
         qkv = rotate_(self.project_qkv(x), self.qk_norms, self.heads(cache.batch), position)
         heads = self.config.num_attention_heads
         mixed = cached_attention(qkv, cache, position, heads, multiprocessors)
@@ -112,7 +129,7 @@ class Layer(nn.Module):
         mixed = self.out(mixed)
         x.add_(mixed)
         del mixed
-        x.add_(self.mlp(x))
+        return x.add_(self.mlp(x))
 
 
 def _norm_weight(
@@ -171,7 +188,7 @@ class Transformer(nn.Module):
         cache.check_room(ids_BC.shape[1])
         x = self.embedding.embed(ids_BC.flatten(), prefix, self.dtype)
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            layer.extend(x, layer_cache, cache.length, multiprocessors)
+            layer(x, Chunk(layer_cache, cache.length, multiprocessors))
         cache.length += ids_BC.shape[1]
         residual: Tensor = x.unflatten(0, ids_BC.shape)
         return residual
@@ -203,7 +220,7 @@ class Transformer(nn.Module):
             sinks: first tokens that every window sees.
         """
         layers: list[Callable[[Tensor], Tensor]] = [
-            partial(layer, batch=batch, sinks=sinks) for layer in self.blocks
+            partial(layer, work=Sequences(batch, sinks)) for layer in self.blocks
         ]
         x = run_layers(layers, embedded_TH, training.checkpointing, training.n)
         return self.norm(x)  # type: ignore[no-any-return]
