@@ -6,6 +6,8 @@ initialisation and its random prompt are part of the comparison.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,6 +27,12 @@ def events(profile: Profile, device: str) -> list[Event]:
     return list(recorder.log)
 
 
+def short(**overrides: Any) -> Profile:
+    """The tiny profile with 160 tokens, in chunks of which the last is short."""
+    work = {"workload__context": 160, "workload__prefill_chunk": 60, "workload__new_tokens": 3}
+    return tiny(**work, **overrides)
+
+
 def assert_same_events(profile: Profile) -> None:
     real, on_meta = events(profile, "cpu"), events(profile, "meta")
     for number, (one, other) in enumerate(zip(real, on_meta, strict=False)):
@@ -38,17 +46,17 @@ def assert_same_events(profile: Profile) -> None:
 @pytest.mark.parametrize("weights", ["ternary-2bit", "ternary-1.6bit"])
 @pytest.mark.parametrize("dtype", KV_TYPES)
 def test_chunked_prefill_and_decode_with_each_cache(dtype: str, weights: str) -> None:
-    assert_same_events(tiny(kv_cache__dtype=dtype, weights__format=weights))
+    assert_same_events(short(kv_cache__dtype=dtype, weights__format=weights))
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "float32", "int8", "int4"])
 def test_inference_with_other_weights(weights: str) -> None:
-    assert_same_events(tiny(weights__format=weights, weights__embedding_dtype="int8"))
+    assert_same_events(short(weights__format=weights, weights__embedding_dtype="int8"))
 
 
 def test_inference_through_windows_in_batches_with_a_tied_table() -> None:
     assert_same_events(
-        tiny(
+        short(
             model__sliding_window=64, model__global_attention_every=2,
             model__tie_word_embeddings=True, workload__batch=2,
         )
@@ -58,13 +66,13 @@ def test_inference_through_windows_in_batches_with_a_tied_table() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_training_with_each_checkpointing_policy(policy: str) -> None:
     checkpointing = {"policy": policy, "n": 2}
-    assert_same_events(tiny(workload__mode="training", training__checkpointing=checkpointing))
+    assert_same_events(short(workload__mode="training", training__checkpointing=checkpointing))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw-8bit"])
 def test_training_with_other_optimizers_and_weights(optimizer: str) -> None:
     assert_same_events(
-        tiny(
+        short(
             workload__mode="training", training__optimizer=optimizer, weights__format="bfloat16",
             model__tie_word_embeddings=True,
         )
