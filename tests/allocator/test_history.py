@@ -216,7 +216,7 @@ def test_frees_of_what_was_never_allocated_are_counted() -> None:
         [event("segment_alloc", BASE, 2 * MiB), alloc(BASE, 512), *free(BASE + 64 * MiB, 512)],
     )
     history = history_of(made)
-    assert history.warnings == ["1 frees of what was never allocated were left out"]
+    assert history.warnings == ["frees of what was never allocated, left out: 1"]
     assert list(history.steps) == [DO_ALLOC]
 
 
@@ -231,7 +231,7 @@ def test_a_second_free_of_the_same_block_is_counted() -> None:
         ],
     )
     history = history_of(made)
-    assert "1 frees of what was never allocated were left out" in history.warnings
+    assert "frees of what was never allocated, left out: 1" in history.warnings
     assert list(history.steps) == [DO_ALLOC, DO_FREE]
 
 
@@ -243,16 +243,15 @@ def test_a_missing_free_is_added_and_counted() -> None:
     history = history_of(made)
     assert list(history.steps) == [DO_ALLOC, DO_FREE, DO_ALLOC]
     assert history.warnings == [
-        "1 allocations are neither freed in the history nor there at its end",
-        "1 allocations at the address of a live block: its free is missing in the history and was "
-        "added",
+        "allocations neither freed in the history nor live at its end: 1",
+        "allocations at the address of a live block, whose missing free was added: 1",
     ]
 
 
 def test_segments_that_vanish_are_counted() -> None:
     made = snapshot([], [event("segment_alloc", BASE, 2 * MiB)])
     assert history_of(made).warnings == [
-        "1 segments are neither released in the history nor there at its end"
+        "segments neither released in the history nor there at its end: 1"
     ]
 
 

@@ -167,7 +167,7 @@ def test_a_snapshot_without_history_is_read() -> None:
 def test_events_of_an_unknown_kind_are_counted() -> None:
     device = only(snapshot([], [event("teleport", 1, 2), event("teleport", 3, 4), alloc(BASE, 1)]))
     (warning,) = device.warnings
-    assert warning == "device_traces[0]: 2 events of unknown kind 'teleport' left out"
+    assert warning == "device_traces[0]: events of unknown kind 'teleport', left out: 2"
     assert len(device.trace) == 1
 
 

@@ -262,11 +262,11 @@ class _Builder:
     def warnings(self) -> list[str]:
         found = []
         if self._unknown_frees:
-            found.append(f"{self._unknown_frees:,} frees of what was never allocated were left out")
+            found.append(f"frees of what was never allocated, left out: {self._unknown_frees:,}")
         if self._overwritten:
             found.append(
-                f"{self._overwritten:,} allocations at the address of a live block: its free is "
-                "missing in the history and was added"
+                "allocations at the address of a live block, whose missing free was added: "
+                f"{self._overwritten:,}"
             )
         return found
 

@@ -115,13 +115,13 @@ class _Rewind:
         found = []
         if self.lost_blocks:
             found.append(
-                f"{self.lost_blocks:,} allocations are neither freed in the history nor there at "
-                "its end"
+                "allocations neither freed in the history nor live at its end: "
+                f"{self.lost_blocks:,}"
             )
         if self.lost_segments:
             found.append(
-                f"{self.lost_segments:,} segments are neither released in the history nor there "
-                "at its end"
+                "segments neither released in the history nor there at its end: "
+                f"{self.lost_segments:,}"
             )
         return found
 

@@ -100,7 +100,7 @@ def read_trace(
                 f"{where}[{index}]: not an event as PyTorch dumps it: {why(error)}"
             ) from error
     return trace, tuple(
-        f"{where}: {count:,} events of unknown kind {name} left out"
+        f"{where}: events of unknown kind {name}, left out: {count:,}"
         for name, count in unknown.items()
         if count
     )
