@@ -126,4 +126,5 @@ def _progress() -> Iterator[OnProgress]:
     try:
         yield on_progress
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()

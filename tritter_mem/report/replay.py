@@ -149,7 +149,7 @@ def _failure(failure: OutOfMemory, device: DeviceReplay) -> str:
     if failure.event is None:
         return f"Out of memory at the beginning, with {state}"
     return (
-        f"Out of memory at event {failure.event:,} of {device.recorded_events:,}, a request for "
+        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, a request for "
         f"{format_bytes(failure.requested_bytes)} on stream {failure.stream} with {state}"
     )
 
