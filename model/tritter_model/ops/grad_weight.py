@@ -61,23 +61,35 @@ def _launch(grad: Tensor, x: Tensor, row_scale: Tensor | None, add: bool, out: T
     for name, tensor in (("the inputs", x), ("the weight's gradient", out)):
         expect_adjacent(name, tensor)
     (tokens, outputs), inputs = grad.shape, x.shape[1]
-    _kernel[(-(-outputs // 128), -(-inputs // 128))](
+    launch = product_tile(grad)
+    tile = launch["TILE"]
+    _grad_weight_kernel[(-(-outputs // tile), -(-inputs // tile))](
         grad, x, row_scale, out, *grad.stride(), x.stride(0), out.stride(0),
-        tokens, outputs, inputs, ADD=add, TOKENS=32, TILE=128, num_warps=8, num_stages=3,
+        tokens, outputs, inputs, ADD=add, **launch,
     )  # fmt: skip
 
 
+def product_tile(grad: Tensor) -> dict[str, int]:
+    """The tile of a gradient's product, and how far a program goes along the sum at a time.
+
+    float32 is multiplied without tensor cores, and in smaller tiles, so that none spills.
+    """
+    if grad.dtype == torch.float32:
+        return {"TILE": 64, "STEP": 16, "num_warps": 4, "num_stages": 3}
+    return {"TILE": 128, "STEP": 64, "num_warps": 8, "num_stages": 3}
+
+
 @jit
-def _kernel(
+def _grad_weight_kernel(
     grad, x, row_scale, out, row_stride, column_stride, x_stride, out_stride,
-    tokens, outputs, inputs, ADD: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+    tokens, outputs, inputs, ADD: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile over all tokens, in the order of the tokens."""
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
     k = tl.program_id(1) * TILE + tl.arange(0, TILE)
     sums = tl.zeros((TILE, TILE), tl.float32)
-    for start in range(0, tokens, TOKENS):
-        t = (start + tl.arange(0, TOKENS)).to(tl.int64)
+    for start in range(0, tokens, STEP):
+        t = (start + tl.arange(0, STEP)).to(tl.int64)
         slope = tl.load(
             grad + t[:, None] * row_stride + n[None] * column_stride,
             mask=(t < tokens)[:, None] & (n < outputs)[None], other=0,

@@ -13,7 +13,7 @@ from torch import Tensor
 from tritter_model.checkpointing import kept
 from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent, expect_contiguous
-from tritter_model.ops.grad_weight import write_grad_weight
+from tritter_model.ops.grad_weight import product_tile, write_grad_weight
 from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import quantise_rows, round_to_even
@@ -146,24 +146,25 @@ def _launch_grad_input(grad: Tensor, packed: Tensor, scale: Tensor, grad_x: Tens
     expect_contiguous("packed weights", packed)
     expect_adjacent("the inputs' gradient", grad_x)
     (tokens, outputs), width = grad.shape, packed.shape[1]
-    _grad_input_kernel[(-(-tokens // 128), 4, -(-width // 128))](
+    launch = product_tile(grad)
+    tile = launch["TILE"]
+    _grad_input_kernel[(-(-tokens // tile), 4, -(-width // tile))](
         grad, packed, scale, grad_x, *grad.stride(), grad_x.stride(0),
-        tokens, outputs, width, grad_x.shape[1],
-        OUTPUTS=32, TILE=128, num_warps=8, num_stages=3,
+        tokens, outputs, width, grad_x.shape[1], **launch,
     )  # fmt: skip
 
 
 @jit
 def _grad_input_kernel(
     grad, packed, scale, grad_x, row_stride, column_stride, out_stride,
-    tokens, outputs, width, inputs, OUTPUTS: tl.constexpr, TILE: tl.constexpr,
+    tokens, outputs, width, inputs, STEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """A program computes a tile of one plane's inputs; the weights exist in registers alone."""
     t = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     plane, j = tl.program_id(1), tl.program_id(2) * TILE + tl.arange(0, TILE)
     sums = tl.zeros((TILE, TILE), tl.float32)
-    for start in range(0, outputs, OUTPUTS):
-        n = start + tl.arange(0, OUTPUTS)
+    for start in range(0, outputs, STEP):
+        n = start + tl.arange(0, STEP)
         slope = tl.load(
             grad + t[:, None] * row_stride + n[None] * column_stride,
             mask=(t < tokens)[:, None] & (n < outputs)[None], other=0,

@@ -1,0 +1,287 @@
+"""What the compiler makes of each kernel, read from its machine code. Needs no GPU.
+
+Every kernel is launched at 7B shapes on tensors that have no memory, compiled for a card that need
+not be there, and taken apart: registers, spills, shared memory, the widths of its loads, and how
+many instructions its loop takes for a weight. `python -m benchmarks.machine_code` prints a table,
+`--json` a list; `--capability 90` compiles for one card alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from tritter_model.ops import cross_entropy, gated_relu2, grad_weight, rms_norm, rows
+from tritter_model.ops import ternary, ternary_training
+from tritter_model.ops.ternary_format import packed_width
+
+CAPABILITIES = (80, 90, 120)
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+HIDDEN, INTERMEDIATE, VOCABULARY, PREFILL = 4096, 11008, 65536, 2048
+WATCHED = ("LDG", "LDGSTS", "LDSM", "LDS", "IDP", "IMMA", "IGMMA", "HMMA", "HGMMA")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One compiled kernel.
+
+    Attributes:
+        case: the operator and its shape.
+        kernel: the kernel's name.
+        capability: 80 for compute capability 8.0.
+        registers: of a thread.
+        spilled_bytes: of a thread's registers that went to memory.
+        shared_bytes: of a program, that it asks for at its launch.
+        loop: watched instructions of the innermost loop that has most instructions, with widths.
+        instructions_a_weight: of that loop, for each weight that a thread's share comes to; None
+            where the kernel does not unpack weights.
+    """
+
+    case: str
+    kernel: str
+    capability: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    loop: dict[str, int]
+    instructions_a_weight: float | None
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def quantised(tokens: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and totals."""
+    floats, totals = empty(tokens, dtype=torch.float32), empty(tokens, dtype=torch.int32)
+    return empty(tokens, width, dtype=torch.int8), floats, totals
+
+
+def linear(tokens: int, outputs: int, inputs: int, weight_format: str) -> Callable[[], None]:
+    """Launches a ternary layer."""
+    packed = empty(outputs, packed_width(inputs, weight_format), dtype=torch.uint8)
+    scale, out = empty(outputs, dtype=torch.float32), empty(tokens, outputs)
+    return lambda: _launch(ternary._ternary_linear, *quantised(tokens, inputs), packed, scale, out)
+
+
+def _launch(operator: Any, *args: Any) -> None:
+    operator.launch(*args)
+
+
+def cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Every operator at 7B shapes."""
+    for form in ("ternary-2bit", "ternary-1.6bit"):
+        for tokens in (1, 16, 32, 128, PREFILL):
+            for outputs, inputs in ((HIDDEN, HIDDEN), (HIDDEN, INTERMEDIATE)):
+                name = f"{form}, {tokens} x {inputs} to {outputs}"
+                yield name, linear(tokens, outputs, inputs, form)
+    wide = 2 * INTERMEDIATE
+    yield f"ternary-2bit, 16 x {HIDDEN} to {wide}", linear(16, wide, HIDDEN, "ternary-2bit")
+    yield from row_cases()
+    yield from training_cases()
+
+
+def row_cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Operators on rows."""
+    hidden, gate_up = empty(PREFILL, HIDDEN), empty(PREFILL, 2 * INTERMEDIATE)
+    out, floats = empty(PREFILL, INTERMEDIATE), empty(PREFILL, dtype=torch.float32)
+    gain = empty(HIDDEN, dtype=torch.float32)
+    rms, gated = rms_norm, gated_relu2
+    yield "quantise", lambda: _launch(rows.quantise_into, out, *quantised(PREFILL, INTERMEDIATE))
+    yield "norm, quantised", lambda: _launch(
+        rms._rms_norm_rows, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
+    )
+    yield "gate, quantised", lambda: _launch(
+        gated._gated_relu2_rows, gate_up, *quantised(PREFILL, INTERMEDIATE)
+    )
+    yield "norm", lambda: _launch(rms._rms_norm, hidden, gain, 1e-5, hidden, floats)
+    yield "norm, backward", lambda: _launch(
+        rms._rms_norm_backward, hidden, hidden, gain, floats, hidden, gain
+    )
+    yield "gate", lambda: _launch(gated._gated_relu2, gate_up, out)
+    yield "gate, backward", lambda: _launch(gated._gated_relu2_backward, out, gate_up, gate_up)
+
+
+def training_cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Operators of training."""
+    f32, int64 = torch.float32, torch.int64
+    master, packed = empty(HIDDEN, HIDDEN, dtype=f32), empty(HIDDEN, HIDDEN // 4, dtype=torch.uint8)
+    scale, hidden = empty(HIDDEN, dtype=f32), empty(PREFILL, HIDDEN)
+    codes, floats, _ = quantised(PREFILL, HIDDEN)
+    logits, table = empty(PREFILL, VOCABULARY), empty(VOCABULARY, HIDDEN, dtype=f32)
+    targets, scalar = empty(PREFILL, dtype=int64), empty(dtype=f32)
+    training, loss = ternary_training, cross_entropy
+    yield "ternarise", lambda: _launch(training._ternarise, master, packed, scale)
+    yield "ternary, gradient of inputs", lambda: _launch(
+        training._ternary_grad_input, hidden, packed, scale, hidden
+    )
+    yield "ternary, gradient of weights", lambda: _launch(
+        grad_weight._grad_weight, hidden, codes, floats, False, master
+    )
+    yield "loss, gradient of the table", lambda: _launch(
+        grad_weight._grad_weight, logits, hidden, None, True, table
+    )
+    yield "loss", lambda: _launch(loss._cross_entropy, logits, targets, floats, scalar)
+    yield "loss, mean", lambda: _launch(loss._mean, targets, scalar, scalar)
+    yield "loss, backward", lambda: _launch(
+        loss._cross_entropy_backward, scalar, scalar, targets, floats, logits
+    )
+
+
+class Target:
+    """Stands for a driver whose card is only compiled for."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        """The card."""
+        return self.target
+
+    def get_current_device(self) -> int:
+        """A device number of its own, so that Triton keeps the cards' kernels apart."""
+        return int(self.target.arch)
+
+    def get_current_stream(self, device: int) -> int:
+        """A stream that nothing is launched on."""
+        return 0
+
+
+@contextmanager
+def compiled_only(capability: int) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
+    """Kernels launched inside are compiled and listed, with their constants, but not run."""
+    found: list[tuple[Any, dict[str, Any]]] = []
+    run = triton.JITFunction.run
+
+    def compile_alone(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append((run(self, *args, grid=grid, warmup=True, **options), options))
+
+    triton.runtime.driver.set_active(Target(capability))
+    triton.JITFunction.run = compile_alone
+    try:
+        yield found
+    finally:
+        triton.JITFunction.run = run
+
+
+def read(case: str, capability: int, compiled: Any, constants: dict[str, Any]) -> Reading:
+    """Take one kernel apart."""
+    usage, code = disassembled(compiled.asm["cubin"])
+    body = innermost_loop(code)
+    weights = weights_a_thread(constants, compiled.metadata.num_warps)
+    widths = Counter(width for line in body if (width := watched(line)))
+    return Reading(
+        case=case,
+        kernel=compiled.metadata.name,
+        capability=capability,
+        registers=int(re.findall(r"REG:(\d+)", usage)[0]),
+        spilled_bytes=sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
+        shared_bytes=compiled.metadata.shared,
+        loop=dict(widths),
+        instructions_a_weight=round(len(body) / weights, 2) if weights and body else None,
+    )
+
+
+def disassembled(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return _output("cuobjdump", "-res-usage", file.name), _output("nvdisasm", "-c", file.name)
+
+
+def _output(tool: str, *arguments: str) -> str:
+    ran = subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def innermost_loop(code: str) -> list[str]:
+    """Operation names of the longest loop that holds no other."""
+    labels: dict[str, int] = {}
+    operations: list[str] = []
+    loops: list[tuple[int, int]] = []
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(operations)
+        elif operation := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", line):
+            operations.append(operation[1])
+            jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+            if jump and jump[1] in labels:
+                loops.append((labels[jump[1]], len(operations)))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, 0))
+    return [name for name in operations[start:end] if name != "NOP"]
+
+
+def watched(operation: str) -> str | None:
+    """`LDG.128` of `LDG.E.128.CONSTANT`; None for what is not watched."""
+    name, *modifiers = operation.split(".")
+    if name not in WATCHED:
+        return None
+    if name.startswith("LD"):
+        width = next((m for m in modifiers if m in ("128", "64", "U16", "U8", "S8")), "32")
+        return f"{name}.{width}" if name != "LDSM" else name
+    return name
+
+
+def weights_a_thread(constants: dict[str, Any], warps: int) -> float | None:
+    """Weights that a trip of a ternary kernel's loop takes, over the threads of its program."""
+    if "WORDS" in constants:
+        digits = 5 if "ALIGNED" in constants else 4
+        return constants["ROWS"] * constants["WORDS"] * 4 * digits / (32 * warps)
+    if "DIGITS" not in constants:
+        return None
+    parts = constants.get("SPLITS", 1)
+    tile = constants["OUTPUTS"] * constants["BYTES"] * parts
+    return float(tile * constants["DIGITS"] / (32 * warps))
+
+
+def readings(capability: int) -> Iterator[Reading]:
+    """Every kernel of every case."""
+    for name, launch in cases():
+        with compiled_only(capability) as kernels:
+            launch()
+        for compiled, constants in kernels:
+            yield read(name, capability, compiled, constants)
+
+
+def table(found: list[Reading]) -> str:
+    """The readings in Markdown."""
+    head = "| case | kernel | card | registers | spilled | shared | a weight | loop |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for r in found:
+        loop = ", ".join(f"{count} {name}" for name, count in sorted(r.loop.items()))
+        lines.append(
+            f"| {r.case} | `{r.kernel}` | sm_{r.capability} | {r.registers} | {r.spilled_bytes}"
+            f" | {r.shared_bytes:,} | {r.instructions_a_weight or ''} | {loop} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print what was read."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capability", type=int, choices=CAPABILITIES, action="append")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    found = [r for c in asked.capability or CAPABILITIES for r in readings(c)]
+    print(json.dumps([asdict(r) for r in found], indent=1) if asked.json else table(found))
+
+
+if __name__ == "__main__":
+    main()
