@@ -3,7 +3,7 @@
 import os
 import secrets
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tritter_model import labels
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.transformer import Transformer
 
@@ -79,12 +80,14 @@ def trained(config: ModelConfig, seed: int) -> Transformer:
 
 @dataclass(frozen=True)
 class Made:
-    """A storage as it was first seen: the operator that made it, its bytes, its tensor."""
+    """A storage as it was first seen: what made it, its label, its bytes, its tensor."""
 
     operator: str
+    label: str
     nbytes: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    key: int
 
 
 class Recording(TorchDispatchMode):
@@ -113,10 +116,17 @@ class Recording(TorchDispatchMode):
         self.calls.append(str(func))
         for tensor in self._unknown(out):
             storage = tensor.untyped_storage()
-            made = Made(str(func), storage.nbytes(), tuple(tensor.shape), tensor.dtype)
-            self.made.append(made)
-            self.alive[storage._cdata] = made.nbytes
+            key, size = storage._cdata, storage.nbytes()
+            self.alive[key] = size
+            self.made.append(
+                Made(str(func), labels.current(), size, tuple(tensor.shape), tensor.dtype, key)
+            )
         return out
+
+    def labels_of(self, tensors: Iterable[Tensor]) -> set[str]:
+        """What the storages of tensors that are still there were made for."""
+        last = {made.key: made.label for made in self.made}  # an address may have come twice
+        return {last[tensor.untyped_storage()._cdata] for tensor in tensors}
 
     def _unknown(self, values: Any) -> Iterator[Tensor]:
         """Tensors whose storage is seen for the first time."""

@@ -77,7 +77,7 @@ def test_a_layer_is_pytorch_s_pre_norm_transformer_layer() -> None:
     wanted = x + theirs(rows, rows, rows)[0]
     wanted = wanted + mlp(layer.mlp, norm(layer.norm2, wanted))
     got = layer(x.flatten(0, 1), 2).view_as(x)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=5e-5)
 
 
 @torch.no_grad()
