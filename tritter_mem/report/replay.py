@@ -148,9 +148,10 @@ def _failure(failure: OutOfMemory, device: DeviceReplay) -> str:
     state = f"{reserved} reserved, {format_bytes(failure.allocated_bytes)} allocated"
     if failure.event is None:
         return f"Out of memory at the beginning, with {state}"
+    size = format_bytes(failure.requested_bytes)
     return (
-        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, a request for "
-        f"{format_bytes(failure.requested_bytes)} on stream {failure.stream} with {state}"
+        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, "
+        f"a request for {size} on stream {failure.stream} with {state}"
     )
 
 
