@@ -168,6 +168,35 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCase:
+    """A training step under one checkpointing policy, simulated.
+
+    Attributes:
+        policy: as in `training.checkpointing.policy`.
+        n: its number, where it takes one.
+        allocated_peak_bytes: the largest sum of live tensors.
+        reserved_peak_bytes: what PyTorch's allocator then took from the driver.
+        flops: of one step, forward and backward, recomputation included.
+        recomputed_flops: the part that the policy `none` does not have.
+        on_front: no other case takes less memory or work without taking more of the other.
+    """
+
+    policy: str
+    n: int
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    flops: int
+    recomputed_flops: int = 0
+    on_front: bool = False
+
+    @property
+    def overhead(self) -> float:
+        """Recomputed work by the work without recomputation."""
+        base = self.flops - self.recomputed_flops
+        return self.recomputed_flops / base if base else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """What the numbers were made with. Planning needs none of it, so all may be missing."""
 
@@ -183,7 +212,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One profile's answers. `to_dict` gives what `--json` prints."""
+    """One profile's answers. `to_dict` gives what `--json` prints.
+
+    Attributes:
+        checkpointing: the trade-off of every policy, where it was asked for.
+    """
 
     created: str
     tool_version: str
@@ -198,6 +231,7 @@ class Result:
     measured_reason: str | None = None
     verdict: Verdict | None = None
     differences: tuple[Difference, ...] = ()
+    checkpointing: tuple[CheckpointCase, ...] = ()
     schema: str = field(default=SCHEMA)
 
     @property

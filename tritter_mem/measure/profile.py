@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from tritter_mem import __version__
 from tritter_mem.config.gpus import find_gpu
@@ -18,6 +20,8 @@ from tritter_mem.planner.suggest import suggest
 from tritter_mem.planner.verdict import budget_of
 from tritter_mem.results import Environment, Estimate, Kind, Result, compare, judge
 from tritter_mem.trace.bundled import run_settings
+from tritter_mem.trace.checkpointing import checkpointing_trade_off
+from tritter_mem.trace.progress import Progress
 from tritter_mem.trace.simulate import simulate
 
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
@@ -27,11 +31,22 @@ _CPU_ONLY = "this version measures on the CPU only (--device cpu)"
 _NONE = "nothing was to be measured (--device none)"
 
 
+class MeasurementFailedError(MeasureError):
+    """The measurement failed; `result` is the record without it, with the reason."""
+
+    def __init__(self, *problems: str, result: Result) -> None:
+        super().__init__(*problems)
+        self.result = result
+
+
 def profile(
     profile: Profile,
     *,
     device: str = "auto",
     time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
+    checkpointing: bool = False,
+    progress: Progress | None = None,
+    save_trace: Path | None = None,
 ) -> Result:
     """Plan a profile, simulate it and, where there is a device for it, measure it.
 
@@ -40,6 +55,9 @@ def profile(
         device: where to measure, in a child process: `cpu`, `cuda`, `cuda:1`; `none`: nowhere;
             `auto`: on CUDA where it can be, else nowhere.
         time_limit_seconds: for the measurement; the child is ended when it takes longer.
+        checkpointing: simulate every checkpointing policy too; for training.
+        progress: told how far the work is.
+        save_trace: where to write the simulated run's memory events.
 
     Returns:
         The record. What is missing in it has its reason there. The verdict follows what was
@@ -47,29 +65,52 @@ def profile(
         its libraries' workspaces, so it tells whether the plan is right, not whether it fits.
 
     Raises:
-        MeasureError: a device was named, and the measurement failed.
-        UsageError: there is no such kind of device, or the time limit is no time.
+        MeasurementFailedError: a device was named, and the measurement failed; the rest is there.
+        OutputError: the trace cannot be written.
+        UsageError: there is no such kind of device, the time limit is no time, or the checkpointing
+            of inference was asked for.
     """
     _check(device, time_limit_seconds)
-    card = find_gpu(profile.gpu.name)
-    environment = collect_environment(profile.allocator.conf)
-    reason = _why_not_measured(device, environment)
-    planned, simulated, measured = plan(profile, card), simulate(profile), None
-    if reason is None:
-        measured = cpu.measure(run_settings(profile, card), time_limit_seconds)
-    result = Result(
+    told = progress or Progress()
+    policies = checkpointing_trade_off(profile, told) if checkpointing else ()
+    told.begin(profile.name)
+    simulated = simulate(profile, progress=told, save_trace=save_trace)
+    result = replace(_planned(profile), simulated=simulated, checkpointing=policies)
+    told.begin(f"{profile.name}: measuring")
+    try:
+        measured = _measured(profile, device, time_limit_seconds, result.environment)
+    except MeasureError as error:
+        partial = _judged(profile, replace(result, measured_reason=str(error)))
+        raise MeasurementFailedError(*error.problems, result=partial) from error
+    return _judged(profile, replace(result, **measured))
+
+
+def _planned(profile: Profile) -> Result:
+    return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
-        environment=environment,
+        environment=collect_environment(profile.allocator.conf),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
-        planned=planned,
-        simulated=simulated,
-        measured=measured,
-        measured_reason=reason,
+        planned=plan(profile, find_gpu(profile.gpu.name)),
     )
-    found = result.estimates()
-    budget = budget_of(profile, card)
+
+
+def _measured(
+    profile: Profile, device: str, time_limit_seconds: float, environment: Environment
+) -> dict[str, Any]:
+    """What the measurement adds to the record: an estimate, or why there is none."""
+    reason = _why_not_measured(device, environment)
+    if reason is not None:
+        return {"measured_reason": reason}
+    case = run_settings(profile, find_gpu(profile.gpu.name))
+    return {"measured": cpu.measure(case, time_limit_seconds)}
+
+
+def _judged(profile: Profile, result: Result) -> Result:
+    """The record with its verdict and the differences between its kinds of answer."""
+    card = find_gpu(profile.gpu.name)
+    budget, found = budget_of(profile, card), result.estimates()
     verdict = judge(_of_the_card(found), budget, suggest(profile, card, budget))
     return replace(result, verdict=verdict, differences=compare(found))
 

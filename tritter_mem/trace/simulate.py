@@ -8,9 +8,10 @@ simulated.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.gpus import GpuCard, find_gpu
@@ -18,40 +19,75 @@ from tritter_mem.config.schema import Profile
 from tritter_mem.results import Estimate, Phase, Timeline
 from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.events import EventLog
+from tritter_mem.trace.files import save_log
 from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.peaks import find_peaks
 from tritter_mem.trace.playback import Played, find_out_of_memory, play
+from tritter_mem.trace.progress import Progress
 
 PhaseHook = Callable[[str], AbstractContextManager[None]]
 Workload = Callable[[str, PhaseHook], None]
 """Runs a whole case on a device, and enters the hook around each of its phases."""
 
 
-def simulate(profile: Profile) -> Estimate:
+def simulate(
+    profile: Profile, *, progress: Progress | None = None, save_trace: Path | None = None
+) -> Estimate:
     """Simulate the bundled model under a profile, on the profile's card.
+
+    Args:
+        profile: a resolved profile.
+        progress: told how far the run is.
+        save_trace: where to write the run's events, see `files.save_log`.
 
     Raises:
         ConfigError: the card or the allocator's settings are unknown.
+        OutputError: the trace cannot be written.
     """
-    from tritter_model.run import run
-
     card = find_gpu(profile.gpu.name)
+    workload = bundled_workload(profile, card, progress or Progress())
+    return simulate_workload(workload, card, profile.allocator.conf, save_trace)
+
+
+def bundled_workload(profile: Profile, card: GpuCard, progress: Progress) -> Workload:
+    """The bundled model under a profile, for `simulate_workload`."""
     case = run_settings(profile, card)
-    return simulate_workload(
-        lambda device, phase: run(case, device, phase), card, profile.allocator.conf
-    )
+
+    def workload(device: str, phase: PhaseHook) -> None:
+        from tritter_model.run import run
+
+        with progress.following(case):
+            run(case, device, both(progress.entering, phase))
+
+    return workload
 
 
-def simulate_workload(workload: Workload, card: GpuCard, allocator_conf: str = "") -> Estimate:
+def both(outer: PhaseHook, inner: PhaseHook) -> PhaseHook:
+    """A hook that enters two."""
+
+    @contextmanager
+    def entered(phase: str) -> Iterator[None]:
+        with outer(phase), inner(phase):
+            yield
+
+    return entered
+
+
+def simulate_workload(
+    workload: Workload, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+) -> Estimate:
     """Simulate anything that runs on `meta`.
 
     Args:
         workload: what to run.
         card: the card to stand for: its libraries' workspaces, its memory, its context.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        save_trace: where to write the run's events; nowhere without it.
     """
     settings = parse_alloc_conf(allocator_conf)
     log, libraries = trace(workload, card)
+    if save_trace is not None:
+        save_log(log, save_trace)
     out_of_memory = find_out_of_memory(log, settings, card.total_bytes, card.context_bytes)
     estimate = _estimate(play(log, settings), card)
     return replace(

@@ -1,0 +1,76 @@
+"""How far a simulation of the bundled model is, for whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tritter_model.config import RunConfig, TrainingConfig
+
+
+class Progress:
+    """Written by the simulation, and read, from another thread too, by what shows it.
+
+    Attributes:
+        task: what runs: a profile's name, and what is simulated of it.
+        phase: the phase of the run; empty outside of any.
+        layer: number of the layer that ran last, from 1; 0 before the first.
+        layers: how many there are.
+        done: passes through a layer so far.
+        total: passes that the run takes; 0 where it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.begin("")
+
+    def begin(self, task: str) -> None:
+        """Start anew with something else."""
+        self.task, self.phase = task, ""
+        self.layer = self.layers = self.done = self.total = 0
+
+    @contextmanager
+    def following(self, run: RunConfig) -> Iterator[None]:
+        """Count the passes through the bundled model's layers while it runs."""
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        from tritter_model.transformer import Layer
+
+        numbers: dict[Layer, int] = {}
+
+        def count(module: Any, args: Any) -> None:
+            if isinstance(module, Layer):
+                self.layer = numbers.setdefault(module, len(numbers) + 1)
+                self.done += 1
+
+        self.layers, self.total = run.model.num_hidden_layers, layer_passes(run)
+        handle = register_module_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def entering(self, phase: str) -> Iterator[None]:
+        """Say that a phase runs."""
+        self.phase = phase
+        try:
+            yield
+        finally:
+            self.phase = ""
+
+
+def layer_passes(run: RunConfig) -> int:
+    """How often a run of the bundled model passes through a layer, its warm-up included."""
+    layers = run.model.num_hidden_layers
+    if run.mode == "training":
+        return 2 * (layers + _recomputed_layers(run.training, layers))
+    chunks = -(-(run.context - run.new_tokens) // run.prefill_chunk)
+    warmup = min(chunks, 2) + (run.new_tokens > 1)
+    return layers * (warmup + chunks + run.new_tokens - 1)
+
+
+def _recomputed_layers(training: TrainingConfig, layers: int) -> int:
+    if training.checkpointing == "none":
+        return 0
+    return -(-layers // training.n) if training.checkpointing == "every-nth" else layers
