@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.allocator.history import History, make_history
+from tritter_mem.allocator.simulator import CachingAllocator
 from tritter_mem.allocator.snapshot_in import devices_of
+from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot_of
 from tritter_mem.units import MiB
 
 BASE = 0x7000_0000_0000
@@ -58,6 +60,24 @@ def history_of(made: Dict) -> History:
     """The only device's history."""
     (device,) = devices_of(made)
     return make_history(device)
+
+
+def fragmenting(run: Recorder) -> None:
+    """Three segments of 60 MiB, each then split in 50 and 10; 40 MiB more fit into no gap."""
+    for block in [run.malloc(60 * MiB) for _ in range(3)]:
+        run.free(block)
+    for _ in range(3):
+        run.malloc(30 * MiB)
+        run.malloc(20 * MiB)
+    run.malloc(40 * MiB)
+
+
+def fragmented_snapshot(path: Path) -> Path:
+    """220 MiB reserved for 190 MiB; 200 MiB with expandable segments."""
+    recorder = Recorder(CachingAllocator())
+    fragmenting(recorder)
+    save_snapshot(path, snapshot_of(recorder))
+    return path
 
 
 def dump(path: Path, made: object, protocol: int = 4) -> Path:

@@ -16,6 +16,7 @@ from tests.allocator.build import (
     unused,
 )
 from tests.allocator.workloads import AT_ONCE, CONFS, WORKLOADS, Run, Step
+from tritter_mem.allocator.fidelity import verify
 from tritter_mem.allocator.history import (
     DO_ALLOC,
     DO_COMPLETE,
@@ -25,7 +26,6 @@ from tritter_mem.allocator.history import (
     DO_TRY,
     History,
 )
-from tritter_mem.allocator.player import verify
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.simulator import CachingAllocator
 from tritter_mem.allocator.snapshot_out import Recorder, snapshot_of

@@ -19,7 +19,7 @@ def run(conf: str, capacity: int | None, steps: list[Step]) -> Run:
     return Run(CachingAllocator(parse_alloc_conf(conf), capacity)).do_all(steps)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_blocks_tile_segments_and_free_neighbours_are_one(
     conf: str, capacity: int | None, steps: list[Step]
@@ -40,7 +40,7 @@ def test_blocks_tile_segments_and_free_neighbours_are_one(
     assert all(end <= start for (_, end), (start, _) in pairwise(ends))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_live_blocks_are_those_handed_out_and_do_not_overlap(
     conf: str, capacity: int | None, steps: list[Step]
@@ -52,7 +52,7 @@ def test_live_blocks_are_those_handed_out_and_do_not_overlap(
     assert all(address + size <= after for (address, size, _), (after, *_) in pairwise(handed))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_statistics_agree_with_the_blocks(
     conf: str, capacity: int | None, steps: list[Step]
@@ -73,7 +73,7 @@ def test_statistics_agree_with_the_blocks(
     assert statistics["num_ooms"] == found.failures
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_reserved_active_allocated_requested_in_that_order(
     conf: str, capacity: int | None, steps: list[Step]
@@ -92,7 +92,7 @@ def test_reserved_active_allocated_requested_in_that_order(
         assert capacity is None or statistics["reserved_bytes.all.peak"] <= capacity
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, steps=WORKLOADS, step=ALLOC)
 def test_free_then_the_same_request_again_changes_nothing(
     conf: str, steps: list[Step], step: Step
@@ -107,7 +107,7 @@ def test_free_then_the_same_request_again_changes_nothing(
     assert allocator.segments() == before
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_the_same_workload_gives_the_same_state(
     conf: str, capacity: int | None, steps: list[Step]
@@ -117,7 +117,7 @@ def test_the_same_workload_gives_the_same_state(
     assert first.statistics == second.statistics
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, steps=WORKLOADS)
 def test_without_a_capacity_no_request_fails(conf: str, steps: list[Step]) -> None:
     found = run(conf, None, steps)
@@ -125,7 +125,7 @@ def test_without_a_capacity_no_request_fails(conf: str, steps: list[Step]) -> No
     assert found.allocator.statistics["num_alloc_retries"] == 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, steps=WORKLOADS)
 def test_everything_freed_and_the_cache_emptied_leaves_nothing(
     conf: str, steps: list[Step]

@@ -5,7 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.allocator.build import BASE, alloc, dump, event, free, live, segment, snapshot, unused
+from tests.allocator.build import (
+    BASE,
+    alloc,
+    dump,
+    event,
+    fragmented_snapshot,
+    fragmenting,
+    free,
+    live,
+    segment,
+    snapshot,
+    unused,
+)
 from tritter_mem.allocator.outcome import Replay, Scenario
 from tritter_mem.allocator.replay import replay
 from tritter_mem.allocator.scenarios import STANDARD
@@ -15,27 +27,10 @@ from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot
 from tritter_mem.errors import ConfigError, InputError, UsageError
 from tritter_mem.units import MiB
 
-SIZES = (60, 60, 60)
-
-
-def fragmenting(run: Recorder) -> None:
-    """Three segments of 60 MiB, each then split in 50 and 10; 40 MiB more fit into no gap."""
-    for block in [run.malloc(size * MiB) for size in SIZES]:
-        run.free(block)
-    for _ in SIZES:
-        run.malloc(30 * MiB)
-        run.malloc(20 * MiB)
-    run.malloc(40 * MiB)
-
 
 @pytest.fixture
 def fragmented(tmp_path: Path) -> Path:
-    """Recorded without a limit: 220 MiB reserved for 190 MiB."""
-    run = Recorder(CachingAllocator())
-    fragmenting(run)
-    path = tmp_path / "fragmented.pickle"
-    save_snapshot(path, snapshot_of(run))
-    return path
+    return fragmented_snapshot(tmp_path / "fragmented.pickle")
 
 
 @pytest.fixture

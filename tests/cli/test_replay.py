@@ -11,9 +11,7 @@ import pytest
 from typer.testing import CliRunner
 from typer.testing import Result as Done
 
-from tests.allocator.build import BASE, dump, event, live, segment, snapshot
-from tritter_mem.allocator.simulator import CachingAllocator
-from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot_of
+from tests.allocator.build import BASE, dump, event, fragmented_snapshot, live, segment, snapshot
 from tritter_mem.cli import replay as module
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
@@ -26,17 +24,7 @@ def run(*arguments: str | Path) -> Done:
 
 @pytest.fixture
 def fragmented(tmp_path: Path) -> Path:
-    """220 MiB reserved for 190 MiB; 200 MiB with expandable segments."""
-    recorder = Recorder(CachingAllocator())
-    for block in [recorder.malloc(60 * MiB) for _ in range(3)]:
-        recorder.free(block)
-    for _ in range(3):
-        recorder.malloc(30 * MiB)
-        recorder.malloc(20 * MiB)
-    recorder.malloc(40 * MiB)
-    path = tmp_path / "run.pickle"
-    save_snapshot(path, snapshot_of(recorder))
-    return path
+    return fragmented_snapshot(tmp_path / "run.pickle")
 
 
 def test_fidelity_scenarios_and_advice_are_printed(fragmented: Path) -> None:

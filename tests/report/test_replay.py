@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.allocator.build import fragmented_snapshot
 from tests.report.test_html import Page
 from tritter_mem.allocator.outcome import Replay
 from tritter_mem.allocator.replay import replay
-from tritter_mem.allocator.simulator import CachingAllocator
-from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot_of
 from tritter_mem.report.page import plotly_source
 from tritter_mem.report.replay import fidelity_sentence, notes, render_replay, render_replay_html
 from tritter_mem.report.replay_charts import MAP_COLUMNS, MAP_ROWS, peaks_chart, segment_map
@@ -23,17 +22,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """220 MiB reserved for 190 MiB."""
-    recorder = Recorder(CachingAllocator())
-    for block in [recorder.malloc(60 * MiB) for _ in range(3)]:
-        recorder.free(block)
-    for _ in range(3):
-        recorder.malloc(30 * MiB)
-        recorder.malloc(20 * MiB)
-    recorder.malloc(40 * MiB)
-    path = tmp_path_factory.mktemp("replay") / "run.pickle"
-    save_snapshot(path, snapshot_of(recorder))
-    return path
+    return fragmented_snapshot(tmp_path_factory.mktemp("replay") / "run.pickle")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tritter_mem.allocator.blocks import (
     Block,
     BlockPool,
     ExpandableSegment,
+    State,
 )
 from tritter_mem.allocator.rules import round_up
 
@@ -88,21 +89,23 @@ def map_pages(block: Block, mapped_bytes: int) -> Block:
     pool.unmapped.remove(block)
     if mapped_bytes < block.size:
         add_unmapped(block.split(mapped_bytes))
-    block.state = FREE
-    return _join(block)
+    joined = _join(block, FREE)
+    pool.add(joined)
+    return joined
 
 
-def _join(block: Block) -> Block:
+def _join(block: Block, state: State) -> Block:
+    """Become one with the neighbours of a state, which leave their pool."""
     pool = block.pool
-    if block.next is not None and block.next.state is FREE:
-        pool.remove(block.next)
+    take_out = pool.remove if state is FREE else pool.unmapped.remove
+    if block.next is not None and block.next.state is state:
+        take_out(block.next)
         block.absorb_next()
     before = block.previous
-    if before is not None and before.state is FREE:
-        pool.remove(before)
+    if before is not None and before.state is state:
+        take_out(before)
         before.absorb_next()
         block = before
-    pool.add(block)
     return block
 
 
@@ -129,21 +132,9 @@ def unmap_pages(block: Block) -> Block:
         pool.add(before)
     if size < block.size:
         pool.add(block.split(size))
-    return _join_unmapped(block)
-
-
-def _join_unmapped(block: Block) -> Block:
-    unmapped = block.pool.unmapped
-    if block.next is not None and block.next.state is UNMAPPED:
-        unmapped.remove(block.next)
-        block.absorb_next()
-    before = block.previous
-    if before is not None and before.state is UNMAPPED:
-        unmapped.remove(before)
-        before.absorb_next()
-        block = before
-    add_unmapped(block)
-    return block
+    joined = _join(block, UNMAPPED)
+    add_unmapped(joined)
+    return joined
 
 
 def _segment(block: Block) -> ExpandableSegment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tritter_mem.allocator.history import Recorded
@@ -11,6 +11,7 @@ from tritter_mem.results import Fragmentation, Timeline
 
 SCHEMA = "tritter-mem.replay/1"
 TIMELINE_COLUMNS = ("event", "allocated_bytes", "reserved_bytes")
+NO_TIMELINE = Timeline(columns=TIMELINE_COLUMNS, rows=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +95,10 @@ class Scenario:
 
     def to_dict(self) -> dict[str, Any]:
         """Without what only a picture needs."""
-        hidden = ("timeline", "allocations_at_peak", "segments_at_peak")
-        shown = {name: value for name, value in asdict(self).items() if name not in hidden}
-        return shown | {"fits": self.fits}
+        record = asdict(replace(self, timeline=NO_TIMELINE, segments_at_peak=()))
+        for name in ("timeline", "allocations_at_peak", "segments_at_peak"):
+            del record[name]
+        return record | {"fits": self.fits}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,8 @@ class DeviceReplay:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return asdict(self) | {"scenarios": [scenario.to_dict() for scenario in self.scenarios]}
+        record = asdict(replace(self, scenarios=()))
+        return record | {"scenarios": [scenario.to_dict() for scenario in self.scenarios]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

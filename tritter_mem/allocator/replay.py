@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tritter_mem import __version__
 from tritter_mem.allocator.advice import advise
+from tritter_mem.allocator.fidelity import verify
 from tritter_mem.allocator.history import History, make_history
 from tritter_mem.allocator.outcome import DeviceReplay, Replay, Scenario
-from tritter_mem.allocator.player import verify
 from tritter_mem.allocator.rules import round_request, segment_bytes
 from tritter_mem.allocator.scenarios import (
     EXPANDABLE,

@@ -6,16 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from tritter_mem.allocator.addresses import RecordedAddresses, ascending_beyond
 from tritter_mem.allocator.blocks import PrivateStream, Stream
 from tritter_mem.allocator.history import DO_ALLOC, DO_TRY, History
 from tritter_mem.allocator.outcome import TIMELINE_COLUMNS, OutOfMemory, Scenario
-from tritter_mem.allocator.player import (
-    STEPS_A_CALL,
-    Player,
-    Progress,
-    RecordedAddresses,
-    ascending_beyond,
-)
+from tritter_mem.allocator.player import STEPS_A_CALL, Player, Progress
 from tritter_mem.allocator.segments import SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
