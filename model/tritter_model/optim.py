@@ -91,7 +91,10 @@ class AdamW(SGD):
 
 
 class AdamW8bit(AdamW):
-    """AdamW whose moments take 8 bits and a scale for each block (Dettmers et al., 2022)."""
+    """AdamW whose moments take 8 bits and a scale for each block.
+
+    As in Dettmers et al. (2022), but with linear codes: the same bytes, a simpler step.
+    """
 
     def moments(self, parameter: Tensor) -> list[Tensor]:
         """Codes of both moments, and float32 scales of their blocks."""

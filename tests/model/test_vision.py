@@ -47,8 +47,9 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    for parameter in module.parameters():
-        parameter.data = torch.randn_like(parameter) * 0.05
+    for name, parameter in module.named_parameters():
+        mean = 1 if "norm" in name and name.endswith("weight") else 0
+        parameter.data = mean + torch.randn_like(parameter) * 0.05
     return module
 
 
