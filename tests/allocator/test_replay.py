@@ -1,6 +1,7 @@
 """`replay`: fidelity, scenarios, capacity, advice."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -334,3 +335,17 @@ def test_the_record_is_plain_json(fragmented: Path) -> None:
     }  # fmt: skip
     assert {"conf", "allocated_peak_bytes", "reserved_peak_bytes", "fragmentation",
             "out_of_memory"} <= set(device["scenarios"][0])  # fmt: skip
+
+
+def test_a_replay_takes_less_than_1_kib_an_event(tmp_path: Path) -> None:
+    run = Recorder(CachingAllocator())
+    for size in range(1, 5001):
+        run.free(run.malloc(size * 700))
+    save_snapshot(tmp_path / "s.pickle", snapshot_of(run))
+    events = len(run.trace)
+    del run
+    tracemalloc.start()
+    replay(tmp_path / "s.pickle")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1024 * events
