@@ -176,6 +176,7 @@ class CheckpointCase:
         n: its number, where it takes one.
         allocated_peak_bytes: the largest sum of live tensors.
         reserved_peak_bytes: what PyTorch's allocator then took from the driver.
+        activations_peak_bytes: what activations take of a phase's allocated peak, at most.
         flops: of one step, forward and backward, recomputation included.
         recomputed_flops: the part that the policy `none` does not have.
         on_front: no other case takes less memory or work without taking more of the other.
@@ -185,6 +186,7 @@ class CheckpointCase:
     n: int
     allocated_peak_bytes: int
     reserved_peak_bytes: int
+    activations_peak_bytes: int
     flops: int
     recomputed_flops: int = 0
     on_front: bool = False

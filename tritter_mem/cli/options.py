@@ -202,12 +202,20 @@ def _read_settings(settings: list[str]) -> dict[str, Any]:
     return {key.strip(): read_value(value, f"--set {key.strip()}") for key, value in pairs}
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Show the fields of `ProfileOptions` as options of a command that takes `options`."""
+def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """Show the fields of `ProfileOptions` as options of a command that takes `options`.
+
+    Args:
+        command: takes `options`, and parameters of its own.
+        defaults: of fields, where the command's differ from the shared ones.
+    """
     hints = get_type_hints(ProfileOptions, include_extras=True)
     shared = [
         Parameter(
-            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=hints[field.name],
         )
         for field in fields(ProfileOptions)
     ]

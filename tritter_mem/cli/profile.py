@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,59 +36,113 @@ Output = Annotated[
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
 ]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace", metavar="FILE", help="Write the simulated run's memory events, gzipped."
+    ),
+]
+ALL = "all"
+TRAINED = ("7b",)
+ROUTES = (*TRAINED, "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k")
+"""What is compared where no profile is named: the 7B model, and the routes by which it fits."""
 
 
-@with_options
-def command(
+@partial(with_options, config=())
+def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
     device: Device = "auto",
     time_limit: TimeLimit = 300.0,
     as_json: Json = False,
     output: Output = None,
     html: Html = None,
+    trace: Trace = None,
 ) -> None:
     """Plan, simulate and measure side by side; write JSON and HTML.
+
+    Without --config: the 7B model and the four routes by which it fits 16 GB; in training 7b.
+
+    In training --checkpoint all compares every checkpointing policy.
 
     Exit code: 0 fits, 1 does not fit, 2 wrong usage, 3 could not measure on the --device named.
 
     Example: tritter-mem profile --config tiny --device cpu --html tiny.html
     """
-    _check_outputs(output, html)
-    answers = [_answer(profile, device, time_limit) for profile in options.profiles()]
-    results = [result for result, _ in answers]
+    from tritter_mem.cli.progress import showing
+
+    _check_outputs(output, html, trace)
+    policies = options.checkpoint == ALL
+    profiles = _asked_for(options).profiles()
+    _check_one_trace(trace, profiles)
+    results: list[Result] = []
+    problems: list[str] = []
     try:
-        _write(results, output, html)
-    finally:
-        _show(results, as_json)
-    problems = [problem for _, problem in answers if problem is not None]
+        with showing(not as_json) as progress:
+            ask = partial(
+                _ask(device, time_limit), checkpointing=policies, progress=progress,
+                save_trace=trace,
+            )  # fmt: skip
+            for profile in profiles:
+                result, problem = _answer(profile, ask)
+                results.append(result)
+                problems += [problem] if problem else []
+    finally:  # an interruption does not lose what is finished
+        _finish(results, as_json, output, html)
     if problems:
         raise MeasureError(*problems)
     if not all(result.verdict and result.verdict.fits for result in results):
         raise typer.Exit(EXIT_DOES_NOT_FIT)
 
 
-def _check_outputs(output: Path | None, html: Path | None) -> None:
+def _check_outputs(*outputs: Path | None) -> None:
     """Find what cannot be written before the run rather than after it."""
     from tritter_mem.report.files import check_writable
 
-    if output is not None and html is not None and output.resolve() == html.resolve():
-        raise UsageError(f"--output and --html: found one file for both, {output}; name two")
-    for path in (output, html):
-        if path is not None:
-            check_writable(path)
+    paths = [path for path in outputs if path is not None]
+    for path in paths:
+        if [other.resolve() for other in paths].count(path.resolve()) > 1:
+            raise UsageError(f"found one file for both of two outputs, {path}; name two")
+        check_writable(path)
 
 
-def _answer(profile: Profile, device: str, time_limit: float) -> tuple[Result, str | None]:
-    """A profile's result, and why the measurement failed if it did: the plan holds all the same."""
-    from tritter_mem.measure.profile import profile as answer
-    from tritter_mem.report.terminal import make_console
+def _asked_for(options: ProfileOptions) -> ProfileOptions:
+    """The options with the profiles that stand for none, and without what no profile says."""
+    names = list(options.config) or list(TRAINED if options.mode == "training" else ROUTES)
+    every = options.checkpoint == ALL
+    return replace(options, config=names, checkpoint=None if every else options.checkpoint)
 
-    with make_console(sys.stderr).status(f"{profile.name}: planning and measuring"):
-        try:
-            return answer(profile, device=device, time_limit_seconds=time_limit), None
-        except MeasureError as error:
-            planned = answer(profile, device="none")
-            return replace(planned, measured_reason=str(error)), f"{profile.name}: {error}"
+
+def _check_one_trace(trace: Path | None, profiles: Sequence[Profile]) -> None:
+    if trace is not None and len(profiles) > 1:
+        raise UsageError(f"--trace: found {len(profiles)} profiles; a file holds the trace of one")
+
+
+def _ask(device: str, time_limit: float) -> Callable[..., Result]:
+    from tritter_mem.measure.profile import profile
+
+    return partial(profile, device=device, time_limit_seconds=time_limit)
+
+
+def _answer(profile: Profile, ask: Callable[[Profile], Result]) -> tuple[Result, str | None]:
+    """A profile's result, and why the measurement failed if it did: the rest holds all the same."""
+    from tritter_mem.measure.profile import MeasurementFailedError
+
+    try:
+        return ask(profile), None
+    except MeasurementFailedError as error:
+        return error.result, f"{profile.name}: {error}"
+
+
+def _finish(
+    results: Sequence[Result], as_json: bool, output: Path | None, html: Path | None
+) -> None:
+    """Write and show what there is."""
+    if not results:
+        return
+    try:
+        _write(results, output, html)
+    finally:
+        _show(results, as_json)
 
 
 def _write(results: Sequence[Result], output: Path | None, html: Path | None) -> None:

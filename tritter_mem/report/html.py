@@ -8,6 +8,7 @@ from typing import Any
 
 from tritter_mem.report.chart import Chart
 from tritter_mem.report.charts import budget_chart, comparison_chart, waterfall_chart
+from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.data import to_csv
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.page import PlotlyJs, render_page
@@ -188,9 +189,11 @@ def _parts(result: Result, units: str) -> list[tuple[Table, list[Chart]]]:
     phases = phase_table(result, units)
     budget = [budget_chart(result, units), *([waterfall] if waterfall else [])]
     times = [timeline] if timeline else []
+    policies = checkpointing_table(result, units)
+    more: list[tuple[Table, list[Chart]]] = [] if policies is None else [(policies, [])]
     if phases is None:
-        return [(budget_table(result, units), budget + times)]
-    return [(budget_table(result, units), budget), (phases, times)]
+        return [(budget_table(result, units), budget + times), *more]
+    return [(budget_table(result, units), budget), (phases, times), *more]
 
 
 def _environment(result: Result, units: str) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
+from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.table import Bars, Column, Table, Tone
 from tritter_mem.report.tables import (
@@ -20,6 +21,7 @@ from tritter_mem.report.words import (
     MINUS,
     MISSING,
     fragmentation_sentence,
+    missing_kinds,
     name_of,
     notes,
     setup_facts,
@@ -77,7 +79,18 @@ def render_results(results: Sequence[Result], console: Console, units: str = "Gi
     if len(results) == 1:
         _render_one(results[0], console, units)
     else:
-        render_table(comparison_table(results, units), console)
+        _render_compared(results, console, units)
+
+
+def _render_compared(results: Sequence[Result], console: Console, units: str) -> None:
+    render_table(comparison_table(results, units), console)
+    for line in dict.fromkeys(line for result in results for line in missing_kinds(result)):
+        render_line(console, line, "dim")
+    for result in results:
+        if (policies := checkpointing_table(result, units)) is not None:
+            render_line(console, "")
+            render_line(console, name_of(result), "bold")
+            render_table(policies, console)
 
 
 def _render_one(result: Result, console: Console, units: str) -> None:
@@ -91,6 +104,8 @@ def _render_one(result: Result, console: Console, units: str) -> None:
     render_list(console, "What to change", _suggestions(result, units))
     if (phases := phase_table(result, units)) is not None:
         render_table(phases, console)
+    if (policies := checkpointing_table(result, units)) is not None:
+        render_table(policies, console)
     render_list(console, "Differences over 2%", notable_differences(result, units))
     render_list(console, "Fragmentation", _fragmentation(result, units))
     facts = environment_facts(result.environment, units)

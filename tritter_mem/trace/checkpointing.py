@@ -68,6 +68,9 @@ def _case(profile: Profile, policy: str, n: int, progress: Progress) -> Checkpoi
         n=n,
         allocated_peak_bytes=estimate.allocated_peak_bytes,
         reserved_peak_bytes=estimate.reserved_peak_bytes or 0,
+        activations_peak_bytes=max(
+            phase.components.activations_bytes for phase in estimate.phases if phase.components
+        ),
         flops=counter.by_phase["forward"] + counter.by_phase["backward"],
     )
 
