@@ -43,6 +43,12 @@ class MeasureError(TritterMemError):
     exit_code = EXIT_NOT_MEASURED
 
 
+class SimulationError(TritterMemError):
+    """The simulation could not be made: the code needs what a run without a device has not."""
+
+    exit_code = EXIT_NOT_MEASURED
+
+
 class MemoryBudgetExceeded(TritterMemError):  # noqa: N818  (the specification's name)
     """The peak went over the budget."""
 

@@ -25,6 +25,8 @@ from tritter_mem.trace.events import EventLog, Span
 from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.modules import ModulePath
 from tritter_mem.trace.operators import Operator, OperatorMode, tensors
+from tritter_mem.trace.scratch import RULES as SCRATCH_RULES
+from tritter_mem.trace.scratch import scratch_bytes
 from tritter_model import labels
 
 _FOREIGN = "storages from before the recording, not adopted and not counted"
@@ -127,9 +129,20 @@ class Recorder:
         for tensor in (result,) if isinstance(result, torch.Tensor) else tensors(result):
             if self._counts(tensor):
                 self._saw(tensor.untyped_storage(), operator, inputs)
-        if self._libraries is not None and (held := self._libraries.newly_held(operator.name)):
+        if self._libraries is not None:
+            self._beside_results(self._libraries, operator.name, inputs)
+
+    def _beside_results(self, libraries: Libraries, operator: str, inputs: Any) -> None:
+        """What a card allocates for an operator beside its results, which no run here shows."""
+        if held := libraries.newly_held(operator):
             with labels.label(labels.WORKSPACE):
-                self._came(held, f"cuBLAS workspace, {operator.name}")
+                self._came(held, f"cuBLAS workspace, {operator}")
+        if operator in SCRATCH_RULES:
+            with labels.label(labels.WORKSPACE):
+                sizes = [size for size in scratch_bytes(operator, *inputs) if size]
+                numbers = [self._came(size, f"inside {operator}") for size in sizes]
+            for number, size in zip(numbers, sizes, strict=True):
+                self._freed(number, size)
 
     def _saw(self, storage: torch.UntypedStorage, operator: Operator, inputs: Any) -> None:
         tracked = self._live.get(storage._cdata)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.gpus import GpuCard, find_gpu
@@ -25,9 +26,14 @@ from tritter_mem.trace.peaks import find_peaks
 from tritter_mem.trace.playback import Played, find_out_of_memory, play
 from tritter_mem.trace.progress import Progress
 
+if TYPE_CHECKING:
+    from tritter_mem.trace.recorder import Recorder
+
 PhaseHook = Callable[[str], AbstractContextManager[None]]
 Workload = Callable[[str, PhaseHook], None]
 """Runs a whole case on a device, and enters the hook around each of its phases."""
+Run = Callable[[str, "Recorder"], None]
+"""Runs a whole case on a device, and tells the recorder of its phases and of its memory."""
 
 
 def simulate(
@@ -84,8 +90,22 @@ def simulate_workload(
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         save_trace: where to write the run's events; nowhere without it.
     """
+    return simulate_run(_phases_only(workload), card, allocator_conf, save_trace)
+
+
+def simulate_run(
+    run: Run, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+) -> Estimate:
+    """Simulate anything that runs on `meta` and tells the recorder more than its phases.
+
+    Args:
+        run: what to run.
+        card: the card to stand for: its libraries' workspaces, its memory, its context.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        save_trace: where to write the run's events; nowhere without it.
+    """
     settings = parse_alloc_conf(allocator_conf)
-    log, libraries = trace(workload, card)
+    log, libraries = _record(run, card)
     if save_trace is not None:
         save_log(log, save_trace)
     out_of_memory = find_out_of_memory(log, settings, card.total_bytes, card.context_bytes)
@@ -99,6 +119,14 @@ def simulate_workload(
 
 def trace(workload: Workload, card: GpuCard) -> tuple[EventLog, Libraries]:
     """Record a run on `meta`, with what the card's libraries would allocate."""
+    return _record(_phases_only(workload), card)
+
+
+def _phases_only(workload: Workload) -> Run:
+    return lambda device, recorder: workload(device, recorder.phase)
+
+
+def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
     import torch
 
     from tritter_mem.trace.recorder import Recorder
@@ -108,7 +136,7 @@ def trace(workload: Workload, card: GpuCard) -> tuple[EventLog, Libraries]:
         in_backward=lambda: torch._C._current_graph_task_id() != -1,
     )
     with Recorder("meta", libraries) as recorder:
-        workload("meta", recorder.phase)
+        run("meta", recorder)
     return recorder.log, libraries
 
 
