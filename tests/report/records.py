@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tritter_mem.results import (
+    CheckpointCase,
     Components,
     Environment,
     Estimate,
@@ -198,7 +199,28 @@ def training_1b() -> Result:
         **estimates,
         verdict=judge(estimates, 15 * GiB),
         differences=compare(estimates),
+        checkpointing=TRADE_OFF,
     )
+
+
+TRADE_OFF = tuple(
+    CheckpointCase(
+        policy=policy,
+        n=n,
+        allocated_peak_bytes=11_900_000_000 - saved * MiB,
+        reserved_peak_bytes=12_100_000_000 - saved * MiB,
+        activations_peak_bytes=2_900_000_000 - saved * MiB,
+        flops=104_000_000_000_000 + recomputed,
+        recomputed_flops=recomputed,
+        on_front=on_front,
+    )
+    for policy, n, saved, recomputed, on_front in (
+        ("none", 1, 0, 0, True),
+        ("every-nth", 4, 610, 8_600_000_000_000, True),
+        ("segments", 4, 2080, 34_500_000_000_000, False),
+        ("every-layer", 1, 2200, 34_500_000_000_000, True),
+    )
+)
 
 
 def training_phases(

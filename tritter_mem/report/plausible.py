@@ -10,14 +10,16 @@ from tritter_mem.report.words import printable
 from tritter_mem.results import Result, Timeline
 
 MAX_MEMORY_BYTES = 1 << 62
+MAX_OPERATIONS = 1 << 100
 SIGNED = ("headroom_bytes", "saves_bytes")
 
 
 def implausible(result: Result, place: str) -> Iterator[tuple[str, str]]:
     """Each key path under `place` with what is wrong there.
 
-    Memory is 0 to 2**62 bytes (what is left of a budget may be negative), numbers are finite, and
-    a timeline has one number for each of its columns in every row.
+    Memory is 0 to 2**62 bytes (what is left of a budget may be negative), a step takes 0 to 2**100
+    operations, numbers are finite, and a timeline has one number for each of its columns in every
+    row.
     """
     yield from _values(result.to_dict(), place)
     for kind, estimate in result.estimates().items():
@@ -34,11 +36,17 @@ def _values(value: Any, place: str) -> Iterator[tuple[str, str]]:
             yield from _values(part, f"{place}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         yield place, f"found {value}, expected a finite number"
-    elif isinstance(value, int) and place.endswith("_bytes"):
-        least = -MAX_MEMORY_BYTES if place.endswith(SIGNED) else 0
-        if not least <= value <= MAX_MEMORY_BYTES:
-            found = printable(value, 40)
-            yield place, f"found {found}, expected {least} to {MAX_MEMORY_BYTES} bytes"
+    elif isinstance(value, int):
+        least, most, unit = _range(place)
+        if unit and not least <= value <= most:
+            yield place, f"found {printable(value, 40)}, expected {least} to {most} {unit}"
+
+
+def _range(place: str) -> tuple[int, int, str]:
+    """What a number may be, by the end of its key path; without a unit anything."""
+    if place.endswith("_bytes"):
+        return -MAX_MEMORY_BYTES if place.endswith(SIGNED) else 0, MAX_MEMORY_BYTES, "bytes"
+    return 0, MAX_OPERATIONS, "operations" if place.endswith("flops") else ""
 
 
 def _ragged(timeline: Timeline, place: str) -> Iterator[tuple[str, str]]:

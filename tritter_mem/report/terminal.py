@@ -84,8 +84,9 @@ def render_results(results: Sequence[Result], console: Console, units: str = "Gi
 
 def _render_compared(results: Sequence[Result], console: Console, units: str) -> None:
     render_table(comparison_table(results, units), console)
-    for line in dict.fromkeys(line for result in results for line in missing_kinds(result)):
-        render_line(console, line, "dim")
+    for line in missing_kinds(results[0]) if results else []:
+        if all(line in missing_kinds(result) for result in results):
+            render_line(console, line, "dim")
     for result in results:
         if (policies := checkpointing_table(result, units)) is not None:
             render_line(console, "")

@@ -154,7 +154,9 @@ class _Reader:
         Raises:
             ValueError: there are other than so many events as the header says.
         """
-        expected = self._header.get("events")
+        if not self._header:
+            raise ValueError("found an empty file")
+        expected = self._header["events"]
         if len(self._log) != expected:
             raise ValueError(f"found the end after {len(self._log)} of {expected} events")
         return self._log
