@@ -58,7 +58,7 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
 
 
 def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> None:
-    """A chunk over an empty cache, one over a filled one, and one token; the cache is then empty."""
+    """A chunk over an empty cache, one over a filled one, one token; then the cache is empty."""
     logits = _prefill(run, model, cache, prompt[:, : 2 * run.prefill_chunk])
     if run.new_tokens > 1:
         model.logits(model.extend(logits.argmax(-1, keepdim=True), cache, run.multiprocessors))
@@ -77,7 +77,7 @@ def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
     *before, last = prompt.split(run.prefill_chunk, 1)
     for chunk in before:
         extend(chunk)  # the result is let go before the next chunk begins
-    return model.logits(extend(last))
+    return model.logits(extend(last)[:, -1:].clone())  # a copy: the chunk itself is let go
 
 
 def _prompt(run: RunConfig, tokens: int, device: torch.device) -> Tensor:

@@ -51,7 +51,7 @@ def _prefill(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
         sizes = sizes_of(profile, tokens)
         yield _layer(profile, sizes, "prefill", _attention_scratch(
             profile, sizes, cached, multiprocessors))  # fmt: skip
-    yield _head(profile, sizes, "prefill")
+    yield _head(profile, "prefill")
 
 
 def _chunks(profile: Profile) -> Iterator[tuple[int, bool]]:
@@ -79,7 +79,7 @@ def _decode(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
         stale = {"activations": hidden if new > 2 else 0}
         scratch = _attention_scratch(profile, sizes, True, multiprocessors)
         yield _layer(profile, sizes, "decode", scratch).plus(before).plus(stale)
-        yield _head(profile, sizes, "decode").plus(before)
+        yield _head(profile, "decode").plus(before)
     end = 2 * new * token + (hidden if new > 1 else 0)
     yield Moment("decode", "tokens", {"logits": logits, "activations": end})
 
@@ -146,11 +146,11 @@ def _decode_scratch(sizes: Sizes, slots: int, multiprocessors: int) -> int:
     return 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
 
 
-def _head(profile: Profile, sizes: Sizes, phase: str) -> Moment:
-    """The last token's logits: hidden states, their norm, and the projection's result."""
-    last = sizes.batch * sizes.hidden * sizes.compute
+def _head(profile: Profile, phase: str) -> Moment:
+    """The last token's logits: its hidden state, the norm of it, and the projection's result."""
+    sizes = sizes_of(profile, 1)
     parts = {
-        "activations": activation_bytes(sizes, sizes.hidden) + last,
+        "activations": 2 * activation_bytes(sizes, sizes.hidden),
         "logits": logits_bytes(profile, sizes.batch) + _cast_bytes(profile, sizes),
         "workspace": 0,
     }
