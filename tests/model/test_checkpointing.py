@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tritter_model.checkpointing import POLICIES, run_layers
 from tritter_model.config import ModelConfig, TrainingConfig
-from tritter_model.transformer import Transformer
+from tritter_model.transformer import Sequences, Transformer
 
 CPU = torch.device("cpu")
 CASES = [
@@ -108,7 +108,7 @@ class Bytes:
 
 
 def forward(model: Transformer, policy: str, n: int, x: Tensor, batch: int = 2) -> Tensor:
-    layers = [partial(layer, batch=batch, sinks=1) for layer in model.blocks]
+    layers = [partial(layer, work=Sequences(batch, sinks=1)) for layer in model.blocks]
     return run_layers(layers, x, policy, n)
 
 
