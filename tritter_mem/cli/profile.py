@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritter_mem.cli.listing import print_json
+from tritter_mem.cli.module import Arguments, Module, Steps, Warmup, read_module
 from tritter_mem.cli.options import Json, ProfileOptions, with_options
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.config.schema import Profile
+    from tritter_mem.measure.module import ModuleProfile
     from tritter_mem.results import Result
+
+    Ask = Callable[..., Result]
 
 Device = Annotated[
     str,
@@ -57,6 +61,10 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     output: Output = None,
     html: Html = None,
     trace: Trace = None,
+    module: Module = None,
+    arguments: Arguments = None,
+    warmup: Warmup = None,
+    steps: Steps = None,
 ) -> None:
     """Plan, simulate and measure side by side; write JSON and HTML.
 
@@ -64,33 +72,34 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     In training --checkpoint all compares every checkpointing policy.
 
-    Exit code: 0 fits, 1 does not fit, 2 wrong usage, 3 could not measure on the --device named.
+    With --module: third-party code, simulated on the card that --gpu names.
+
+    Exit code: 0 fits, 1 does not fit, 2 wrong usage or code that fails, 3 could not measure on the
+    --device named, or could not simulate.
 
     Example: tritter-mem profile --config tiny --device cpu --html tiny.html
     """
     from tritter_mem.cli.progress import showing
 
     _check_outputs(output, html, trace)
-    policies = options.checkpoint == ALL
-    profiles = _asked_for(options).profiles()
-    _check_one_trace(trace, profiles)
+    third_party = read_module(module, arguments, warmup, steps, options)
+    if third_party is None:
+        asks = _of_profiles(options, device, time_limit, trace)
+    else:
+        asks = [_of_module(third_party, device, time_limit, trace)]
     results: list[Result] = []
     problems: list[str] = []
     try:
         with showing(not as_json) as progress:
-            ask = partial(
-                _ask(device, time_limit), checkpointing=policies, progress=progress,
-                save_trace=trace,
-            )  # fmt: skip
-            for profile in profiles:
-                result, problem = _answer(profile, ask)
+            for name, ask in asks:
+                result, problem = _answer(name, partial(ask, progress=progress))
                 results.append(result)
                 problems += [problem] if problem else []
     finally:  # an interruption does not lose what is finished
         _finish(results, as_json, output, html)
     if problems:
         raise MeasureError(*problems)
-    if not all(result.verdict and result.verdict.fits for result in results):
+    if any(result.verdict and not result.verdict.fits for result in results):
         raise typer.Exit(EXIT_DOES_NOT_FIT)
 
 
@@ -117,20 +126,41 @@ def _check_one_trace(trace: Path | None, profiles: Sequence[Profile]) -> None:
         raise UsageError(f"--trace: found {len(profiles)} profiles; a file holds the trace of one")
 
 
-def _ask(device: str, time_limit: float) -> Callable[..., Result]:
-    from tritter_mem.measure.profile import profile
+def _of_profiles(
+    options: ProfileOptions, device: str, time_limit: float, trace: Path | None
+) -> list[tuple[str, Ask]]:
+    """For each profile its name and what gives its result."""
+    profiles = _asked_for(options).profiles()
+    _check_one_trace(trace, profiles)
+    from tritter_mem.measure.profile import profile as answer
 
-    return partial(profile, device=device, time_limit_seconds=time_limit)
+    ask = partial(
+        answer,
+        device=device,
+        time_limit_seconds=time_limit,
+        checkpointing=options.checkpoint == ALL,
+        save_trace=trace,
+    )
+    return [(profile.name, partial(ask, profile)) for profile in profiles]
 
 
-def _answer(profile: Profile, ask: Callable[[Profile], Result]) -> tuple[Result, str | None]:
-    """A profile's result, and why the measurement failed if it did: the rest holds all the same."""
+def _of_module(
+    module: ModuleProfile, device: str, time_limit: float, trace: Path | None
+) -> tuple[str, Ask]:
+    from tritter_mem.measure.module import profile_module
+
+    ask = partial(profile_module, device=device, time_limit_seconds=time_limit, save_trace=trace)
+    return "", partial(ask, module)  # what goes wrong names its own file and line
+
+
+def _answer(name: str, ask: Callable[[], Result]) -> tuple[Result, str | None]:
+    """A result, and why the measurement failed if it did: the rest holds all the same."""
     from tritter_mem.measure.profile import MeasurementFailedError
 
     try:
-        return ask(profile), None
+        return ask(), None
     except MeasurementFailedError as error:
-        return error.result, f"{profile.name}: {error}"
+        return error.result, f"{name}: {error}" if name else str(error)
 
 
 def _finish(

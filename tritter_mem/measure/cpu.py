@@ -14,6 +14,7 @@ from tritter_mem.errors import MeasureError
 from tritter_mem.measure.child import Job, run_in_child
 from tritter_mem.measure.speed import Stopwatch, with_speed
 from tritter_mem.results import Estimate
+from tritter_mem.trace.events import EventLog
 from tritter_model.config import RunConfig
 
 
@@ -31,14 +32,22 @@ def measure(run: RunConfig, time_limit_seconds: float) -> Estimate:
     Raises:
         MeasureError: the run failed; says how.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     job = Job(
         function="tritter_mem.measure.cpu:run_case",
         arguments={"settings": asdict(run)},
         time_limit_seconds=time_limit_seconds,
     )
-    answer = run_in_child(job)
+    return read_estimate(run_in_child(job))
+
+
+def read_estimate(answer: Any) -> Estimate:
+    """Read what a child left.
+
+    Raises:
+        MeasureError: it is no `Estimate`.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(Estimate).validate_python(answer)
     except ValidationError as error:
@@ -59,13 +68,19 @@ def run_case(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recorded(run: RunConfig) -> Estimate:
-    from tritter_mem.trace.peaks import find_peaks
     from tritter_mem.trace.recorder import Recorder
     from tritter_model.run import run as run_model
 
     with Recorder("cpu") as recorder:
         run_model(run, "cpu", recorder.phase)
-    peaks = find_peaks(recorder.log)
+    return estimate_of(recorder.log)
+
+
+def estimate_of(log: EventLog) -> Estimate:
+    """What a run recorded on the CPU comes to."""
+    from tritter_mem.trace.peaks import find_peaks
+
+    peaks = find_peaks(log)
     return Estimate(
         device="cpu",
         components=peaks.components,

@@ -70,7 +70,7 @@ def profile(
         UsageError: there is no such kind of device, the time limit is no time, or the checkpointing
             of inference was asked for.
     """
-    _check(device, time_limit_seconds)
+    check_request(device, time_limit_seconds)
     told = progress or Progress()
     policies = checkpointing_trade_off(profile, told) if checkpointing else ()
     told.begin(profile.name)
@@ -100,7 +100,7 @@ def _measured(
     profile: Profile, device: str, time_limit_seconds: float, environment: Environment
 ) -> dict[str, Any]:
     """What the measurement adds to the record: an estimate, or why there is none."""
-    reason = _why_not_measured(device, environment)
+    reason = why_not_measured(device, environment)
     if reason is not None:
         return {"measured_reason": reason}
     case = run_settings(profile, find_gpu(profile.gpu.name))
@@ -111,11 +111,16 @@ def _judged(profile: Profile, result: Result) -> Result:
     """The record with its verdict and the differences between its kinds of answer."""
     card = find_gpu(profile.gpu.name)
     budget, found = budget_of(profile, card), result.estimates()
-    verdict = judge(_of_the_card(found), budget, suggest(profile, card, budget))
+    verdict = judge(of_the_card(found), budget, suggest(profile, card, budget))
     return replace(result, verdict=verdict, differences=compare(found))
 
 
-def _check(device: str, time_limit_seconds: float) -> None:
+def check_request(device: str, time_limit_seconds: float) -> None:
+    """Refuse what is no device, and a time limit that is no time.
+
+    Raises:
+        UsageError: says what is allowed.
+    """
     if not _DEVICES.fullmatch(device):
         raise UsageError(f"device: found {device!r}; allowed: auto, cuda, cuda:1, cpu, none")
     if not 0 < time_limit_seconds <= 1e6:
@@ -124,8 +129,8 @@ def _check(device: str, time_limit_seconds: float) -> None:
         )
 
 
-def _why_not_measured(device: str, environment: Environment) -> str | None:
-    """The reason to measure nothing; None where the CPU is to measure.
+def why_not_measured(device: str, environment: Environment) -> str | None:
+    """Tell the reason to measure nothing; None where the CPU is to measure.
 
     Raises:
         MeasureError: the device that was asked for cannot measure.
@@ -138,5 +143,6 @@ def _why_not_measured(device: str, environment: Environment) -> str | None:
     raise MeasureError(f"device {device}: {reason}; use --device cpu, or none to plan only")
 
 
-def _of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
+def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
+    """The estimates that tell whether a card holds it: not those of the CPU."""
     return {kind: found for kind, found in estimates.items() if found.device != "cpu"}

@@ -125,11 +125,13 @@ class Recorder:
         return False
 
     def _ran(self, operator: Operator, inputs: Any, result: Any) -> None:
+        counts = False
         # Most operators return one tensor: no generator for it.
         for tensor in (result,) if isinstance(result, torch.Tensor) else tensors(result):
             if self._counts(tensor):
+                counts = True
                 self._saw(tensor.untyped_storage(), operator, inputs)
-        if self._libraries is not None:
+        if counts and self._libraries is not None:
             self._beside_results(self._libraries, operator.name, inputs)
 
     def _beside_results(self, libraries: Libraries, operator: str, inputs: Any) -> None:

@@ -6,8 +6,9 @@ steps after them are split into forward, backward and optimizer where they have 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,7 +86,7 @@ def simulate_module(
     from tritter_mem.trace.simulate import simulate_run
 
     def workload(device: str, watch: Watch) -> None:
-        with as_on_cuda(card.compute_capability):
+        with as_on_cuda(card.compute_capability), redirect_stdout(sys.stderr):
             run_module(case, device, watch)
 
     estimate = simulate_run(workload, card, allocator_conf, save_trace)
@@ -98,7 +99,9 @@ def simulate_module(
 
 
 def _check_step(step: Any, case: ModuleCase) -> None:
-    if not callable(step):
+    from torch.nn import Module
+
+    if not callable(step) or isinstance(step, Module):
         raise InputError(
             f"{case.name}: returned {type(step).__name__}; it must return a function of no "
             "arguments that runs one step"

@@ -21,8 +21,24 @@ _NEEDS_VALUES = re.compile(
     r"on meta tensors|of meta tensor|Meta tensors|'Meta' backend|meta device type tensor|"
     r"raises unimplemented by default"
 )
-_NEEDS_CUDA = re.compile(
-    r"not compiled with CUDA|No CUDA GPUs|NVIDIA driver|device type not an acc"
+_NEEDS_CUDA = re.compile(r"not compiled with CUDA|No CUDA GPUs|NVIDIA driver")
+_NOT_ON_META = re.compile(r"\bmeta\b", re.IGNORECASE)
+_ADVICE = (
+    (
+        _NEEDS_VALUES,
+        "needs the values of a tensor, and a simulation has shapes only: return the tensor and "
+        "read it outside of the step, or guard the line with `if not tensor.is_meta`",
+    ),
+    (
+        _NEEDS_CUDA,
+        "asks for a CUDA device, and a simulation has none: use the device that the function is "
+        "given, or guard the line with `if device.type == 'cuda'`",
+    ),
+    (
+        _NOT_ON_META,
+        "does not work on PyTorch's `meta` device, where a simulation runs: guard the line with "
+        "`if device.type != 'meta'`",
+    ),
 )
 _LIBRARIES = tuple(
     str(Path(path))
@@ -166,40 +182,31 @@ def explained(case: ModuleCase) -> Iterator[None]:
         yield
     except TritterMemError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _explanation(error, case) from error
 
 
-def _explanation(error: Exception, case: ModuleCase) -> TritterMemError:
+def _explanation(error: BaseException, case: ModuleCase) -> TritterMemError:
     words = " ".join(str(error).split())[:300]
     if isinstance(error, SyntaxError):
         return InputError(f"{case.path}:{error.lineno}: {type(error).__name__}: {error.msg}")
-    place = _place(error, case)
-    if _NEEDS_VALUES.search(words):
-        return SimulationError(
-            f"{place}: needs the values of a tensor, and a simulation has shapes only: return the "
-            "tensor and read it outside of the step, or guard the line with "
-            "`if not tensor.is_meta` (a branch that depends on data needs a fixed choice there)"
-        )
-    if _NEEDS_CUDA.search(words):
-        return SimulationError(
-            f"{place}: asks for a CUDA device, and a simulation has none: use the device that "
-            f"{case.function}() is given, or guard the line with `if device.type == 'cuda'` "
-            f"({type(error).__name__}: {words})"
-        )
-    return InputError(f"{place}: {type(error).__name__}: {words}")
+    place, said = _place(error, case), f"{type(error).__name__}: {words}"
+    for pattern, advice in _ADVICE:
+        if pattern.search(words):
+            return SimulationError(f"{place} {advice} ({said})")
+    return InputError(f"{place} failed: {said}")
 
 
-def _place(error: Exception, case: ModuleCase) -> str:
-    """`train.py:12: loss.item()`: the last line that is neither a library's nor ours."""
+def _place(error: BaseException, case: ModuleCase) -> str:
+    """The last line that is neither a library's nor ours: "train.py:12: `loss.item()`"."""
     frames = traceback.extract_tb(error.__traceback__)
     home = str(Path(case.path).resolve())
     outside = [frame for frame in frames if not _is_library(frame.filename)]
-    found = next((f for f in reversed(outside or frames) if f.line), None)
+    found = next((frame for frame in reversed(outside) if frame.line), None)
     if found is None:
-        return case.path
+        return case.name
     file = case.path if found.filename == home else found.filename
-    return f"{file}:{found.lineno}: {found.line}"
+    return f"{file}:{found.lineno}: `{found.line}`"
 
 
 def _is_library(file: str) -> bool:
