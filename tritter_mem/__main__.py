@@ -1,5 +1,19 @@
-"""`python -m tritter_mem` is `tritter-mem`."""
+"""Where `tritter-mem` and `python -m tritter_mem` begin."""
 
-from tritter_mem.cli.main import main
+from __future__ import annotations
 
-main()
+import gc
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    # Start-up makes many objects and hardly a cycle: looking for cycles as often as a server has to
+    # would take a sixth of it.
+    gc.set_threshold(100_000)
+    from tritter_mem.cli.main import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

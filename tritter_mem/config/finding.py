@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +86,8 @@ def label_of(path: Path) -> str:
 
 def near_names(wanted: str, names: Sequence[str]) -> list[str]:
     """Up to three names that begin with what was wanted, or else look like it."""
+    from difflib import get_close_matches  # only what is wrong needs it
+
     longer = [name for name in names if wanted and name.startswith(wanted)]
     alike = [name for name in get_close_matches(wanted, names, cutoff=0.5) if name not in longer]
     return (longer + alike)[:3]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING
-from difflib import get_close_matches
 from types import UnionType
 from typing import (
     Annotated,
@@ -196,6 +195,8 @@ def unknown_key(key: str, section: type[Section]) -> str:
     for name, kind in section.kinds.items():
         deeper = kind.kinds if isinstance(kind, type) else {}
         known.update((key, f"{name}.{key}") for key in deeper if key not in known)
+    from difflib import get_close_matches  # only what is wrong needs it
+
     near = get_close_matches(key, known, n=1)
     if near:
         return f"unknown key; did you mean {known[near[0]]}?"
