@@ -65,7 +65,9 @@ def make_console(file: TextIO | None = None) -> Console:
     output = file or sys.stdout
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="replace")
-    return Console(file=output, markup=False, emoji=False, highlight=False)
+    console = Console(file=output, markup=False, emoji=False, highlight=False)
+    console.size = console.size  # once: else every piece of a line asks the terminal again
+    return console
 
 
 def render_results(results: Sequence[Result], console: Console, units: str = "GiB") -> None:
