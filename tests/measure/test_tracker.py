@@ -100,7 +100,6 @@ def test_without_cuda_the_default_says_what_to_use() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(NO_CUDA, reason="needs a CUDA device")
 def test_cuda_figures_are_those_of_the_allocator() -> None:
     tracker = MemoryTracker()
     tracker.reset()
