@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from tests.planner.cases import tiny
+from tritter_mem.config.schema import Profile
+from tritter_mem.planner.answers import Planned, Simulated
 from tritter_mem.planner.audit import audit, judged
+from tritter_mem.results import Components, Estimate
 from tritter_mem.units import GB
 
 ROWS = {row.claim: row for row in audit()}
@@ -34,7 +40,7 @@ def test_figures(claim: str, low: float, high: float, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("claim", "percent"),
     [
-        ("checkpoint every layer, work", 33.3),
+        ("checkpoint all, work", 33.3),
         ("checkpoint every 4, memory", 23.4),
         ("checkpoint every 8, memory", 11.7),
         ("checkpoint every 4, work", 8.3),
@@ -68,3 +74,51 @@ def test_every_section_is_there_and_only_two_claims_have_no_figure() -> None:
 )
 def test_judged(claimed: float, computed: float, verdict: str) -> None:
     assert judged(claimed, computed) == verdict
+
+
+class Larger(Planned):
+    """Stands for another kind of answer: everything takes a tenth more."""
+
+    def estimate(self, profile: Profile) -> Estimate:
+        found = super().estimate(profile)
+        parts = {
+            f"{name}_bytes": 11 * size // 10 for name, size in found.components.items().items()
+        }
+        return replace(
+            found,
+            components=Components(**parts),
+            allocated_peak_bytes=found.allocated_peak_bytes * 2,
+            device_peak_bytes=None,
+        )
+
+    def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
+        peak, work = super().policy(profile, policy, n)
+        return peak, 2 * work
+
+
+def test_simulated_figures_stand_beside_those_of_the_same_claim() -> None:
+    rows = {row.claim: row for row in audit(Larger())}
+    assert rows.keys() == ROWS.keys()
+    for claim, row in rows.items():
+        assert replace(row, simulated=None) == ROWS[claim]
+    cache, work = rows["KV cache, 128K, fp8"], rows["checkpoint every 4, work"]
+    assert cache.simulated == pytest.approx(1.1 * (cache.computed or 0))
+    assert work.simulated == pytest.approx(2 * (work.computed or 0))
+    simulated = {claim for claim, row in rows.items() if row.simulated is not None}
+    assert rows.keys() - simulated == {
+        "effective 128K by a window", "managed_forward", "compute capability",
+    }  # fmt: skip
+
+
+def test_simulated_answers_agree_with_planned_ones() -> None:
+    planned, simulated = Planned(), Simulated()
+    for profile in (tiny(), tiny(workload__mode="training")):
+        one, other = planned.estimate(profile), simulated.estimate(profile)
+        assert other.allocated_peak_bytes == pytest.approx(one.allocated_peak_bytes, rel=0.02)
+        assert simulated.estimate(profile) is other  # each profile once
+    training = tiny(workload__mode="training")
+    for answers in (planned, simulated):
+        none, all_layers = (answers.policy(training, p, 1) for p in ("none", "every-layer"))
+        assert none[1] == 0
+        assert all_layers[0] < none[0]
+        assert 0.25 < all_layers[1] < 0.34

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,13 @@ from tritter_mem.cli.options import Json
 if TYPE_CHECKING:
     from tritter_mem.planner.audit import AuditRow, Unit
 
-HEADINGS = ("section", "claim", "claimed", "computed", "verdict")
+Simulate = Annotated[
+    bool, typer.Option("--simulate", help="Simulate too what can be; takes about a minute.")
+]
 WIDE = 110
 
 
-def command(as_json: Json = False) -> None:
+def command(simulate: Simulate = False, as_json: Json = False) -> None:
     """Check the memory specification's claims: claimed, computed, verdict.
 
     The specification describes a 7B BitNet model with 128K tokens on a 16 GB card. Its gigabytes
@@ -27,30 +29,46 @@ def command(as_json: Json = False) -> None:
     """
     from tritter_mem.planner.audit import audit, to_dict
 
-    rows = audit()
+    rows = _simulated(shown=not as_json) if simulate else audit()
     if as_json:
         print_json(to_dict(rows))
     else:
-        _print(rows)
+        _print(rows, simulate)
 
 
-def _print(rows: Sequence[AuditRow]) -> None:
+def _simulated(shown: bool) -> tuple[AuditRow, ...]:
+    from tritter_mem.cli.progress import showing
+    from tritter_mem.planner.answers import Simulated
+    from tritter_mem.planner.audit import audit
+
+    with showing(shown) as progress:
+        return audit(Simulated(progress))
+
+
+def _print(rows: Sequence[AuditRow], simulate: bool) -> None:
     """Reasons stand in the table where there is room, else below it."""
     from tritter_mem.report.terminal import make_console
 
-    if make_console().width >= WIDE:
-        print_table((*HEADINGS, "why"), [(*_row(row), row.why) for row in rows])
-        return
-    print_table(HEADINGS, map(_row, rows))
+    figures = ("claimed", "computed", "simulated") if simulate else ("claimed", "computed")
+    wide = make_console().width >= WIDE
+    section = ("section",) if wide or not simulate else ()
+    why = ("why",) if wide else ()
+    names = (*section, "claim", *figures, "verdict", *why)
+    print_table(names, ([_cell(row, name) for name in names] for row in rows))
+    if not wide:
+        _print_why(rows)
+
+
+def _print_why(rows: Sequence[AuditRow]) -> None:
     typer.echo("\nwhy")
     for row in rows:
         if row.why:
             typer.echo(f"{row.section}, {row.claim}: {row.why}")
 
 
-def _row(row: AuditRow) -> tuple[str, ...]:
-    claimed, computed = (_figure(value, row.unit) for value in (row.claimed, row.computed))
-    return row.section, row.claim, claimed, computed, row.verdict
+def _cell(row: AuditRow, name: str) -> str:
+    value = getattr(row, name)
+    return value if isinstance(value, str) else _figure(value, row.unit)
 
 
 def _figure(value: float | None, unit: Unit) -> str:

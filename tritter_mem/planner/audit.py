@@ -7,18 +7,18 @@ number; they carry their verdict and its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.schema import Profile
+from tritter_mem.planner.answers import Answers, Planned
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.kv_cache import kv_cache_bytes
-from tritter_mem.planner.training import optimizer_state_bytes
 from tritter_mem.planner.vision import vision_bytes
 from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
+from tritter_mem.results import Components
 from tritter_mem.units import GB
 
 SCHEMA = "tritter-mem.audit/1"
@@ -38,7 +38,7 @@ class AuditRow:
         unit: of the figures.
         claimed: the specification's figure; None for a claim without one.
         computed: what follows from the formulas.
-        simulated: what simulation of the real model gives, once there is one.
+        simulated: what simulation of the real model gives, where it was asked for.
         measured: what a device measured, once there is one.
         verdict: in words.
         why: what makes the difference.
@@ -55,13 +55,33 @@ class AuditRow:
     measured: float | None = None
 
 
-def audit() -> tuple[AuditRow, ...]:
-    """Every claim, in the specification's order."""
-    groups: tuple[Callable[[], Iterator[AuditRow]], ...] = (
-        _weights, _training_state, _cache, _windows, _activations, _checkpointing,
-        _budget, _configurations, _code_and_hardware,
-    )  # fmt: skip
-    return tuple(row for group in groups for row in group())
+def audit(simulated: Answers | None = None) -> tuple[AuditRow, ...]:
+    """Every claim, in the specification's order.
+
+    Args:
+        simulated: answers for the simulated column, which is empty without.
+    """
+    rows = tuple(_rows(Planned()))
+    if simulated is None:
+        return rows
+    others = _rows(simulated)
+    return tuple(
+        replace(row, simulated=other.computed) if row.unit in ("bytes", "percent") else row
+        for row, other in zip(rows, others, strict=True)
+    )
+
+
+def _rows(answers: Answers) -> Iterator[AuditRow]:
+    """Every claim, with what is computed taken from one kind of answer."""
+    yield from _weights(answers)
+    yield from _training_state(answers)
+    yield from _cache(answers)
+    yield from _windows(answers)
+    yield from _activations(answers)
+    yield from _checkpointing(answers)
+    yield from _budget(answers)
+    yield from _configurations(answers)
+    yield from _code_and_hardware()
 
 
 def to_dict(rows: tuple[AuditRow, ...]) -> dict[str, Any]:
@@ -93,55 +113,68 @@ def _7b(**settings: Any) -> Profile:
     return load_profile("7b", {key.replace("__", "."): value for key, value in settings.items()})
 
 
-def _total(profile: Profile) -> int:
-    return plan(profile, find_gpu(profile.gpu.name)).footprint_bytes
+def _short(**settings: Any) -> Profile:
+    """The 7B profile with its prompt in one chunk: what it stores is the same, and sooner there."""
+    return _7b(workload__prefill_chunk="128k", workload__new_tokens=1, **settings)
 
 
-def _weights() -> Iterator[AuditRow]:
-    two_bit, vision = _7b(), _7b(model__vision="siglip-base")
+def _stored(parts: Components) -> int:
+    return parts.weights_bytes + parts.embeddings_bytes
+
+
+def _weights(answers: Answers) -> Iterator[AuditRow]:
     packed = _7b(weights__format="ternary-1.6bit")
     small = weights_bytes(packed) + embeddings_bytes(packed)
     yield _row(
-        "1.2, 2.1", "weights, inference", 1.4, weights_bytes(two_bit) + embeddings_bytes(two_bit),
+        "1.2, 2.1", "weights, inference", 1.4, _stored(answers.estimate(_7b()).components),
         "1.58 bits is the entropy: stored are 2 bits, and embeddings stay in bfloat16; "
         f"{small / GB:.2f} GB at 1.6 bits",
     )  # fmt: skip
-    found = vision_bytes(vision)
+    vision = _short(model__vision="siglip-base")
+    wide = 2 * vision_bytes(vision)
     yield _row(
-        "1.2", "vision encoder", 0.4, found,
-        f"93 M parameters in bfloat16, and a projection; {2 * found / GB:.2f} GB in float32",
+        "1.2", "vision encoder", 0.4, answers.estimate(vision).components.vision_bytes,
+        f"93 M parameters in bfloat16, and a projection; {wide / GB:.2f} GB in float32",
     )  # fmt: skip
     yield _row(
-        "1.2", "all of it", 14, _total(two_bit), "the cache is twice what the specification says"
-    )
+        "1.2", "all of it", 14, answers.estimate(_7b()).footprint_bytes,
+        "the cache is twice what the specification says",
+    )  # fmt: skip
 
 
-def _training_state() -> Iterator[AuditRow]:
-    training = _7b(workload__mode="training")
-    shadow = weights_bytes(training) + embeddings_bytes(training)
+def _training_state(answers: Answers) -> Iterator[AuditRow]:
+    phases = answers.estimate(_7b(workload__mode="training")).phases
+    parts = next(phase.components for phase in phases if phase.name == "optimizer")
+    assert parts is not None  # noqa: S101  (every planned and simulated phase has them)
+    shadow = _stored(parts)
     yield _row(
         "2.2", "shadow weights, float32", 14, shadow, "14 GB is float16: 7.01 B parameters * 4"
     )
     yield _row(
-        "2.2", "training, weights in all", 15.4, 2 * shadow + optimizer_state_bytes(training),
+        "2.2", "training, weights in all", 15.4,
+        shadow + parts.gradients_bytes + parts.optimizer_state_bytes,
         "gradients and AdamW's two moments are missing; activations come on top",
     )  # fmt: skip
 
 
-def _cache() -> Iterator[AuditRow]:
+def _kv_cache(answers: Answers, **settings: Any) -> int:
+    return answers.estimate(_short(**settings)).components.kv_cache_bytes
+
+
+def _cache(answers: Answers) -> Iterator[AuditRow]:
     claims = {"float16": 67, "fp8": 34, "int4": 8.4, "int2": 4.2}
     for dtype, claimed in claims.items():
         scales = dtype.startswith("int")
         why = "its own formula gives twice this; scales and minima add 6%" if dtype == "int4" else (
             "its own formula gives twice this; scales and minima add 13%" if scales
             else "as its formula says")  # fmt: skip
-        found = kv_cache_bytes(_7b(kv_cache__dtype=dtype))
+        found = _kv_cache(answers, kv_cache__dtype=dtype)
         yield _row("3.1", f"KV cache, 128K, {dtype}", claimed, found, why)
 
 
-def _windows() -> Iterator[AuditRow]:
+def _windows(answers: Answers) -> Iterator[AuditRow]:
     for window, claimed in ((4096, 0.5), (8192, 1.0)):
-        found = kv_cache_bytes(_7b(model__sliding_window=window))
+        found = _kv_cache(answers, model__sliding_window=window)
         why = "its formula, and scales, sinks and tail"
         yield _row("3.3", f"KV cache, {window // 1024}K window, int4", claimed, found, why)
     yield AuditRow(
@@ -151,8 +184,8 @@ def _windows() -> Iterator[AuditRow]:
     )  # fmt: skip
 
 
-def _activations() -> Iterator[AuditRow]:
-    chunked = plan(_7b(), find_gpu("rtx-5080"))
+def _activations(answers: Answers) -> Iterator[AuditRow]:
+    chunked = answers.estimate(_7b())
     parts = chunked.components
     found = parts.activations_bytes + parts.logits_bytes + parts.workspace_bytes
     found -= chunked.library_workspace_bytes
@@ -168,26 +201,17 @@ def _activations() -> Iterator[AuditRow]:
     )  # fmt: skip
 
 
-def _checkpointing() -> Iterator[AuditRow]:
-    """Peak of activations alone, and recomputed work against forward and backward (1 + 2)."""
-    claims = {"every-layer": (1, 90, 33), "every-nth:4": (4, 75, 8), "every-nth:8": (8, 60, 4)}
-    base = _activation_peak("none", 1)
-    for policy, (n, saved, work) in claims.items():
-        name = policy.partition(":")[0]
-        found = 100 * (1 - _activation_peak(name, n) / base)
-        where = "every layer" if n == 1 else f"every {n}"
+def _checkpointing(answers: Answers) -> Iterator[AuditRow]:
+    """Peak of activations alone, and recomputed work against that of a whole step."""
+    profile = _7b(workload__mode="training", workload__context="8k")
+    base, _ = answers.policy(profile, "none", 1)
+    claims = (("every-layer", 1, 90, 33), ("every-nth", 4, 75, 8), ("every-nth", 8, 60, 4))
+    for policy, n, saved, work in claims:
+        peak, recomputed = answers.policy(profile, policy, n)
+        where = "all" if n == 1 else f"every {n}"
         why = "" if n == 1 else f"its code (i % {n} == 0) checkpoints one layer in {n}"
-        yield _percent(f"checkpoint {where}, memory", saved, found, why)
-        yield _percent(f"checkpoint {where}, work", work, 100 / 3 / n, "")
-
-
-def _activation_peak(policy: str, n: int) -> int:
-    profile = _7b(
-        workload__mode="training", workload__context="8k",
-        training__checkpointing={"policy": policy, "n": n},
-    )  # fmt: skip
-    phases = plan(profile, find_gpu(profile.gpu.name)).phases
-    return max(p.components.activations_bytes for p in phases if p.components is not None)
+        yield _percent(f"checkpoint {where}, memory", saved, 100 * (1 - peak / base), why)
+        yield _percent(f"checkpoint {where}, work", work, 100 * recomputed, "")
 
 
 def _percent(claim: str, claimed: float, computed: float, why: str) -> AuditRow:
@@ -197,14 +221,14 @@ def _percent(claim: str, claimed: float, computed: float, why: str) -> AuditRow:
     )  # fmt: skip
 
 
-def _budget() -> Iterator[AuditRow]:
+def _budget(answers: Answers) -> Iterator[AuditRow]:
     yield _row(
-        "5.2, 8.1", "KV cache of its budget test", 10, kv_cache_bytes(_7b()),
+        "5.2, 8.1", "KV cache of its budget test", 10, _kv_cache(answers),
         "its own test asks for less than 10 GB, and its function gives 17.2",
     )  # fmt: skip
 
 
-def _configurations() -> Iterator[AuditRow]:
+def _configurations(answers: Answers) -> Iterator[AuditRow]:
     claims = {
         "spec-maximum-context": ("6.1", 14), "spec-balanced": ("6.1", 12),
         "spec-throughput": ("6.1", 10), "spec-streaming": ("6.1", 4),
@@ -213,7 +237,7 @@ def _configurations() -> Iterator[AuditRow]:
     }  # fmt: skip
     for name, (section, claimed) in claims.items():
         profile = load_profile(name)
-        found = _total(profile)
+        found = answers.estimate(profile).footprint_bytes
         card = find_gpu(profile.gpu.name)
         fits = found <= (profile.gpu.budget or card.default_budget_bytes)
         where = f"{'fits' if fits else 'does not fit'} {card.name}"

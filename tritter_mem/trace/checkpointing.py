@@ -43,12 +43,13 @@ def checkpointing_trade_off(
         )
     layers = profile.model.num_hidden_layers
     told = progress or Progress()
-    cases = [_case(profile, policy, n, told) for policy, n in POLICIES if n <= layers]
+    cases = [simulate_policy(profile, policy, n, told) for policy, n in POLICIES if n <= layers]
     base = cases[0].flops
     return mark_front(replace(case, recomputed_flops=case.flops - base) for case in cases)
 
 
-def _case(profile: Profile, policy: str, n: int, progress: Progress) -> CheckpointCase:
+def simulate_policy(profile: Profile, policy: str, n: int, progress: Progress) -> CheckpointCase:
+    """Simulate a training step under one policy, and count its operations."""
     from tritter_mem.trace.flops import FlopCounter
 
     progress.begin(f"{profile.name}, {policy}" + (f" {n}" if n > 1 else ""))
