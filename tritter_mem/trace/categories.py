@@ -63,11 +63,10 @@ class Categories:
             self._settle(module)
 
     def _settle(self, module: nn.Module) -> None:
-        kind = labels.EMBEDDINGS if isinstance(module, nn.Embedding) else labels.WEIGHTS
         for buffer in module.buffers(recurse=False):
             self._adopt(buffer, labels.WEIGHTS)
         for parameter in module.parameters(recurse=False):
-            self._adopt(parameter, kind)
+            self._adopt(parameter, _kind(module))
         self._gradients(module.parameters(recurse=False))
 
     def _gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -76,7 +75,10 @@ class Categories:
                 self._adopt(parameter.grad, labels.GRADIENTS)
 
     def _made(self, module: nn.Module, name: str, value: Any) -> None:
+        """What `.to()` replaces later was a weight too."""
         self._modules.add(module)
+        if isinstance(value, Tensor):
+            self._adopt(value, _kind(module))
 
     def _called(self, module: nn.Module, args: Any) -> None:
         """Modules from before, and what `.to()` replaced, are known when they are called."""
@@ -91,3 +93,7 @@ class Categories:
     def _stepped(self, stepped: Optimizer, args: Any, kwargs: Any) -> None:
         for tensor in tensors([list(state.values()) for state in stepped.state.values()]):
             self._adopt(tensor, labels.OPTIMIZER_STATE)
+
+
+def _kind(module: nn.Module) -> str:
+    return labels.EMBEDDINGS if isinstance(module, nn.Embedding) else labels.WEIGHTS

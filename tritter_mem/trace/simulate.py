@@ -112,7 +112,7 @@ def simulate_run(
     estimate = _estimate(play(log, settings), card)
     return replace(
         estimate,
-        library_workspace_bytes=libraries.held_bytes,
+        library_workspace_bytes=min(libraries.held_bytes, estimate.components.workspace_bytes),
         out_of_memory=out_of_memory,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from unittest.mock import patch
 
 from tritter_mem.config.gpus import GpuCard
 from tritter_mem.errors import InputError
@@ -20,6 +21,9 @@ from tritter_mem.trace.user_code import ModuleCase, explained, load
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_FIND_PACKED = "find_packed_sequence_indices"
 
 
 class Watch(Protocol):
@@ -57,7 +61,7 @@ def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
             step = build(torch.device(device), **case.arguments)
         _check_step(step, case)
         categories.settle()
-        with Steps(watch.phase, categories.settle) as steps:
+        with _one_sequence_a_row(device), Steps(watch.phase, categories.settle) as steps:
             with watch.phase(WARMUP):
                 for _ in range(case.warmup):
                     step()
@@ -96,6 +100,20 @@ def simulate_module(
             "`model.to(device)` or `torch.empty(..., device=device)`"
         )
     return estimate
+
+
+@contextmanager
+def _one_sequence_a_row(device: str) -> Iterator[None]:
+    """In training, transformers reads position ids to find sequences that are packed into one row.
+
+    On `meta` there is nothing to read: every row is taken to be one sequence.
+    """
+    masks = sys.modules.get("transformers.masking_utils")
+    if device != "meta" or not hasattr(masks, _FIND_PACKED):
+        yield
+        return
+    with patch.object(masks, _FIND_PACKED, lambda position_ids: None):
+        yield
 
 
 def _check_step(step: Any, case: ModuleCase) -> None:
