@@ -160,23 +160,17 @@ def _launch(logits: Tensor, targets: Tensor, normaliser: Tensor, loss: Tensor) -
 def _normaliser_kernel(logits, normaliser, vocabulary, BLOCK: tl.constexpr):
     """A program takes a row, with a maximum and a sum for each of its columns until the end."""
     row = logits + tl.program_id(0).to(tl.int64) * vocabulary
-    largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    largest = tl.full((BLOCK,), -3e38, tl.float32)  # finite, so that no difference is NaN
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         column = start + tl.arange(0, BLOCK)
         value = tl.load(row + column, mask=column < vocabulary, other=float("-inf"))
         value = value.to(tl.float32)
         before, largest = largest, tl.maximum(largest, value)
-        total = total * _exp_of_difference(before, largest) + _exp_of_difference(value, largest)
+        total = total * tl.exp(before - largest) + tl.exp(value - largest)
     top = tl.max(largest, 0)
-    total = tl.sum(total * _exp_of_difference(largest, top), 0)
+    total = tl.sum(total * tl.exp(largest - top), 0)
     tl.store(normaliser + tl.program_id(0), top + tl.log(total))
-
-
-@jit
-def _exp_of_difference(x, largest):
-    """exp(x - largest); zero where x is minus infinity, and where both are."""
-    return tl.where(x == float("-inf"), 0.0, tl.exp(x - largest))
 
 
 @jit

@@ -17,12 +17,14 @@ def repair() -> None:
 
     NumPy 2.4 no longer turns an array of one element into an int. The interpreter's own cast to
     bfloat16 cuts off instead of rounding, and its own dot takes the bits of bfloat16 for integers.
+    Half of its time goes into patching Triton's language again at each call of a function.
     """
     interpreter._patch_lang_tensor = _patch_and_count
     interpreter.InterpreterBuilder.cast_impl = _cast
     for name in ("create_fp_trunc", "create_si_to_fp", "create_ui_to_fp"):
         setattr(interpreter.InterpreterBuilder, name, _cast)
     interpreter.InterpreterBuilder.create_dot = _dot
+    interpreter.InterpretedFunction.__call__ = _call
 
 
 _patch = interpreter._patch_lang_tensor
@@ -45,3 +47,10 @@ def _cast(builder: Any, source: Any, to: Any) -> Any:
 def _dot(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
     wide = [_convert(builder, x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b)]
     return _multiply(builder, *wide, *rest)
+
+
+def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
+    languages = [value for value in function.fn.__globals__.values() if value in (tl, tl.core)]
+    if any(tl.core.is_builtin(language.load) for language in languages):
+        interpreter._patch_lang(function.fn)
+    return function.rewrite()(*args, **kwargs)

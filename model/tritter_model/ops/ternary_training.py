@@ -14,7 +14,7 @@ from tritter_model.checkpointing import kept
 from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent, expect_contiguous
 from tritter_model.ops.grad_weight import product_tile, write_grad_weight
-from tritter_model.ops.jit import interpreted, jit
+from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import quantise_rows, round_to_even
 from tritter_model.ops.ternary import ternary_linear
@@ -83,9 +83,10 @@ def _ternarise(weight: Tensor, packed: Tensor, scale: Tensor) -> None:
 @_ternarise.kernel
 def _launch_ternarise(weight: Tensor, packed: Tensor, scale: Tensor) -> None:
     expect_adjacent("the weights", weight)
+    bytes_at_once = min(max(block(packed.shape[1]), 128), 1024)
     _ternarise_kernel[(weight.shape[0],)](
-        weight, weight.stride(0), packed, scale, *packed.shape[1:], weight.shape[1],
-        BYTES=1024, PTX=not interpreted(), num_warps=8,
+        weight, weight.stride(0), packed, scale, packed.shape[1], weight.shape[1],
+        BYTES=bytes_at_once, PTX=not interpreted(), num_warps=bytes_at_once // 128,
     )  # fmt: skip
 
 
