@@ -123,16 +123,16 @@ class _Caster:
         self._eligible = eligible
 
     def to_fast(self, op: Any, args: Any, kwargs: Any) -> Call:
-        return op, self._cast(args, fast_dtype()), self._cast(kwargs, fast_dtype())
+        return self._all(op, args, kwargs, fast_dtype())
 
     def to_float32(self, op: Any, args: Any, kwargs: Any) -> Call:
-        return op, self._cast(args, torch.float32), self._cast(kwargs, torch.float32)
+        return self._all(op, args, kwargs, torch.float32)
 
     def to_widest(self, op: Any, args: Any, kwargs: Any) -> Call:
         found = [t for t in _tensors((args, kwargs)) if self._eligible(t)]
         wide = any(tensor.dtype == torch.float32 for tensor in found)
         dtype = torch.float32 if wide else fast_dtype()
-        return op, self._cast(args, dtype), self._cast(kwargs, dtype)
+        return self._all(op, args, kwargs, dtype)
 
     def with_float32_result(self, op: Any, args: Any, kwargs: Any) -> Call:
         """A result's type that the caller chose stands."""
@@ -153,14 +153,18 @@ class _Caster:
         given = {**defaults, **dict(zip(named, args, strict=False)), **kwargs}
         return wider, (), {**given, "dtype": torch.float32}
 
+    def _all(self, op: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Call:
+        """Cast the last argument first, as PyTorch's compiler has it."""
+        named = {name: self._cast(value, dtype) for name, value in reversed(kwargs.items())}
+        cast = [self._cast(value, dtype) for value in reversed(args)]
+        return op, tuple(reversed(cast)), named
+
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if isinstance(value, Tensor):
             if value.dtype != dtype and self._eligible(value):
                 return self._cache.cast(value, dtype)
         elif isinstance(value, list | tuple):
             return type(value)(self._cast(item, dtype) for item in value)
-        elif isinstance(value, dict):
-            return {name: self._cast(item, dtype) for name, item in value.items()}
         return value
 
 
