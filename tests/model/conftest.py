@@ -178,12 +178,6 @@ def saved() -> type[Saved]:
     return Saved
 
 
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """||got - wanted|| / ||wanted||, in float64."""
-    got, wanted = got.double(), wanted.double()
-    return float((got - wanted).norm() / wanted.norm())
-
-
 @pytest.fixture
 def with_model(run: RunConfig) -> Any:
     """`with_model(run, head_dim=16)`: the run with some of its model's settings replaced."""
