@@ -93,11 +93,12 @@ def _overload(name: str) -> Any:
 def _kernel(op: Any, cast: Any, route: Any) -> Callable[..., Any]:
     def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
         casts = cast is not None and torch.is_autocast_enabled("cuda")
-        if not casts and (route is None or not args[0].is_meta):
+        routes = route is not None and args[0].is_meta
+        if not casts and not routes:
             return op.redispatch(keys & _BELOW, *args, **kwargs)
         with torch._C._ExcludeDispatchKeyGuard(_KEYS):
             called, args, kwargs = cast(op, args, kwargs) if casts else (op, args, kwargs)
-            result = NotImplemented if route is None else route(*args, **kwargs)
+            result = route(*args, **kwargs) if routes else NotImplemented
             return called(*args, **kwargs) if result is NotImplemented else result
 
     return kernel

@@ -27,7 +27,7 @@ from torch import bfloat16 as bf16
 
 _INDEX_BYTES = 8
 _FLOAT_BYTES = 4
-_HALF: tuple[dtype, ...] = (float16, bf16)
+_HALF = (float16, bfloat16)
 _DIRECT_EMBEDDING_TOKENS = 3072
 _ROWS_A_PARTIAL_SUM = 10
 _FLASH_ROWS = 128
@@ -92,10 +92,8 @@ def _index_put(
     unsafe: bool = False,
 ) -> Iterator[int]:
     if accumulate:
-        found = [index for index in indices if index is not None]
-        kept = prod(size for size, index in zip(self.shape, indices, strict=False) if index is None)
-        count = max((index.numel() for index in found), default=0) * kept
-        yield from [count * _INDEX_BYTES] * 3
+        found = [index.shape for index in indices if index is not None]
+        yield from [prod(broadcast_shapes(*found)) * _INDEX_BYTES] * 3
 
 
 def _sort(self: Tensor, *rest: Any, **more: Any) -> Iterator[int]:
