@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
-from torch import Tensor, dtype, float16
-from torch import bfloat16 as bf16
+from torch import Tensor, bfloat16, broadcast_shapes, float16
 
 _INDEX_BYTES = 8
 _FLOAT_BYTES = 4
