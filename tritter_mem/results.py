@@ -17,7 +17,12 @@ KINDS: tuple[Kind, ...] = ("planned", "simulated", "measured")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """Where the bytes are; the parts sum to the allocated peak that they belong to."""
+    """Where the bytes are; the parts sum to the allocated peak that they belong to.
+
+    Attributes:
+        rounding_bytes: what the allocator's blocks have beyond what was asked for. Which block a
+            request gets depends on all before it, so a plan has none.
+    """
 
     weights_bytes: int = 0
     embeddings_bytes: int = 0
@@ -28,6 +33,7 @@ class Components:
     gradients_bytes: int = 0
     optimizer_state_bytes: int = 0
     workspace_bytes: int = 0
+    rounding_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:

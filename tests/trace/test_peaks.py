@@ -1,11 +1,17 @@
 """Peaks agree with a plain replay of the events, whatever the events are."""
 
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tritter_mem.results import COMPONENTS
 from tritter_mem.trace.events import EventLog, Span
 from tritter_mem.trace.peaks import WARMUP, Peaks, find_peaks
+
+
+CATEGORIES = [name for name in COMPONENTS if name != "rounding"]
+"""What an event may be of; rounding is of no event."""
 
 
 @st.composite
@@ -16,7 +22,7 @@ def logs(draw: st.DrawFn) -> EventLog:
         if live and draw(st.booleans()):
             log.free(live.pop(draw(st.integers(0, len(live) - 1))), module="")
         else:
-            category = draw(st.sampled_from(COMPONENTS))
+            category = draw(st.sampled_from(CATEGORIES))
             size = draw(st.integers(1, 1 << 40))
             live.append(log.alloc(size, operator="op", module="", category=category))
     cuts = sorted(draw(st.lists(st.integers(0, len(log)), max_size=8)))
@@ -136,3 +142,15 @@ def test_empty_log_has_a_peak_of_zero() -> None:
     peaks = find_peaks(EventLog())
     assert (peaks.allocated_peak_bytes, peaks.phases) == (0, ())
     assert peaks.timeline.rows == ((0, -1, 0),)
+
+
+@given(logs(), st.integers(1, 512))
+def test_rounding_is_what_blocks_have_beyond_what_was_asked_for(log: EventLog, more: int) -> None:
+    blocks = array("q", (event.bytes + more for event in log if event.kind == "alloc"))
+    asked, rounded = find_peaks(log), find_peaks(log.with_storage_bytes(blocks), requested=log)
+    parts = rounded.components
+    assert parts.total_bytes == rounded.allocated_peak_bytes
+    assert parts.rounding_bytes % more == 0
+    assert asked.components.rounding_bytes == 0
+    live = {**parts.items(), "rounding": 0}
+    assert live in levels(log)

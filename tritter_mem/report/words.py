@@ -28,6 +28,7 @@ LABELS = {
     "gradients": "Gradients",
     "optimizer_state": "Optimizer state",
     "workspace": "Workspace",
+    "rounding": "Allocator rounding",
     "allocated_peak": "Allocated peak",
     "reserved_peak": "Reserved peak",
     "cached": "Reserved, not allocated",

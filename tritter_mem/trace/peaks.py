@@ -41,18 +41,22 @@ class Peaks:
     timeline: Timeline
 
 
-def find_peaks(log: EventLog, points: int = TIMELINE_POINTS) -> Peaks:
+def find_peaks(
+    log: EventLog, points: int = TIMELINE_POINTS, requested: EventLog | None = None
+) -> Peaks:
     """Compute the peaks and the timeline of a log.
 
     Args:
         log: the events.
         points: how many points the timeline may have.
+        requested: the same events with the bytes that were asked for, where those of `log` are of
+            allocated blocks; the difference is the component `rounding`.
     """
     levels = live_bytes(log)
     phase_peaks = _phase_peaks(log.spans, levels)
     peak = max(_counted_levels(log.spans, len(levels)), key=levels.__getitem__)
     kept = sorted({*_thin(levels, points - len(phase_peaks) - 1), *phase_peaks.values(), peak})
-    live = dict(zip(kept, _components_at(log, kept), strict=True))
+    live = dict(zip(kept, _components_at(log, requested or log, kept), strict=True))
     return Peaks(
         allocated_peak_bytes=levels[peak],
         components=live[peak],
@@ -111,15 +115,16 @@ def _thin(levels: list[int], points: int) -> Collection[int]:
     return {pick(stretch, key=choose) for stretch in ranges for pick in (min, max)}
 
 
-def _components_at(log: EventLog, levels: list[int]) -> Iterator[Components]:
+def _components_at(log: EventLog, requested: EventLog, levels: list[int]) -> Iterator[Components]:
     """What was live at each of `levels`, which ascend."""
     live = [0] * len(COMPONENTS)
-    changes = log.changes()
+    rounding = COMPONENTS.index("rounding")
+    changes = zip(log.changes(), requested.changes(), strict=True)
     done = 0
     for level in levels:
-        for _ in range(level - done):
-            category, change = next(changes)
-            live[category] += change
+        for (_, block), (category, asked) in islice(changes, level - done):
+            live[category] += asked
+            live[rounding] += block - asked
         done = level
         yield Components(**dict(zip((f"{name}_bytes" for name in COMPONENTS), live, strict=True)))
 

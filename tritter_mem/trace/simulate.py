@@ -109,7 +109,7 @@ def simulate_run(
     if save_trace is not None:
         save_log(log, save_trace)
     out_of_memory = find_out_of_memory(log, settings, card.total_bytes, card.context_bytes)
-    estimate = _estimate(play(log, settings), card)
+    estimate = _estimate(log, play(log, settings), card)
     return replace(
         estimate,
         library_workspace_bytes=min(libraries.held_bytes, estimate.components.workspace_bytes),
@@ -140,8 +140,8 @@ def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
     return recorder.log, libraries
 
 
-def _estimate(played: Played, card: GpuCard) -> Estimate:
-    peaks = find_peaks(played.log)
+def _estimate(log: EventLog, played: Played, card: GpuCard) -> Estimate:
+    peaks = find_peaks(played.log, requested=log)
     reserved = played.reserved_peak_bytes[""]
     return Estimate(
         device=card.name,
