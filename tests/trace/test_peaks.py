@@ -9,7 +9,6 @@ from tritter_mem.results import COMPONENTS
 from tritter_mem.trace.events import EventLog, Span
 from tritter_mem.trace.peaks import WARMUP, Peaks, find_peaks
 
-
 CATEGORIES = [name for name in COMPONENTS if name != "rounding"]
 """What an event may be of; rounding is of no event."""
 
