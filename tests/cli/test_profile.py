@@ -13,6 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tritter_mem.cli.main import app
+from tritter_mem.config.loading import load_profile
+from tritter_mem.config.schema import Profile
 from tritter_mem.errors import (
     EXIT_DOES_NOT_FIT,
     EXIT_INTERRUPTED,
@@ -21,6 +23,7 @@ from tritter_mem.errors import (
     EXIT_USAGE,
 )
 from tritter_mem.report.files import read_results
+from tritter_mem.trace.files import load_log
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +167,109 @@ def test_ctrl_c_leaves_no_child_and_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interruption_keeps_what_is_finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tritter_mem.measure import profile as module
+
+    real = module.profile
+
+    def interrupted_at_125m(profile: Profile, **settings: Any) -> Any:
+        if profile.name == "125m":
+            raise KeyboardInterrupt
+        return real(profile, **settings)
+
+    monkeypatch.setattr(module, "profile", interrupted_at_125m)
+    output = tmp_path / "both.json"
+    done = run("--config", "tiny", "--config", "125m", "--output", output)
+    assert done.exit_code == EXIT_INTERRUPTED
+    assert done.stderr == "interrupted\n"
+    assert [result.name for result in read_results(output)] == ["tiny"]
+    assert "tiny · inference" in done.stdout
+
+
+def test_a_failed_measurement_simulates_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tritter_mem.measure import profile as module
+
+    simulated = []
+    real = module.simulate
+    monkeypatch.setattr(
+        module, "simulate", lambda *a, **settings: simulated.append(1) or real(*a, **settings)
+    )
+    done = run("--config", "tiny", "--device", "cuda:1")
+    assert done.exit_code == EXIT_NOT_MEASURED
+    assert simulated == [1]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the profiles that are asked for; each gets the tiny one's result."""
+    from tritter_mem.measure import profile as module
+
+    real, names = module.profile, []
+
+    def answered(profile: Profile, **settings: Any) -> Any:
+        names.append(profile.name)
+        return real(load_profile("tiny"), device="none")
+
+    monkeypatch.setattr(module, "profile", answered)
+    return names
+
+
+def test_without_a_profile_7b_stands_beside_the_routes(asked: list[str], tmp_path: Path) -> None:
+    html = tmp_path / "routes.html"
+    done = run("--context", "128k", "--html", html)
+    assert asked == ["7b", "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k"]
+    assert html.exists()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("not measured")]
+    assert lines == ["not measured: nothing was to be measured (--device none)"]
+
+
+def test_without_a_profile_7b_alone_is_trained(asked: list[str]) -> None:
+    run("--mode", "training")
+    assert asked == ["7b"]
+
+
+def test_trade_off_of_every_policy() -> None:
+    options = ("--config", "tiny", "--mode", "training", "--checkpoint", "all")
+    record = run_json(*options)
+    cases = {(case["policy"], case["n"]): case for case in record["checkpointing"]}
+    assert len(cases) == 8
+    assert record["profile"]["training"]["checkpointing"]["policy"] == "every-nth"
+    own = cases["every-nth", 4]
+    assert own["allocated_peak_bytes"] == record["simulated"]["allocated_peak_bytes"]
+    assert "Checkpointing trade-off, simulated" in run(*options).stdout
+
+
+def test_trade_off_of_inference_is_refused() -> None:
+    done = run("--config", "tiny", "--checkpoint", "all")
+    assert done.exit_code == EXIT_USAGE
+    assert "add --mode training" in done.stderr
+
+
+def test_trace_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "trace.gz"
+    assert run("--config", "tiny", "--trace", path).exit_code == EXIT_OK
+    assert {span.name for span in load_log(path).spans} >= {"load", "prefill", "decode"}
+
+
+def test_a_file_holds_one_trace(tmp_path: Path) -> None:
+    done = run("--config", "tiny", "--config", "125m", "--trace", tmp_path / "trace.gz")
+    assert done.exit_code == EXIT_USAGE
+    assert "--trace: found 2 profiles; a file holds the trace of one" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_shows_every_option_and_an_example() -> None:
     done = run("--help")
     assert "Example: tritter-mem profile" in done.stdout
-    for option in ("--device", "--time-limit", "--json", "--output", "--html", "--config"):
+    for option in (
+        "--device",
+        "--time-limit",
+        "--json",
+        "--output",
+        "--html",
+        "--config",
+        "--trace",
+    ):
         assert option in done.stdout
