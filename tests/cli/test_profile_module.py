@@ -142,7 +142,7 @@ def test_values_are_there_on_the_cpu(code: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--module", "{code}:fails"], 'code.py:16: `raise ValueError("no such layer")` failed'),
+        (["--module", "{code}:fails"], 'code.py:15: `raise ValueError("no such layer")` failed'),
         (["--module", "{code}:missing"], "there is no function 'missing'"),
         (["--module", "nowhere.py:build"], "there is no such file"),
         (["--module", "{code}"], "allowed: FILE.py:FUNCTION"),
