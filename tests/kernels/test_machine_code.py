@@ -1,0 +1,77 @@
+"""Every kernel, compiled ahead of time for cards that are not there: registers, spills, memory."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+"""What a program may ask for at its launch, by compute capability (CUDA's programming guide)."""
+
+Reading = dict[str, Any]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton and its compiler"
+)
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES, ids=lambda c: f"sm_{c}")
+def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_path: Path) -> None:
+    readings = compiled(capability, tmp_path)
+    assert len(readings) > 30
+    for reading in readings:
+        keeps_to_registers_and_fits_the_card(reading)
+    for reading in of(readings, "ternary-2bit, 1 x"):
+        reads_16_bytes_and_multiplies_four_weights_at_once(reading)
+    for tokens in (16, 32, 128, 2048):
+        for reading in of(readings, f"ternary-2bit, {tokens} x"):
+            multiplies_on_tensor_cores_from_wide_copies(reading, tokens)
+    for reading in of(readings, "ternary-1.6bit, 1 x 4096"):
+        assert reading["loop"]["IDP"] == 160, reading
+        assert reading["instructions_a_weight"] < 2.5, reading
+
+
+def compiled(capability: int, cache: Path) -> list[Reading]:
+    """What `benchmarks.machine_code` reads for one card, compiled anew in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TRIT")}
+    command = [sys.executable, "-m", "benchmarks.machine_code", "--json"]
+    command += ["--capability", str(capability)]
+    environment = kept | {"TRITON_CACHE_DIR": str(cache)}
+    ran = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    readings: list[Reading] = json.loads(ran.stdout)
+    return readings
+
+
+def of(readings: list[Reading], case: str) -> list[Reading]:
+    """The readings of cases whose name begins so; there must be some."""
+    found = [reading for reading in readings if reading["case"].startswith(case)]
+    assert found
+    return found
+
+
+def keeps_to_registers_and_fits_the_card(reading: Reading) -> None:
+    assert reading["spilled_bytes"] == 0, reading
+    assert 0 < reading["registers"] <= 255, reading
+    assert reading["shared_bytes"] <= SHARED_BYTES[reading["capability"]], reading
+
+
+def reads_16_bytes_and_multiplies_four_weights_at_once(reading: Reading) -> None:
+    assert set(reading["loop"]) == {"IDP", "LDG.128"}, reading
+    assert reading["instructions_a_weight"] < 1.0, reading
+
+
+def multiplies_on_tensor_cores_from_wide_copies(reading: Reading, tokens: int) -> None:
+    """Hopper's own products take one of two operands from shared memory; others load both."""
+    hopper = reading["capability"] == 90 and tokens > 32
+    assert reading["loop"]["IGMMA" if hopper else "IMMA"] >= 8, reading
+    assert reading["loop"]["LDGSTS.128"] >= 10, reading
+    assert reading["instructions_a_weight"] < (2.0 if hopper or tokens <= 32 else 3.0), reading
