@@ -145,18 +145,14 @@ def _import(case: ModuleCase) -> Any:
     if spec is None or spec.loader is None:
         raise InputError(f"{case.path}: is no Python file; allowed: a file that ends in .py")
     module = module_from_spec(spec)
-    with _importable(path.parent), explained(case):
-        sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look there
+    if str(path.parent) not in sys.path:  # as when Python runs it: what lies beside it is there
+        sys.path.insert(0, str(path.parent))
+    present = sys.modules.get(path.stem)
+    if present is None or getattr(present, "__file__", None) == str(path):
+        sys.modules[path.stem] = module  # dataclasses and pickle look there
+    with explained(case):
         spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """As when Python runs a script: what lies beside it can be imported, later too."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    yield
 
 
 def _check_arguments(case: ModuleCase, function: Callable[..., Any]) -> None:
