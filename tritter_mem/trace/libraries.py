@@ -3,6 +3,7 @@
 | what | when | bytes | source |
 |---|---|---|---|
 | cuBLAS workspace | at the first product of a thread | 8,519,680; 33,554,432 from capability 9.0 on | `getChosenWorkspaceSize` in PyTorch's `CUDABlas.cpp`; seen once in recorded inference, twice in recorded training |
+| cuBLASLt workspace | for `addmm` with a bias | none of its own: it takes the thread's cuBLAS workspace | `getCUDABlasLtWorkspace` in `CublasHandlePool.cpp`, where `TORCH_CUBLASLT_UNIFIED_WORKSPACE` is on unless it is set; to be confirmed by measurement |
 
 A handle belongs to a thread and a stream, and the backward pass runs in a thread of its own, with
 what is recomputed there. A workspace is never given back.
