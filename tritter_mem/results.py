@@ -261,7 +261,8 @@ class Result:
 def compare(estimates: dict[Kind, Estimate]) -> tuple[Difference, ...]:
     """Set every component and the allocated peak side by side; rows of zeros are left out.
 
-    A run on the CPU has no libraries' workspaces: against it the ratios leave them out.
+    A run on the CPU has no libraries' workspaces and no allocator that rounds: against it the
+    ratios leave both out.
     """
     names = [*COMPONENTS, "allocated_peak"]
     rows = (_difference(name, estimates) for name in names)
@@ -293,7 +294,13 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
 
 
 def _beyond_the_cpu(estimate: Estimate, name: str) -> int:
-    return estimate.library_workspace_bytes if name in ("workspace", "allocated_peak") else 0
+    workspace, rounding = estimate.library_workspace_bytes, estimate.components.rounding_bytes
+    beyond = {
+        "workspace": workspace,
+        "rounding": rounding,
+        "allocated_peak": workspace + rounding,
+    }
+    return beyond.get(name, 0)
 
 
 def _ratio(first: int | None, second: int | None) -> float | None:

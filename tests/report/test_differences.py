@@ -88,3 +88,22 @@ def test_nothing_beside_nothing_is_equal_and_something_is_new() -> None:
     something = replace(nothing, measured_bytes=1)
     assert difference_cell(nothing, ("planned", "measured")).text == "equal"
     assert difference_cell(something, ("planned", "measured")).text == "new"
+
+
+def test_that_the_allocator_rounds_is_no_difference_from_a_plan() -> None:
+    planned, simulated = estimate(weights=10_000), estimate(weights=10_000, rounding=190)
+    estimates: dict[Kind, Estimate] = {"planned": planned, "simulated": simulated}
+    rows = {row.name: row for row in compare(estimates)}
+    both = record(planned=planned, simulated=simulated, differences=tuple(rows.values()))
+    assert notable_differences(both, "GiB") == []
+    assert difference_cell(rows["rounding"], ("planned", "simulated")).text == ""
+    assert difference_cell(rows["allocated_peak"], ("planned", "simulated")).text == "+1.9%"
+
+
+def test_against_the_cpu_rounding_is_left_out() -> None:
+    simulated, on_cpu = estimate(weights=10_000, rounding=900), estimate(weights=10_000)
+    estimates: dict[Kind, Estimate] = {"simulated": simulated, "measured": on_cpu}
+    rows = compare(estimates)
+    both = record(simulated=simulated, measured=on_cpu, differences=rows)
+    assert notable_differences(both, "GiB") == []
+    assert next(row for row in rows if row.name == "allocated_peak").simulated_vs_measured == 0

@@ -19,6 +19,8 @@ TOLERANCES: dict[Pair, float] = {
     ("planned", "measured"): 0.02,
 }
 NOTABLE = 0.02
+# A plan does not know it, so that there is some is no difference.
+UNPLANNED = "rounding"
 
 
 def compared_pairs(kinds: Sequence[Kind]) -> list[Pair]:
@@ -35,7 +37,7 @@ def difference_column(pair: Pair, *, alone: bool) -> Column:
 
 def difference_cell(row: Difference | None, pair: Pair) -> Cell:
     """How far the second kind is from the first, coloured by the pair's tolerance."""
-    if row is None or None in (sizes := _sizes(row, pair)):
+    if row is None or None in (sizes := _sizes(row, pair)) or _is_unplanned(row, pair):
         return BLANK
     ratio = _ratio(row, pair)
     if ratio is None:
@@ -69,10 +71,14 @@ def notable_differences(result: Result, units: str) -> list[str]:
 
 def _is_notable(row: Difference, pair: Pair) -> bool:
     before, after = _sizes(row, pair)
-    if before is None or after is None:
+    if before is None or after is None or _is_unplanned(row, pair):
         return False
     ratio = _ratio(row, pair)
     return before == 0 != after if ratio is None else abs(ratio) > NOTABLE
+
+
+def _is_unplanned(row: Difference, pair: Pair) -> bool:
+    return row.name == UNPLANNED and pair[0] == "planned"
 
 
 def _sentence(row: Difference, pair: Pair, units: str) -> str:
