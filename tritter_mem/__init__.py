@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tritter_mem.measure.tracker import MemoryTracker as MemoryTracker
     from tritter_mem.planner.budget import calculate_memory_budget as calculate_memory_budget
     from tritter_mem.planner.compose import plan as plan
+    from tritter_mem.trace.simulate import simulate as simulate
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _HOMES = {
     "plan": "tritter_mem.planner.compose",
     "profile": "tritter_mem.measure.profile",
     "replay": "tritter_mem.allocator.replay",
+    "simulate": "tritter_mem.trace.simulate",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)
 
