@@ -66,6 +66,7 @@ class TestOperators:
             assert tensor.grad is not None
             assert (tensor.grad.shape, tensor.grad.dtype) == (tensor.shape, tensor.dtype)
 
+    @pytest.mark.filterwarnings("ignore:Mismatch dtype")
     def test_rms_norm_of_two_types_is_the_usual_one(self) -> None:
         x, weight = ones(16, SIZE, dtype=torch.bfloat16), ones(SIZE)
         assert len(made(lambda: functional.rms_norm(x, (SIZE,), weight))) > 2
@@ -160,6 +161,17 @@ def test_everything_is_as_before_afterwards() -> None:
         assert (x @ x).dtype == torch.float32
     assert not torch._C._dispatch_get_registrations_for_dispatch_key("AutocastPrivateUse1")
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_defaults_that_code_sets_end_with_it() -> None:
+    with as_on_cuda((9, 0)):
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.bfloat16)
+        x = torch.ones(3)
+        assert (x.is_meta, x.dtype) == (True, torch.bfloat16)
+        assert x.cuda().is_meta
+    y = torch.ones(3)
+    assert (y.device.type, y.dtype) == ("cpu", torch.float32)
 
 
 def test_other_devices_compute_as_ever() -> None:

@@ -55,12 +55,25 @@ def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
     """
     cache = CastCache()
     with ExitStack() as stack:
+        stack.enter_context(_defaults_kept())
         stack.enter_context(_kernels(cache, capability))
         stack.enter_context(_key_included())
         for place, name, value in _replacements(cache):
             stack.enter_context(patch.object(place, name, value))
         stack.enter_context(_CudaIsMeta())
         yield
+
+
+@contextmanager
+def _defaults_kept() -> Iterator[None]:
+    """What code sets for the process, `torch.set_default_device`, ends with its run."""
+    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
 def _eligible(tensor: Tensor) -> bool:
