@@ -25,8 +25,15 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from tritter_model.ops import cross_entropy, gated_relu2, grad_weight, rms_norm, rows
-from tritter_model.ops import ternary, ternary_training
+from tritter_model.ops import (
+    cross_entropy,
+    gated_relu2,
+    grad_weight,
+    rms_norm,
+    rows,
+    ternary,
+    ternary_training,
+)
 from tritter_model.ops.ternary_format import packed_width
 
 CAPABILITIES = (80, 90, 120)
