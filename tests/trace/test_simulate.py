@@ -23,7 +23,7 @@ from tritter_mem.trace.progress import Progress, layer_passes
 from tritter_mem.trace.simulate import bundled_workload, simulate, trace
 
 
-@pytest.mark.parametrize("name", ["tiny", "125m", "1b", "7b-streaming-4k"])
+@pytest.mark.parametrize("name", ["tiny", "125m", "1b", "spec-train-development"])
 def test_a_bundled_profile_is_planned_as_it_is_simulated(name: str) -> None:
     """Allocated within 2%, components of over 1% within 3%; the benchmark has all profiles."""
     case = planned_and_simulated(name)
