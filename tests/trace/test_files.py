@@ -151,7 +151,7 @@ def test_a_damaged_file_is_refused_or_read(at: int, byte: int, tmp_path: Path) -
         return
 
 
-@pytest.mark.parametrize("content", [b"", b"{}\n", gzip.compress(b"")[:-9]])
+@pytest.mark.parametrize("content", [b"", b"{}\n", gzip.compress(b"", mtime=0)[:-9]])
 def test_what_is_no_whole_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "log.gz").write_bytes(content)
     with pytest.raises(InputError, match=r"log.gz: (no whole gzip file|line 0: found an empty)"):

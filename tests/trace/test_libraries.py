@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tritter_mem.trace.libraries import CUBLAS_BYTES, CUBLAS_BYTES_FROM_HOPPER, Libraries
+from tritter_mem.config.card import CUBLAS_BYTES, CUBLAS_BYTES_FROM_HOPPER
+from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.recorder import Recorder
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-CUBLAS_BYTES = 8_519_680
-CUBLAS_BYTES_FROM_HOPPER = 33_554_432
+from tritter_mem.config.card import cublas_workspace_bytes
+
 CUBLAS_OPERATORS = frozenset({
     "aten.mm.default", "aten.mm.out", "aten.addmm.default", "aten.addmm.out",
     "aten.bmm.default", "aten.bmm.out", "aten.baddbmm.default", "aten.baddbmm.out",
@@ -41,8 +41,7 @@ class Libraries:
     def __init__(
         self, compute_capability: tuple[int, int], in_backward: Callable[[], bool]
     ) -> None:
-        hopper = compute_capability >= (9, 0)
-        self.workspace_bytes = CUBLAS_BYTES_FROM_HOPPER if hopper else CUBLAS_BYTES
+        self.workspace_bytes = cublas_workspace_bytes(compute_capability)
         self._in_backward = in_backward
         self._threads: set[bool] = set()
 
