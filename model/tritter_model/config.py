@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 TERNARY_FORMATS = ("ternary-2bit", "ternary-1.6bit")
 QUANTISED_KV_BITS = {"int8": 8, "int4": 4, "int2": 2}
+SHORTENED = 3
+"""Chunks and tokens of a shortened run: the first, one like all those between, and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class RunConfig:
         context: tokens of each sequence, prompt and new tokens together.
         multiprocessors: of the card that runs it or that it stands for; decides how far decode
             attention is split.
+        shortened: leave out the chunks and tokens that take the memory of those before them. For a
+            run on `meta`, whose results nobody reads.
     """
 
     model: ModelConfig
@@ -96,3 +100,15 @@ class RunConfig:
     new_tokens: int = 32
     multiprocessors: int = 132
     seed: int = 0
+    shortened: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Tokens that decode runs for: the prompt's last logits already give the first one."""
+        return min(self.new_tokens - 1, SHORTENED) if self.shortened else self.new_tokens - 1
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the prompt that run."""
+        chunks = -(-(self.context - self.new_tokens) // self.prefill_chunk)
+        return min(chunks, SHORTENED) if self.shortened else chunks

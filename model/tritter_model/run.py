@@ -50,7 +50,7 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
         logits = _prefill(run, model, cache, prompt)
     with phase("decode"):
         chosen = [logits.argmax(-1, keepdim=True)]
-        for _ in range(run.new_tokens - 1):
+        for _ in range(run.steps):
             hidden = model.extend(chosen[-1], cache, run.multiprocessors)
             logits = model.logits(hidden)
             chosen.append(logits.argmax(-1, keepdim=True))
@@ -75,8 +75,9 @@ def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
         return model.extend(chunk, cache, run.multiprocessors, patches)
 
     *before, last = prompt.split(run.prefill_chunk, 1)
-    for chunk in before:
+    for chunk in before[: run.chunks - 1]:
         extend(chunk)  # the result is let go before the next chunk begins
+    cache.length = prompt.shape[1] - last.shape[1]  # a shortened run has not come so far
     return model.logits(extend(last)[:, -1:].clone())  # a copy: the chunk itself is let go
 
 

@@ -38,6 +38,19 @@ def test_only_the_allocator_s_rounding_sets_a_plan_apart_from_a_simulation() -> 
     assert simulated.allocated_peak_bytes - planned.allocated_peak_bytes == parts["rounding"] > 0
 
 
+def test_fast_leaves_out_what_repeats_and_finds_the_same_memory() -> None:
+    profile = tiny(workload__context="2k", workload__prefill_chunk=64, workload__new_tokens=16)
+    whole, fast = simulate(profile), simulate(profile, fast=True)
+    assert (whole.shortened, fast.shortened) == (False, True)
+    assert fast.components == whole.components
+    assert fast.reserved_peak_bytes == whole.reserved_peak_bytes
+    peaks = [phase.allocated_peak_bytes for phase in fast.phases]
+    assert peaks[:2] == [phase.allocated_peak_bytes for phase in whole.phases][:2]
+    assert fast.timeline is not None
+    assert whole.timeline is not None
+    assert fast.timeline.rows[-1][0] < whole.timeline.rows[-1][0] / 2
+
+
 def test_a_difference_beyond_the_limits_is_a_problem() -> None:
     good = planned_and_simulated("tiny")
     size = good.planned_bytes

@@ -52,6 +52,14 @@ ROUTES = (*TRAINED, "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streami
 """What is compared where no profile is named: the 7B model, and the routes by which it fits."""
 
 
+Fast = Annotated[
+    bool,
+    typer.Option(
+        "--fast", help="Simulate without the chunks and tokens that repeat those before them."
+    ),
+]
+
+
 @partial(with_options, config=())
 def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
@@ -61,6 +69,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     output: Output = None,
     html: Html = None,
     trace: Trace = None,
+    fast: Fast = False,
     module: Module = None,
     arguments: Arguments = None,
     warmup: Warmup = None,
@@ -84,7 +93,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     _check_outputs(output, html, trace)
     third_party = read_module(module, arguments, warmup, steps, options)
     if third_party is None:
-        asks = _of_profiles(options, device, time_limit, trace)
+        asks = _of_profiles(options, device, time_limit, trace, fast)
     else:
         asks = [_of_module(third_party, device, time_limit, trace)]
     results: list[Result] = []
@@ -127,7 +136,7 @@ def _check_one_trace(trace: Path | None, profiles: Sequence[Profile]) -> None:
 
 
 def _of_profiles(
-    options: ProfileOptions, device: str, time_limit: float, trace: Path | None
+    options: ProfileOptions, device: str, time_limit: float, trace: Path | None, fast: bool
 ) -> list[tuple[str, Ask]]:
     """For each profile its name and what gives its result."""
     profiles = _asked_for(options).profiles()
@@ -140,6 +149,7 @@ def _of_profiles(
         time_limit_seconds=time_limit,
         checkpointing=options.checkpoint == ALL,
         save_trace=trace,
+        fast=fast,
     )
     return [(profile.name, partial(ask, profile)) for profile in profiles]
 

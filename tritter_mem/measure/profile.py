@@ -39,12 +39,13 @@ class MeasurementFailedError(MeasureError):
         self.result = result
 
 
-def profile(
+def profile(  # noqa: PLR0913  (one keyword an option of the command)
     profile: Profile,
     *,
     device: str = "auto",
     time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
     checkpointing: bool = False,
+    fast: bool = False,
     progress: Progress | None = None,
     save_trace: Path | None = None,
 ) -> Result:
@@ -56,6 +57,7 @@ def profile(
             `auto`: on CUDA where it can be, else nowhere.
         time_limit_seconds: for the measurement; the child is ended when it takes longer.
         checkpointing: simulate every checkpointing policy too; for training.
+        fast: simulate without the chunks and tokens that take the memory of those before them.
         progress: told how far the work is.
         save_trace: where to write the simulated run's memory events.
 
@@ -74,7 +76,7 @@ def profile(
     told = progress or Progress()
     policies = checkpointing_trade_off(profile, told) if checkpointing else ()
     told.begin(profile.name)
-    simulated = simulate(profile, progress=told, save_trace=save_trace)
+    simulated = simulate(profile, fast=fast, progress=told, save_trace=save_trace)
     result = replace(_planned(profile), simulated=simulated, checkpointing=policies)
     told.begin(f"{profile.name}: measuring")
     try:

@@ -143,6 +143,7 @@ def devices_sentence(result: Result) -> str:
     words = {"planned": "planned for", "simulated": "simulated for", "measured": "measured on"}
     return ", ".join(
         f"{words[kind]} {printable(estimate.device, NAME_LIMIT)}"
+        + (" (repeated chunks and tokens left out)" if estimate.shortened else "")
         for kind, estimate in result.estimates().items()
     )
 
@@ -164,7 +165,10 @@ def _cpu_sentence(result: Result) -> str:
         return ""
     if not any(estimate.library_workspace_bytes for estimate in result.estimates().values()):
         return ""
-    return "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace"
+    return (
+        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
+        "and what the allocator rounds up"
+    )
 
 
 def fragmentation_sentence(fragmentation: Fragmentation, units: str) -> str:

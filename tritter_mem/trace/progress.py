@@ -65,9 +65,8 @@ def layer_passes(run: RunConfig) -> int:
     layers = run.model.num_hidden_layers
     if run.mode == "training":
         return 2 * (layers + _recomputed_layers(run.training, layers))
-    chunks = -(-(run.context - run.new_tokens) // run.prefill_chunk)
-    warmup = min(chunks, 2) + (run.new_tokens > 1)
-    return layers * (warmup + chunks + run.new_tokens - 1)
+    warmup = min(run.chunks, 2) + (run.new_tokens > 1)
+    return layers * (warmup + run.chunks + run.steps)
 
 
 def _recomputed_layers(training: TrainingConfig, layers: int) -> int:

@@ -37,12 +37,15 @@ Run = Callable[[str, "Recorder"], None]
 
 
 def simulate(
-    profile: Profile, *, progress: Progress | None = None, save_trace: Path | None = None
-) -> Estimate:
+    profile: Profile, *, fast: bool = False, progress: Progress | None = None,
+    save_trace: Path | None = None,
+) -> Estimate:  # fmt: skip
     """Simulate the bundled model under a profile, on the profile's card.
 
     Args:
         profile: a resolved profile.
+        fast: leave out the chunks and tokens of inference that take the memory of those before
+            them, rather than run them all.
         progress: told how far the run is.
         save_trace: where to write the run's events, see `files.save_log`.
 
@@ -51,13 +54,16 @@ def simulate(
         OutputError: the trace cannot be written.
     """
     card = find_gpu(profile.gpu.name)
-    workload = bundled_workload(profile, card, progress or Progress())
-    return simulate_workload(workload, card, profile.allocator.conf, save_trace)
+    workload = bundled_workload(profile, card, progress or Progress(), fast)
+    estimate = simulate_workload(workload, card, profile.allocator.conf, save_trace)
+    return replace(estimate, shortened=fast)
 
 
-def bundled_workload(profile: Profile, card: GpuCard, progress: Progress) -> Workload:
+def bundled_workload(
+    profile: Profile, card: GpuCard, progress: Progress, fast: bool = False
+) -> Workload:
     """The bundled model under a profile, for `simulate_workload`."""
-    case = run_settings(profile, card)
+    case = replace(run_settings(profile, card), shortened=fast)
 
     def workload(device: str, phase: PhaseHook) -> None:
         from tritter_model.run import run
