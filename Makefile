@@ -38,9 +38,9 @@ wheel: $(STAMP)
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b-128k-gqa
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem profile --config tiny --device cpu
 
-# The kernels' tests and figures, on a machine with a CUDA GPU.
-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu
+# What needs a CUDA GPU, without a network and without installing anything: .venv where it is there.
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu
 
 clean:
 	rm -rf .venv out dist build

@@ -260,12 +260,13 @@ def weights_a_thread(constants: dict[str, Any], warps: int) -> float | None:
     """Weights that a trip of a ternary kernel's loop takes, over the threads of its program."""
     if "WORDS" in constants:
         digits = 5 if "ALIGNED" in constants else 4
-        return constants["ROWS"] * constants["WORDS"] * 4 * digits / (32 * warps)
-    if "DIGITS" not in constants:
+        weights = constants["ROWS"] * constants["WORDS"] * 4 * digits
+    elif "DIGITS" in constants:
+        tile = constants["OUTPUTS"] * constants["BYTES"] * constants.get("SPLITS", 1)
+        weights = tile * constants["DIGITS"]
+    else:
         return None
-    parts = constants.get("SPLITS", 1)
-    tile = constants["OUTPUTS"] * constants["BYTES"] * parts
-    return float(tile * constants["DIGITS"] / (32 * warps))
+    return float(weights / (32 * warps))
 
 
 def readings(capability: int) -> Iterator[Reading]:

@@ -1,0 +1,127 @@
+"""Everything that needs a CUDA device, part by part, with the evidence in one folder.
+
+`make gpu`, or `python -m benchmarks.gpu`, runs all parts from the checkout, without a network and
+without installing anything; `python -m benchmarks.gpu kernels` runs one. Each part writes its log
+and its figures to `reports/<gpu>/`. All together keep below nine minutes: a part that would not is
+ended. Exit code: 1 where a part failed, 3 where there is no CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LIMIT_SECONDS = 530.0
+TESTS = ("tests/kernels", "tests/measure/test_tracker.py")
+"""Where tests are marked `gpu`; others may import what a machine with a GPU need not have."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended."""
+
+    part: str
+    passed: bool
+    seconds: float
+    note: str
+
+
+def tests(folder: Path) -> list[str]:
+    """The tests that are marked `gpu`, side by side where pytest can do so."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "--tb=short"]
+    command += ["-p", "no:cacheprovider", f"--junitxml={folder / 'tests.xml'}"]
+    parallel = ["--numprocesses", "8"] if find_spec("xdist") else []
+    return [*command, *parallel, *TESTS]
+
+
+def kernels(folder: Path) -> list[str]:
+    """The kernels' figures."""
+    return [sys.executable, "-m", "benchmarks.kernels", "--output", str(folder / "kernels.json")]
+
+
+PARTS: dict[str, Callable[[Path], list[str]]] = {"tests": tests, "kernels": kernels}
+"""Each part's command, given the folder for what it writes."""
+
+
+def run(part: str, folder: Path, seconds: float) -> Outcome:
+    """Run one part for at most so many seconds; its output goes to a log, and is shown."""
+    print(f"== {part}", flush=True)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "model"), os.environ.get("PYTHONPATH", "")])
+    start, note = time.monotonic(), ""
+    with subprocess.Popen(
+        PARTS[part](folder), cwd=ROOT, env=os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            note = f"ended after {seconds:.0f} s"
+    (folder / f"{part}.log").write_text(output.replace(f"{ROOT}/", ""))
+    print(output, flush=True)
+    passed = process.returncode == 0
+    took = round(time.monotonic() - start, 1)
+    return Outcome(part, passed, took, note or ("" if passed else f"exit {process.returncode}"))
+
+
+def summary(outcomes: list[Outcome], folder: Path) -> list[str]:
+    """A short table: the parts, and the ratios that the kernels are to reach."""
+    lines = [
+        f"{o.part:<12} {'passed' if o.passed else 'FAILED':<8} {o.seconds:>6.0f} s  {o.note}"
+        for o in outcomes
+    ]
+    figures = folder / "kernels.json"
+    if any(o.part == "kernels" and o.passed for o in outcomes) and figures.exists():
+        from benchmarks.kernels import target_lines
+
+        lines += target_lines(json.loads(figures.read_text()))
+    return lines
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The parts that are asked for, all by default, and where their evidence goes."""
+    parser = argparse.ArgumentParser(description="Run what needs a CUDA device.")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--output", type=Path, help="default: reports/<gpu>")
+    asked = parser.parse_args(arguments)
+    unknown = [part for part in asked.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"found part {unknown[0]}; allowed: {', '.join(PARTS)}")
+    return asked
+
+
+def folder_of(gpu: str) -> Path:
+    """`reports/nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
+    return ROOT / "reports" / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def main() -> int:
+    """Run the parts; the exit code."""
+    import torch
+
+    asked = parse()
+    if not torch.cuda.is_available():
+        print("found no CUDA device; this runs what needs one", file=sys.stderr)
+        return 3
+    folder: Path = asked.output or folder_of(torch.cuda.get_device_name(0))
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + LIMIT_SECONDS
+    outcomes = [run(p, folder, end - time.monotonic()) for p in asked.parts or PARTS]
+    (folder / "parts.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
+    print("\n".join(["", f"evidence: {folder}", *summary(outcomes, folder)]))
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
