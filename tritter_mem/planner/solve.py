@@ -13,7 +13,9 @@ Unknown = Literal["context", "batch"]
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
-def solve(profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown) -> int | None:
+def solve(
+    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
+) -> int | None:
     """Find the largest context (tokens) or batch whose plan fits; one more does not.
 
     Args:
@@ -21,16 +23,16 @@ def solve(profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown) 
         card: the card that it is planned for.
         budget_bytes: what the device's peak must not exceed.
         unknown: what to solve for.
+        most: the largest value to think of; default: what a profile may hold.
 
     Returns:
-        The largest value that fits, at most what a profile may hold; None where not even the
-        smallest fits.
+        The largest value that fits; None where not even the smallest does.
     """
 
     def fits(value: int) -> bool:
         return plan(with_value(profile, unknown, value), card).footprint_bytes <= budget_bytes
 
-    return largest(fits, smallest(profile, unknown), LIMITS[unknown])
+    return largest(fits, smallest(profile, unknown), most or LIMITS[unknown])
 
 
 def with_value(profile: Profile, unknown: Unknown, value: int) -> Profile:

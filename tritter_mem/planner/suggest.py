@@ -72,7 +72,8 @@ class _Case(NamedTuple):
         """The largest batch and the largest context that fit as all else stands."""
         unknowns: tuple[Unknown, ...] = ("batch", "context")
         for unknown in unknowns:
-            found = solve(self.profile, self.card, self.budget_bytes, unknown)
+            now = getattr(self.profile.workload, unknown)  # which does not fit
+            found = solve(self.profile, self.card, self.budget_bytes, unknown, most=now)
             if found is not None:
                 text = f"{unknown} {format_count(found)}, the largest that fits"
                 yield Change(text, {f"workload.{unknown}": found})
