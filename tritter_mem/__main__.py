@@ -12,7 +12,10 @@ def main() -> None:
     gc.set_threshold(100_000)
     from tritter_mem.cli.main import main as run
 
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()  # or Python would look through all of it once more, only to end
 
 
 if __name__ == "__main__":
