@@ -110,7 +110,7 @@ def next_code(rest, DIGITS: tl.constexpr, PTX: tl.constexpr):
     """
     if PTX is not None:
         return tl.inline_asm_elementwise(
-            PTX, "=r,=r,r", [rest], dtype=(tl.int8, tl.uint8), is_pure=True, pack=4
+            PTX, "=&r,=&r,r", [rest], dtype=(tl.int8, tl.uint8), is_pure=True, pack=4
         )
     if DIGITS == 4:
         return (rest & 3).to(tl.int8), rest >> 2
@@ -123,7 +123,7 @@ def next_codes_of_words(rest, DIGITS: tl.constexpr, PTX: tl.constexpr):
     """As `next_code`, for int32 words of four bytes."""
     if PTX is not None:
         return tl.inline_asm_elementwise(
-            PTX, "=r,=r,r", [rest], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
+            PTX, "=&r,=&r,r", [rest], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
         )
     if DIGITS == 4:
         return rest & 0x03030303, rest >> 2
