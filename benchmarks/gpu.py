@@ -36,12 +36,11 @@ class Outcome:
     note: str
 
 
-def tests(folder: Path) -> list[str]:
+def tests(_folder: Path) -> list[str]:
     """The tests that are marked `gpu`, side by side where pytest can do so."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "--tb=short"]
-    command += ["-p", "no:cacheprovider", f"--junitxml={folder / 'tests.xml'}"]
     parallel = ["--numprocesses", "8"] if find_spec("xdist") else []
-    return [*command, *parallel, *TESTS]
+    return [*command, "-p", "no:cacheprovider", *parallel, *TESTS]
 
 
 def kernels(folder: Path) -> list[str]:

@@ -14,13 +14,13 @@ from tritter_model.run import run
 from tritter_model.transformer import Transformer
 
 CONFIG = ModelConfig(
-    hidden_size=72,
+    hidden_size=40,
     num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
     head_dim=20,
-    intermediate_size=50,
-    vocab_size=67,
+    intermediate_size=34,
+    vocab_size=33,
 )
 CASE = RunConfig(
     model=CONFIG, training=TrainingConfig(loss_chunk=5), context=8, prefill_chunk=5, new_tokens=2
