@@ -143,7 +143,8 @@ def test_notes_give_devices_peaks_and_what_is_missing() -> None:
     assert notes(tiny_on_cpu()) == [
         "planned for rtx-5080, measured on cpu",
         "not simulated: simulation was not asked for",
-        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace",
+        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
+        "and what the allocator rounds up",
     ]
 
 
