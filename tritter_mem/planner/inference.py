@@ -126,9 +126,7 @@ def _attention_scratch(profile: Profile, sizes: Sizes, cached: bool, multiproces
     slots = max(cache_slots(profile, window) for window in layers_by_window(profile))
     if sizes.tokens == sizes.batch:
         return _decode_scratch(sizes, slots, multiprocessors)
-    same = DTYPE_BYTES.get(profile.kv_cache.dtype) and profile.kv_cache.dtype == compute_dtype(
-        profile
-    )
+    same = profile.kv_cache.dtype == compute_dtype(profile)
     if not cached or same:
         return 0
     history = 2 * sizes.batch * sizes.kv * min(HISTORY_BLOCK, slots) * sizes.compute
