@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"units", "errors", "results"},
+    {"units", "errors", "results", "differences"},
     {"config"},
     {"planner", "trace", "allocator"},
     {"measure"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tritter_mem.differences import compare, judge
 from tritter_mem.results import (
     CheckpointCase,
     Components,
@@ -16,8 +17,6 @@ from tritter_mem.results import (
     Result,
     Suggestion,
     Timeline,
-    compare,
-    judge,
 )
 from tritter_mem.units import GiB, MiB
 

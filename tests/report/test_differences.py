@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.report.records import record, tiny_on_cpu, training_1b
+from tritter_mem.differences import compare
 from tritter_mem.report.differences import (
     TOLERANCES,
     compared_pairs,
@@ -12,7 +13,7 @@ from tritter_mem.report.differences import (
     notable_differences,
     tone_of,
 )
-from tritter_mem.results import Components, Estimate, Kind, compare
+from tritter_mem.results import Components, Estimate, Kind
 
 
 def estimate(**parts: int) -> Estimate:

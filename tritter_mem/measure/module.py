@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritter_mem import __version__
 from tritter_mem.config.gpus import GpuCard, find_gpu
+from tritter_mem.differences import compare, judge
 from tritter_mem.errors import MeasureError, SimulationError
 from tritter_mem.measure.child import Job, run_in_child
 from tritter_mem.measure.cpu import estimate_of, read_estimate, resident_peak_bytes
@@ -25,7 +26,7 @@ from tritter_mem.measure.profile import (
     why_not_measured,
 )
 from tritter_mem.measure.speed import Stopwatch
-from tritter_mem.results import Estimate, Result, compare, judge
+from tritter_mem.results import Estimate, Result
 from tritter_mem.trace.progress import Progress
 from tritter_mem.trace.third_party import run_module, simulate_module
 from tritter_mem.trace.user_code import ModuleCase

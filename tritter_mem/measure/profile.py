@@ -12,13 +12,14 @@ from tritter_mem import __version__
 from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.schema import Profile
+from tritter_mem.differences import compare, judge
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.measure import cpu
 from tritter_mem.measure.environment import collect_environment
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.planner.verdict import budget_of
-from tritter_mem.results import Environment, Estimate, Kind, Result, compare, judge
+from tritter_mem.results import Environment, Estimate, Kind, Result
 from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.checkpointing import checkpointing_trade_off
 from tritter_mem.trace.progress import Progress

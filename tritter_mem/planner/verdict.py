@@ -9,9 +9,10 @@ from tritter_mem import __version__
 from tritter_mem.config.gpus import GpuCard, find_gpu
 from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.schema import Profile
+from tritter_mem.differences import compare, judge
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import suggest
-from tritter_mem.results import Environment, Result, compare, judge
+from tritter_mem.results import Environment, Result
 
 NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
 NOT_MEASURED = "`plan` computes by formula only; `profile` measures"

@@ -1,0 +1,82 @@
+"""Kinds of answer held against each other, and the best of them against the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tritter_mem.results import (
+    COMPONENTS,
+    KINDS,
+    Difference,
+    Estimate,
+    Kind,
+    Suggestion,
+    Verdict,
+)
+
+
+def compare(estimates: dict[Kind, Estimate]) -> tuple[Difference, ...]:
+    """Set every component and the allocated peak side by side; rows of zeros are left out.
+
+    A run on the CPU has no libraries' workspaces and no allocator that rounds: against it the
+    ratios leave both out.
+    """
+    names = [*COMPONENTS, "allocated_peak"]
+    rows = (_difference(name, estimates) for name in names)
+    return tuple(row for row in rows if row is not None)
+
+
+def _bytes_of(estimate: Estimate, name: str) -> int:
+    if name == "allocated_peak":
+        return estimate.allocated_peak_bytes
+    return estimate.components.items()[name]
+
+
+def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None:
+    found = {kind: _bytes_of(estimate, name) for kind, estimate in estimates.items()}
+    if not any(found.values()):
+        return None
+    planned, simulated, measured = (found.get(kind) for kind in KINDS)
+    on_cpu = {kind: found[kind] - _beyond_the_cpu(estimates[kind], name) for kind in found}
+    held = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
+    return Difference(
+        name=name,
+        planned_bytes=planned,
+        simulated_bytes=simulated,
+        measured_bytes=measured,
+        planned_vs_simulated=_ratio(planned, simulated),
+        simulated_vs_measured=_ratio(held.get("simulated"), measured),
+        planned_vs_measured=_ratio(held.get("planned"), measured),
+    )
+
+
+def _beyond_the_cpu(estimate: Estimate, name: str) -> int:
+    workspace, rounding = estimate.library_workspace_bytes, estimate.components.rounding_bytes
+    beyond = {
+        "workspace": workspace,
+        "rounding": rounding,
+        "allocated_peak": workspace + rounding,
+    }
+    return beyond.get(name, 0)
+
+
+def _ratio(first: int | None, second: int | None) -> float | None:
+    if not first or second is None:
+        return None
+    return second / first - 1
+
+
+def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
+          suggestions: Iterable[Suggestion] = ()) -> Verdict | None:  # fmt: skip
+    """Hold the best kind of answer there is against the budget; None where there is no answer."""
+    basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
+    if basis is None:
+        return None
+    headroom = budget_bytes - estimates[basis].footprint_bytes
+    return Verdict(
+        fits=headroom >= 0,
+        budget_bytes=budget_bytes,
+        headroom_bytes=headroom,
+        basis=basis,
+        suggestions=tuple(suggestions),
+    )
