@@ -243,6 +243,51 @@ class CheckpointCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LadderStep:
+    """One rung of the out-of-memory ladder, and how it ended.
+
+    Attributes:
+        rung: what is given up beside the rungs before it, in words.
+        settings: all that is given up so far, by name.
+        ended: `fits`; `out of memory`: tried; `does not fit`: predicted so, and not tried;
+            `refused`: it changes what is learned, and nobody asked for that.
+        needs_bytes: what the device must hold, where it is predicted or measured.
+        allocated_bytes: live tensors when memory ran out, or at the peak.
+        reserved_bytes: what PyTorch's allocator then held.
+        detail: what the error said.
+        changes_result: whether the result is another one than without the rung.
+    """
+
+    rung: str
+    settings: dict[str, Any]
+    ended: Literal["fits", "out of memory", "does not fit", "refused"]
+    needs_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    detail: str = ""
+    changes_result: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """The rungs that were gone through for one job, in order; the last one is where it ended.
+
+    Attributes:
+        kind: how the rungs were judged.
+        budget_bytes: what may be used.
+    """
+
+    kind: Kind
+    budget_bytes: int
+    steps: tuple[LadderStep, ...]
+
+    @property
+    def ended_on(self) -> LadderStep | None:
+        """The rung that fits; None where none does."""
+        return next((step for step in self.steps if step.ended == "fits"), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
     """What the numbers were made with. Planning needs none of it, so all may be missing."""
 
@@ -262,6 +307,8 @@ class Result:
 
     Attributes:
         checkpointing: the trade-off of every policy, where it was asked for.
+        ladders: what the out-of-memory ladder comes to, simulated and measured, where it was asked
+            for.
     """
 
     created: str
@@ -278,6 +325,7 @@ class Result:
     verdict: Verdict | None = None
     differences: tuple[Difference, ...] = ()
     checkpointing: tuple[CheckpointCase, ...] = ()
+    ladders: tuple[Ladder, ...] = ()
     schema: str = field(default=SCHEMA)
 
     @property
