@@ -112,9 +112,18 @@ class LayerCache:
 class KVCache:
     """The caches of all layers, and how many tokens they hold.
 
+    That number is kept twice: on the device, where kernels read it, so that a CUDA graph of a step
+    can be replayed at every position; and on the host, which never asks the device for it.
+
     Args:
         run: model, cache settings, batch, and the context that must fit.
         device: where the tensors live.
+
+    Attributes:
+        layers: each layer's cache.
+        context: tokens that fit.
+        length: tokens held, which is the absolute position of the next one.
+        position: the same number on the device, int32 [1].
     """
 
     def __init__(self, run: RunConfig, device: torch.device) -> None:
@@ -124,6 +133,17 @@ class KVCache:
                 for i in range(run.model.num_hidden_layers)
             ]
         self.context, self.length = run.context, 0
+        self.position = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that every layer has been given."""
+        self.length += tokens
+        self.position.add_(tokens)
+
+    def seek(self, length: int) -> None:
+        """Go on behind the first `length` tokens; 0 empties the cache."""
+        self.length = length
+        self.position.fill_(length)
 
     def check_room(self, tokens: int) -> None:
         """Refuse tokens that would be written over others.

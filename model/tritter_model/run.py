@@ -62,7 +62,7 @@ def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
     logits = _prefill(run, model, cache, prompt[:, : 2 * run.prefill_chunk])
     if run.new_tokens > 1:
         model.logits(model.extend(logits.argmax(-1, keepdim=True), cache, run.multiprocessors))
-    cache.length = 0
+    cache.seek(0)
 
 
 def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def _prefill(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
     *before, last = prompt.split(run.prefill_chunk, 1)
     for chunk in before[: run.chunks - 1]:
         extend(chunk)  # the result is let go before the next chunk begins
-    cache.length = prompt.shape[1] - last.shape[1]  # a shortened run has not come so far
+    cache.seek(prompt.shape[1] - last.shape[1])  # a shortened run has not come so far
     return model.logits(extend(last)[:, -1:].clone())  # a copy: the chunk itself is let go
 
 

@@ -23,11 +23,13 @@ from tritter_model.config import ModelConfig, TrainingConfig
 from tritter_model.initialise import initialise
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.labels import WEIGHTS, label
+from tritter_model.ops.append import append
 from tritter_model.ops.attention import Mask, self_attention
-from tritter_model.ops.cached_attention import append, cached_attention
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
+from tritter_model.ops.decode_attention import decode_attention
 from tritter_model.ops.dense import shared
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
+from tritter_model.ops.prefill_attention import prefill_attention
 from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
 from tritter_model.ops.rotary import Heads, rotate_
 from tritter_model.vision import VisionTower
@@ -53,10 +55,14 @@ class Sequences(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What a layer is given in inference: new tokens, behind those that its cache holds."""
+    """What a layer is given in inference: new tokens, behind those that its cache holds.
+
+    `position` is that of the first new token on the device, `length` the same number on the host.
+    """
 
     cache: LayerCache
-    position: int
+    position: Tensor
+    length: int
     multiprocessors: int
 
 
@@ -111,7 +117,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, work: Sequences | Chunk) -> Tensor:
         """[T, H]: a new tensor for whole sequences, x itself for a chunk."""
-        return self._extend(x, *work) if isinstance(work, Chunk) else self._train(x, *work)
+        return self._extend(x, work) if isinstance(work, Chunk) else self._train(x, *work)
 
     def _train(self, x: Tensor, batch: int, sinks: int) -> Tensor:
         mask = Mask(True, self.window, sinks)
@@ -120,16 +126,24 @@ class Layer(nn.Module):
         del mixed
         return x + self.mlp(x)
 
-    def _extend(self, x: Tensor, cache: LayerCache, position: int, multiprocessors: int) -> Tensor:
-        qkv = rotate_(self.project_qkv(x), self.qk_norms, self.heads(cache.batch), position)
-        heads = self.config.num_attention_heads
-        mixed = cached_attention(qkv, cache, position, heads, multiprocessors)
-        append(qkv, cache, position, heads)
-        del qkv
+    def _extend(self, x: Tensor, chunk: Chunk) -> Tensor:
+        mixed = self._attend(x, chunk)
         mixed = self.out(mixed)
         x.add_(mixed)
         del mixed
         return x.add_(self.mlp(x))
+
+    def _attend(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """[T, A * D]: one token a sequence is decoded, more are a chunk of the prompt."""
+        cache, position, length, multiprocessors = chunk
+        heads = self.config.num_attention_heads
+        qkv = rotate_(self.project_qkv(x), self.qk_norms, self.heads(cache.batch), position)
+        if qkv.shape[0] == cache.batch:
+            mixed = decode_attention(qkv, cache, position, length, heads, multiprocessors)
+        else:
+            mixed = prefill_attention(qkv, cache, length, heads)
+        append(qkv, cache, position, heads)
+        return mixed
 
 
 def _norm_weight(
@@ -188,8 +202,8 @@ class Transformer(nn.Module):
         cache.check_room(ids_BC.shape[1])
         x = self.embedding.embed(ids_BC.flatten(), prefix, self.dtype)
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            layer(x, Chunk(layer_cache, cache.length, multiprocessors))
-        cache.length += ids_BC.shape[1]
+            layer(x, Chunk(layer_cache, cache.position, cache.length, multiprocessors))
+        cache.advance(ids_BC.shape[1])
         residual: Tensor = x.unflatten(0, ids_BC.shape)
         return residual
 

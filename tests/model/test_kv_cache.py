@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.places import at, attended
 from tritter_model.config import CacheConfig, RunConfig
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops import kv_codec
-from tritter_model.ops.cached_attention import append, cached_attention
+from tritter_model.ops.append import append
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 BITS = {"bfloat16": 16, "float16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2}
@@ -88,7 +89,7 @@ def some_tokens(run: RunConfig, tokens: int) -> Tensor:
 def append_in(run: RunConfig, x: Tensor, chunks: list[int], into: LayerCache) -> None:
     position = 0
     for chunk in x.split(chunks, 1):
-        append(chunk.flatten(0, 1), into, position, run.model.num_attention_heads)
+        append(chunk.flatten(0, 1), into, at(position), run.model.num_attention_heads)
         position += chunk.shape[1]
 
 
@@ -150,7 +151,7 @@ def test_what_is_stored_stays_as_it_is(case: Any, dtype: str, sinks: int) -> Non
     x, cache = some_tokens(run, 56), layer(run)
     append_in(run, x[:, :40], [40], cache)
     before = [tensor.clone() for tensor in cache.tensors()]
-    append(x[:, 40:].flatten(0, 1), cache, 40, run.model.num_attention_heads)
+    append(x[:, 40:].flatten(0, 1), cache, at(40), run.model.num_attention_heads)
     groups, values = (40 - sinks) // 16, 40 - sinks
     filled = {"keys": groups * 16 if cache.bits else values, "values": values}
     filled |= {"sink_keys": sinks, "sink_values": sinks, "tail": 0}
@@ -174,10 +175,10 @@ def test_a_ring_holds_just_what_the_window_shows(
     x, position = some_tokens(ring_run, 56), 0
     for chunk in x.split(random_chunks(56), 1):
         rows = chunk.flatten(0, 1)
-        outs = [cached_attention(rows, cache, position, heads, 3) for cache in (ring, whole)]
+        outs = [attended(rows, cache, position, heads) for cache in (ring, whole)]
         assert torch.equal(*outs)
         for cache in (ring, whole):
-            append(rows, cache, position, heads)
+            append(rows, cache, at(position), heads)
         position += chunk.shape[1]
 
 

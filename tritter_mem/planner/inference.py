@@ -21,6 +21,7 @@ from tritter_mem.planner.vision import prefix_bytes, vision_moments
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
 TOKEN_ID_BYTES = 8
+POSITION_BYTES = 4
 
 # A layer, step by step: the tensors that are alive. `rows_x` is what a linear layer takes, `y` what
 # it gives back to the residual stream x.
@@ -37,7 +38,8 @@ STEPS = {
 def inference_moments(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
     """The highest moment of `load`, `prefill` and `decode`, without what is alive throughout."""
     work = profile.workload
-    prompt = {"activations": work.batch * (work.context - work.new_tokens) * TOKEN_ID_BYTES}
+    ids = work.batch * (work.context - work.new_tokens) * TOKEN_ID_BYTES
+    prompt = {"activations": ids + POSITION_BYTES}
     yield Moment("load", "prompt", prompt)
     prefix = {"activations": prefix_bytes(profile)}
     prefill = [chunk.plus(prefix) for chunk in _prefill(profile, multiprocessors)]

@@ -187,5 +187,5 @@ class _SelfAttention(torch.autograd.Function):
 
 def _rotated(qkv: Tensor, norms: Tensor | None, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
     rotated = qkv.new_empty((qkv.shape[0], heads.rotated, qkv.shape[2]))
-    rotate_into(qkv, norms, heads, 0, rotated)
+    rotate_into(qkv, norms, heads, None, rotated)
     return rotated[:, : heads.heads], rotated[:, heads.heads :], qkv[:, heads.rotated :]

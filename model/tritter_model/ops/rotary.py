@@ -30,44 +30,45 @@ class Heads:
         return self.heads + self.kv_heads
 
 
-def rotate_(qkv: Tensor, norms: Tensor | None, heads: Heads, position: int) -> Tensor:
-    """Normalise and rotate the queries and keys of `qkv` in place; `position` is the first token's.
+def rotate_(qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None) -> Tensor:
+    """Normalise and rotate the queries and keys of `qkv` in place.
 
     Args:
         qkv: [T, A + 2G, D].
         norms: [2, D], the weights of the query norm and the key norm; None: no QK-norm.
         heads: the split of `qkv`.
-        position: absolute position of each sequence's first token.
+        position: int32 [1], absolute position of each sequence's first token; None: 0.
     """
     rotate_into(qkv, norms, heads, position, qkv[:, : heads.rotated])
     return qkv
 
 
 def rotate_into(
-    qkv: Tensor, norms: Tensor | None, heads: Heads, position: int, out: Tensor
+    qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None, out: Tensor
 ) -> None:
     """Write the normalised, rotated queries and keys of `qkv` to `out`, [T, A + G, D]."""
-    _rotate(qkv, norms, heads.batch, heads.heads, position, heads.theta, heads.eps, out)
+    _rotate(qkv, norms, position, heads.batch, heads.heads, heads.theta, heads.eps, out)
 
 
 @operator(
-    "rotate(Tensor qkv, Tensor? norms, int batch, int heads, int position, float theta, float eps,"
-    " Tensor(a!) out) -> ()"
+    "rotate(Tensor qkv, Tensor? norms, Tensor? position, int batch, int heads, float theta,"
+    " float eps, Tensor(a!) out) -> ()"
 )
 def _rotate(
-    qkv: Tensor, norms: Tensor | None, batch: int, heads: int, position: int,
+    qkv: Tensor, norms: Tensor | None, position: Tensor | None, batch: int, heads: int,
     theta: float, eps: float, out: Tensor,
 ) -> None:  # fmt: skip
     x = qkv[:, : out.shape[1]].float()
     if norms is not None:
         x = x * _rstd(x, eps) * _by_head(norms.to(qkv.dtype), heads, out.shape[1])
-    out.copy_(_turn(x, _angles(x, batch, position, theta)))
+    start = 0 if position is None else int(position)
+    out.copy_(_turn(x, _angles(x, batch, start, theta)))
 
 
 def rotate_backward(
     grad: Tensor, qkv: Tensor, norms: Tensor | None, heads: Heads, grads: tuple[Tensor, Tensor]
 ) -> None:
-    """Fill the gradients of `rotate_into` at position 0.
+    """Fill the gradients of `rotate_into` without a position.
 
     `grads` are those of qkv's first A + G heads and of `norms`.
     """

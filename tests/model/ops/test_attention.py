@@ -133,6 +133,6 @@ def test_the_norms_act_in_the_type_of_the_queries() -> None:
     qkv, heads = some((1, 5, 2, 1, 8))
     qkv, norms = qkv.bfloat16(), torch.randn(2, 8)
     outs = [torch.empty_like(qkv[:, : heads.rotated]) for _ in range(2)]
-    rotate_into(qkv, norms, heads, 0, outs[0])
-    rotate_into(qkv, norms.bfloat16(), heads, 0, outs[1])
+    rotate_into(qkv, norms, heads, None, outs[0])
+    rotate_into(qkv, norms.bfloat16(), heads, None, outs[1])
     assert torch.equal(*outs)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.places import at, attended
 from tritter_model.config import CacheConfig, RunConfig
 from tritter_model.kv_cache import KVCache
-from tritter_model.ops.cached_attention import append, cached_attention, decode_splits
+from tritter_model.ops.append import append
+from tritter_model.ops.decode_attention import decode_splits
 
 CPU = torch.device("cpu")
 PLAIN = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": torch.float8_e4m3fn}
@@ -98,10 +100,10 @@ def test_chunks_see_the_rounded_past_and_their_own_exact_tokens(
     for size in chunks_of(CONTEXT, largest):
         rows = qkv[:, position : position + size].flatten(0, 1)
         if largest > 1 or torch.rand(()) < 0.2:  # of single tokens, some are enough
-            out = cached_attention(rows, cache, position, HEADS, 3).unflatten(0, (BATCH, -1))
+            out = attended(rows, cache, position, HEADS).unflatten(0, (BATCH, -1))
             wanted = reference(run, qkv[:, : position + size], position)
             torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
-        append(rows, cache, position, HEADS)
+        append(rows, cache, at(position), HEADS)
         position += size
 
 
@@ -109,8 +111,8 @@ def test_chunks_see_the_rounded_past_and_their_own_exact_tokens(
 def test_in_bfloat16_the_output_is_right_to_its_rounding(case: Any, dtype: str) -> None:
     run, qkv = case(dtype, 23, 4, "bfloat16"), some_tokens().bfloat16()
     cache, position = KVCache(run, CPU).layers[0], 40
-    append(qkv[:, :position].flatten(0, 1), cache, 0, HEADS)
-    out = cached_attention(qkv[:, position:].flatten(0, 1), cache, position, HEADS, 3)
+    append(qkv[:, :position].flatten(0, 1), cache, at(0), HEADS)
+    out = attended(qkv[:, position:].flatten(0, 1), cache, position, HEADS)
     wanted = reference(run, qkv.float(), position).flatten(0, 1)
     torch.testing.assert_close(out.double(), wanted, rtol=2**-8, atol=1e-4)
     assert torch.cosine_similarity(out.double().flatten(), wanted.flatten(), 0) > 0.9999
@@ -120,11 +122,11 @@ def test_one_token_a_sequence_is_a_chunk_of_one(case: Any) -> None:
     """Decode and prefill agree: two tokens at once give what one after the other gives."""
     run, qkv = case("bfloat16", None, 4), some_tokens().bfloat16().float()
     cache = KVCache(run, CPU).layers[0]
-    append(qkv[:, :40].flatten(0, 1), cache, 0, HEADS)
-    both = cached_attention(qkv[:, 40:42].flatten(0, 1), cache, 40, HEADS, 3)
-    first = cached_attention(qkv[:, 40], cache, 40, HEADS, 3)
-    append(qkv[:, 40], cache, 40, HEADS)
-    second = cached_attention(qkv[:, 41], cache, 41, HEADS, 3)
+    append(qkv[:, :40].flatten(0, 1), cache, at(0), HEADS)
+    both = attended(qkv[:, 40:42].flatten(0, 1), cache, 40, HEADS)
+    first = attended(qkv[:, 40], cache, 40, HEADS)
+    append(qkv[:, 40], cache, at(40), HEADS)
+    second = attended(qkv[:, 41], cache, 41, HEADS)
     one_by_one = torch.stack((first, second), 1).flatten(0, 1)
     torch.testing.assert_close(both, one_by_one, rtol=1e-5, atol=1e-5)
 
@@ -143,11 +145,11 @@ def test_rounding_8k_gaussian_tokens_costs_no_more_than_is_known_of_the_format(
     cache = CacheConfig(dtype=dtype, group_size=group, attention_sinks=0)
     run = with_model(replace(run, cache=cache, context=8208), head_dim=128)
     qkv, stored = torch.randn(8208, HEADS + 2 * KV_HEADS, 128), KVCache(run, CPU).layers[0]
-    append(qkv[:-16].bfloat16(), stored, 0, HEADS)
-    out = cached_attention(qkv[-16:].bfloat16(), stored, 8192, HEADS, 3).double()
+    append(qkv[:-16].bfloat16(), stored, at(0), HEADS)
+    out = attended(qkv[-16:].bfloat16(), stored, 8192, HEADS).double()
     exact = KVCache(replace(run, cache=CacheConfig(dtype="bfloat16")), CPU).layers[0]
-    append(qkv[:-16].bfloat16(), exact, 0, HEADS)
-    wanted = cached_attention(qkv[-16:].bfloat16(), exact, 8192, HEADS, 3).double()
+    append(qkv[:-16].bfloat16(), exact, at(0), HEADS)
+    wanted = attended(qkv[-16:].bfloat16(), exact, 8192, HEADS).double()
     assert (out - wanted).norm() / wanted.norm() <= error
     assert torch.cosine_similarity(out.flatten(), wanted.flatten(), 0) >= cosine
 
@@ -170,7 +172,7 @@ def test_a_chunk_over_an_expanded_history_takes_one_block_of_scratch(
     run = case(dtype, 23, 4, "bfloat16")
     cache, rows = KVCache(run, CPU).layers[0], some_tokens()[:, :5].bfloat16().flatten(0, 1)
     with recording() as events:
-        cached_attention(rows, cache, position, HEADS, 3)
+        attended(rows, cache, position, HEADS)
     out, *rest = events.made
     assert out.shape == (BATCH * 5, HEADS * WIDTH)
     assert len(rest) == blocks

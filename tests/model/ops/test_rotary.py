@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.model.places import at
 from tritter_model.ops.rotary import Heads, rotate_, rotate_backward, rotate_into
 
 EPS, THETA = 1e-5, 500_000.0
@@ -44,7 +45,7 @@ def test_rotation_is_multiplication_by_a_complex_number(
     qkv, norms, heads = some(shape, normed)
     qk = qkv[:, : heads.rotated]
     out = torch.empty_like(qk)
-    rotate_into(qkv, norms, heads, 1000, out)
+    rotate_into(qkv, norms, heads, at(1000), out)
     wanted = reference(qk.double(), wide(norms), heads, 1000)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-3, atol=1e-3)
 
@@ -54,9 +55,9 @@ def test_rotation_is_multiplication_by_a_complex_number(
 def test_rotating_in_place_leaves_the_values_alone(shape: tuple[int, ...], normed: bool) -> None:
     qkv, norms, heads = some(shape, normed)
     out = torch.empty_like(qkv[:, : heads.rotated])
-    rotate_into(qkv, norms, heads, 3, out)
+    rotate_into(qkv, norms, heads, at(3), out)
     values = qkv[:, heads.rotated :].clone()
-    assert rotate_(qkv, norms, heads, 3) is qkv
+    assert rotate_(qkv, norms, heads, at(3)) is qkv
     assert torch.equal(qkv[:, : heads.rotated], out)
     assert torch.equal(qkv[:, heads.rotated :], values)
 
@@ -64,8 +65,8 @@ def test_rotating_in_place_leaves_the_values_alone(shape: tuple[int, ...], norme
 def test_a_chunk_at_its_position_is_that_part_of_the_whole() -> None:
     qkv, norms, heads = some((1, 23, 4, 2, 20), True)
     whole, part = (torch.empty(n, heads.rotated, 20) for n in (23, 6))
-    rotate_into(qkv, norms, heads, 0, whole)
-    rotate_into(qkv[17:], norms, heads, 17, part)
+    rotate_into(qkv, norms, heads, None, whole)
+    rotate_into(qkv[17:], norms, heads, at(17), part)
     assert torch.equal(part, whole[17:])
 
 
@@ -74,8 +75,8 @@ def test_scores_depend_on_the_distance_alone(position: int) -> None:
     """What makes a rotation a position embedding, to the accuracy of float32 angles."""
     qkv, _, heads = some((1, 4, 1, 1, 64), False)
     near, far = (torch.empty(4, 2, 64) for _ in range(2))
-    rotate_into(qkv, None, heads, 0, near)
-    rotate_into(qkv, None, heads, position, far)
+    rotate_into(qkv, None, heads, at(0), near)
+    rotate_into(qkv, None, heads, at(position), far)
     scores = [(x[:, 0] @ x[:, 1].T).double() for x in (near, far)]
     error = 64 * position * 2.0**-24 * float(qkv.abs().max()) ** 2
     torch.testing.assert_close(*scores, rtol=0, atol=error + 1e-4)
