@@ -48,11 +48,34 @@ COMPONENTS: tuple[str, ...] = tuple(f.name.removesuffix("_bytes") for f in field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorStats:
+    """What PyTorch's allocator counted over a stretch of a run on a GPU.
+
+    Attributes:
+        requested_peak_bytes: the largest sum of what was asked for, before rounding.
+        active_peak_bytes: the largest sum of blocks that were allocated, or freed and still waited
+            for another stream.
+        inactive_split_peak_bytes: the largest sum of free parts of segments in use.
+        retries: requests that were served only after cached memory went back to the driver.
+        segment_allocations: calls that took memory from the driver.
+        segment_releases: calls that gave it back.
+    """
+
+    requested_peak_bytes: int
+    active_peak_bytes: int
+    inactive_split_peak_bytes: int
+    retries: int
+    segment_allocations: int
+    segment_releases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """One stretch of a run: load, prefill, decode, or forward, backward, optimizer.
 
     Attributes:
         tokens_per_second: tokens of all sequences that went through it, by its seconds.
+        allocator: for a run on a GPU, what else the allocator counted.
     """
 
     name: str
@@ -61,11 +84,16 @@ class Phase:
     seconds: float | None = None
     tokens_per_second: float | None = None
     components: Components | None = None
+    allocator: AllocatorStats | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fragmentation:
-    """What the allocator holds and cannot use, at the reserved peak."""
+    """What the allocator holds and cannot use, at the reserved peak.
+
+    On a GPU PyTorch keeps peaks, not the moment of a peak. There the first figure is reserved peak
+    less allocated peak, and the last two are as the phase with the reserved peak left them.
+    """
 
     reserved_not_allocated_bytes: int
     ratio: float
@@ -127,18 +155,71 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRun:
+    """What only a run on a GPU tells.
+
+    Attributes:
+        allocator: what the allocator counted over the whole run, the warm-up's peaks left out.
+        allocator_limit_bytes: the cap on what PyTorch might reserve; None: the device's memory.
+        total_bytes: the device's memory, as CUDA says.
+        other_processes_bytes: what others held on the device before the run; it counts nowhere.
+        context_created_bytes: the CUDA context as it was made, before the first kernel.
+        context_first_kernel_bytes: the same after the first kernel. What it takes at the end, with
+            all kernels loaded, is the estimate's `context_bytes`.
+        process_bytes: what the driver (NVML) counts for the process at the end.
+        device_used_bytes: what the driver counts for all processes at the end.
+        unread: why figures above are missing.
+        components_reason: why the estimate has no components.
+    """
+
+    allocator: AllocatorStats
+    total_bytes: int
+    allocator_limit_bytes: int | None = None
+    other_processes_bytes: int | None = None
+    context_created_bytes: int | None = None
+    context_first_kernel_bytes: int | None = None
+    process_bytes: int | None = None
+    device_used_bytes: int | None = None
+    unread: tuple[str, ...] = ()
+    components_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFigures:
+    """The figures of a run that are held against those of its repetitions.
+
+    Attributes:
+        seconds: of all phases but `load`.
+    """
+
+    allocated_peak_bytes: int
+    reserved_peak_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Runs of one case, each in a process of its own; minimum, median and maximum by figure."""
+
+    runs: int
+    minimum: RunFigures
+    median: RunFigures
+    maximum: RunFigures
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """One kind of answer: what is planned, simulated or measured.
 
     Attributes:
         device: `cuda:0`, `cpu`; for planned and simulated the card it stands for.
-        components: where the bytes are at the allocated peak.
+        components: where the bytes are at the allocated peak; all zero where it is not known.
         allocated_peak_bytes: the largest sum of live tensors.
         peak_at: what was running then, in words.
         library_workspace_bytes: the part of `workspace_bytes` that libraries (cuBLAS) take on a
             GPU; a run on the CPU has none.
-        out_of_memory: the request that the card cannot serve, where there is one; the figures are
-            then those of a card that could.
+        out_of_memory: the request that the card cannot serve, where there is one. Planned and
+            simulated figures are then those of a card that could, measured ones those up to there.
         reserved_peak_bytes: what PyTorch's allocator took from the driver, where it is known.
         context_bytes: the CUDA context and loaded modules, outside PyTorch's allocator.
         device_peak_bytes: what `nvidia-smi` would show for the process.
@@ -148,6 +229,8 @@ class Estimate:
         shortened: whether chunks and tokens that take the memory of those before them were left out
             (`--fast`).
         tokens_per_second: generated by decode, or trained on by a whole step.
+        run: for a run on a GPU, what only that tells.
+        spread: of repeated runs; the other figures are those of the median one.
     """
 
     device: str
@@ -167,6 +250,13 @@ class Estimate:
     held_at_peak: tuple[Holding, ...] = ()
     segments: tuple[Segment, ...] = ()
     shortened: bool = False
+    run: DeviceRun | None = None
+    spread: Spread | None = None
+
+    @property
+    def components_known(self) -> bool:
+        """Whether the components say where the bytes are."""
+        return self.components.total_bytes > 0 or self.allocated_peak_bytes == 0
 
     @property
     def footprint_bytes(self) -> int:
@@ -213,7 +303,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCase:
-    """A training step under one checkpointing policy, simulated.
+    """A training step under one checkpointing policy, simulated and, where asked for, measured.
 
     Attributes:
         policy: as in `training.checkpointing.policy`.
@@ -224,6 +314,10 @@ class CheckpointCase:
         flops: of one step, forward and backward, recomputation included.
         recomputed_flops: the part that the policy `none` does not have.
         on_front: no other case takes less memory or work without taking more of the other.
+        measured_allocated_peak_bytes: the same peak, measured in a process of its own.
+        measured_reserved_peak_bytes: on a GPU, what the allocator then took from the driver.
+        measured_seconds: of one step: forward, backward, optimizer.
+        measured_reason: why it was not measured, or not to the end.
     """
 
     policy: str
@@ -234,6 +328,10 @@ class CheckpointCase:
     flops: int
     recomputed_flops: int = 0
     on_front: bool = False
+    measured_allocated_peak_bytes: int | None = None
+    measured_reserved_peak_bytes: int | None = None
+    measured_seconds: float | None = None
+    measured_reason: str | None = None
 
     @property
     def overhead(self) -> float:
