@@ -168,9 +168,8 @@ class Recorder:
     def _resized(self, tracked: _Tracked, nbytes: int, operator: str) -> None:
         """A storage got its bytes, or others: PyTorch takes the new before it frees the old."""
         old_number, old_bytes = tracked.number, tracked.nbytes
-        tracked.number, tracked.nbytes = None, nbytes
-        if nbytes:
-            tracked.number = self._came(nbytes, operator)
+        number = self._came(nbytes, operator) if nbytes else None
+        tracked.number, tracked.nbytes = number, nbytes
         if old_number is not None:
             self._freed(old_number, old_bytes)
 
