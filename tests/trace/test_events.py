@@ -30,6 +30,15 @@ def test_recategorised_storage_changes_all_its_events() -> None:
     assert [event.category for event in log] == ["gradients", "gradients"]
 
 
+def test_renamed_storage_changes_its_allocation_and_not_where_it_was_freed() -> None:
+    log = EventLog()
+    storage = log.alloc(8, operator="aten.empty", module="", category="weights")
+    log.free(storage, module="Model.out")
+    log.rename(storage, "Model.mlp")
+    assert [event.module for event in log] == ["Model.mlp", "Model.out"]
+    assert (log.module(storage), log.category(storage)) == ("Model.mlp", "weights")
+
+
 def test_unknown_category_names_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match=r"'weihgts'; allowed: weights, embeddings"):
         EventLog().alloc(8, operator="", module="", category="weihgts")

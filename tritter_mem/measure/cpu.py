@@ -87,6 +87,7 @@ def estimate_of(log: EventLog) -> Estimate:
         phases=peaks.phases,
         allocated_peak_bytes=peaks.allocated_peak_bytes,
         peak_at=peaks.peak_at,
+        held_at_peak=peaks.held,
         timeline=peaks.timeline,
     )
 

@@ -1,8 +1,9 @@
 """A run's memory events in compact columns: which storage came or went, where, and what for.
 
-A log holds one row an event and one row a storage. A storage's bytes and category never change in
-it: storage that is resized counts as a new one. Events know their phase by position: a phase is a
-range of events. Nothing here needs PyTorch.
+A log holds one row an event and one row a storage. A storage's bytes never change in it: storage
+that is resized counts as a new one. Whose it is and what it is for may become known later, and then
+holds from its allocation on. Events know their phase by position: a phase is a range of events.
+Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Event(NamedTuple):
         storage: number of the storage, counted from 0 in the order of allocation.
         bytes: size of the storage.
         operator: the operator that allocated; empty for a free, which no operator makes.
-        module: qualified name of the module whose forward ran; empty outside of any.
+        module: qualified name of a module, or empty: of an allocation the one that the storage
+            belongs to, of a free the one that ran.
         phase: the phase of the run; empty outside of any.
         category: what the storage is for, one of `results.COMPONENTS`.
     """
@@ -65,6 +67,7 @@ class EventLog:
         self._module = array("i")
         self._storage_bytes = array("q")
         self._storage_category = array("b")
+        self._storage_module = array("i")
         self._operators = _Names()
         self._modules = _Names()
 
@@ -81,6 +84,7 @@ class EventLog:
         storage = len(self._storage_bytes)
         self._storage_bytes.append(nbytes)
         self._storage_category.append(_category_number(category))
+        self._storage_module.append(self._modules[module])
         self._append(True, storage, operator, module)
         return storage
 
@@ -91,6 +95,18 @@ class EventLog:
     def recategorise(self, storage: int, category: str) -> None:
         """Account a storage, from its allocation on, to another category."""
         self._storage_category[storage] = _category_number(category)
+
+    def rename(self, storage: int, module: str) -> None:
+        """Say that a storage belongs, from its allocation on, to another module."""
+        self._storage_module[storage] = self._modules[module]
+
+    def module(self, storage: int) -> str:
+        """The module that a storage belongs to."""
+        return self._modules.text[self._storage_module[storage]]
+
+    def category(self, storage: int) -> str:
+        """What a storage is for."""
+        return COMPONENTS[self._storage_category[storage]]
 
     def note(self, text: str) -> None:
         """Count something that was seen and is not in the events."""
@@ -129,9 +145,9 @@ class EventLog:
                 storage=storage,
                 bytes=self._storage_bytes[storage],
                 operator=self._operators.text[operator],
-                module=self._modules.text[module],
+                module=self.module(storage) if is_alloc else self._modules.text[module],
                 phase=next(phases),
-                category=COMPONENTS[self._storage_category[storage]],
+                category=self.category(storage),
             )
 
     def _append(self, is_alloc: bool, storage: int, operator: str, module: str) -> None:

@@ -6,11 +6,12 @@ A log of n events has n + 1 levels: level 0 is before the first event, level i a
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice, pairwise
 
-from tritter_mem.results import COMPONENTS, Components, Phase, Timeline
+from tritter_mem.results import COMPONENTS, Components, Holding, Phase, Timeline
 from tritter_mem.trace.events import EventLog, Span
 
 WARMUP = "warmup"
@@ -26,6 +27,8 @@ class Peaks:
         allocated_peak_bytes: the largest sum of live storages outside of the warm-up.
         components: what was live at that peak; they sum to it.
         peak_at: phase, module and operator that made the peak; empty for an empty log.
+        peak_level: the level of the peak.
+        held: what was live at it, by module and component.
         phases: each phase but the warm-up, in order of first appearance, with its own peak and
             what was live at it. A phase that was entered several times counts once, with its
             largest peak.
@@ -37,6 +40,8 @@ class Peaks:
     allocated_peak_bytes: int
     components: Components
     peak_at: str
+    peak_level: int
+    held: tuple[Holding, ...]
     phases: tuple[Phase, ...]
     timeline: Timeline
 
@@ -61,11 +66,34 @@ def find_peaks(
         allocated_peak_bytes=levels[peak],
         components=live[peak],
         peak_at=_describe(log, peak),
+        peak_level=peak,
+        held=held_at(log, peak),
         phases=tuple(
             Phase(name=name, allocated_peak_bytes=levels[at], components=live[at])
             for name, at in phase_peaks.items()
         ),
         timeline=_timeline(live, _phase_numbers(kept, log.spans, list(phase_peaks))),
+    )
+
+
+def held_at(log: EventLog, level: int) -> tuple[Holding, ...]:
+    """What was live at a level, by module and component, most first.
+
+    Where the log's bytes are those of blocks, each has what its own blocks round up; there is no
+    component `rounding`.
+    """
+    live: dict[int, int] = {}
+    for storage, came, nbytes in log.requests(0, level):
+        if came:
+            live[storage] = nbytes
+        else:
+            del live[storage]
+    sums = Counter[tuple[str, str]]()
+    for storage, nbytes in live.items():
+        sums[log.module(storage), log.category(storage)] += nbytes
+    return tuple(
+        Holding(module=module, component=component, allocated_bytes=nbytes)
+        for (module, component), nbytes in sorted(sums.items(), key=lambda item: (-item[1], item))
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
-from tritter_mem.results import Fragmentation, OutOfMemory
+from tritter_mem.results import Fragmentation, OutOfMemory, Segment, SegmentBlock
 from tritter_mem.trace.events import Event, EventLog
 
 
@@ -52,6 +52,42 @@ def play(log: EventLog, settings: AllocatorSettings) -> Played:
             inactive_split_bytes=moment.inactive_split_bytes,
         ),
     )
+
+
+def segments_at(log: EventLog, settings: AllocatorSettings, level: int) -> tuple[Segment, ...]:
+    """The allocator's segments, by address, after so many events of a run without a limit."""
+    allocator = CachingAllocator(settings)
+    player = _Player(log, allocator)
+    player.run(0, level)
+    components = {block.address: log.category(of) for of, block in player.blocks.items()}
+    return tuple(
+        Segment(
+            size_bytes=segment.size,
+            blocks=tuple(
+                SegmentBlock(size_bytes=block.size, component=components.get(block.address, ""))
+                for block in segment.blocks
+            ),
+        )
+        for segment in allocator.segments()
+    )
+
+
+def surely_fits(
+    played: Played, settings: AllocatorSettings, capacity_bytes: int, context_bytes: int
+) -> bool:
+    """Whether a run without a limit tells that it fits within one.
+
+    Below its limit the allocator decides as without any, unless it collects garbage, which it does
+    by the capacity. Then, and where more was reserved, `find_out_of_memory` tells.
+
+    Args:
+        played: the run without a limit.
+        settings: of the allocator.
+        capacity_bytes: the card's memory, or a cap on it.
+        context_bytes: the part of it that the CUDA context takes.
+    """
+    limited = CachingAllocator(settings, capacity_bytes, context_bytes)
+    return not limited.ages and played.reserved_peak_bytes[""] <= limited.limit_bytes
 
 
 def find_out_of_memory(
@@ -101,6 +137,7 @@ class _Player:
 
     Attributes:
         at: the event that is being played.
+        blocks: of the live storages.
         block_bytes: bytes of the block of each storage.
         reserved: (events played, reserved bytes) wherever reserved changed.
     """
@@ -110,7 +147,7 @@ class _Player:
         self.block_bytes = array("q", bytes(8 * log.storages))
         self.reserved: list[tuple[int, int]] = [(0, 0)]
         self._log, self._allocator = log, allocator
-        self._blocks: dict[int, Block] = {}
+        self.blocks: dict[int, Block] = {}
 
     def run(self, start: int, end: int) -> None:
         """Play the events from `start` up to, not including, `end`.
@@ -118,7 +155,7 @@ class _Player:
         Raises:
             OutOfMemoryError: the allocator has a capacity and it does not suffice.
         """
-        allocator, blocks = self._allocator, self._blocks
+        allocator, blocks = self._allocator, self.blocks
         requests = self._log.requests(start, end)
         for at, (storage, is_alloc, nbytes) in enumerate(requests, start):
             self.at = at

@@ -22,8 +22,14 @@ from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.events import EventLog
 from tritter_mem.trace.files import save_log
 from tritter_mem.trace.libraries import Libraries
-from tritter_mem.trace.peaks import find_peaks
-from tritter_mem.trace.playback import Played, find_out_of_memory, play
+from tritter_mem.trace.peaks import Peaks, find_peaks
+from tritter_mem.trace.playback import (
+    Played,
+    find_out_of_memory,
+    play,
+    segments_at,
+    surely_fits,
+)
 from tritter_mem.trace.progress import Progress
 
 if TYPE_CHECKING:
@@ -114,12 +120,15 @@ def simulate_run(
     log, libraries = _record(run, card)
     if save_trace is not None:
         save_log(log, save_trace)
-    out_of_memory = find_out_of_memory(log, settings, card.total_bytes, card.context_bytes)
-    estimate = _estimate(log, play(log, settings), card)
+    played = play(log, settings)
+    peaks = find_peaks(played.log, requested=log)
+    capacity, context = card.total_bytes, card.context_bytes
+    fits = surely_fits(played, settings, capacity, context)
     return replace(
-        estimate,
-        library_workspace_bytes=min(libraries.held_bytes, estimate.components.workspace_bytes),
-        out_of_memory=out_of_memory,
+        _estimate(peaks, played, card),
+        library_workspace_bytes=min(libraries.held_bytes, peaks.components.workspace_bytes),
+        out_of_memory=None if fits else find_out_of_memory(log, settings, capacity, context),
+        segments=segments_at(log, settings, peaks.peak_level),
     )
 
 
@@ -146,8 +155,7 @@ def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
     return recorder.log, libraries
 
 
-def _estimate(log: EventLog, played: Played, card: GpuCard) -> Estimate:
-    peaks = find_peaks(played.log, requested=log)
+def _estimate(peaks: Peaks, played: Played, card: GpuCard) -> Estimate:
     reserved = played.reserved_peak_bytes[""]
     return Estimate(
         device=card.name,
@@ -155,6 +163,7 @@ def _estimate(log: EventLog, played: Played, card: GpuCard) -> Estimate:
         phases=tuple(_with_reserved(phase, played) for phase in peaks.phases),
         allocated_peak_bytes=peaks.allocated_peak_bytes,
         peak_at=peaks.peak_at,
+        held_at_peak=peaks.held,
         reserved_peak_bytes=reserved,
         context_bytes=card.context_bytes,
         device_peak_bytes=reserved + card.context_bytes,
