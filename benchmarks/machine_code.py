@@ -14,31 +14,19 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from tritter_model.ops import (
-    cross_entropy,
-    gated_relu2,
-    grad_weight,
-    rms_norm,
-    rows,
-    ternary,
-    ternary_training,
-)
-from tritter_model.ops.ternary_format import packed_width
+from benchmarks.kernel_cases import cases
 
 CAPABILITIES = (80, 90, 120)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-HIDDEN, INTERMEDIATE, VOCABULARY, PREFILL = 4096, 11008, 65536, 2048
 WATCHED = ("LDG", "LDGSTS", "LDSM", "LDS", "IDP", "IMMA", "IGMMA", "HMMA", "HGMMA")
 
 
@@ -66,98 +54,6 @@ class Reading:
     shared_bytes: int
     loop: dict[str, int]
     instructions_a_weight: float | None
-
-
-def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A tensor without memory."""
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def quantised(tokens: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and totals."""
-    floats, totals = empty(tokens, dtype=torch.float32), empty(tokens, dtype=torch.int32)
-    return empty(tokens, width, dtype=torch.int8), floats, totals
-
-
-def linear(form: str, tokens: int, inputs: int, outputs: int) -> tuple[str, Callable[[], None]]:
-    """A ternary layer."""
-    packed = empty(outputs, packed_width(inputs, form), dtype=torch.uint8)
-    scale, out = empty(outputs, dtype=torch.float32), empty(tokens, outputs)
-    args = (*quantised(tokens, inputs), packed, scale, out)
-    name = f"{form}, {tokens} x {inputs} to {outputs}"
-    return name, lambda: _launch(ternary._ternary_linear, *args)
-
-
-def _launch(operator: Any, *args: Any) -> None:
-    operator.launch(*args)
-
-
-def cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Every operator at 7B shapes."""
-    for tokens in (1, 16, 32, 128, PREFILL):
-        yield linear("ternary-2bit", tokens, HIDDEN, HIDDEN)
-    yield linear("ternary-2bit", 16, HIDDEN, 2 * INTERMEDIATE)
-    for tokens in (1, 16, 32, PREFILL):
-        for inputs in (HIDDEN, INTERMEDIATE):  # of which only the first packs into whole words
-            yield linear("ternary-1.6bit", tokens, inputs, HIDDEN)
-    yield from row_cases()
-    yield from training_cases()
-
-
-def row_cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Operators on rows."""
-    hidden, gate_up = empty(PREFILL, HIDDEN), empty(PREFILL, 2 * INTERMEDIATE)
-    out, floats = empty(PREFILL, INTERMEDIATE), empty(PREFILL, dtype=torch.float32)
-    gain = empty(HIDDEN, dtype=torch.float32)
-    rms, gated = rms_norm, gated_relu2
-    yield "quantise", lambda: _launch(rows.quantise_into, out, *quantised(PREFILL, INTERMEDIATE))
-    yield (
-        "norm, quantised",
-        lambda: _launch(
-            rms._rms_norm_rows, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
-        ),
-    )
-    yield (
-        "gate, quantised",
-        lambda: _launch(gated._gated_relu2_rows, gate_up, *quantised(PREFILL, INTERMEDIATE)),
-    )
-    yield "norm", lambda: _launch(rms._rms_norm, hidden, gain, 1e-5, hidden, floats)
-    yield (
-        "norm, backward",
-        lambda: _launch(rms._rms_norm_backward, hidden, hidden, gain, floats, hidden, gain),
-    )
-    yield "gate", lambda: _launch(gated._gated_relu2, gate_up, out)
-    yield "gate, backward", lambda: _launch(gated._gated_relu2_backward, out, gate_up, gate_up)
-
-
-def training_cases() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Operators of training."""
-    f32, int64 = torch.float32, torch.int64
-    master, packed = empty(HIDDEN, HIDDEN, dtype=f32), empty(HIDDEN, HIDDEN // 4, dtype=torch.uint8)
-    scale, hidden = empty(HIDDEN, dtype=f32), empty(PREFILL, HIDDEN)
-    codes, floats, _ = quantised(PREFILL, HIDDEN)
-    logits, table = empty(PREFILL, VOCABULARY), empty(VOCABULARY, HIDDEN, dtype=f32)
-    targets, scalar = empty(PREFILL, dtype=int64), empty(dtype=f32)
-    training, loss = ternary_training, cross_entropy
-    yield "ternarise", lambda: _launch(training._ternarise, master, packed, scale)
-    yield (
-        "ternary, gradient of inputs",
-        lambda: _launch(training._ternary_grad_input, hidden, packed, scale, hidden),
-    )
-    yield (
-        "ternary, gradient of weights",
-        lambda: _launch(grad_weight._grad_weight, hidden, codes, floats, False, master),
-    )
-    yield (
-        "loss, gradient of the table",
-        lambda: _launch(grad_weight._grad_weight, logits, hidden, None, True, table),
-    )
-    yield "loss", lambda: _launch(loss._cross_entropy, logits, targets, floats, scalar)
-    yield "loss, mean", lambda: _launch(loss._mean, targets, scalar, scalar)
-    yield (
-        "loss, backward",
-        lambda: _launch(loss._cross_entropy_backward, scalar, scalar, targets, floats, logits),
-    )
 
 
 class Target:
