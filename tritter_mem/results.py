@@ -340,6 +340,9 @@ class CheckpointCase:
         return self.recomputed_flops / base if base else 0.0
 
 
+LadderEnd = Literal["fits", "out of memory", "does not fit", "refused"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LadderStep:
     """One rung of the out-of-memory ladder, and how it ended.
@@ -358,7 +361,7 @@ class LadderStep:
 
     rung: str
     settings: dict[str, Any]
-    ended: Literal["fits", "out of memory", "does not fit", "refused"]
+    ended: LadderEnd
     needs_bytes: int | None = None
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
