@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops import (
+    adamw,
+    adamw_8bit,
     cross_entropy,
     gated_relu2,
     grad_weight,
@@ -58,6 +60,7 @@ def cases() -> Iterator[Case]:
             yield linear("ternary-1.6bit", tokens, inputs, HIDDEN)
     yield from row_cases()
     yield from training_cases()
+    yield from optimizer_cases()
 
 
 def row_cases() -> Iterator[Case]:
@@ -113,4 +116,17 @@ def training_cases() -> Iterator[Case]:
     yield (
         "loss, backward",
         lambda: _launch(loss._cross_entropy_backward, scalar, scalar, targets, floats, logits),
+    )
+
+
+def optimizer_cases() -> Iterator[Case]:
+    """Steps of a float32 master weight."""
+    master, factors = empty(HIDDEN, HIDDEN, dtype=torch.float32), [0.5] * 7
+    yield "AdamW", lambda: _launch(adamw._adamw, master, master, master, master, factors)
+    codes, roots = (empty(master.numel(), dtype=dtype) for dtype in (torch.int8, torch.uint8))
+    scales = empty(master.numel() // adamw_8bit.BLOCK, dtype=torch.float32)
+    moments = (codes, roots, scales, scales)
+    yield (
+        "AdamW, 8 bits",
+        lambda: _launch(adamw_8bit._adamw_8bit, master, master, *moments, factors),
     )

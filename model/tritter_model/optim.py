@@ -1,4 +1,4 @@
-"""Optimizers whose state is made of labelled memory and whose steps allocate nothing that counts.
+"""Optimizers whose state is made of labelled memory and whose steps allocate nothing.
 
 `AdamW` keeps its two moments in float32; `AdamW8bit` in 8 bits, with a float32 scale for each block
 of 256; `SGD` keeps nothing. Gradients are dropped at the end of a step, not zeroed.
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tritter_model.labels import OPTIMIZER_STATE, label
-from tritter_model.ops.registry import operator
-
-BLOCK = 256
-SLICE = 1 << 20
+from tritter_model.ops.adamw import adamw_
+from tritter_model.ops.adamw_8bit import Moments, adamw_8bit_
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class AdamW(SGD):
 
     def __init__(self, parameters: Iterable[nn.Parameter], rates: Rates = Rates()) -> None:
         super().__init__(parameters, rates)
-        self.state: dict[int, list[Tensor]] = {}
+        self.state: dict[int, Any] = {}
 
     def update(self, index: int, parameter: Tensor, grad: Tensor) -> None:
         """Step one parameter; its moments are made at the first step."""
@@ -81,88 +80,26 @@ class AdamW(SGD):
                 self.state[index] = self.moments(parameter)
         self.apply(parameter, grad, self.state[index])
 
-    def moments(self, parameter: Tensor) -> list[Tensor]:
+    def moments(self, parameter: Tensor) -> tuple[Tensor, ...]:
         """First and second moment, zero."""
-        return [torch.zeros_like(parameter, dtype=torch.float32) for _ in range(2)]
+        first, second = (torch.zeros_like(parameter, dtype=torch.float32) for _ in range(2))
+        return first, second
 
-    def apply(self, parameter: Tensor, grad: Tensor, state: list[Tensor]) -> None:
+    def apply(self, parameter: Tensor, grad: Tensor, moments: Any) -> None:
         """Step one parameter with its state."""
-        _adamw(parameter, grad, *state, self.rates.as_list(), self.steps)
+        adamw_(parameter, grad, moments, self.rates.as_list(), self.steps)
 
 
 class AdamW8bit(AdamW):
-    """AdamW whose moments take 8 bits and a scale for each block.
+    """AdamW whose moments take 8 bits and a scale for each block (Dettmers et al., 2022)."""
 
-    As in Dettmers et al. (2022), but with linear codes: the same bytes, a simpler step.
-    """
-
-    def moments(self, parameter: Tensor) -> list[Tensor]:
+    def moments(self, parameter: Tensor) -> Moments:
         """Codes of both moments, and float32 scales of their blocks."""
-        blocks = -(-parameter.numel() // BLOCK)
-        shapes = ((torch.int8, parameter.numel()), (torch.uint8, parameter.numel()),
-                  (torch.float32, blocks), (torch.float32, blocks))  # fmt: skip
-        return [parameter.new_zeros(size, dtype=dtype) for dtype, size in shapes]
+        return Moments.zero(parameter)
 
-    def apply(self, parameter: Tensor, grad: Tensor, state: list[Tensor]) -> None:
+    def apply(self, parameter: Tensor, grad: Tensor, moments: Any) -> None:
         """Step one parameter with its state."""
-        _adamw_8bit(parameter, grad, *state, self.rates.as_list(), self.steps)
+        adamw_8bit_(parameter, grad, moments, self.rates.as_list(), self.steps)
 
 
 OPTIMIZERS: dict[str, type[SGD]] = {"sgd": SGD, "adamw": AdamW, "adamw-8bit": AdamW8bit}
-
-
-def _slices(*tensors: Tensor) -> Iterable[list[Tensor]]:
-    """Flat pieces of each, so that what a step computes on the way stays small."""
-    flat = [tensor.view(-1) for tensor in tensors]
-    for start in range(0, flat[0].numel(), SLICE):
-        yield [tensor[start : start + SLICE] for tensor in flat]
-
-
-@operator(
-    "adamw(Tensor(a!) parameter, Tensor grad, Tensor(b!) first, Tensor(c!) second,"
-    " float[] rates, int steps) -> ()"
-)
-def _adamw(
-    parameter: Tensor, grad: Tensor, first: Tensor, second: Tensor, rates: list[float], steps: int
-) -> None:
-    for p, g, m, v in _slices(parameter, grad, first, second):
-        _step(p, g.float(), m, v, rates, steps)
-
-
-def _step(p: Tensor, g: Tensor, m: Tensor, v: Tensor, rates: list[float], steps: int) -> None:
-    lr, beta1, beta2, decay, eps = rates
-    m.lerp_(g, 1 - beta1)
-    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    spread = (v / (1 - beta2**steps)).sqrt_().add_(eps)
-    change = m / spread * (lr / (1 - beta1**steps))
-    p.copy_(p.float() * (1 - lr * decay) - change)
-
-
-@operator(
-    "adamw_8bit(Tensor(a!) parameter, Tensor grad, Tensor(b!) first, Tensor(c!) second,"
-    " Tensor(d!) first_scale, Tensor(e!) second_scale, float[] rates, int steps) -> ()"
-)
-def _adamw_8bit(
-    parameter: Tensor, grad: Tensor, first: Tensor, second: Tensor,
-    first_scale: Tensor, second_scale: Tensor, rates: list[float], steps: int,
-) -> None:  # fmt: skip
-    blocks = SLICE // BLOCK
-    for i, (p, g, m8, v8) in enumerate(_slices(parameter, grad, first, second)):
-        scales = slice(i * blocks, (i + 1) * blocks)
-        m = _by_block(m8.float(), first_scale[scales])
-        v = _by_block(v8.float(), second_scale[scales]).square_()
-        _step(p, g.float(), m, v, rates, steps)
-        _store(m, m8, first_scale[scales], 127)
-        _store(v.sqrt_(), v8, second_scale[scales], 255)
-        v8.clamp_(min=1)  # a root of zero would turn what is left of m into a leap
-
-
-def _by_block(codes: Tensor, scale: Tensor) -> Tensor:
-    return codes * scale.repeat_interleave(BLOCK)[: codes.numel()]
-
-
-def _store(x: Tensor, codes: Tensor, scale: Tensor, levels: int) -> None:
-    """Quantise a moment by block. The second is stored as its root: its range halves in digits."""
-    padded = torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
-    scale.copy_(padded.abs().amax(1).clamp_(min=1e-20) / levels)
-    codes.copy_(_by_block(x, 1 / scale).round_())
