@@ -17,8 +17,11 @@ ASSUMED_CONTEXT_BYTES = 512 * MiB
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 
 
-def present_card() -> GpuCard:
-    """The first card that CUDA_VISIBLE_DEVICES shows, with the memory that the driver reports.
+def present_card(index: int = 0) -> GpuCard:
+    """A card that CUDA_VISIBLE_DEVICES shows, with the memory that the driver reports.
+
+    Args:
+        index: among those shown, as in `cuda:1`.
 
     Raises:
         MeasureError: there is no card, no driver, or no reading it.
@@ -28,7 +31,7 @@ def present_card() -> GpuCard:
     try:
         pynvml.nvmlInit()
         try:
-            return _card(pynvml, _first_visible(pynvml))
+            return _card(pynvml, visible_device(pynvml, index))
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
@@ -38,16 +41,32 @@ def present_card() -> GpuCard:
         ) from None
 
 
-def _first_visible(nvml: Any) -> Any:
+def visible_device(nvml: Any, index: int) -> Any:
+    """NVML's handle of the device that is `cuda:<index>` where CUDA counts as the bus does.
+
+    CUDA does so with CUDA_DEVICE_ORDER=PCI_BUS_ID, as in the processes that measure.
+
+    Args:
+        nvml: the module `pynvml`, initialised.
+        index: among the devices that CUDA_VISIBLE_DEVICES shows.
+
+    Raises:
+        MeasureError: it shows none, or fewer.
+        NVMLError: there are fewer.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    first = "0" if visible is None else visible.split(",")[0].strip()
-    if first.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(first))
-    if first.startswith("GPU-"):
-        return nvml.nvmlDeviceGetHandleByUUID(first)
+    if visible is None:
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    shown = [name.strip() for name in visible.split(",")]
+    name = shown[index] if index < len(shown) else ""
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    if name.startswith("GPU-"):
+        return nvml.nvmlDeviceGetHandleByUUID(name)
     raise MeasureError(
-        f"gpu auto: CUDA_VISIBLE_DEVICES is {visible!r}, which shows no card; "
-        "name the card to plan for, such as --gpu rtx-5080"
+        f"gpu auto: CUDA_VISIBLE_DEVICES is {visible!r}, which shows no card"
+        + (f" number {index}; " if index else "; ")
+        + "name the card to plan for, such as --gpu rtx-5080"
     )
 
 

@@ -13,24 +13,25 @@ from tritter_mem.results import Environment
 
 
 class _Gpu(TypedDict, total=False):
-    driver: str
+    driver: str | None
     gpu: str
     total_bytes: int
 
 
-def collect_environment(allocator_conf: str = "") -> Environment:
-    """Collect the versions and the first visible GPU; what is missing is None.
+def collect_environment(allocator_conf: str = "", gpu: int = 0) -> Environment:
+    """Collect the versions and a visible GPU; what is missing is None.
 
     Args:
         allocator_conf: the allocator settings that the run is to have.
+        gpu: which of the visible ones, as in `cuda:1`.
     """
     return Environment(
         python=platform.python_version(),
         torch=_version("torch"),
         triton=_version("triton"),
-        cuda=_cuda_of_torch(),
+        cuda=cuda_of_torch(),
         allocator_conf=allocator_conf,
-        **_gpu(),
+        **_gpu(gpu),
     )
 
 
@@ -41,7 +42,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cuda_of_torch() -> str | None:
+def cuda_of_torch() -> str | None:
     """The CUDA version that PyTorch is built for: its `version.py`, which imports nothing."""
     package = find_spec("torch")
     if package is None or package.origin is None:
@@ -54,22 +55,26 @@ def _cuda_of_torch() -> str | None:
     return getattr(module, "cuda", None)
 
 
-def _gpu() -> _Gpu:
-    """The first GPU that CUDA would see; nothing where there is none."""
+def _gpu(index: int) -> _Gpu:
+    """A GPU that CUDA would see; nothing where there is none."""
     from tritter_mem.config.present import present_card
 
     try:
-        card = present_card()
+        card, driver = present_card(index), driver_version()
     except MeasureError:
         return {}
-    return {"driver": _driver(), "gpu": card.title, "total_bytes": card.total_bytes}
+    return {"driver": driver, "gpu": card.title, "total_bytes": card.total_bytes}
 
 
-def _driver() -> str:
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None where there is no driver."""
     import pynvml
 
-    pynvml.nvmlInit()
     try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from time import perf_counter
 
 from tritter_mem.results import Estimate, Phase
+from tritter_mem.trace.user_code import ModuleCase
 from tritter_model.config import RunConfig
 
 STEP = ("forward", "backward", "optimizer")
@@ -38,15 +39,20 @@ def phase_tokens(run: RunConfig) -> dict[str, int]:
     return {"prefill": run.batch * prompt, "decode": run.batch * decoded}
 
 
-def with_speed(estimate: Estimate, seconds: Mapping[str, float], run: RunConfig) -> Estimate:
-    """Fill in the seconds and tokens per second of a run and of its phases."""
-    tokens = phase_tokens(run)
+def with_speed(
+    estimate: Estimate, seconds: Mapping[str, float], work: RunConfig | ModuleCase
+) -> Estimate:
+    """Fill in the seconds of a run's phases and, of the bundled model, its tokens per second.
+
+    Phases that a run did not come to have neither.
+    """
+    tokens = phase_tokens(work) if isinstance(work, RunConfig) else {}
     return replace(
         estimate,
         phases=tuple(
             _timed(phase, seconds[phase.name], tokens.get(phase.name)) for phase in estimate.phases
         ),
-        tokens_per_second=_overall(seconds, run),
+        tokens_per_second=_overall(seconds, work) if isinstance(work, RunConfig) else None,
     )
 
 
@@ -56,6 +62,9 @@ def _timed(phase: Phase, seconds: float, tokens: int | None) -> Phase:
 
 def _overall(seconds: Mapping[str, float], run: RunConfig) -> float | None:
     """What decode generates in a second, or what a whole step trains on."""
+    needed = STEP if run.mode == "training" else ("decode",)
+    if not set(needed) <= set(seconds):
+        return None
     if run.mode == "training":
         return run.batch * run.context / sum(seconds[name] for name in STEP)
     decoded = phase_tokens(run)["decode"]
