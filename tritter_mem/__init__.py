@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tritter_mem.allocator.replay import replay as replay
     from tritter_mem.errors import MemoryBudgetExceeded as MemoryBudgetExceeded
+    from tritter_mem.measure.manager import MemoryManager as MemoryManager
     from tritter_mem.measure.profile import profile as profile
     from tritter_mem.measure.tracker import MemorySnapshot as MemorySnapshot
     from tritter_mem.measure.tracker import MemoryTracker as MemoryTracker
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "MemoryBudgetExceeded": "tritter_mem.errors",
+    "MemoryManager": "tritter_mem.measure.manager",
     "MemorySnapshot": "tritter_mem.measure.tracker",
     "MemoryTracker": "tritter_mem.measure.tracker",
     "calculate_memory_budget": "tritter_mem.planner.budget",
