@@ -70,12 +70,17 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a training step runs. `checkpointing` and its number `n`: see `checkpointing.py`."""
+    """How a training step runs. `checkpointing` and its number `n`: see `checkpointing.py`.
+
+    Attributes:
+        micro_batch: sequences whose gradients are computed at a time and added up; None: all.
+    """
 
     optimizer: str = "adamw"
     checkpointing: str = "none"
     n: int = 1
     loss_chunk: int = 2048
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

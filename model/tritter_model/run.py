@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,13 +121,30 @@ def _step(
     run: RunConfig, trained: tuple[Transformer, SGD], batch: tuple[Tensor, Tensor], phase: Phase
 ) -> Tensor:
     model, optimizer = trained
-    with phase("forward"):
-        prefix = _image_prefix(run, model)
-        loss = model.loss(*batch, run.training, run.cache.attention_sinks, prefix)
-        del prefix
-    with phase("backward"):
-        loss.backward()
+    ids, targets = batch
+    at_once = run.training.micro_batch or run.batch
+    pieces = zip(ids.split(at_once), targets.split(at_once), strict=True)
+    losses = [_piece(run, model, piece, phase) for piece in pieces]
     with phase("optimizer"):
         optimizer.step()
         optimizer.zero_grad()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _piece(
+    run: RunConfig, model: Transformer, batch: tuple[Tensor, Tensor], phase: Phase
+) -> Tensor:
+    """Forward and backward of some of the sequences: gradients and loss are their part of all.
+
+    As many tokens count in each sequence, so a sequence's part is one of them all.
+    """
+    rows = len(batch[0])
+    with phase("forward"):
+        prefix = _image_prefix(replace(run, batch=rows), model)
+        loss = model.loss(*batch, run.training, run.cache.attention_sinks, prefix)
+        del prefix
+        if rows < run.batch:
+            loss = loss * (rows / run.batch)
+    with phase("backward"):
+        loss.backward()
     return loss.detach()

@@ -207,3 +207,20 @@ def test_every_trained_format_allocates_alike_on_meta_and_on_the_cpu(
 ) -> None:
     case = replace(run, mode="training", context=212 if "vision" in settings else 40)
     assert_alike(replace(case, model=replace(run.model, **settings)), recording)
+
+
+@pytest.mark.parametrize("at_once", [2, 1])
+def test_a_step_in_pieces_trains_as_the_whole_does(run: RunConfig, seed: int, at_once: int) -> None:
+    """Three sequences, two and one at a time, one by one: the second loss follows the update."""
+    model = replace(run.model, weight_format="float32")
+    whole = replace(run, model=model, mode="training", batch=3, seed=seed)
+    pieces = replace(whole, training=replace(whole.training, micro_batch=at_once))
+    wanted, got = (train(case, CPU, nullcontext_of) for case in (whole, pieces))
+    assert got == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_step_in_pieces_allocates_alike_on_meta_and_on_the_cpu(
+    run: RunConfig, recording: Any
+) -> None:
+    training = TrainingConfig(micro_batch=2)
+    assert_alike(replace(run, mode="training", batch=3, training=training), recording)
