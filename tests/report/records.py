@@ -12,9 +12,12 @@ from tritter_mem.results import (
     Environment,
     Estimate,
     Fragmentation,
+    Holding,
     Kind,
     Phase,
     Result,
+    Segment,
+    SegmentBlock,
     Suggestion,
     Timeline,
 )
@@ -184,7 +187,7 @@ def training_1b() -> Result:
     measured = replace(planned, activations_bytes=1_957_691_392, workspace_bytes=67_108_864)
     estimates = {
         "planned": training_estimate("rtx-5080", planned, None),
-        "simulated": training_estimate("rtx-5080", simulated, 1.015),
+        "simulated": at_the_peak(training_estimate("rtx-5080", simulated, 1.015)),
         "measured": replace(
             training_estimate("cuda:0", measured, 1.019),
             phases=training_phases(measured.total_bytes, 1.019, (0.21, 0.47, 0.08)),
@@ -254,6 +257,32 @@ def training_estimate(device: str, parts: Components, reserve: float | None) -> 
         fragmentation=fragmentation(reserved - peak, reserved) if reserved else None,
         timeline=timeline(parts, reserved) if reserved else None,
     )
+
+
+def at_the_peak(estimate: Estimate) -> Estimate:
+    """With its components held by layers, and in segments of a block and a gap each."""
+    layers = 16
+    held = [
+        Holding(
+            module=f"Transformer.layers.{i}.mlp" if name == "activations" else "Transformer",
+            component=name,
+            allocated_bytes=size // layers,
+        )
+        for name, size in estimate.components.items().items()
+        for i in range(layers)
+        if size
+    ]
+    segments = [
+        Segment(
+            size_bytes=h.allocated_bytes + 2 * MiB,
+            blocks=(
+                SegmentBlock(size_bytes=h.allocated_bytes, component=h.component),
+                SegmentBlock(size_bytes=2 * MiB, component=""),
+            ),
+        )
+        for h in held
+    ]
+    return replace(estimate, held_at_peak=tuple(held), segments=tuple(segments))
 
 
 def fragmentation(gap: int, reserved: int) -> Fragmentation:

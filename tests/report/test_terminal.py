@@ -112,7 +112,7 @@ def test_units_are_as_asked() -> None:
 @pytest.mark.parametrize("case", ["planned", "measured", "training", "compared"])
 def test_terminal_and_page_use_the_same_words_in_the_same_order(case: str) -> None:
     shown, page = render(CASES[case], 200), render_html(CASES[case], plotlyjs="directory")
-    headings = ["Component", "Allocated peak", "Headroom", "Phase", "Differences over 2%"]
+    headings = ["Component", "Allocated peak", "Headroom", "Differences over 2%", "Phase"]
     found = [heading for heading in headings if heading in shown]
     assert [page.index(f">{heading}<") for heading in found] == sorted(
         page.index(f">{heading}<") for heading in found

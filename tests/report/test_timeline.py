@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import training_1b
-from tritter_mem.report.timeline import thin, thin_result
+from tritter_mem.report.timeline import thin
 from tritter_mem.results import Timeline
 
 sizes = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=300)
@@ -28,11 +28,3 @@ def test_a_short_timeline_is_kept_as_it_is() -> None:
     timeline = training_1b().estimates()["measured"].timeline
     assert timeline
     assert thin(timeline, len(timeline.rows)) is timeline
-
-
-def test_every_timeline_of_a_result_is_thinned_and_nothing_else() -> None:
-    result = thin_result(training_1b(), 20)
-    rows = [len(e.timeline.rows) for e in result.estimates().values() if e.timeline]
-    assert rows
-    assert max(rows) <= 20
-    assert result.verdict == training_1b().verdict

@@ -9,9 +9,13 @@ from typing import Any
 from tritter_mem.report.chart import Chart
 from tritter_mem.report.charts import budget_chart, comparison_chart, waterfall_chart
 from tritter_mem.report.checkpointing import checkpointing_table
+from tritter_mem.report.context_chart import context_chart
 from tritter_mem.report.data import to_csv
 from tritter_mem.report.differences import notable_differences
+from tritter_mem.report.holdings import holdings_table
 from tritter_mem.report.page import PlotlyJs, render_page
+from tritter_mem.report.page_size import fit_page
+from tritter_mem.report.segment_map import segment_map
 from tritter_mem.report.table import Table, Tone
 from tritter_mem.report.tables import (
     basis_of,
@@ -21,7 +25,6 @@ from tritter_mem.report.tables import (
     phase_table,
     profile_table,
 )
-from tritter_mem.report.timeline import thin_result
 from tritter_mem.report.timeline_chart import timeline_chart
 from tritter_mem.report.words import (
     NAME_LIMIT,
@@ -36,10 +39,6 @@ from tritter_mem.report.words import (
     verdict_sentence,
 )
 from tritter_mem.results import Result
-
-# Numbers of all timelines together; a page holds them twice, as data and as charts, in about 20
-# bytes, and stays under 6 MB with 20 profiles.
-TIMELINE_NUMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +61,19 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One subject: a heading, and under it a sentence, points, a table, charts, where there are."""
+
+    title: str
+    words: str = ""
+    points: Sequence[str] = ()
+    table: Table | None = None
+    charts: Sequence[Chart] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Everything about one profile, in reading order; `parts` are tables with their charts."""
+    """Everything about one profile, in reading order."""
 
     name: str
     facts: Sequence[str]
@@ -71,9 +81,7 @@ class Section:
     tone: Tone
     notes: Sequence[str]
     suggestions: Sequence[tuple[str, str, bool]]
-    parts: Sequence[tuple[Table, Sequence[Chart]]]
-    differences: Sequence[str]
-    fragmentation: str
+    parts: Sequence[Part]
     environment: Sequence[tuple[str, str]]
     profile: Table
 
@@ -92,30 +100,20 @@ def render_html(
     Raises:
         UsageError: `plotlyjs` is none of the three.
     """
-    rows = _timeline_rows(results)
-    shown = [thin_result(result, rows) for result in results]
+    shown = fit_page(results)
     several = len(shown) > 1
     return render_page(
         "report.html.j2",
         plotlyjs=plotlyjs,
         headline=_headline_of_all(shown) if several else _headline(shown[0], units),
         comparison=_compared(shown, units) if several else None,
-        sections=[_section(result, units) for result in shown],
+        sections=[
+            _section(result, units, full) for result, full in zip(shown, results, strict=True)
+        ],
         made=_made(shown[0]),
         records=_records(shown),
         csv=to_csv(shown),
     )
-
-
-def _timeline_rows(results: Sequence[Result]) -> int:
-    """How many rows each timeline may have, so that the page stays small."""
-    columns = sum(
-        len(estimate.timeline.columns)
-        for result in results
-        for estimate in result.estimates().values()
-        if estimate.timeline is not None
-    )
-    return max(TIMELINE_NUMBERS // max(columns, 1), 20)
 
 
 def _headline(result: Result, units: str) -> Headline:
@@ -160,9 +158,7 @@ def _compared(results: Sequence[Result], units: str) -> Comparison:
     )
 
 
-def _section(result: Result, units: str) -> Section:
-    basis = basis_of(result)
-    found = result.estimates()[basis].fragmentation if basis else None
+def _section(result: Result, units: str, full: Result) -> Section:
     suggestions = result.verdict.suggestions if result.verdict else ()
     return Section(
         name=name_of(result),
@@ -173,27 +169,58 @@ def _section(result: Result, units: str) -> Section:
         suggestions=[
             (suggestion_sentence(s, units), suggestion_options(s), s.fits) for s in suggestions
         ],
-        parts=_parts(result, units),
-        differences=notable_differences(result, units),
-        fragmentation=fragmentation_sentence(found, units) if found else "",
+        parts=_parts(result, units, full),
         environment=_environment(result, units),
         profile=profile_table(result),
     )
 
 
-def _parts(result: Result, units: str) -> list[tuple[Table, list[Chart]]]:
-    """Tables with the charts that go with them; what there is no number for is left out."""
+def _parts(result: Result, units: str, full: Result) -> list[Part]:
+    """What there is to say, subject by subject; what there is no number for is left out.
+
+    `result` is cut to what a page can hold, `full` is not.
+    """
     if basis_of(result) is None:
         return []
-    waterfall, timeline = waterfall_chart(result, units), timeline_chart(result, units)
-    phases = phase_table(result, units)
-    budget = [budget_chart(result, units), *([waterfall] if waterfall else [])]
-    times = [timeline] if timeline else []
-    policies = checkpointing_table(result, units)
-    more: list[tuple[Table, list[Chart]]] = [] if policies is None else [(policies, [])]
-    if phases is None:
-        return [(budget_table(result, units), budget + times), *more]
-    return [(budget_table(result, units), budget), (phases, times), *more]
+    found = (
+        _of_table(budget_table(result, units), budget_chart(result, units),
+                  waterfall_chart(result, units)),
+        _differences(result, units),
+        _of_table(phase_table(result, units), timeline_chart(result, units)),
+        _of_table(holdings_table(result, units)),
+        _fragmentation(result, units, full),
+        _of_table(checkpointing_table(result, units)),
+        _of_chart("Context length", context_chart(result, units)),
+    )  # fmt: skip
+    return [part for part in found if part is not None]
+
+
+def _of_table(table: Table | None, *charts: Chart | None) -> Part | None:
+    """A table with its charts; without it, the charts alone under the first one's title."""
+    drawn = [chart for chart in charts if chart is not None]
+    if table is None:
+        return _of_chart(drawn[0].title, *drawn) if drawn else None
+    return Part(title=table.caption, table=table, charts=drawn)
+
+
+def _of_chart(title: str, *charts: Chart | None) -> Part | None:
+    drawn = [chart for chart in charts if chart is not None]
+    return Part(title=title, charts=drawn) if drawn else None
+
+
+def _differences(result: Result, units: str) -> Part | None:
+    found = notable_differences(result, units)
+    return Part(title="Differences over 2%", points=found) if found else None
+
+
+def _fragmentation(result: Result, units: str, full: Result) -> Part | None:
+    basis = basis_of(result)
+    found = result.estimates()[basis].fragmentation if basis else None
+    words = fragmentation_sentence(found, units) if found else ""
+    drawn = segment_map(result, units, full)
+    if not words and drawn is None:
+        return None
+    return Part(title="Fragmentation", words=words, charts=[drawn] if drawn else [])
 
 
 def _environment(result: Result, units: str) -> list[tuple[str, str]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 PlotlyJs = Literal["inline", "cdn", "directory"]
 PLOTLY_FILE = "plotly.min.js"
+JSON: dict[str, Any] = {"allow_nan": False, "separators": (",", ":")}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -47,6 +50,15 @@ def write_page(path: Path, page: str, plotlyjs: PlotlyJs) -> None:
     if plotlyjs == "directory":
         write_text_atomically(path.parent / PLOTLY_FILE, plotly_source())
     write_text_atomically(path, page)
+
+
+def packed(data: object) -> str:
+    """Data for a page as JSON, compressed, in base64; `page.js` unpacks it when it is asked for.
+
+    A run's record has tens of thousands of numbers, and a page must stay small.
+    """
+    text = json.dumps(data, **JSON).encode()
+    return base64.b64encode(gzip.compress(text, mtime=0)).decode()
 
 
 @cache
@@ -91,5 +103,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     # `tojson` then escapes <, >, & and everything outside ASCII, U+2028 with it.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = JSON
+    environment.filters["packed"] = packed
     return environment

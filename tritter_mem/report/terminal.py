@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.differences import notable_differences
+from tritter_mem.report.holdings import holdings_table
 from tritter_mem.report.table import Bars, Column, Table, Tone
 from tritter_mem.report.tables import (
     basis_of,
@@ -105,12 +106,13 @@ def _render_one(result: Result, console: Console, units: str) -> None:
     for line in notes(result):
         render_line(console, line, "dim")
     render_list(console, "What to change", _suggestions(result, units))
-    if (phases := phase_table(result, units)) is not None:
-        render_table(phases, console)
+    render_list(console, "Differences over 2%", notable_differences(result, units))
+    for table in (phase_table(result, units), holdings_table(result, units)):
+        if table is not None:
+            render_table(table, console)
+    render_list(console, "Fragmentation", _fragmentation(result, units))
     if (policies := checkpointing_table(result, units)) is not None:
         render_table(policies, console)
-    render_list(console, "Differences over 2%", notable_differences(result, units))
-    render_list(console, "Fragmentation", _fragmentation(result, units))
     facts = environment_facts(result.environment, units)
     render_line(console, "")
     render_line(console, ", ".join(f"{name} {text}" for name, text in facts), "dim")

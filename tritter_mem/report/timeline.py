@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from tritter_mem.results import Estimate, Result, Timeline
+from tritter_mem.results import Timeline
 
 PEAKS = ("allocated_bytes", "reserved_bytes")
 
@@ -35,19 +35,3 @@ def thin(timeline: Timeline, most: int) -> Timeline:
 
 def _highest(timeline: Timeline, stretch: range, column: int) -> int:
     return max(stretch, key=lambda at: timeline.rows[at][column])
-
-
-def thin_result(result: Result, most: int) -> Result:
-    """The result with each of its timelines cut to `most` rows."""
-    return replace(
-        result,
-        planned=_thin_estimate(result.planned, most),
-        simulated=_thin_estimate(result.simulated, most),
-        measured=_thin_estimate(result.measured, most),
-    )
-
-
-def _thin_estimate(estimate: Estimate | None, most: int) -> Estimate | None:
-    if estimate is None or estimate.timeline is None:
-        return estimate
-    return replace(estimate, timeline=thin(estimate.timeline, most))

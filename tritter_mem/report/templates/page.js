@@ -136,11 +136,17 @@
     document.getElementById("shown").textContent = wanted ? `${shown} of ${rows.length}` : "";
   });
 
-  // Downloads: the data is in the page.
+  // Downloads: the data is in the page, compressed.
+  const unpack = async (id) => {
+    const packed = atob(document.getElementById(id).textContent);
+    const bytes = Uint8Array.from(packed, (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).json();
+  };
   for (const button of document.querySelectorAll("[data-download]"))
-    button.addEventListener("click", () => {
+    button.addEventListener("click", async () => {
       const { download, name, type } = button.dataset;
-      const content = JSON.parse(document.getElementById(download).textContent);
+      const content = await unpack(download);
       const text = typeof content === "string" ? content : JSON.stringify(content, null, 2);
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([text], { type }));

@@ -1,0 +1,51 @@
+"""Memory against context: the curves' own figures, the budget, and where they meet."""
+
+from dataclasses import replace
+
+from tests.report.records import planned_7b, training_1b
+from tritter_mem.config.loading import load_profile
+from tritter_mem.planner.context_curves import context_curves
+from tritter_mem.planner.verdict import planned_result
+from tritter_mem.report.chart import Chart
+from tritter_mem.report.context_chart import context_chart
+
+
+def chart_of(name: str) -> Chart:
+    chart = context_chart(planned_result(load_profile(name)), "GiB")
+    assert chart
+    return chart
+
+
+def test_each_kind_of_cache_has_a_curve_and_the_profiles_own_stands_out() -> None:
+    *lines, crossings = chart_of("7b").figure["data"]
+    assert [line["name"] for line in lines if line["line"]["width"] > 2] == ["int4, 32 KV heads"]
+    assert len(lines) == 8
+    assert crossings["mode"] == "markers"
+
+
+def test_a_curve_meets_the_budget_where_the_solver_says() -> None:
+    found = {c.largest_context for c in context_curves(load_profile("7b"))}
+    crossings = chart_of("7b").figure["data"][-1]
+    assert set(crossings["x"]) <= found
+    assert set(crossings["y"]) == {15.0}
+    assert 91_133 in crossings["x"]
+
+
+def test_the_sentence_and_the_table_say_how_long_a_context_fits() -> None:
+    chart = chart_of("7b")
+    assert "Its own fits up to 91,133 tokens." in chart.description
+    own = next(row for row in chart.table.rows if "this profile" in row.cells[0].text)
+    assert own.cells[1].text == "up to 91,133 tokens"
+
+
+def test_a_budget_that_dwarfs_every_curve_is_left_out() -> None:
+    layout = chart_of("tiny").figure["layout"]
+    assert "shapes" not in layout
+    assert layout["yaxis"]["title"]["text"] == "MiB"
+
+
+def test_training_and_records_without_a_whole_profile_have_no_chart() -> None:
+    training = planned_result(load_profile("tiny", {"workload.mode": "training"}))
+    assert context_chart(training, "GiB") is None
+    assert context_chart(planned_7b(), "GiB") is None
+    assert context_chart(replace(training_1b(), verdict=None), "GiB") is None
