@@ -64,7 +64,8 @@ def layer_passes(run: RunConfig) -> int:
     """How often a run of the bundled model passes through a layer, its warm-up included."""
     layers = run.model.num_hidden_layers
     if run.mode == "training":
-        return 2 * (layers + _recomputed_layers(run.training, layers))
+        pieces = -(-run.batch // (run.training.micro_batch or run.batch))
+        return 2 * pieces * (layers + _recomputed_layers(run.training, layers))
     warmup = min(run.chunks, 2) + (run.new_tokens > 1)
     return layers * (warmup + run.chunks + run.steps)
 
