@@ -12,6 +12,8 @@ from tritter_model.ops import (
     adamw,
     adamw_8bit,
     cross_entropy,
+    embedding,
+    expand,
     gated_relu2,
     grad_weight,
     rms_norm,
@@ -61,6 +63,7 @@ def cases() -> Iterator[Case]:
     yield from row_cases()
     yield from training_cases()
     yield from optimizer_cases()
+    yield from table_cases()
 
 
 def row_cases() -> Iterator[Case]:
@@ -130,3 +133,17 @@ def optimizer_cases() -> Iterator[Case]:
         "AdamW, 8 bits",
         lambda: _launch(adamw_8bit._adamw_8bit, master, master, *moments, factors),
     )
+
+
+def table_cases() -> Iterator[Case]:
+    """Embedding tables, and weights that are expanded for a product."""
+    table, scale = empty(VOCABULARY, HIDDEN), empty(VOCABULARY, dtype=torch.float32)
+    codes, ids = empty(VOCABULARY, HIDDEN, dtype=torch.int8), empty(PREFILL, dtype=torch.int64)
+    hidden, grad_table = empty(PREFILL, HIDDEN), empty(VOCABULARY, HIDDEN, dtype=torch.float32)
+    yield "embed", lambda: _launch(embedding._embed, ids, table, None, hidden)
+    yield "embed, int8", lambda: _launch(embedding._embed, ids, codes, scale, hidden)
+    yield "embed, backward", lambda: _launch(embedding._embed_backward, hidden, ids, grad_table)
+    packed = empty(VOCABULARY, HIDDEN // 2, dtype=torch.uint8)
+    groups = empty(VOCABULARY, expand.int4_groups(HIDDEN), dtype=torch.float16)
+    yield "expand int8", lambda: _launch(expand._expand, codes, scale, table)
+    yield "expand int4", lambda: _launch(expand._expand, packed, groups, table)

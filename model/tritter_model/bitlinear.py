@@ -15,6 +15,8 @@ from tritter_model.config import ModelConfig
 from tritter_model.initialise import fill_normal, fill_packed
 from tritter_model.labels import EMBEDDINGS, label
 from tritter_model.ops import dense
+from tritter_model.ops.embedding import embed
+from tritter_model.ops.expand import int4_groups
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
 from tritter_model.ops.ternary import ternary_linear
 from tritter_model.ops.ternary_format import pack, packed_width, unpack
@@ -130,7 +132,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, N] in the type of x."""
-        return dense.int8_linear(x, self.codes, self.scale)
+        return dense.quantised_linear(x, self.codes, self.scale)
 
 
 class Int4Linear(nn.Module):
@@ -142,7 +144,7 @@ class Int4Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, device: torch.device) -> None:
         super().__init__()
         shape = (out_features, -(-in_features // 2))
-        groups = (out_features, dense.int4_groups(in_features))
+        groups = (out_features, int4_groups(in_features))
         self.in_features = in_features
         self.register_buffer("packed", torch.empty(shape, dtype=torch.uint8, device=device))
         self.register_buffer("scale", torch.empty(groups, dtype=torch.float16, device=device))
@@ -154,7 +156,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, N] in the type of x."""
-        return dense.int4_linear(x, self.packed, self.scale)
+        return dense.quantised_linear(x, self.packed, self.scale)
 
 
 def make_linear(
@@ -225,13 +227,13 @@ class Table(nn.Module):
     def embed(
         self, ids_T: Tensor, prefix: Tensor | None, dtype: torch.dtype, alias: Tensor | None = None
     ) -> Tensor:
-        """Rows for tokens, [T, H] in `dtype`; see `ops.dense.embed`.
+        """Rows for tokens, [T, H] in `dtype`; see `ops.embedding.embed`.
 
         An alias of the weight takes its place where the table is shared in training.
         """
         weight = self.weight if alias is None else alias
         out = weight.new_empty((ids_T.shape[0], weight.shape[1]), dtype=dtype)
-        return dense.embed(ids_T, weight, self.scale, prefix, out)
+        return embed(ids_T, weight, self.scale, prefix, out)
 
     def project(self, x_TH: Tensor) -> Tensor:
         """Logits [T, V]."""

@@ -110,8 +110,6 @@ OPERATIONS: dict[str, Count] = {
     "ternary_linear": lambda codes, *rest: 2 * codes.numel() * rest[-1].shape[1],
     "ternary_grad_input": lambda grad, *rest: 2 * grad.numel() * rest[-1].shape[1],
     "grad_weight": lambda grad, x, *_: 2 * grad.numel() * x.shape[1],
-    "int8_linear": lambda x, codes, *_: 2 * x.numel() * codes.shape[0],
-    "int4_linear": lambda x, packed, *_: 2 * x.numel() * packed.shape[0],
     "attention": lambda q, k, v, *mask: _attention(2, q, *mask[:4]),
     # The scores again, and one product for each of the gradients of values, weights, keys, queries.
     "attention_backward": lambda grad, q, k, v, out, lse, *mask: _attention(5, q, *mask[:4]),

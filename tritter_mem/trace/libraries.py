@@ -19,9 +19,8 @@ CUBLAS_OPERATORS = frozenset({
     "aten.mm.default", "aten.mm.out", "aten.addmm.default", "aten.addmm.out",
     "aten.bmm.default", "aten.bmm.out", "aten.baddbmm.default", "aten.baddbmm.out",
     "aten.mv.default", "aten.addmv.default", "aten.dot.default",
-    "tritter.int8_linear.default", "tritter.int4_linear.default",
 })  # fmt: skip
-"""Operators that call cuBLAS on a GPU; the `tritter` ones call it inside."""
+"""Operators that call cuBLAS on a GPU."""
 
 
 class Libraries:

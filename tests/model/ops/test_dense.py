@@ -1,4 +1,4 @@
-"""Dense layers of every storage, the embedding, and their gradients."""
+"""Dense layers of every storage, and their gradients."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tritter_model.ops import dense
+from tritter_model.ops.embedding import embed
+from tritter_model.ops.expand import int4_groups
 
 SHAPES = [(1, 3, 2), (2, 128, 5), (16, 129, 40), (17, 301, 37)]
 in_every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -65,7 +67,7 @@ def test_int8_products_are_those_of_the_expanded_weights(
     tokens, inputs, outputs = shape
     x = torch.randn(tokens, inputs).to(dtype)
     codes, scale = dense.quantise_int8(torch.randn(outputs, inputs))
-    assert_product(dense.int8_linear(x, codes, scale), x, (codes * scale[:, None]).to(dtype))
+    assert_product(dense.quantised_linear(x, codes, scale), x, (codes * scale[:, None]).to(dtype))
 
 
 @in_every_shape
@@ -79,12 +81,12 @@ def test_int4_products_are_those_of_the_expanded_weights(
     x = torch.randn(tokens, inputs).to(dtype)
     whole, half = torch.randint(-8, 8, (outputs, inputs)), -(-inputs // 2)
     groups = -(-inputs // 128)
-    assert dense.int4_groups(inputs) == groups
+    assert int4_groups(inputs) == groups
     scale = (torch.rand(outputs, groups) + 0.1).half()
     padded = F.pad(whole, (0, 2 * half - inputs)) + 8
     packed = (padded[:, :half] + 16 * padded[:, half:]).to(torch.uint8)
     by_input = scale[:, torch.arange(inputs) // 128].float()
-    assert_product(dense.int4_linear(x, packed, scale), x, (whole * by_input).to(dtype))
+    assert_product(dense.quantised_linear(x, packed, scale), x, (whole * by_input).to(dtype))
 
 
 def assert_product(got: Tensor, x: Tensor, weight: Tensor) -> None:
@@ -95,59 +97,10 @@ def assert_product(got: Tensor, x: Tensor, weight: Tensor) -> None:
     assert ((got - wanted).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_embedding_takes_rows_of_a_float_or_int8_table(dtype: torch.dtype) -> None:
-    ids, table = torch.randint(0, 31, (17,)), torch.randn(31, 9)
-    out = dense.embed(ids, table, None, None, torch.empty(17, 9, dtype=dtype))
-    assert torch.equal(out, table[ids].to(dtype))
-    codes, scale = dense.quantise_int8(table)
-    out = dense.embed(ids, codes, scale, None, torch.empty(17, 9, dtype=dtype))
-    assert torch.equal(out, (codes[ids] * scale[ids, None]).to(dtype))
-
-
-@pytest.mark.parametrize("prefixed", [1, 2, 5])
-def test_a_prefix_takes_the_first_rows_of_each_sequence(prefixed: int) -> None:
-    ids, table = torch.randint(0, 31, (3, 5)), torch.randn(31, 9)
-    ids[:, :prefixed] = -1
-    prefix = torch.randn(3, prefixed, 9)
-    out = dense.embed(ids.flatten(), table, None, prefix, torch.empty(15, 9)).view(3, 5, 9)
-    assert torch.equal(out[:, :prefixed], prefix)
-    assert torch.equal(out[:, prefixed:], table[ids[:, prefixed:]])
-
-
-@pytest.mark.parametrize("prefixed", [0, 1, 5])
-@pytest.mark.parametrize("master", [torch.float32, torch.bfloat16], ids=str)
-def test_a_table_s_gradient_sums_its_tokens_and_leaves_the_prefix_out(
-    prefixed: int, master: torch.dtype
-) -> None:
-    ids = torch.randint(0, 4, (3, 5))  # few ids, so that they repeat
-    ids[:, :prefixed] = -100
-    table = torch.randn(31, 9, dtype=master, requires_grad=True)
-    prefix = torch.randn(3, prefixed, 9) if prefixed else None
-    grad = torch.randn(15, 9)
-    out = dense.embed(ids.flatten(), table, None, prefix, torch.empty(15, 9))
-    out.backward(grad)
-    wanted = torch.zeros(31, 9, dtype=torch.float64)
-    for token, row in zip(ids.flatten().tolist(), grad.double(), strict=True):
-        if token >= 0:
-            wanted[token] += row
-    assert table.grad is not None
-    assert table.grad.dtype == master
-    error = 16 * torch.finfo(master).eps
-    torch.testing.assert_close(table.grad.double(), wanted, rtol=error, atol=error * 4)
-
-
-def test_embedding_keeps_the_ids_and_the_table_alone(saved: Any) -> None:
-    ids, table = torch.randint(0, 31, (17,)), torch.randn(31, 9, requires_grad=True)
-    with saved(besides=[ids, table]) as kept:
-        dense.embed(ids, table, None, None, torch.empty(17, 9))
-    assert kept.nbytes == 0
-
-
 def test_a_shared_table_gets_both_gradients_in_one_tensor(recording: Any) -> None:
     ids, table = torch.randint(0, 31, (17,)), torch.randn(31, 9, requires_grad=True)
     first, second = dense.shared(table)
-    x = dense.embed(ids, first, None, None, torch.empty(17, 9))
+    x = embed(ids, first, None, None, torch.empty(17, 9))
     out = dense.trained_linear(x, second)
     with recording() as events:
         out.backward(torch.ones_like(out))
