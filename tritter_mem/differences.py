@@ -16,20 +16,22 @@ from tritter_mem.results import (
 
 
 def compare(estimates: dict[Kind, Estimate]) -> tuple[Difference, ...]:
-    """Set every component and the allocated peak side by side; rows of zeros are left out.
+    """Set every component and the peaks side by side; rows of zeros are left out.
 
-    A run on the CPU has no libraries' workspaces and no allocator that rounds: against it the
-    ratios leave both out.
+    The reserved peak is there where two kinds of answer know it. A run on the CPU has no libraries'
+    workspaces and no allocator that rounds: against it the ratios leave both out.
     """
-    names = [*COMPONENTS, "allocated_peak"]
+    known = [e for e in estimates.values() if e.reserved_peak_bytes is not None]
+    names = [*COMPONENTS, "allocated_peak", *(["reserved_peak"] if len(known) > 1 else [])]
     rows = (_difference(name, estimates) for name in names)
     return tuple(row for row in rows if row is not None)
 
 
-def _bytes_of(estimate: Estimate, name: str) -> int:
-    if name == "allocated_peak":
-        return estimate.allocated_peak_bytes
-    return estimate.components.items()[name]
+def _bytes_of(estimate: Estimate, name: str) -> int | None:
+    if name in ("allocated_peak", "reserved_peak"):
+        found: int | None = getattr(estimate, f"{name}_bytes")
+        return found
+    return estimate.components.items()[name] if estimate.components_known else None
 
 
 def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None:
@@ -37,7 +39,10 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
     if not any(found.values()):
         return None
     planned, simulated, measured = (found.get(kind) for kind in KINDS)
-    on_cpu = {kind: found[kind] - _beyond_the_cpu(estimates[kind], name) for kind in found}
+    on_cpu = {
+        kind: None if size is None else size - _beyond_the_cpu(estimates[kind], name)
+        for kind, size in found.items()
+    }
     held = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
     return Difference(
         name=name,
@@ -72,9 +77,12 @@ def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
     basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
     if basis is None:
         return None
-    headroom = budget_bytes - estimates[basis].footprint_bytes
+    # A measured run that went out of memory ends there: it needs the refused request at least.
+    refused = estimates[basis].out_of_memory if basis == "measured" else None
+    needs = estimates[basis].footprint_bytes + (refused.requested_bytes if refused else 0)
+    headroom = budget_bytes - needs
     return Verdict(
-        fits=headroom >= 0,
+        fits=headroom >= 0 and refused is None,
         budget_bytes=budget_bytes,
         headroom_bytes=headroom,
         basis=basis,

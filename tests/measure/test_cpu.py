@@ -8,6 +8,7 @@ import pytest
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import cpu
 from tritter_mem.measure.child import Job, run_in_child
+from tritter_mem.measure.work import to_plain
 from tritter_mem.results import Estimate
 from tritter_mem.units import MiB
 from tritter_model.config import ModelConfig, RunConfig
@@ -75,7 +76,7 @@ def test_resident_memory_is_the_childs_own() -> None:
 
 def test_bytes_are_the_same_each_time(case: tuple[RunConfig, Estimate]) -> None:
     run, first = case
-    second = cpu.run_case(asdict(run))
+    second = cpu.run_case(to_plain(run))
     assert asdict(first.components) == second["components"]
     assert first.timeline is not None
     assert asdict(first.timeline) == second["timeline"]

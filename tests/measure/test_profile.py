@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+import torch
 
 import tritter_mem
 from tritter_mem.config.loading import load_profile, profile_hash
@@ -101,11 +102,12 @@ def test_auto_without_a_card_measures_nothing_and_says_so() -> None:
 
 
 @pytest.mark.usefixtures("_card")
-def test_auto_with_a_card_says_that_it_cannot_measure_there() -> None:
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_auto_with_a_card_and_a_pytorch_without_cuda_says_so() -> None:
     result = profile(TINY)
     assert result.environment.gpu == "NVIDIA GeForce RTX 5080"
     assert result.measured is None
-    assert result.measured_reason == "this version measures on the CPU only (--device cpu)"
+    assert "this PyTorch is built without CUDA" in str(result.measured_reason)
 
 
 @pytest.mark.usefixtures("_no_card")

@@ -1,4 +1,4 @@
-"""The bundled model, run for real on the CPU: the bytes of its storages, and its seconds.
+"""A case run for real on the CPU: the bytes of its storages, and its seconds.
 
 The run is made twice in one child process: under the recorder, which finds every storage, and once
 more without it, for the seconds. Nothing is timed while it is recorded.
@@ -6,23 +6,25 @@ more without it, for the seconds. Nothing is timed while it is recorded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure.child import Job, run_in_child
-from tritter_mem.measure.speed import Stopwatch, with_speed
+from tritter_mem.measure.plain import from_plain
+from tritter_mem.measure.speed import with_speed
+from tritter_mem.measure.work import Timed, Work, perform, read_work, to_plain
 from tritter_mem.results import Estimate
 from tritter_mem.trace.events import EventLog
-from tritter_model.config import RunConfig
 
 
-def measure(run: RunConfig, time_limit_seconds: float) -> Estimate:
+def measure(work: Work, time_limit_seconds: float) -> Estimate:
     """Run a case on the CPU in a child process.
 
     Args:
-        run: the case.
+        work: the case, of the bundled model or of third-party code.
         time_limit_seconds: for all of it.
 
     Returns:
@@ -34,7 +36,7 @@ def measure(run: RunConfig, time_limit_seconds: float) -> Estimate:
     """
     job = Job(
         function="tritter_mem.measure.cpu:run_case",
-        arguments={"settings": asdict(run)},
+        arguments={"work": to_plain(work)},
         time_limit_seconds=time_limit_seconds,
     )
     return read_estimate(run_in_child(job))
@@ -46,43 +48,36 @@ def read_estimate(answer: Any) -> Estimate:
     Raises:
         MeasureError: it is no `Estimate`.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     try:
-        return TypeAdapter(Estimate).validate_python(answer)
-    except ValidationError as error:
-        raise MeasureError(f"the run left a result that is none: {error.errors()[0]}") from error
+        return from_plain(Estimate, answer)
+    except ValueError as error:
+        raise MeasureError(f"the run left a result that is none: {error}") from error
 
 
-def run_case(settings: dict[str, Any]) -> dict[str, Any]:
+def run_case(work: Mapping[str, Any]) -> dict[str, Any]:
     """In the child: run a case, given as plain data, and return its `Estimate` as plain data."""
-    from pydantic import TypeAdapter
-
-    from tritter_model.run import run as run_model
-
-    run = TypeAdapter(RunConfig).validate_python(settings)
-    recorded, stopwatch = _recorded(run), Stopwatch()
-    run_model(run, "cpu", stopwatch.phase)
-    timed = with_speed(recorded, stopwatch.seconds, run)
+    case, watch = read_work(work), Timed()
+    recorded = _recorded(case)
+    perform(case, "cpu", watch)
+    timed = with_speed(recorded, watch.seconds, case)
     return asdict(replace(timed, resident_peak_bytes=resident_peak_bytes()))
 
 
-def _recorded(run: RunConfig) -> Estimate:
+def _recorded(work: Work) -> Estimate:
     from tritter_mem.trace.recorder import Recorder
-    from tritter_model.run import run as run_model
 
     with Recorder("cpu") as recorder:
-        run_model(run, "cpu", recorder.phase)
+        perform(work, "cpu", recorder)
     return estimate_of(recorder.log)
 
 
-def estimate_of(log: EventLog) -> Estimate:
-    """What a run recorded on the CPU comes to."""
+def estimate_of(log: EventLog, device: str = "cpu") -> Estimate:
+    """What a run comes to that was recorded on a device."""
     from tritter_mem.trace.peaks import find_peaks
 
     peaks = find_peaks(log)
     return Estimate(
-        device="cpu",
+        device=device,
         components=peaks.components,
         phases=peaks.phases,
         allocated_peak_bytes=peaks.allocated_peak_bytes,

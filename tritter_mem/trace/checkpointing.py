@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from tritter_mem.config.gpus import find_gpu
+from tritter_mem.config.gpus import GpuCard, find_gpu
 from tritter_mem.config.schema import Profile
 from tritter_mem.errors import UsageError
 from tritter_mem.planner.change import changed
@@ -23,7 +23,7 @@ POLICIES = (
 
 
 def checkpointing_trade_off(
-    profile: Profile, progress: Progress | None = None
+    profile: Profile, progress: Progress | None = None, card: GpuCard | None = None
 ) -> tuple[CheckpointCase, ...]:
     """Simulate a training step under every policy, and count its operations.
 
@@ -32,6 +32,7 @@ def checkpointing_trade_off(
     Args:
         profile: a resolved training profile; its own policy does not matter.
         progress: told how far each simulation is.
+        card: the card to stand for, where it is not the profile's.
 
     Raises:
         UsageError: the profile is no training.
@@ -43,17 +44,20 @@ def checkpointing_trade_off(
         )
     layers = profile.model.num_hidden_layers
     told = progress or Progress()
-    cases = [simulate_policy(profile, policy, n, told) for policy, n in POLICIES if n <= layers]
+    fitting = [(policy, n) for policy, n in POLICIES if n <= layers]
+    cases = [simulate_policy(profile, policy, n, told, card) for policy, n in fitting]
     base = cases[0].flops
     return mark_front(replace(case, recomputed_flops=case.flops - base) for case in cases)
 
 
-def simulate_policy(profile: Profile, policy: str, n: int, progress: Progress) -> CheckpointCase:
+def simulate_policy(
+    profile: Profile, policy: str, n: int, progress: Progress, card: GpuCard | None = None
+) -> CheckpointCase:
     """Simulate a training step under one policy, and count its operations."""
     from tritter_mem.trace.flops import FlopCounter
 
     progress.begin(f"{profile.name}, {policy}" + (f" {n}" if n > 1 else ""))
-    card, counter = find_gpu(profile.gpu.name), FlopCounter()
+    card, counter = card or find_gpu(profile.gpu.name), FlopCounter()
     checkpointing = {"policy": policy, "n": n}
     case = bundled_workload(
         changed(profile, {"training.checkpointing": checkpointing}), card, progress

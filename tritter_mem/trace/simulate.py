@@ -44,7 +44,7 @@ Run = Callable[[str, "Recorder"], None]
 
 def simulate(
     profile: Profile, *, fast: bool = False, progress: Progress | None = None,
-    save_trace: Path | None = None,
+    save_trace: Path | None = None, card: GpuCard | None = None,
 ) -> Estimate:  # fmt: skip
     """Simulate the bundled model under a profile, on the profile's card.
 
@@ -54,12 +54,13 @@ def simulate(
             them, rather than run them all.
         progress: told how far the run is.
         save_trace: where to write the run's events, see `files.save_log`.
+        card: the card to stand for, where it is not the profile's.
 
     Raises:
         ConfigError: the card or the allocator's settings are unknown.
         OutputError: the trace cannot be written.
     """
-    card = find_gpu(profile.gpu.name)
+    card = card or find_gpu(profile.gpu.name)
     workload = bundled_workload(profile, card, progress or Progress(), fast)
     estimate = simulate_workload(workload, card, profile.allocator.conf, save_trace)
     return replace(estimate, shortened=fast)

@@ -1,0 +1,122 @@
+"""A case measured as often as was asked for, and what its runs come to together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median_low
+
+from tritter_mem.errors import MeasureError
+from tritter_mem.measure import cpu, cuda
+from tritter_mem.measure.target import Target
+from tritter_mem.measure.work import Work
+from tritter_mem.results import Estimate, RunFigures, Spread
+
+LOAD = "load"
+
+
+class PartlyMeasuredError(MeasureError):
+    """Something failed after the measurement; `estimate` is what was measured before."""
+
+    def __init__(self, *problems: str, estimate: Estimate) -> None:
+        super().__init__(*problems)
+        self.estimate = estimate
+
+
+def measure(work: Work, target: Target) -> Estimate:
+    """Measure a case, on the CPU or on a CUDA device, each run in a process of its own.
+
+    A run that goes out of memory is the answer, whatever others came to. On CUDA one more run tells
+    where the bytes are, and one more writes the snapshot, where it is wanted.
+
+    Raises:
+        PartlyMeasuredError: a repetition failed, or the snapshot.
+        MeasureError: the first run failed.
+    """
+    problems: list[str] = []
+    runs = _repeated(work, target, problems)
+    found = together(runs)
+    if target.card is not None:
+        found = cuda.with_recorded_components(found, work, target)
+        problems += _trouble(lambda: cuda.save_snapshot(work, target))
+    if problems:
+        raise PartlyMeasuredError(*problems, estimate=found)
+    return found
+
+
+def _repeated(work: Work, target: Target, problems: list[str]) -> list[Estimate]:
+    """The runs that succeeded; why another did not is added to the problems."""
+    runs = [measure_once(work, target)]
+    while len(runs) < target.asked.repeat and runs[-1].out_of_memory is None:
+        try:
+            runs.append(measure_once(work, target))
+        except MeasureError as error:
+            which = f"run {len(runs) + 1} of {target.asked.repeat}"
+            problems += [f"{which}: {problem}" for problem in error.problems]
+            break
+    return runs
+
+
+def measure_once(work: Work, target: Target) -> Estimate:
+    """Measure a case once; on CUDA without components.
+
+    Raises:
+        MeasureError: the run failed.
+    """
+    if target.card is None:
+        return cpu.measure(work, target.asked.time_limit_seconds)
+    return cuda.measure(work, target)
+
+
+def _trouble(act: Callable[[], None]) -> Sequence[str]:
+    try:
+        act()
+    except MeasureError as error:
+        return error.problems
+    return ()
+
+
+def together(runs: Sequence[Estimate]) -> Estimate:
+    """The median run with the spread of all; a single run as it is.
+
+    The median is by allocated peak, then by reserved peak, then by seconds; of an even number the
+    lower of the two in the middle. The last run counts alone where it went out of memory.
+    """
+    if len(runs) == 1 or runs[-1].out_of_memory is not None:
+        return runs[-1]
+    figures = [figures_of(run) for run in runs]
+    order = sorted(range(len(runs)), key=lambda i: _key(figures[i]))
+    spread = Spread(
+        runs=len(runs),
+        minimum=_by_figure(figures, min),
+        median=_by_figure(figures, median_low),
+        maximum=_by_figure(figures, max),
+    )
+    return replace(runs[order[(len(runs) - 1) // 2]], spread=spread)
+
+
+def figures_of(run: Estimate) -> RunFigures:
+    """What is held against other runs of the same case."""
+    return RunFigures(
+        allocated_peak_bytes=run.allocated_peak_bytes,
+        reserved_peak_bytes=run.reserved_peak_bytes,
+        seconds=seconds_of(run),
+    )
+
+
+def seconds_of(run: Estimate) -> float:
+    """Seconds of all phases but loading."""
+    return sum(phase.seconds or 0.0 for phase in run.phases if phase.name != LOAD)
+
+
+def _key(figures: RunFigures) -> tuple[float, float, float]:
+    return figures.allocated_peak_bytes, figures.reserved_peak_bytes or 0, figures.seconds
+
+
+def _by_figure(figures: Sequence[RunFigures], choose: Callable[..., float]) -> RunFigures:
+    reserved = [f.reserved_peak_bytes for f in figures if f.reserved_peak_bytes is not None]
+    return RunFigures(
+        allocated_peak_bytes=int(choose([f.allocated_peak_bytes for f in figures])),
+        reserved_peak_bytes=int(choose(reserved)) if reserved else None,
+        seconds=choose([f.seconds for f in figures]),
+    )
