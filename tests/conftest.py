@@ -1,8 +1,12 @@
-"""What holds for every test: those marked `gpu` skip, with the reason, where there is no CUDA."""
+"""What holds for every test: no local history; `gpu` skips, with its reason, without CUDA."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+os.environ["TRITTER_MEM_HISTORY"] = "off"  # tests that want a history say so
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"units", "errors", "results", "differences"},
+    {"units", "errors", "results", "differences", "history"},
     {"config"},
     {"planner", "trace", "allocator"},
     {"measure"},

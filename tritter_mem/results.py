@@ -439,6 +439,12 @@ class Result:
         found = {kind: getattr(self, kind) for kind in KINDS}
         return {kind: estimate for kind, estimate in found.items() if estimate is not None}
 
+    def gpu_of(self, kind: Kind) -> str:
+        """The card that a kind of answer is for: a name of the table, the driver's, or `cpu`."""
+        device = self.estimates()[kind].device
+        measured_on_gpu = kind == "measured" and device != "cpu"
+        return self.environment.gpu or device if measured_on_gpu else device
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, with `schema` first."""
         record = asdict(self)

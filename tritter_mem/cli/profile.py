@@ -179,6 +179,9 @@ def _finish(
     """Write and show what there is."""
     if not results:
         return
+    from tritter_mem.history import remember
+
+    remember(results)
     try:
         _write(results, output, html)
     finally:
