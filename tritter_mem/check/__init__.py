@@ -1,0 +1,1 @@
+"""Baselines and regression checks: today's memory held against what was committed."""
