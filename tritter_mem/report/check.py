@@ -1,0 +1,171 @@
+"""A check in words, and as a table in a terminal; the other formats use the same words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tritter_mem.report.table import Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.terminal import STYLES, render_line, render_list, render_table
+from tritter_mem.report.words import (
+    NAME_LIMIT,
+    TEXT_LIMIT,
+    label,
+    percent,
+    printable,
+    signed_bytes,
+)
+from tritter_mem.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tritter_mem.check.outcome import Change, CheckReport, Outcome, Reason, Status
+
+REASONS = 3
+COLUMNS = (
+    Column(label="profile", numeric=False),
+    Column(label="kind", numeric=False, wide=True),
+    Column(label="GPU", numeric=False, wide=True),
+    Column(label="baseline"),
+    Column(label="now"),
+    Column(label="change"),
+    Column(label="verdict", numeric=False),
+)
+TONES: dict[Status, Tone] = {
+    "ok": "",
+    "gain": "good",
+    "regression": "bad",
+    "no entry": "warn",
+    "other torch": "warn",
+    "other profile": "warn",
+    "failed": "bad",
+    "added": "good",
+    "updated": "warn",
+}
+TIGHTEN = "smaller than the baseline: tighten it, so that it cannot grow back unseen: "
+UPDATE = "tritter-mem check --update-baseline"
+
+
+def name_of_outcome(outcome: Outcome) -> str:
+    """What was profiled, how and for what: `1b (simulated, rtx-5080, torch 2.13.0)`."""
+    torch = f"torch {outcome.torch}" if outcome.torch else ""
+    place = ", ".join(filter(None, (outcome.kind, outcome.gpu, torch)))
+    return f"{printable(outcome.label, NAME_LIMIT)} ({printable(place, NAME_LIMIT)})"
+
+
+def headline(outcome: Outcome, units: str = "GiB") -> str:
+    """What came out, in one sentence."""
+    change = outcome.gated
+    if change is None:
+        return f"{outcome.status}: {printable(outcome.message, TEXT_LIMIT)}"
+    if outcome.status == "added":
+        return f"added: {outcome.gate} peak {format_bytes(change.now_bytes, units)}"
+    text = f"{outcome.status}: {outcome.gate} peak {_moved(change, units)}"
+    if outcome.status == "regression":
+        text += f", tolerated {format_bytes(outcome.tolerated_bytes, units)}"
+    if outcome.status == "gain":
+        text += f"; {TIGHTEN}{UPDATE}"
+    return f"{text}; {printable(outcome.message, TEXT_LIMIT)}" if outcome.message else text
+
+
+def _moved(change: Change, units: str) -> str:
+    """`1.80 GiB → 2.15 GiB, +358.0 MiB (+19.4%)`."""
+    before, now = (format_bytes(n, units) for n in (change.baseline_bytes, change.now_bytes))
+    if not change.growth_bytes:
+        return f"{now}, equal"
+    ratio = f" ({percent(change.ratio)})" if change.baseline_bytes else ""
+    return f"{before} → {now}, {signed_bytes(change.growth_bytes, units)}{ratio}"
+
+
+def details(outcome: Outcome, units: str = "GiB", most: int = REASONS) -> list[str]:
+    """What grew or shrank, the largest of each group first, and what else there is to know."""
+    lines: list[str] = []
+    for group in ("component", "phase", "module"):
+        found = [reason for reason in outcome.reasons if reason.group == group]
+        lines += [_reason(reason, units) for reason in found[:most]]
+        if len(found) > most:
+            lines.append(f"and {len(found) - most} more {group}s that changed less")
+    if outcome.moved is not None:
+        before, now = (printable(t, 200) for t in (outcome.moved.baseline, outcome.moved.now))
+        lines.append(f"the peak was at {before}, is at {now}")
+    other = informing(outcome)
+    if other is not None and other.growth_bytes and outcome.status != "added":
+        lines.append(f"{_other_gate(outcome)} peak {_moved(other, units)}; it informs, no more")
+    return lines
+
+
+def _reason(reason: Reason, units: str) -> str:
+    name = printable(reason.name, NAME_LIMIT)
+    if reason.group == "component":
+        name = label(reason.name)
+    elif reason.group == "module":
+        name = name or "outside of any module"
+        name += f" ({reason.count} of them)" if reason.count > 1 else ""
+        name += f", {label(reason.component).lower()}"
+    return f"{reason.group} {name}: {_moved(reason.change, units)}"
+
+
+def informing(outcome: Outcome) -> Change | None:
+    """The change of the peak that does not decide."""
+    return outcome.reserved if outcome.gate == "allocated" else outcome.allocated
+
+
+def _other_gate(outcome: Outcome) -> str:
+    return "reserved" if outcome.gate == "allocated" else "allocated"
+
+
+def notable(outcome: Outcome) -> bool:
+    """Whether there is more to say than that all is as it was."""
+    if outcome.status != "ok":
+        return True
+    other = informing(outcome)
+    return other is not None and abs(other.growth_bytes) > outcome.tolerated_bytes > 0
+
+
+def counts(report: CheckReport) -> str:
+    """`1 regression, 3 ok`."""
+    found = Counter(outcome.status for outcome in report.outcomes)
+    return ", ".join(f"{found[status]} {status}" for status in reversed(TONES) if found[status])
+
+
+def check_table(report: CheckReport, units: str) -> Table:
+    """One row an outcome: the peak that decides, in the baseline and now."""
+    caption = f"Memory against {printable(report.baseline, NAME_LIMIT)}"
+    rows = [_row(outcome, units) for outcome in report.outcomes]
+    return Table(caption=caption, columns=COLUMNS, rows=rows)
+
+
+def _row(outcome: Outcome, units: str) -> Row:
+    change, tone = outcome.gated, TONES[outcome.status]
+    added = outcome.status == "added"
+    names = (outcome.label, outcome.kind, outcome.gpu)
+    return Row(
+        cells=(
+            *(Cell(text=printable(name, NAME_LIMIT)) for name in names),
+            bytes_cell(None if change is None or added else change.baseline_bytes, units),
+            bytes_cell(None if change is None else change.now_bytes, units),
+            Cell(text="" if change is None or added else _short(change, units)),
+            Cell(text=outcome.status, tone=tone),
+        )
+    )
+
+
+def _short(change: Change, units: str) -> str:
+    return signed_bytes(change.growth_bytes, units) if change.growth_bytes else "equal"
+
+
+def render_check(report: CheckReport, console: Console, units: str = "GiB") -> None:
+    """Draw the table, then for each outcome that is not as it was what grew or shrank."""
+    render_table(check_table(report, units), console)
+    for outcome in filter(notable, report.outcomes):
+        lines = details(outcome, units)
+        if outcome.status == "added":
+            continue
+        render_line(console, "")
+        render_line(console, name_of_outcome(outcome), "bold")
+        render_line(console, headline(outcome, units), STYLES[TONES[outcome.status]])
+        render_list(console, "", lines)
+    render_line(console, "")
+    for line in (*report.notes, counts(report)):
+        render_line(console, line)
