@@ -8,6 +8,8 @@ Shapes: T tokens, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from tritter_model.config import ModelConfig
 from tritter_model.initialise import fill_normal, fill_packed
 from tritter_model.labels import EMBEDDINGS, label
 from tritter_model.ops import dense
+from tritter_model.ops.cross_entropy import chunked_cross_entropy
 from tritter_model.ops.embedding import embed
 from tritter_model.ops.expand import int4_groups
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
@@ -232,9 +235,33 @@ class Table(nn.Module):
         An alias of the weight takes its place where the table is shared in training.
         """
         weight = self.weight if alias is None else alias
-        out = weight.new_empty((ids_T.shape[0], weight.shape[1]), dtype=dtype)
-        return embed(ids_T, weight, self.scale, prefix, out)
+        rows: Tensor = self(_rows, ids_T, weight, self.scale, prefix, dtype)
+        return rows
 
     def project(self, x_TH: Tensor) -> Tensor:
         """Logits [T, V]."""
-        return dense.project(x_TH, self.weight, self.scale)
+        logits: Tensor = self(dense.project, x_TH, self.weight, self.scale)
+        return logits
+
+    def loss(
+        self, hidden_TH: Tensor, targets_T: Tensor, chunk: int, alias: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy as the output projection; see `ops.cross_entropy`.
+
+        An alias of the weight takes its place where the table is shared in training.
+        """
+        weight = self.weight if alias is None else alias
+        loss: Tensor = self(chunked_cross_entropy, hidden_TH, weight, targets_T, chunk)
+        return loss
+
+    def forward(self, use: Callable[..., Tensor], *args: object) -> Tensor:
+        """Each of the uses above, so that hooks on modules see the table run."""
+        return use(*args)
+
+
+def _rows(
+    ids_T: Tensor, table_VH: Tensor, scale_V: Tensor | None, prefix: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    out = table_VH.new_empty((ids_T.shape[0], table_VH.shape[1]), dtype=dtype)
+    return embed(ids_T, table_VH, scale_V, prefix, out)

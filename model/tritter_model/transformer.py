@@ -25,7 +25,6 @@ from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.labels import WEIGHTS, label
 from tritter_model.ops.append import append
 from tritter_model.ops.attention import Mask, self_attention
-from tritter_model.ops.cross_entropy import chunked_cross_entropy
 from tritter_model.ops.decode_attention import decode_attention
 from tritter_model.ops.dense import shared
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
@@ -250,7 +249,7 @@ class Transformer(nn.Module):
             table, head = shared(table)
         x = self.embedding.embed(ids_BS.flatten(), prefix, self.dtype, table)
         x = self.hidden_states(x, ids_BS.shape[0], training, sinks)
-        return chunked_cross_entropy(x, head, targets_BS.flatten(), training.loss_chunk)
+        return self.head.loss(x, targets_BS.flatten(), training.loss_chunk, head)
 
     def packed(self) -> Transformer:
         """The trained model as inference stores it.

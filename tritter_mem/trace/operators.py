@@ -71,6 +71,11 @@ class OperatorMode(TorchDispatchMode):
         return known
 
 
+def dispatches_itself(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is of a class that brings its own operators (a wrapper around others)."""
+    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in an operator's inputs or result, which are nested lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):

@@ -20,11 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from tritter_mem.trace.events import EventLog, Span
 from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.modules import ModulePath
-from tritter_mem.trace.operators import Operator, OperatorMode, tensors
+from tritter_mem.trace.operators import Operator, OperatorMode, dispatches_itself, tensors
+from tritter_mem.trace.owners import Owners, addresses
 from tritter_mem.trace.scratch import RULES as SCRATCH_RULES
 from tritter_mem.trace.scratch import scratch_bytes
 from tritter_model import labels
@@ -59,7 +61,8 @@ class Recorder:
         self._device = torch.empty(0, device=device).device  # with its index: cuda is cuda:0
         self._live: dict[int, _Tracked] = {}
         self._operators = OperatorMode(self._ran)
-        self._module = ModulePath()
+        self._module = ModulePath(self._holds)
+        self._owners = Owners(self.log, self._number)
         self._phase = ""
 
     def __enter__(self) -> Self:
@@ -85,7 +88,7 @@ class Recorder:
             category: one of `results.COMPONENTS`. For a storage that was seen it replaces the
                 category, from the allocation on.
         """
-        if not self._counts(tensor):
+        if is_lazy(tensor) or not self._counts(tensor):  # a lazy one has no storage yet
             return
         storage = tensor.untyped_storage()
         tracked = self._live.get(storage._cdata) or self._track(storage)
@@ -119,18 +122,21 @@ class Recorder:
     def _counts(self, tensor: torch.Tensor) -> bool:
         if tensor.device != self._device:
             return False
-        if tensor.layout is torch.strided and not _dispatches_itself(tensor):
+        if tensor.layout is torch.strided and not dispatches_itself(tensor):
             return True
         self.log.note(_OWN_LAYOUT)
         return False
 
     def _ran(self, operator: Operator, inputs: Any, result: Any) -> None:
+        if self._owners.unclaimed and self._module.current:
+            self._owners.used(inputs, self._module.current)
         counts = False
         # Most operators return one tensor: no generator for it.
-        for tensor in (result,) if isinstance(result, torch.Tensor) else tensors(result):
+        results = (result,) if isinstance(result, torch.Tensor) else tensors(result)
+        for place, tensor in enumerate(results):
             if self._counts(tensor):
                 counts = True
-                self._saw(tensor.untyped_storage(), operator, inputs)
+                self._saw(tensor.untyped_storage(), operator, inputs, place)
         if counts and self._libraries is not None:
             self._beside_results(self._libraries, operator.name, inputs)
 
@@ -146,16 +152,20 @@ class Recorder:
             for number, size in zip(numbers, sizes, strict=True):
                 self._freed(number, size)
 
-    def _saw(self, storage: torch.UntypedStorage, operator: Operator, inputs: Any) -> None:
+    def _saw(
+        self, storage: torch.UntypedStorage, operator: Operator, inputs: Any, place: int
+    ) -> None:
         tracked = self._live.get(storage._cdata)
         size = storage.nbytes()
         if tracked is None:
             tracked = self._track(storage)
-            if operator.returns_input and _holds(inputs, storage._cdata):
+            if operator.returns_input and storage._cdata in addresses(inputs):
                 self.log.note(_FOREIGN)
                 tracked.nbytes = size
         if tracked.nbytes != size:
             self._resized(tracked, size, operator.name)
+            if tracked.number is not None:
+                self._owners.came(tracked.address, tracked.number, inputs, place)
 
     def _track(self, storage: torch.UntypedStorage) -> _Tracked:
         tracked = _Tracked(storage, self._died)
@@ -175,7 +185,7 @@ class Recorder:
 
     def _came(self, nbytes: int, operator: str) -> int:
         number = self.log.alloc(
-            nbytes, operator=operator, module=self._module.current, category=labels.current()
+            nbytes, operator=operator, module=self._module.running, category=labels.current()
         )
         self.allocated_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
@@ -183,12 +193,21 @@ class Recorder:
 
     def _died(self, tracked: _Tracked) -> None:
         del self._live[tracked.address]
+        self._owners.unclaimed.pop(tracked.address, None)
         if tracked.number is not None:
             self._freed(tracked.number, tracked.nbytes)
 
     def _freed(self, number: int, nbytes: int) -> None:
-        self.log.free(number, module=self._module.current)
+        self.log.free(number, module=self._module.running or self.log.module(number))
         self.allocated_bytes -= nbytes
+
+    def _holds(self, tensor: torch.Tensor, module: str) -> None:
+        if not is_lazy(tensor) and self._counts(tensor):
+            self._owners.held(tensor.untyped_storage()._cdata, module)
+
+    def _number(self, address: int) -> int | None:
+        tracked = self._live.get(address)
+        return None if tracked is None else tracked.number
 
 
 class _Tracked(weakref.ref[torch.UntypedStorage]):
@@ -204,15 +223,3 @@ class _Tracked(weakref.ref[torch.UntypedStorage]):
     address: int
     nbytes: int
     number: int | None
-
-
-def _holds(inputs: Any, address: int) -> bool:
-    return any(
-        tensor.layout is torch.strided and tensor.untyped_storage()._cdata == address
-        for tensor in tensors(inputs)
-    )
-
-
-def _dispatches_itself(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is of a class that brings its own operators (a wrapper around others)."""
-    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
