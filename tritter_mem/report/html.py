@@ -13,6 +13,7 @@ from tritter_mem.report.context_chart import context_chart
 from tritter_mem.report.data import to_csv
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.holdings import holdings_table
+from tritter_mem.report.ladder import ladder_tables
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.page_size import fit_page
 from tritter_mem.report.segment_map import segment_map
@@ -190,6 +191,7 @@ def _parts(result: Result, units: str, full: Result) -> list[Part]:
         _of_table(holdings_table(result, units)),
         _fragmentation(result, units, full),
         _of_table(checkpointing_table(result, units)),
+        *(_of_table(table) for table in ladder_tables(result, units)),
         _of_chart("Context length", context_chart(result, units)),
     )  # fmt: skip
     return [part for part in found if part is not None]

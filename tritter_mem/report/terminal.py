@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.holdings import holdings_table
+from tritter_mem.report.ladder import ladder_tables, ladders_compared
 from tritter_mem.report.table import Bars, Column, Table, Tone
 from tritter_mem.report.tables import (
     basis_of,
@@ -90,11 +91,14 @@ def _render_compared(results: Sequence[Result], console: Console, units: str) ->
     for line in missing_kinds(results[0]) if results else []:
         if all(line in missing_kinds(result) for result in results):
             render_line(console, line, "dim")
+    if (ends := ladders_compared(results)) is not None:
+        render_table(ends, console)
     for result in results:
-        if (policies := checkpointing_table(result, units)) is not None:
+        if tables := _trade_offs(result, units):
             render_line(console, "")
             render_line(console, name_of(result), "bold")
-            render_table(policies, console)
+            for table in tables:
+                render_table(table, console)
 
 
 def _render_one(result: Result, console: Console, units: str) -> None:
@@ -111,11 +115,16 @@ def _render_one(result: Result, console: Console, units: str) -> None:
         if table is not None:
             render_table(table, console)
     render_list(console, "Fragmentation", _fragmentation(result, units))
-    if (policies := checkpointing_table(result, units)) is not None:
-        render_table(policies, console)
+    for table in _trade_offs(result, units):
+        render_table(table, console)
     facts = environment_facts(result.environment, units)
     render_line(console, "")
     render_line(console, ", ".join(f"{name} {text}" for name, text in facts), "dim")
+
+
+def _trade_offs(result: Result, units: str) -> list[Table]:
+    policies = checkpointing_table(result, units)
+    return [*([policies] if policies else []), *ladder_tables(result, units)]
 
 
 def _suggestions(result: Result, units: str) -> list[str]:
