@@ -108,7 +108,7 @@ def test_a_profile_without_a_verdict_is_counted_apart() -> None:
 def test_every_chart_has_a_name_and_a_table_behind_it() -> None:
     page = render_html([training_1b()], plotlyjs="directory")
     figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
-    assert len(figures) == 4
+    assert len(figures) == 5
     for figure in figures:
         assert re.search(r'role="img" aria-label="[^"]{20,}"', figure)
         assert "<details" in figure

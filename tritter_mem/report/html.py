@@ -9,6 +9,7 @@ from typing import Any
 from tritter_mem.report.chart import Chart
 from tritter_mem.report.charts import budget_chart, comparison_chart, waterfall_chart
 from tritter_mem.report.checkpointing import checkpointing_table
+from tritter_mem.report.checkpointing_chart import checkpointing_chart
 from tritter_mem.report.context_chart import context_chart
 from tritter_mem.report.data import to_csv
 from tritter_mem.report.differences import notable_differences
@@ -190,7 +191,7 @@ def _parts(result: Result, units: str, full: Result) -> list[Part]:
         _of_table(phase_table(result, units), timeline_chart(result, units)),
         _of_table(holdings_table(result, units)),
         _fragmentation(result, units, full),
-        _of_table(checkpointing_table(result, units)),
+        _checkpointing(result, units),
         *(_of_table(table) for table in ladder_tables(result, units)),
         _of_chart("Context length", context_chart(result, units)),
     )  # fmt: skip
@@ -208,6 +209,11 @@ def _of_table(table: Table | None, *charts: Chart | None) -> Part | None:
 def _of_chart(title: str, *charts: Chart | None) -> Part | None:
     drawn = [chart for chart in charts if chart is not None]
     return Part(title=title, charts=drawn) if drawn else None
+
+
+def _checkpointing(result: Result, units: str) -> Part | None:
+    table = checkpointing_table(result, units)
+    return None if table is None else _of_table(table, checkpointing_chart(result, table, units))
 
 
 def _differences(result: Result, units: str) -> Part | None:
