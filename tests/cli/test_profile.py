@@ -1,5 +1,6 @@
 """`tritter-mem profile`: one command from a profile to tables, JSON, HTML and an exit code."""
 
+import errno
 import json
 import os
 import signal
@@ -149,7 +150,7 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_leaves_no_child_and_no_file(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_child_and_keeps_what_is_finished(tmp_path: Path) -> None:
     """This model takes far longer on a CPU than it is given here."""
     output = tmp_path / "125m.json"
     code = "from tritter_mem.cli.main import main; main()"
@@ -164,7 +165,10 @@ def test_ctrl_c_leaves_no_child_and_no_file(tmp_path: Path) -> None:
     assert caller.returncode == EXIT_INTERRUPTED
     assert errors.splitlines()[-1] == "interrupted"
     wait_for(lambda: not Path(f"/proc/{child}").exists())  # until whoever inherits it has looked
-    assert list(tmp_path.iterdir()) == []
+    [result] = read_results(output)
+    assert result.simulated is not None
+    assert (result.measured, result.measured_reason) == (None, "interrupted")
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_an_interruption_keeps_what_is_finished(
@@ -235,10 +239,62 @@ def test_trade_off_of_every_policy() -> None:
     record = run_json(*options)
     cases = {(case["policy"], case["n"]): case for case in record["checkpointing"]}
     assert len(cases) == 8
+    assert all(case["measured_seconds"] is None for case in cases.values())
     assert record["profile"]["training"]["checkpointing"]["policy"] == "every-nth"
     own = cases["every-nth", 4]
     assert own["allocated_peak_bytes"] == record["simulated"]["allocated_peak_bytes"]
     assert "Checkpointing trade-off, simulated" in run(*options).stdout
+
+
+def test_repeated_runs_show_median_and_spread() -> None:
+    record = run_json("--config", "tiny", "--device", "cpu", "--repeat", "2")
+    spread = record["measured"]["spread"]
+    assert spread["runs"] == 2
+    assert spread["minimum"]["seconds"] <= spread["maximum"]["seconds"]
+    peak = record["measured"]["allocated_peak_bytes"]
+    assert spread["minimum"]["allocated_peak_bytes"] == peak
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeat", "0"], "repeat: found 0; allowed: 1 to 100"),
+        (["--snapshot", "{folder}/s", "--device", "cpu"], "snapshot: found --device cpu"),
+        (["--snapshot", "{folder}/s", "--config", "125m"], "a file holds the snapshot of one"),
+    ],
+)
+def test_wrong_measuring_exits_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("--config", "tiny", *(part.format(folder=tmp_path) for part in arguments))
+    assert done.exit_code == EXIT_USAGE
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_snapshot_without_a_device_exits_3_and_keeps_the_plan(tmp_path: Path) -> None:
+    done = run("--config", "tiny", "--snapshot", tmp_path / "snapshot.pickle")
+    assert done.exit_code == EXIT_NOT_MEASURED
+    assert "snapshot: no CUDA device" in done.stderr
+    assert "planned" in done.stdout
+
+
+def test_full_disk_is_said_and_the_tables_are_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "tiny.json"
+    output.write_text("what was there before")
+
+    def full(path: Path, *args: Any, **settings: Any) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        done = run("--config", "tiny", "--device", "none", "--output", output)
+    assert done.exit_code == EXIT_USAGE
+    assert "tiny.json: cannot be written: No space left on device" in done.stderr
+    assert "tiny · inference" in done.stdout
+    assert output.read_text() == "what was there before"
+    assert list(tmp_path.iterdir()) == [output]
 
 
 def test_trade_off_of_inference_is_refused() -> None:

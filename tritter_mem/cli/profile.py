@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +32,17 @@ Device = Annotated[
     ),
 ]
 TimeLimit = Annotated[
-    float, typer.Option("--time-limit", metavar="SECONDS", help="End a measurement after this.")
+    float, typer.Option("--time-limit", metavar="SECONDS", help="End a measured run after this.")
+]
+Repeat = Annotated[
+    int,
+    typer.Option("--repeat", metavar="N", help="Measure N times, and show the median and spread."),
+]
+Snapshot = Annotated[
+    Path | None,
+    typer.Option(
+        "--snapshot", metavar="FILE", help="Write PyTorch's memory snapshot of one more CUDA run."
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Write the results as JSON.")
@@ -58,6 +68,14 @@ Fast = Annotated[
         "--fast", help="Simulate without the chunks and tokens that repeat those before them."
     ),
 ]
+LadderOption = Annotated[
+    bool,
+    typer.Option(
+        "--ladder",
+        help="Show what to give up, rung by rung, until the profile fits: checkpoint more often, "
+        "halve the batch, truncate the context.",
+    ),
+]
 
 
 @partial(with_options, config=())
@@ -65,11 +83,14 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
     device: Device = "auto",
     time_limit: TimeLimit = 300.0,
+    repeat: Repeat = 1,
+    snapshot: Snapshot = None,
     as_json: Json = False,
     output: Output = None,
     html: Html = None,
     trace: Trace = None,
     fast: Fast = False,
+    ladder: LadderOption = False,
     module: Module = None,
     arguments: Arguments = None,
     warmup: Warmup = None,
@@ -79,31 +100,40 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     Without --config: the 7B model and the four routes by which it fits 16 GB; in training 7b.
 
-    In training --checkpoint all compares every checkpointing policy.
+    In training --checkpoint all compares every checkpointing policy, measured where --device is.
 
     With --module: third-party code, simulated on the card that --gpu names.
 
-    Exit code: 0 fits, 1 does not fit, 2 wrong usage or code that fails, 3 could not measure on the
-    --device named, or could not simulate.
+    On a GPU a --budget caps the run, so that a large card stands for a small one.
+
+    Exit code: 0 fits, 1 does not fit (or out of memory), 2 wrong usage or code that fails, 3 could
+    not measure on the --device named, or could not simulate.
 
     Example: tritter-mem profile --config tiny --device cpu --html tiny.html
     """
     from tritter_mem.cli.progress import showing
 
-    _check_outputs(output, html, trace)
+    _check_outputs(output, html, trace, snapshot)
+    how = {
+        "device": device,
+        "time_limit_seconds": time_limit,
+        "repeat": repeat,
+        "snapshot": snapshot,
+        "save_trace": trace,
+    }
     third_party = read_module(module, arguments, warmup, steps, options)
     if third_party is None:
-        asks = _of_profiles(options, device, time_limit, trace, fast)
+        asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
+    elif ladder:
+        raise UsageError("--ladder: not with --module; in code of your own, use MemoryManager")
     else:
-        asks = [_of_module(third_party, device, time_limit, trace)]
+        asks = [_of_module(third_party, how)]
     results: list[Result] = []
     problems: list[str] = []
     try:
         with showing(not as_json) as progress:
             for name, ask in asks:
-                result, problem = _answer(name, partial(ask, progress=progress))
-                results.append(result)
-                problems += [problem] if problem else []
+                problems += _answer(name, partial(ask, progress=progress), results)
     finally:  # an interruption does not lose what is finished
         _finish(results, as_json, output, html)
     if problems:
@@ -130,47 +160,44 @@ def _asked_for(options: ProfileOptions) -> ProfileOptions:
     return replace(options, config=names, checkpoint=None if every else options.checkpoint)
 
 
-def _check_one_trace(trace: Path | None, profiles: Sequence[Profile]) -> None:
-    if trace is not None and len(profiles) > 1:
-        raise UsageError(f"--trace: found {len(profiles)} profiles; a file holds the trace of one")
+def _check_one_file(how: Mapping[str, Any], profiles: Sequence[Profile]) -> None:
+    for what, key in (("trace", "save_trace"), ("snapshot", "snapshot")):
+        if how[key] is not None and len(profiles) > 1:
+            raise UsageError(
+                f"--{what}: found {len(profiles)} profiles; a file holds the {what} of one"
+            )
 
 
-def _of_profiles(
-    options: ProfileOptions, device: str, time_limit: float, trace: Path | None, fast: bool
-) -> list[tuple[str, Ask]]:
+def _of_profiles(options: ProfileOptions, how: Mapping[str, Any]) -> list[tuple[str, Ask]]:
     """For each profile its name and what gives its result."""
     profiles = _asked_for(options).profiles()
-    _check_one_trace(trace, profiles)
+    _check_one_file(how, profiles)
     from tritter_mem.measure.profile import profile as answer
 
-    ask = partial(
-        answer,
-        device=device,
-        time_limit_seconds=time_limit,
-        checkpointing=options.checkpoint == ALL,
-        save_trace=trace,
-        fast=fast,
-    )
+    ask = partial(answer, checkpointing=options.checkpoint == ALL, **how)
     return [(profile.name, partial(ask, profile)) for profile in profiles]
 
 
-def _of_module(
-    module: ModuleProfile, device: str, time_limit: float, trace: Path | None
-) -> tuple[str, Ask]:
+def _of_module(module: ModuleProfile, how: Mapping[str, Any]) -> tuple[str, Ask]:
     from tritter_mem.measure.module import profile_module
 
-    ask = partial(profile_module, device=device, time_limit_seconds=time_limit, save_trace=trace)
-    return "", partial(ask, module)  # what goes wrong names its own file and line
+    # What goes wrong names its own file and line.
+    return "", partial(profile_module, module, **how)
 
 
-def _answer(name: str, ask: Callable[[], Result]) -> tuple[Result, str | None]:
-    """A result, and why the measurement failed if it did: the rest holds all the same."""
-    from tritter_mem.measure.profile import MeasurementFailedError
+def _answer(name: str, ask: Callable[[], Result], results: list[Result]) -> Sequence[str]:
+    """Add a result, whole or as far as it came; what went wrong with a measurement is returned."""
+    from tritter_mem.measure.answer import MeasurementFailedError, ProfileInterrupted
 
     try:
-        return ask(), None
+        results.append(ask())
+    except ProfileInterrupted as interrupted:
+        results.append(interrupted.result)
+        raise
     except MeasurementFailedError as error:
-        return error.result, f"{name}: {error}" if name else str(error)
+        results.append(error.result)
+        return [f"{name}: {problem}" if name else problem for problem in error.problems]
+    return []
 
 
 def _finish(
