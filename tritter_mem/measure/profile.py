@@ -14,6 +14,7 @@ from tritter_mem.differences import compare, judge
 from tritter_mem.measure.answer import Answer, MeasurementFailedError, Where, find_where
 from tritter_mem.measure.checkpointing import measured_trade_off
 from tritter_mem.measure.environment import collect_environment
+from tritter_mem.measure.profile_ladder import profile_ladders
 from tritter_mem.measure.target import DEFAULT_TIME_LIMIT_SECONDS, Asked
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import suggest
@@ -35,6 +36,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     repeat: int = 1,
     snapshot: Path | None = None,
     checkpointing: bool = False,
+    ladder: bool = False,
     fast: bool = False,
     progress: Progress | None = None,
     save_trace: Path | None = None,
@@ -54,6 +56,8 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         snapshot: where to write PyTorch's memory snapshot of one more run, on CUDA.
         checkpointing: simulate every checkpointing policy too, and measure each where the profile
             is measured; for training.
+        ladder: where the profile does not fit, go down the out-of-memory ladder to the first rung
+            that does: simulated, and measured where the profile is measured on a GPU.
         fast: simulate without the chunks and tokens that take the memory of those before them.
         progress: told how far the work is.
         save_trace: where to write the simulated run's memory events.
@@ -90,6 +94,10 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         for cases, problems in measured_trade_off(profile, simulated_cases, where, told):
             answer.add(checkpointing=cases)
             answer.fail(problems)
+        if ladder:
+            for ladders, problems in profile_ladders(profile, where, answer.result, told):
+                answer.add(ladders=ladders)
+                answer.fail(problems)
     return answer.finished()
 
 

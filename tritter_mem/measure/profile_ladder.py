@@ -5,13 +5,25 @@ A run is made in a process of its own, which has no cache to clear, so that rung
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from tritter_mem.config.gpus import GpuCard
 from tritter_mem.config.schema import Profile
-from tritter_mem.measure.ladder import CLEAR_CACHE, EVERY_LAYER, Offers, Rung, Settings, rungs
-from tritter_mem.results import Estimate, Ladder, LadderEnd, LadderStep
+from tritter_mem.errors import MeasureError
+from tritter_mem.measure import runs
+from tritter_mem.measure.answer import Where
+from tritter_mem.measure.ladder import (
+    AS_IT_IS,
+    CLEAR_CACHE,
+    EVERY_LAYER,
+    Offers,
+    Rung,
+    Settings,
+    rungs,
+)
+from tritter_mem.planner.verdict import budget_of
+from tritter_mem.results import Estimate, Ladder, LadderEnd, LadderStep, Result
 from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.progress import Progress
 from tritter_mem.trace.simulate import PhaseHook, both, simulate_workload
@@ -57,8 +69,45 @@ def run_with(profile: Profile, settings: Settings, card: GpuCard) -> RunConfig:
     return case
 
 
+def profile_ladders(
+    profile: Profile, where: Where, result: Result, progress: Progress
+) -> Iterator[tuple[tuple[Ladder, ...], Sequence[str]]]:
+    """Go down the ladder by simulation, then by measuring where the profile is measured on a GPU.
+
+    Args:
+        profile: a resolved profile.
+        where: the card to stand for, the card to fit, and the one that measures.
+        result: the profile as it is, simulated.
+        progress: told which rung runs.
+
+    Yields:
+        After each ladder all so far, and what went wrong with this one.
+    """
+    card, budget = where.simulated, budget_of(profile, where.fitted)
+    found = [simulated_ladder(profile, card, budget, progress, result.simulated)]
+    yield tuple(found), []
+    target = where.target
+    if target is None or target.card is None:
+        return
+
+    def measure(case: RunConfig) -> Estimate:
+        progress.begin(f"{profile.name}, ladder: measuring")
+        return runs.measure_once(case, target)
+
+    try:
+        found.append(measured_ladder(profile, card, budget, measure))
+    except MeasureError as error:
+        yield tuple(found), [f"ladder: {problem}" for problem in error.problems]
+    else:
+        yield tuple(found), []
+
+
 def simulated_ladder(
-    profile: Profile, card: GpuCard, budget_bytes: int, progress: Progress, fast: bool = False
+    profile: Profile,
+    card: GpuCard,
+    budget_bytes: int,
+    progress: Progress,
+    as_it_is: Estimate | None = None,
 ) -> Ladder:
     """Go down the ladder by simulation until a rung fits.
 
@@ -67,13 +116,15 @@ def simulated_ladder(
         card: the card to stand for.
         budget_bytes: memory that may be used.
         progress: told how far each simulation is.
-        fast: leave out the chunks and tokens that take the memory of those before them.
+        as_it_is: the profile simulated already; where it leaves repetitions out, so do the rungs.
     """
+    fast = as_it_is is not None and as_it_is.shortened
 
     def simulated(rung: Rung) -> LadderStep:
         progress.begin(f"{profile.name}, {rung.name}")
         case = replace(run_with(profile, rung.settings, card), shortened=fast)
-        estimate = _simulated(case, card, profile.allocator.conf, progress)
+        known = as_it_is if rung.settings == AS_IT_IS else None
+        estimate = known or _simulated(case, card, profile.allocator.conf, progress)
         return _step(rung, _judged(estimate, budget_bytes), estimate)
 
     steps = tuple(_down(profile, simulated))
