@@ -1,4 +1,4 @@
-"""Every kernel of the bundled model, launched at 7B shapes on tensors that have no memory."""
+"""Kernels of the bundled model, launched at 7B shapes on tensors that have no memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import Tensor
 from tritter_model.ops import (
     adamw,
     adamw_8bit,
+    argmax,
     cross_entropy,
     embedding,
     expand,
     gated_relu2,
     grad_weight,
+    layer_norm,
+    random_ternary,
     rms_norm,
     rows,
     ternary,
@@ -45,10 +48,11 @@ def linear(form: str, tokens: int, inputs: int, outputs: int) -> Case:
     scale, out = empty(outputs, dtype=torch.float32), empty(tokens, outputs)
     args = (*quantised(tokens, inputs), packed, scale, out)
     name = f"{form}, {tokens} x {inputs} to {outputs}"
-    return name, lambda: _launch(ternary._ternary_linear, *args)
+    return name, lambda: launch(ternary._ternary_linear, *args)
 
 
-def _launch(operator: Any, *args: Any) -> None:
+def launch(operator: Any, *args: Any) -> None:
+    """Launch an operator's kernels."""
     operator.launch(*args)
 
 
@@ -64,6 +68,7 @@ def cases() -> Iterator[Case]:
     yield from training_cases()
     yield from optimizer_cases()
     yield from table_cases()
+    yield from other_cases()
 
 
 def row_cases() -> Iterator[Case]:
@@ -72,24 +77,24 @@ def row_cases() -> Iterator[Case]:
     out, floats = empty(PREFILL, INTERMEDIATE), empty(PREFILL, dtype=torch.float32)
     gain = empty(HIDDEN, dtype=torch.float32)
     rms, gated = rms_norm, gated_relu2
-    yield "quantise", lambda: _launch(rows.quantise_into, out, *quantised(PREFILL, INTERMEDIATE))
+    yield "quantise", lambda: launch(rows.quantise_into, out, *quantised(PREFILL, INTERMEDIATE))
     yield (
         "norm, quantised",
-        lambda: _launch(
+        lambda: launch(
             rms._rms_norm_rows, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
         ),
     )
     yield (
         "gate, quantised",
-        lambda: _launch(gated._gated_relu2_rows, gate_up, *quantised(PREFILL, INTERMEDIATE)),
+        lambda: launch(gated._gated_relu2_rows, gate_up, *quantised(PREFILL, INTERMEDIATE)),
     )
-    yield "norm", lambda: _launch(rms._rms_norm, hidden, gain, 1e-5, hidden, floats)
+    yield "norm", lambda: launch(rms._rms_norm, hidden, gain, 1e-5, hidden, floats)
     yield (
         "norm, backward",
-        lambda: _launch(rms._rms_norm_backward, hidden, hidden, gain, floats, hidden, gain),
+        lambda: launch(rms._rms_norm_backward, hidden, hidden, gain, floats, hidden, gain),
     )
-    yield "gate", lambda: _launch(gated._gated_relu2, gate_up, out)
-    yield "gate, backward", lambda: _launch(gated._gated_relu2_backward, out, gate_up, gate_up)
+    yield "gate", lambda: launch(gated._gated_relu2, gate_up, out)
+    yield "gate, backward", lambda: launch(gated._gated_relu2_backward, out, gate_up, gate_up)
 
 
 def training_cases() -> Iterator[Case]:
@@ -101,37 +106,37 @@ def training_cases() -> Iterator[Case]:
     logits, table = empty(PREFILL, VOCABULARY), empty(VOCABULARY, HIDDEN, dtype=f32)
     targets, scalar = empty(PREFILL, dtype=int64), empty(dtype=f32)
     training, loss = ternary_training, cross_entropy
-    yield "ternarise", lambda: _launch(training._ternarise, master, packed, scale)
+    yield "ternarise", lambda: launch(training._ternarise, master, packed, scale)
     yield (
         "ternary, gradient of inputs",
-        lambda: _launch(training._ternary_grad_input, hidden, packed, scale, hidden),
+        lambda: launch(training._ternary_grad_input, hidden, packed, scale, hidden),
     )
     yield (
         "ternary, gradient of weights",
-        lambda: _launch(grad_weight._grad_weight, hidden, codes, floats, False, master),
+        lambda: launch(grad_weight._grad_weight, hidden, codes, floats, False, master),
     )
     yield (
         "loss, gradient of the table",
-        lambda: _launch(grad_weight._grad_weight, logits, hidden, None, True, table),
+        lambda: launch(grad_weight._grad_weight, logits, hidden, None, True, table),
     )
-    yield "loss", lambda: _launch(loss._cross_entropy, logits, targets, floats, scalar)
-    yield "loss, mean", lambda: _launch(loss._mean, targets, scalar, scalar)
+    yield "loss", lambda: launch(loss._cross_entropy, logits, targets, floats, scalar)
+    yield "loss, mean", lambda: launch(loss._mean, targets, scalar, scalar)
     yield (
         "loss, backward",
-        lambda: _launch(loss._cross_entropy_backward, scalar, scalar, targets, floats, logits),
+        lambda: launch(loss._cross_entropy_backward, scalar, scalar, targets, floats, logits),
     )
 
 
 def optimizer_cases() -> Iterator[Case]:
     """Steps of a float32 master weight."""
     master, factors = empty(HIDDEN, HIDDEN, dtype=torch.float32), [0.5] * 7
-    yield "AdamW", lambda: _launch(adamw._adamw, master, master, master, master, factors)
+    yield "AdamW", lambda: launch(adamw._adamw, master, master, master, master, factors)
     codes, roots = (empty(master.numel(), dtype=dtype) for dtype in (torch.int8, torch.uint8))
     scales = empty(master.numel() // adamw_8bit.BLOCK, dtype=torch.float32)
     moments = (codes, roots, scales, scales)
     yield (
         "AdamW, 8 bits",
-        lambda: _launch(adamw_8bit._adamw_8bit, master, master, *moments, factors),
+        lambda: launch(adamw_8bit._adamw_8bit, master, master, *moments, factors),
     )
 
 
@@ -140,10 +145,21 @@ def table_cases() -> Iterator[Case]:
     table, scale = empty(VOCABULARY, HIDDEN), empty(VOCABULARY, dtype=torch.float32)
     codes, ids = empty(VOCABULARY, HIDDEN, dtype=torch.int8), empty(PREFILL, dtype=torch.int64)
     hidden, grad_table = empty(PREFILL, HIDDEN), empty(VOCABULARY, HIDDEN, dtype=torch.float32)
-    yield "embed", lambda: _launch(embedding._embed, ids, table, None, hidden)
-    yield "embed, int8", lambda: _launch(embedding._embed, ids, codes, scale, hidden)
-    yield "embed, backward", lambda: _launch(embedding._embed_backward, hidden, ids, grad_table)
+    yield "embed", lambda: launch(embedding._embed, ids, table, None, hidden)
+    yield "embed, int8", lambda: launch(embedding._embed, ids, codes, scale, hidden)
+    yield "embed, backward", lambda: launch(embedding._embed_backward, hidden, ids, grad_table)
     packed = empty(VOCABULARY, HIDDEN // 2, dtype=torch.uint8)
     groups = empty(VOCABULARY, expand.int4_groups(HIDDEN), dtype=torch.float16)
-    yield "expand int8", lambda: _launch(expand._expand, codes, scale, table)
-    yield "expand int4", lambda: _launch(expand._expand, packed, groups, table)
+    yield "expand int8", lambda: launch(expand._expand, codes, scale, table)
+    yield "expand int4", lambda: launch(expand._expand, packed, groups, table)
+
+
+def other_cases() -> Iterator[Case]:
+    """The vision tower's norm, the choice of a token, random weights."""
+    patches, affine = empty(196, 768), empty(768)
+    norm = layer_norm._layer_norm
+    yield "layer norm", lambda: launch(norm, patches, affine, affine, 1e-6, patches)
+    chosen = empty(1, 1, dtype=torch.int64)
+    yield "argmax", lambda: launch(argmax._argmax, empty(1, VOCABULARY), chosen)
+    packed = empty(HIDDEN, HIDDEN // 4, dtype=torch.uint8)
+    yield "random weights", lambda: launch(random_ternary._without_threes, packed)

@@ -33,9 +33,9 @@ from benchmarks.timing import (
     time_calls,
     time_graph,
 )
-from tritter_model.initialise import fill_packed
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
 from tritter_model.ops.gated_relu2 import gated_relu2_rows
+from tritter_model.ops.random_ternary import fill_packed
 from tritter_model.ops.rms_norm import rms_norm_rows
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
 from tritter_model.ops.ternary import ternary_linear_into

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from tritter_model.config import ModelConfig
-from tritter_model.initialise import fill_normal, fill_packed
+from tritter_model.initialise import fill_normal
 from tritter_model.labels import EMBEDDINGS, label
 from tritter_model.ops import dense
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
 from tritter_model.ops.embedding import embed
 from tritter_model.ops.expand import int4_groups
+from tritter_model.ops.random_ternary import fill_packed
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
 from tritter_model.ops.ternary import ternary_linear
 from tritter_model.ops.ternary_format import pack, packed_width, unpack

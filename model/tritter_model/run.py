@@ -18,6 +18,7 @@ from torch import Tensor
 from tritter_model.config import RunConfig
 from tritter_model.kv_cache import KVCache
 from tritter_model.labels import WEIGHTS, label
+from tritter_model.ops.argmax import argmax
 from tritter_model.ops.cross_entropy import IGNORED
 from tritter_model.optim import OPTIMIZERS, SGD
 from tritter_model.transformer import Transformer
@@ -50,11 +51,11 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
     with phase("prefill"):
         logits = _prefill(run, model, cache, prompt)
     with phase("decode"):
-        chosen = [logits.argmax(-1, keepdim=True)]
+        chosen = [argmax(logits)]
         for _ in range(run.steps):
             hidden = model.extend(chosen[-1], cache, run.multiprocessors)
             logits = model.logits(hidden)
-            chosen.append(logits.argmax(-1, keepdim=True))
+            chosen.append(argmax(logits))
         return torch.cat(chosen, 1)
 
 
@@ -62,7 +63,7 @@ def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
     """A chunk over an empty cache, one over a filled one, one token; then the cache is empty."""
     logits = _prefill(run, model, cache, prompt[:, : 2 * run.prefill_chunk])
     if run.new_tokens > 1:
-        model.logits(model.extend(logits.argmax(-1, keepdim=True), cache, run.multiprocessors))
+        model.logits(model.extend(argmax(logits), cache, run.multiprocessors))
     cache.seek(0)
 
 

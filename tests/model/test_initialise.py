@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from tritter_model import initialise as module
 from tritter_model import vision as vision_tower
 from tritter_model.config import ModelConfig
-from tritter_model.initialise import fill_packed
+from tritter_model.ops import random_ternary
+from tritter_model.ops.random_ternary import fill_packed
 from tritter_model.ops.ternary import unpack
 from tritter_model.transformer import Transformer
 
@@ -72,14 +72,15 @@ def test_packed_weights_are_valid_and_balanced(two_bit: bool, seed: int) -> None
     torch.testing.assert_close(shares, torch.tensor(expected), rtol=0, atol=0.01)
 
 
-def test_packed_weights_are_filled_a_block_at_a_time(
+def test_packed_weights_are_put_right_a_slice_at_a_time(
     seed: int, monkeypatch: pytest.MonkeyPatch, recording: Any
 ) -> None:
-    """What is made on the way is one block, whatever the weights' size."""
-    monkeypatch.setattr(module, "BLOCK", 1000)
+    """What is made on the way is one slice, whatever the weights' size."""
+    monkeypatch.setattr(random_ternary, "SLICE", 1000)
     packed = torch.empty(300, 100, dtype=torch.uint8)
+    packed.random_(0, 256, generator=torch.Generator().manual_seed(seed))
     with recording() as events:  # of the reference: a recording does not see inside an operator
-        fill_packed.reference(packed, torch.Generator().manual_seed(seed), True)
+        random_ternary._without_threes.reference(packed)
     assert {made.nbytes for made in events.made} == {1000}
     assert len(events.made) == 30
     assert (unpack(packed, 400) < 3).all()
