@@ -1,0 +1,150 @@
+"""The local history as one HTML page: a chart a profile, its peaks commit by commit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from tritter_mem.history import Remembered
+from tritter_mem.report.chart import Chart, Json, Scale, plotly_text
+from tritter_mem.report.page import PlotlyJs, render_page
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell
+from tritter_mem.report.words import KIND_LABELS, MISSING, NAME_LIMIT, printable, signed_bytes
+from tritter_mem.units import format_bytes
+
+COLORS = {"planned": "--soft", "simulated": "--accent", "measured": "--c-kv-cache"}
+DASHES = ("solid", "dash", "dot", "dashdot")
+COMMIT_LENGTH = 9
+
+
+def render_history_html(
+    history: Sequence[Remembered], *, plotlyjs: PlotlyJs = "inline", units: str = "GiB"
+) -> str:
+    """Render the history, oldest first, whole.
+
+    Args:
+        history: what `read_history` gives.
+        plotlyjs: where the chart library comes from, as in `page.render_page`.
+        units: `GiB` or `GB`.
+    """
+    profiles: defaultdict[str, list[Remembered]] = defaultdict(list)
+    for one in history:
+        profiles[one.profile].append(one)
+    return render_page(
+        "history.html.j2",
+        plotlyjs=plotlyjs,
+        runs=len({(one.created, one.profile) for one in history}),
+        span=_span(history),
+        charts=[
+            (printable(name, NAME_LIMIT), history_chart(runs, units))
+            for name, runs in sorted(profiles.items())
+        ],
+        records=[asdict(one) for one in history],
+    )
+
+
+def _span(history: Sequence[Remembered]) -> str:
+    days = sorted({printable(one.created, NAME_LIMIT)[:10] for one in history})
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
+
+
+def history_chart(runs: Sequence[Remembered], units: str) -> Chart:
+    """One profile's allocated peaks, a line for each kind of number and card."""
+    scale = Scale.of(max(one.allocated_peak_bytes for one in runs), units)
+    moments = list(dict.fromkeys((one.created, _commit(one)) for one in runs))
+    lines: defaultdict[tuple[str, str], list[Remembered]] = defaultdict(list)
+    for one in runs:
+        lines[one.kind, one.gpu].append(one)
+    cards = list(dict.fromkeys(gpu for _, gpu in lines))
+    name = printable(runs[0].profile, NAME_LIMIT)
+    return Chart(
+        title=_change(runs, units),
+        description=f"Allocated peaks of {name} over {len(moments)} runs. {_change(runs, units)}",
+        figure={
+            "data": [
+                _line(same, moments, DASHES[cards.index(gpu) % len(DASHES)], scale, units)
+                for (_, gpu), same in lines.items()
+            ],
+            "layout": {"xaxis": _axis(moments), "yaxis": scale.axis(), "hovermode": "closest"},
+        },
+        table=_table(runs, name, units),
+        height=300,
+        legend=[(COLORS[k], KIND_LABELS[k]) for k in KIND_LABELS if any(r.kind == k for r in runs)],
+    )
+
+
+def _commit(one: Remembered) -> str:
+    if one.commit is None:
+        return MISSING
+    commit, dirty, _ = one.commit.partition("-dirty")
+    return printable(commit, NAME_LIMIT)[:COMMIT_LENGTH] + dirty
+
+
+def _change(runs: Sequence[Remembered], units: str) -> str:
+    """How the last run differs from the first of its kind and card."""
+    last = runs[-1]
+    first = next(one for one in runs if (one.kind, one.gpu) == (last.kind, last.gpu))
+    change = last.allocated_peak_bytes - first.allocated_peak_bytes
+    now = format_bytes(last.allocated_peak_bytes, units)
+    return f"{last.kind.capitalize()} now {now}, {signed_bytes(change, units)} since the first."
+
+
+def _axis(moments: Sequence[tuple[str, str]]) -> Json:
+    """Runs side by side; as many commits named as there is room for."""
+    step = -(-len(moments) // 8)
+    shown = range(0, len(moments), step)
+    return {
+        "tickvals": list(shown),
+        "ticktext": [plotly_text(moments[at][1]) for at in shown],
+        "range": [-0.5, max(len(moments) - 0.5, 0.5)],
+        "fixedrange": True,
+    }
+
+
+def _line(
+    runs: Sequence[Remembered], moments: Sequence[tuple[str, str]], dash: str, scale: Scale,
+    units: str,
+) -> Json:  # fmt: skip
+    at = {moment: position for position, moment in enumerate(moments)}
+    color = COLORS[runs[0].kind]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plotly_text(f"{runs[0].kind}, {runs[0].gpu}", NAME_LIMIT),
+        "x": [at[one.created, _commit(one)] for one in runs],
+        "y": [scale.of_bytes(one.allocated_peak_bytes) for one in runs],
+        "line": {"color": color, "width": 2, "dash": dash, "shape": "hv"},
+        "marker": {"color": color, "size": 6},
+        "customdata": [
+            plotly_text(
+                f"{format_bytes(one.allocated_peak_bytes, units)}, {_commit(one)}, {one.created}"
+            )
+            for one in runs
+        ],
+        "hovertemplate": "%{fullData.name}: %{customdata}<extra></extra>",
+    }
+
+
+def _table(runs: Sequence[Remembered], caption: str, units: str) -> Table:
+    words = ("Made", "Commit", "Kind", "Card", "PyTorch")
+    return Table(
+        caption=caption,
+        columns=[
+            *(Column(label=word, numeric=False) for word in words),
+            Column(label="Allocated"),
+            Column(label="Reserved"),
+        ],
+        rows=[_row(one, units) for one in reversed(runs)],
+    )
+
+
+def _row(one: Remembered, units: str) -> Row:
+    texts = (one.created, _commit(one), one.kind, one.gpu, one.torch or MISSING)
+    return Row(
+        cells=(
+            *(Cell(text=printable(text, NAME_LIMIT)) for text in texts),
+            bytes_cell(one.allocated_peak_bytes, units),
+            bytes_cell(one.reserved_peak_bytes, units),
+        )
+    )
