@@ -124,7 +124,7 @@ def read_history(file: Path = FILE) -> list[Remembered]:
 def _remembered(line: bytes) -> Remembered | None:
     try:
         record: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: a line of brackets
         return None
     hints = get_type_hints(Remembered)
     if not isinstance(record, dict):

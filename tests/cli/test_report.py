@@ -11,6 +11,7 @@ from typer.testing import Result as Done
 from tests.report.records import planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_OK, EXIT_USAGE
+from tritter_mem.history import VARIABLE, remember
 from tritter_mem.report.page import PLOTLY_FILE
 from tritter_mem.results import Result
 
@@ -115,3 +116,38 @@ def test_help_ends_with_an_example() -> None:
 def test_reporting_needs_no_pytorch(planned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(planned, "--html", planned.with_name("page.html")).exit_code == EXIT_OK
+
+
+def test_export_writes_the_numbers_and_prints_nothing(planned: Path) -> None:
+    file = planned.with_name("numbers.csv")
+    done = run(planned, "--export", file)
+    assert (done.exit_code, done.output) == (EXIT_OK, "")
+    assert file.read_text().startswith("profile,profile_hash,created,torch,kind,gpu,group,name,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--export", "numbers.xlsx"], "allowed: a file ending in .csv or .parquet"),
+        (["--export", "x.csv", "--html", "x.csv"], "--html and --export: found x.csv for both"),
+        (["--history"], "--history: not with results"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(
+    planned: Path, arguments: list[str], words: str
+) -> None:
+    done = run(planned, *arguments)
+    assert done.exit_code == EXIT_USAGE
+    assert words in done.stderr
+
+
+def test_without_results_there_is_a_history_or_a_word_of_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "found no RESULT" in run().stderr
+    assert "`tritter-mem profile` and `check` write it" in run("--history").stderr
+    monkeypatch.setenv(VARIABLE, "on")
+    remember([planned_7b()])
+    assert "7b-128k (planned, rtx-5080)" in run("--history").stdout
+    assert json.loads(run("--history", "--json").stdout)[0]["profile"] == "7b-128k"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
 
 Results = Annotated[
     list[Path], typer.Argument(metavar="RESULT...", help="Files that --json or --output wrote.")
+]
+Export = Annotated[
+    Path | None,
+    typer.Option("--export", metavar="FILE", help="Write the numbers to a .csv or .parquet file."),
+]
+History = Annotated[
+    bool, typer.Option("--history", help="Show the peaks of earlier runs in this folder instead.")
 ]
 Html = Annotated[
     Path | None,
@@ -35,39 +43,109 @@ Units = Annotated[
 ]
 
 
-def command(
-    files: Results,
+def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
+    files: Results = [],  # noqa: B006  (typer copies it)
     html: Html = None,
     plotlyjs: PlotlyJs = "inline",
     units: Units = "GiB",
+    export: Export = None,
+    history: History = False,
     as_json: Json = False,
 ) -> None:
     """Show results: one whole, several compared; as tables, or as one HTML page.
 
+    With --history: what profile and check came to in this folder, by profile and commit.
+
     Example: tritter-mem report tiny.json 7b.json --html report.html
     """
-    if html is not None and as_json:
-        raise UsageError("--html and --json: found both; give one")
-    if html is not None:
-        _check_page(html, files)
-    results = _read(files)
-    if as_json:
-        print_json([result.to_dict() for result in results])
-    elif html is None:
-        _print_tables(results, units)
+    wanted = Wanted(html=html, plotlyjs=plotlyjs, units=units, export=export, as_json=as_json)
+    _refuse_what_does_not_go_together(files, wanted, history)
+    for option, path in wanted.outputs():
+        _check_output(option, path, files)
+    if history:
+        _show_history(wanted)
     else:
-        from tritter_mem.report.html import render_html
-        from tritter_mem.report.page import write_page
-
-        write_page(html, render_html(results, plotlyjs=plotlyjs, units=units), plotlyjs)
+        _show_results(_read(files), wanted)
 
 
-def _check_page(html: Path, files: Sequence[Path]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be shown, and where it goes."""
+
+    html: Path | None
+    plotlyjs: Literal["inline", "cdn", "directory"]
+    units: str
+    export: Path | None
+    as_json: bool
+
+    def outputs(self) -> list[tuple[str, Path]]:
+        """Options that name a file, with the file."""
+        found = {"--html": self.html, "--export": self.export}
+        return [(option, path) for option, path in found.items() if path is not None]
+
+
+def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, history: bool) -> None:
+    if wanted.html is not None and wanted.as_json:
+        raise UsageError("--html and --json: found both; give one")
+    if history and (files or wanted.outputs()):
+        raise UsageError("--history: not with results, --html or --export")
+    if not history and not files:
+        raise UsageError("found no RESULT; name files that --json or --output wrote, or --history")
+    if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
+        raise UsageError(f"--html and --export: found {wanted.html} for both; name two files")
+
+
+def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
     from tritter_mem.report.files import check_writable
 
-    if html.resolve() in {file.resolve() for file in files}:
-        raise UsageError(f"--html: found {html}, which is also a result to read; name another file")
-    check_writable(html)
+    if option == "--export":
+        from tritter_mem.report.export import check_export
+
+        check_export(path)
+    if path.resolve() in {file.resolve() for file in files}:
+        raise UsageError(
+            f"{option}: found {path}, which is also a result to read; name another file"
+        )
+    check_writable(path)
+
+
+def _show_history(wanted: Wanted) -> None:
+    from tritter_mem.history import FILE, read_history
+
+    try:
+        found = read_history()
+    except OSError as error:
+        raise InputError(
+            f"{FILE}: cannot be read: {error.strerror}; `tritter-mem profile` and `check` write it"
+        ) from error
+    if wanted.as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        from tritter_mem.report.history import render_history
+        from tritter_mem.report.terminal import make_console
+
+        render_history(found, make_console(), wanted.units)
+
+
+def _show_results(results: Sequence[Result], wanted: Wanted) -> None:
+    if wanted.export is not None:
+        from tritter_mem.report.export import export
+
+        export(wanted.export, results)
+    if wanted.html is not None:
+        _write_page(wanted.html, results, wanted)
+    if wanted.as_json:
+        print_json([result.to_dict() for result in results])
+    elif not wanted.outputs():
+        _print_tables(results, wanted.units)
+
+
+def _write_page(html: Path, results: Sequence[Result], wanted: Wanted) -> None:
+    from tritter_mem.report.html import render_html
+    from tritter_mem.report.page import write_page
+
+    page = render_html(results, plotlyjs=wanted.plotlyjs, units=wanted.units)
+    write_page(html, page, wanted.plotlyjs)
 
 
 def _read(files: Sequence[Path]) -> list[Result]:

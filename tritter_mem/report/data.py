@@ -24,22 +24,24 @@ def to_csv(results: Sequence[Result]) -> str:
     writer.writerow(COLUMNS)
     for result in results:
         for kind, estimate in result.estimates().items():
-            place = (_text(result.name), kind, _text(estimate.device))
-            writer.writerows((*place, *number) for number in _numbers(estimate))
+            place = (spreadsheet_text(result.name), kind, spreadsheet_text(estimate.device))
+            writer.writerows((*place, *number) for number in numbers(estimate))
     return out.getvalue()
 
 
-def _numbers(estimate: Estimate) -> Iterator[Number]:
+def numbers(estimate: Estimate) -> Iterator[Number]:
+    """Group, name and bytes of every component, total and phase."""
     yield from (("component", name, size) for name, size in estimate.components.items().items())
     for name in TOTALS:
         if (size := total_bytes(estimate, name)) is not None:
             yield "total", name, size
     for phase in estimate.phases:
-        yield "phase allocated", _text(phase.name), phase.allocated_peak_bytes
+        yield "phase allocated", spreadsheet_text(phase.name), phase.allocated_peak_bytes
         if phase.reserved_peak_bytes is not None:
-            yield "phase reserved", _text(phase.name), phase.reserved_peak_bytes
+            yield "phase reserved", spreadsheet_text(phase.name), phase.reserved_peak_bytes
 
 
-def _text(text: str) -> str:
+def spreadsheet_text(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

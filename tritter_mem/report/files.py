@@ -24,7 +24,16 @@ MAX_PROBLEMS = 20
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all; missing folders are made.
+    """Write `text` to `path` in UTF-8, whole or not at all; missing folders are made.
+
+    Raises:
+        OutputError: the path cannot be written.
+    """
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all; missing folders are made.
 
     Raises:
         OutputError: the path cannot be written.
@@ -34,7 +43,7 @@ def write_text_atomically(path: Path, text: str) -> None:
     try:
         _refuse_special(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
         _remove(temporary)
