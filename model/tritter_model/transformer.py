@@ -24,13 +24,14 @@ from tritter_model.initialise import initialise
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.labels import WEIGHTS, label
 from tritter_model.ops.append import append
-from tritter_model.ops.attention import Mask, self_attention
+from tritter_model.ops.attention import Mask
 from tritter_model.ops.decode_attention import decode_attention
 from tritter_model.ops.dense import shared
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
 from tritter_model.ops.prefill_attention import prefill_attention
 from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
 from tritter_model.ops.rotary import Heads, rotate_
+from tritter_model.ops.self_attention import self_attention
 from tritter_model.vision import VisionTower
 
 

@@ -8,15 +8,27 @@ float32 (the log of the sum of exponentials) a query and head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tritter_model.checkpointing import kept
-from tritter_model.labels import GRADIENTS, label
-from tritter_model.ops.registry import operator, scratch
-from tritter_model.ops.rotary import Heads, rotate_backward, rotate_into
+from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.flash import (
+    LOG2_E,
+    attend,
+    columns_of,
+    forward_tile,
+    load_rows,
+    nothing_yet,
+    scale_of,
+    store_rows,
+)
+from tritter_model.ops.jit import jit
+from tritter_model.ops.registry import operator
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 REFERENCE_ROWS = 512
 
@@ -41,17 +53,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, batch: int, mask: Mask) -> tuple[
     """Attention of each sequence over itself.
 
     Args:
-        q: [T, A, D]; k, v: [T, G, D]; any strides.
-        k: keys.
-        v: values.
+        q: queries [T, A, D]; a head's elements are adjacent, heads and tokens may lie apart.
+        k: keys [T, G, D], as the queries.
+        v: values [T, G, D], as the queries.
         batch: number of sequences in T.
         mask: what each query sees.
 
     Returns:
-        The output, contiguous [T, A * D], and its log-sum-exp, float32 [T, A].
+        The output, contiguous [T, A * D], and its log-sum-exp, float32 [T, A], head by head.
+
+    Raises:
+        ValueError: tensors that do not fit each other.
     """
-    out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
-    lse = q.new_empty((q.shape[0], q.shape[1]), dtype=torch.float32)
+    (tokens, heads, width), kv_heads = q.shape, k.shape[1]
+    expect("queries", q, FLOATS, -1, -1, -1)
+    expect("keys", k, q.dtype, tokens, -1, width)
+    expect("values", v, q.dtype, tokens, kv_heads, width)
+    if heads % kv_heads or tokens % batch:
+        raise ValueError(
+            f"found {heads} query heads, {kv_heads} key-value heads and {tokens} tokens of {batch}"
+            " sequences; allowed: a multiple of the key-value heads, and of the sequences"
+        )
+    out = q.new_empty((tokens, heads * width))
+    lse = q.new_empty((heads, tokens), dtype=torch.float32).T
     _attention(q, k, v, batch, *mask, out, lse)
     return out, lse
 
@@ -64,7 +88,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, batch: int, causal: bool, window: int, sinks: int,
     out: Tensor, lse: Tensor,
 ) -> None:  # fmt: skip
-    for part in _parts(q, k, batch, Mask(causal, window, sinks)):
+    for part in parts(q, k, batch, Mask(causal, window, sinks)):
         scores = part.scores(q, k)
         normaliser = scores.logsumexp(-1)
         weights = (scores - normaliser[..., None]).exp_()
@@ -74,7 +98,7 @@ def _attention(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The queries of one group of heads and one block of rows, and the keys of their sequence."""
 
     rows: slice
@@ -91,11 +115,12 @@ class _Part:
         return masked
 
 
-def _parts(q: Tensor, k: Tensor, batch: int, mask: Mask) -> list[_Part]:
+def parts(q: Tensor, k: Tensor, batch: int, mask: Mask) -> list[Part]:
+    """What the references take at a time."""
     tokens, group = q.shape[0] // batch, q.shape[1] // k.shape[1]
     positions = torch.arange(tokens, device=q.device)
     return [
-        _Part(
+        Part(
             rows=slice(start + first, start + min(first + REFERENCE_ROWS, tokens)),
             keys=slice(start, start + tokens),
             heads=slice(head * group, (head + 1) * group),
@@ -108,84 +133,46 @@ def _parts(q: Tensor, k: Tensor, batch: int, mask: Mask) -> list[_Part]:
     ]
 
 
-@operator(
-    "attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-    " int batch, bool causal, int window, int sinks, Tensor(a!) delta,"
-    " Tensor(b!) grad_q, Tensor(c!) grad_k, Tensor(d!) grad_v) -> ()"
-)
-def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    batch: int, causal: bool, window: int, sinks: int,
-    delta: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
+@_attention.kernel
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, batch: int, causal: bool, window: int, sinks: int,
+    out: Tensor, lse: Tensor,
 ) -> None:  # fmt: skip
-    slopes = grad.view(q.shape).float()
-    delta.copy_((slopes * out.view(q.shape).float()).sum(-1))
-    wide_k, wide_v = (torch.zeros(k.shape, device=k.device) for _ in range(2))
-    for part in _parts(q, k, batch, Mask(causal, window, sinks)):
-        weights = (part.scores(q, k) - lse[part.rows, part.heads].T[..., None]).exp_()
-        slope = slopes[part.rows, part.heads].transpose(0, 1)
-        wide_v[part.keys, part.kv_head] += (weights.transpose(1, 2) @ slope).sum(0)
-        inner = slope @ v[part.keys, part.kv_head].float().T
-        inner -= delta[part.rows, part.heads].T[..., None]
-        inner *= weights * q.shape[2] ** -0.5
-        grad_q[part.rows, part.heads] = (
-            (inner @ k[part.keys, part.kv_head].float()).transpose(0, 1).to(grad_q.dtype)
-        )
-        queries = q[part.rows, part.heads].float().transpose(0, 1)
-        wide_k[part.keys, part.kv_head] += (inner.transpose(1, 2) @ queries).sum(0)
-    grad_k.copy_(wide_k)
-    grad_v.copy_(wide_v)
+    for name, tensor in (("queries", q), ("keys", k), ("values", v)):
+        expect_adjacent(name, tensor)
+    (tokens, heads, width), tile = q.shape, forward_tile(q)
+    tokens //= batch
+    _attention_kernel[(-(-tokens // tile.rows), batch * heads)](
+        q, k, v, out, lse, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *lse.stride(),
+        tokens, heads, heads // k.shape[1], window or tokens, sinks, scale_of(width),
+        CAUSAL=causal, LOG2_E=LOG2_E, **columns_of(width), **tile.options(),
+    )  # fmt: skip
 
 
-def self_attention(qkv: Tensor, norms: Tensor | None, heads: Heads, mask: Mask) -> Tensor:
-    """QK-norm, RoPE and attention from a fused projection; differentiable.
-
-    The backward pass rotates again: what is kept is `qkv`, the output and its log-sum-exp.
-
-    Args:
-        qkv: [T, A + 2G, D].
-        norms: [2, D] weights of the query and the key norm, or None.
-        heads: the split of `qkv`.
-        mask: what each query sees.
-
-    Returns:
-        [T, A * D].
-    """
-    out: Tensor = _SelfAttention.apply(qkv, norms, heads, mask)  # type: ignore[no-untyped-call]
-    return out
-
-
-class _SelfAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, norms: Tensor | None, heads: Heads, mask: Mask) -> Tensor:
-        def compute() -> tuple[Tensor, ...]:
-            q, k, v = _rotated(qkv, norms, heads)
-            return attention(q, k, v, heads.batch, mask)
-
-        out, lse = kept("attention", compute)
-        ctx.save_for_backward(qkv, norms, out, lse)
-        ctx.heads, ctx.mask = heads, mask
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        qkv, norms, out, lse = ctx.saved_tensors
-        heads: Heads = ctx.heads
-        q, k, v = _rotated(qkv, norms, heads)
-        grad_qkv = torch.empty_like(qkv)
-        grad_rotated = grad_qkv.new_empty((qkv.shape[0], heads.rotated, qkv.shape[2]))
-        _attention_backward(
-            grads[0], q, k, v, out, lse, heads.batch, *ctx.mask, scratch(lse.shape, lse, lse.dtype),
-            grad_rotated[:, : heads.heads], grad_rotated[:, heads.heads :],
-            grad_qkv[:, heads.rotated :],
-        )  # fmt: skip
-        with label(GRADIENTS):
-            grad_norms = torch.empty_like(qkv[:2, 0] if norms is None else norms)
-        rotate_backward(grad_rotated, qkv, norms, heads, (grad_qkv[:, : heads.rotated], grad_norms))
-        return grad_qkv, None if norms is None else grad_norms, None, None
-
-
-def _rotated(qkv: Tensor, norms: Tensor | None, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    rotated = qkv.new_empty((qkv.shape[0], heads.rotated, qkv.shape[2]))
-    rotate_into(qkv, norms, heads, None, rotated)
-    return rotated[:, : heads.heads], rotated[:, heads.heads :], qkv[:, heads.rotated :]
+@jit
+def _attention_kernel(
+    q, k, v, out, lse, q_row, q_head, k_row, k_head, v_row, v_head, lse_row, lse_head,
+    tokens, heads, group, window, sinks, scale,
+    CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """A program takes a block of queries of one head; those that see most begin first."""
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
+    head = tl.program_id(1) % heads
+    begin = (tl.program_id(1) // heads).to(tl.int64) * tokens
+    row = first + tl.arange(0, ROWS)
+    held = row < tokens
+    queries = q + begin * q_row + head * q_head
+    queries = load_rows(queries, first, q_row, held, ROWS, True, WIDTH, COLUMNS)
+    best, total, mixed = nothing_yet(ROWS, COLUMNS)
+    best, total, mixed = attend(
+        best, total, mixed, queries, row, first, tl.minimum(first + ROWS, tokens) - 1,
+        k + begin * k_row + head // group * k_head, v + begin * v_row + head // group * v_head,
+        k_row, v_row, tokens, window, sinks, scale, CAUSAL, KEYS, WIDTH, COLUMNS,
+    )  # fmt: skip
+    total = tl.where(held, total, 1.0)
+    place = out + (begin * heads + head) * WIDTH
+    mixed = mixed / total[:, None]
+    store_rows(place, first, heads * WIDTH, held, mixed, ROWS, WIDTH, COLUMNS)
+    level = (best + tl.log2(total)) / LOG2_E
+    tl.store(lse + begin * lse_row + head * lse_head + row.to(tl.int64) * lse_row, level, mask=held)

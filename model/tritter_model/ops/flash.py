@@ -12,7 +12,7 @@ Softmax is taken in float32, with exponentials of two: a row's state is the larg
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,26 +42,51 @@ def columns_of(width: int) -> dict[str, int]:
     return {"WIDTH": width, "COLUMNS": max(16, block(width))}
 
 
-def forward_tile(q: Tensor) -> dict[str, int]:
-    """Queries and keys of a block, and how many warps and stages of copies a program has.
+class Tile(NamedTuple):
+    """Queries and keys of a block, and a program's warps and stages of copies."""
 
-    float32 is multiplied without tensor cores, in tiles that do not spill. Hopper has the shared
-    memory for blocks of 128 keys.
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """What a launch takes."""
+        return {
+            "ROWS": self.rows, "KEYS": self.keys,
+            "num_warps": self.warps, "num_stages": self.stages,
+        }  # fmt: skip
+
+
+def tile(q: Tensor, hopper: Tile, others: Tile, wide: Tile) -> Tile:
+    """The tile for these queries: the largest whose registers are enough, as the compiler counts.
+
+    Args:
+        q: queries, [..., D].
+        hopper: for compute capability 9.0, which multiplies from shared memory.
+        others: for other cards, within the 99 KiB that compute capability 12.0 has.
+        wide: for heads wider than 128.
     """
-    columns = columns_of(q.shape[-1])["COLUMNS"]
-    if q.dtype == torch.float32:
-        return {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 1}
-    if columns > 128:
-        return {"ROWS": 64, "KEYS": 32, "num_warps": 4, "num_stages": 2}
-    keys = 128 if capability() == 90 else 64
-    return {"ROWS": 128, "KEYS": keys, "num_warps": 8, "num_stages": 2}
+    if q.dtype == torch.float32:  # multiplied without tensor cores
+        return Tile(16, 16, 4, 1)
+    if q.shape[-1] > 128:
+        return wide
+    return hopper if capability() == 90 else others
+
+
+def forward_tile(q: Tensor) -> Tile:
+    """Queries that a program carries, and the keys of a block."""
+    return tile(q, Tile(128, 128, 8, 3), Tile(128, 32, 8, 3), Tile(64, 32, 8, 2))
 
 
 @jit
-def load_rows(start, at, stride, held, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Rows `at` of a head, [rows, COLUMNS]; zeros beyond its width and, if MASKED, where not held."""
-    column = tl.arange(0, COLUMNS)
-    place = start + at.to(tl.int64)[:, None] * stride + column[None]
+def load_rows(
+    head, first, stride, held, ROWS: tl.constexpr, MASKED: tl.constexpr,
+    WIDTH: tl.constexpr, COLUMNS: tl.constexpr, across=1,
+):  # fmt: skip
+    """ROWS rows of a head, [ROWS, COLUMNS]; zeros beyond its width and, if MASKED, if not held."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    place = head + (first + row).to(tl.int64)[:, None] * stride + column[None] * across
     if MASKED:
         return tl.load(place, mask=held[:, None] & (column < WIDTH)[None], other=0)
     if WIDTH < COLUMNS:
@@ -70,12 +95,29 @@ def load_rows(start, at, stride, held, WIDTH: tl.constexpr, COLUMNS: tl.constexp
 
 
 @jit
-def visible(row, key, count, window, sinks, CAUSAL: tl.constexpr):
-    """Whether rows see keys; the shapes of the two must fit each other."""
-    seen = (key < count) & ((row - key < window) | (key < sinks))
+def store_rows(
+    head, first, stride, held, value, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Write those rows of a head that are held, in the type of its memory."""
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    place = head + (first + row).to(tl.int64)[:, None] * stride + column[None]
+    inside = held[:, None] & (column < WIDTH)[None]
+    tl.store(place, value.to(head.dtype.element_ty), mask=inside)
+
+
+@jit
+def visible(row, start, count, window, sinks, CAUSAL: tl.constexpr, KEYS: tl.constexpr):
+    """Whether rows see the KEYS keys from `start` on, [rows, KEYS].
+
+    Bounds are taken relative to the block, so that an element compares with a number of its row.
+    """
+    column = tl.arange(0, KEYS)[None]
     if CAUSAL:
-        seen = seen & (key <= row)
-    return seen
+        seen = column < tl.minimum(row + 1, count)[:, None] - start
+    else:
+        seen = column < count - start
+    return seen & ((column > (row - window - start)[:, None]) | (column < sinks - start))
 
 
 @jit
@@ -101,14 +143,11 @@ def masked_block(number, before, begin, whole, rest):
 
 @jit
 def attend(
-    best, total, mixed, q, row, first, last, keys, values, key_stride, value_stride, offset, slots,
+    best, total, mixed, q, row, first, last, keys, values, key_stride, value_stride,
     count, window, sinks, scale,
     CAUSAL: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Take a source's keys and values into the state of the rows `first` to `last`.
-
-    Key number i lies at (i + offset) % slots, and offset < slots.
-    """
+    """Take a source's keys and values into the state of the rows `first` to `last`."""
     high = count
     if CAUSAL:
         high = tl.minimum(count, first + 1)
@@ -119,32 +158,30 @@ def attend(
     for number in range(whole, rest):
         best, total, mixed = _block(
             best, total, mixed, q, row, number * KEYS, keys, values, key_stride, value_stride,
-            offset, slots, count, window, sinks, scale, CAUSAL, False, KEYS, WIDTH, COLUMNS,
+            count, window, sinks, scale, CAUSAL, False, KEYS, WIDTH, COLUMNS,
         )  # fmt: skip
     before = tl.minimum(tl.cdiv(tl.minimum(sinks, count), KEYS), begin)
     for number in range(0, before + whole - begin + end - rest):
         start = masked_block(number, before, begin, whole, rest) * KEYS
         best, total, mixed = _block(
             best, total, mixed, q, row, start, keys, values, key_stride, value_stride,
-            offset, slots, count, window, sinks, scale, CAUSAL, True, KEYS, WIDTH, COLUMNS,
+            count, window, sinks, scale, CAUSAL, True, KEYS, WIDTH, COLUMNS,
         )  # fmt: skip
     return best, total, mixed
 
 
 @jit
 def _block(
-    best, total, mixed, q, row, start, keys, values, key_stride, value_stride, offset, slots,
+    best, total, mixed, q, row, start, keys, values, key_stride, value_stride,
     count, window, sinks, scale, CAUSAL: tl.constexpr, MASKED: tl.constexpr,
     KEYS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    i = start + tl.arange(0, KEYS)
-    at = i + offset
-    at = tl.where(at < slots, at, at - slots)
-    k = load_rows(keys, at, key_stride, i < count, WIDTH, COLUMNS, MASKED)
-    v = load_rows(values, at, value_stride, i < count, WIDTH, COLUMNS, MASKED)
+    held = tl.arange(0, KEYS) < count - start
+    k = load_rows(keys, start, key_stride, held, KEYS, MASKED, WIDTH, COLUMNS)
+    v = load_rows(values, start, value_stride, held, KEYS, MASKED, WIDTH, COLUMNS)
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     if MASKED:
-        seen = visible(row[:, None], i[None], count, window, sinks, CAUSAL)
+        seen = visible(row, start, count, window, sinks, CAUSAL, KEYS)
         scores = tl.where(seen, scores, float("-inf"))
     higher = tl.maximum(best, tl.max(scores, 1))
     weights = tl.exp2(scores - higher[:, None])

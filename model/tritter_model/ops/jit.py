@@ -67,6 +67,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def capability() -> int:
+    """What kernels are compiled for, 90 for compute capability 9.0; 0 for the interpreter."""
+    if interpreted():
+        return 0
+    return int(_triton().runtime.driver.active.get_current_target().arch)
+
+
 def block(size: int) -> int:
     """The smallest power of two that is not below `size`."""
     return 1 << (size - 1).bit_length()

@@ -8,8 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tritter_model.ops import attention as operators
-from tritter_model.ops.attention import Mask, attention, self_attention
+from tritter_model.ops.attention import Mask, attention
 from tritter_model.ops.rotary import Heads, rotate_into
+from tritter_model.ops.self_attention import self_attention
 
 MASKS = [
     Mask(),
