@@ -4,8 +4,9 @@ The new token's own key and value are taken from `qkv`, in full precision, wheth
 holds them already. The position is read on the device, so that a CUDA graph of a decode step can be
 replayed at every position.
 
-The kernel needs scratch that the reference does not: the partial outputs of the splits, and their
-log-sum-exp. The wrapper allocates it.
+The kernel splits the cache among programs, as many as the card has room for, whatever is in it:
+loops end where the position says. It needs scratch that the reference does not: the partial outputs
+of the splits, and their log-sum-exp. The wrapper allocates it.
 
 Shapes: B sequences; A query heads, G key-value heads, D their width; `qkv` is [B, A + 2G, D] with
 queries and keys already rotated.
@@ -13,14 +14,27 @@ queries and keys already rotated.
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from tritter_model.kv_cache import LayerCache
 from tritter_model.ops.cache_history import attend
+from tritter_model.ops.checks import expect_contiguous
+from tritter_model.ops.decode_groups import attend_to_groups
+from tritter_model.ops.decode_rows import attend_to_recent, attend_to_rows
+from tritter_model.ops.jit import block, jit
+from tritter_model.ops.kv_digits import digits_ptx
 from tritter_model.ops.registry import operator, scratch
 
+if TYPE_CHECKING:
+    import triton.language as tl
+
 SPLIT_TOKENS = 256
+TILE_BYTES = 8192
+"""Of keys or of values, in a program's tile."""
 
 
 def decode_attention(
@@ -38,7 +52,7 @@ def decode_attention(
         multiprocessors: of the card; attention is split so as to use them all.
     """
     out = qkv.new_empty((qkv.shape[0], heads * qkv.shape[2]))
-    partial = _partial_outputs(qkv, cache, heads, multiprocessors)
+    partial = partial_outputs(qkv, cache, heads, multiprocessors)
     _decode_attention(qkv, cache.tensors(), cache.layout(), length, heads, position, partial, out)
     return out
 
@@ -53,9 +67,10 @@ def decode_splits(batch_kv_heads: int, slots: int, multiprocessors: int) -> int:
     return max(1, min(wanted, -(-slots // SPLIT_TOKENS))) + 1
 
 
-def _partial_outputs(
+def partial_outputs(
     qkv: Tensor, cache: LayerCache, heads: int, multiprocessors: int
 ) -> list[Tensor]:
+    """Scratch for the splits: float32 outputs [splits, B, A, D], log-sum-exp [splits, B, A]."""
     splits = decode_splits(cache.batch * cache.kv_heads, cache.slots, multiprocessors)
     shape = (splits, qkv.shape[0], heads)
     return [
@@ -74,3 +89,133 @@ def _decode_attention(
 ) -> None:  # fmt: skip
     del length, partial
     attend(qkv, LayerCache.of(cache, layout), int(position), heads, out)
+
+
+@_decode_attention.kernel
+def _launch(
+    qkv: Tensor, cache: list[Tensor], layout: list[int], length: int, heads: int,
+    position: Tensor, partial: list[Tensor], out: Tensor,
+) -> None:  # fmt: skip
+    del length
+    layer = LayerCache.of(cache, layout)
+    expect_contiguous("queries, keys and values", qkv)
+    form, width = _form(layer, heads), qkv.shape[2]
+    splits = partial[0].shape[0]
+    pairs, programs = layer.batch * layer.kv_heads, -(-form["HEADS"] // form["COLUMNS"])
+    _split_kernel[(pairs * programs, splits)](
+        qkv, position, _as_read(layer, form), *partial,
+        layer.kv_heads, splits, layer.sinks, layer.window, max(layer.slots, 1), layer.groups,
+        math.log2(math.e) / math.sqrt(width), **form,
+    )  # fmt: skip
+    _merge_kernel[(layer.batch * heads,)](
+        *partial, out, layer.batch * heads, splits,
+        WIDTH=width, CHANNELS=block(width), SPLITS=32, num_warps=4,
+    )  # fmt: skip
+
+
+def _as_read(layer: LayerCache, form: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The cache's tensors, fp8 as bytes; then its values again, in words where rows have them."""
+    tensors = layer.tensors()
+    if layer.keys.dtype == torch.float8_e4m3fn:
+        tensors[:2] = [layer.keys.view(torch.uint8), layer.values.view(torch.uint8)]
+    words = tensors[1].view(torch.int32) if form["UNIT"] == 4 and layer.bits else tensors[1]
+    return (*tensors, words)
+
+
+def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
+    """What the kernel is compiled for. A tile has `TILE_BYTES`, and no more tokens than a group."""
+    width, heads_each = layer.sink_values.shape[3], heads // layer.kv_heads
+    row = width * layer.bits // 8 if layer.bits else width * layer.keys.element_size()
+    segment = math.gcd(row, layer.value_group) if layer.bits else row
+    columns = min(32, max(8, block(heads_each)))
+    tokens = min(128, TILE_BYTES // block(row)) if columns <= 16 else 32
+    digit = 2 if layer.bits == 2 else 4
+    return {
+        "BITS": layer.bits,
+        "GROUP": layer.group,
+        "VALUE_GROUPS": layer.value_scale.shape[3] if layer.bits else 1,
+        "SEGMENTS": row // segment,
+        "WIDTH": width,
+        "HEADS": heads_each,
+        "COLUMNS": columns,
+        "TOKENS": max(16, min(tokens, block(layer.group) if layer.bits else tokens)),
+        "CHANNELS": max(16, block(width)),
+        "BYTES": max(16, block(row)),
+        "SEGMENT": block(segment),
+        "RING": layer.window > 0,
+        "PTX": digits_ptx(digit, words=False),
+        "UNIT": 4 if segment % 4 == 0 else 1,
+        "WORDS_PTX": digits_ptx(digit, words=True),
+        "num_warps": 4,
+        "num_stages": 3,
+    }
+
+
+@jit
+def _split_kernel(
+    qkv, position, cache, partial, sums,
+    kv_heads, splits, sinks, window, slots, groups, factor,
+    BITS: tl.constexpr, GROUP: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr,
+    WIDTH: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
+    CHANNELS: tl.constexpr, BYTES: tl.constexpr, SEGMENT: tl.constexpr,
+    RING: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+):  # fmt: skip
+    """The last split takes sinks, tail and the new token, the others a share of the rest each."""
+    PROGRAMS: tl.constexpr = (HEADS + COLUMNS - 1) // COLUMNS
+    pair = tl.program_id(0) // PROGRAMS
+    head = tl.program_id(0) % PROGRAMS * COLUMNS + tl.arange(0, COLUMNS)
+    split = tl.program_id(1)
+    sequence = qkv + (pair // kv_heads).to(tl.int64) * (kv_heads * (HEADS + 2) * WIDTH)
+    queries = sequence + (pair % kv_heads * HEADS + head) * WIDTH
+    row = (split * (tl.num_programs(0) // PROGRAMS) + pair) * HEADS + head
+    here = head < HEADS
+    held = tl.load(position)
+    behind = tl.maximum(held - sinks, 0)
+    low = tl.maximum(behind - window + 1, 0) if RING else 0
+    if split == splits - 1:
+        new = sequence + (kv_heads * HEADS + pair % kv_heads) * WIDTH
+        attend_to_recent(
+            queries, new, cache, partial, sums, row, here, pair, kv_heads,
+            tl.minimum(held, sinks), sinks, behind, low, slots, factor,
+            BITS, GROUP, VALUE_GROUPS, WIDTH, COLUMNS, CHANNELS, RING,
+        )  # fmt: skip
+    elif BITS == 0:
+        attend_to_rows(
+            queries, cache, partial, sums, row, here, pair, split, splits - 1,
+            behind, low, slots, factor, WIDTH, COLUMNS, TOKENS, CHANNELS, RING,
+        )  # fmt: skip
+    else:
+        attend_to_groups(
+            queries, cache, partial, sums, row, here, pair, split, splits - 1,
+            behind, low, slots, groups, factor,
+            BITS, GROUP, VALUE_GROUPS, SEGMENTS, WIDTH, COLUMNS, TOKENS, BYTES, SEGMENT,
+            RING, PTX, UNIT, WORDS_PTX,
+        )  # fmt: skip
+
+
+@jit
+def _merge_kernel(
+    partial, sums, out, rows, splits,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """A program puts the splits of one query head together, weighed by their log-sum-exp."""
+    row = tl.program_id(0)
+    d = tl.arange(0, CHANNELS)
+    s = tl.arange(0, SPLITS)
+    total = tl.zeros((SPLITS,), tl.float32)
+    top = tl.full((SPLITS,), -1e30, tl.float32)
+    result = tl.zeros((SPLITS, CHANNELS), tl.float32)
+    for start in range(0, splits, SPLITS):
+        at = (start + s) * rows + row
+        share = tl.load(sums + at, mask=start + s < splits, other=float("-inf"))
+        higher = tl.maximum(top, share)
+        weight = tl.exp2(share - higher)
+        shrink = tl.exp2(top - higher)
+        inside = (weight > 0)[:, None] & (d < WIDTH)[None]
+        part = tl.load(partial + at[:, None] * WIDTH + d[None], mask=inside, other=0)
+        result = result * shrink[:, None] + part * weight[:, None]
+        total = total * shrink + weight
+        top = higher
+    weight = tl.exp2(top - tl.max(top, 0))
+    mixed = tl.sum(result * weight[:, None], 0) / tl.sum(total * weight, 0)
+    tl.store(out + row * WIDTH + d, mixed.to(out.dtype.element_ty), mask=d < WIDTH)

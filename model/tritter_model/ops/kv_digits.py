@@ -1,0 +1,89 @@
+"""Codes of a quantised cache taken apart in registers, for tensor cores.
+
+Codes become digits of at most 4 bits, less half their range, which bfloat16 holds exactly: -8 to 7,
+or -2 to 1 with int2. The digits of a byte are its planes with int4 and int2, see `kv_codec`, and
+the two halves of an int8 code.
+"""
+
+# mypy: disable-error-code="assignment"
+# Tuples that grow in unrolled loops have another type each time.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tritter_model.ops.jit import interpreted, jit
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+_MASK_AND_OFFSET = {4: ("0x0F0F0F0F", "0xC308C308"), 2: ("0x03030303", "0xC302C302")}
+_PAIRS = ("0x4140", "0x4342")
+
+
+def digits_ptx(digit: int, words: bool) -> str | None:
+    """The PTX that `digits` is to use, or with `words` `digits_of_words`; none if interpreted.
+
+    Two digits at a time: a byte below 0x43 is the bfloat16 128 + byte; the offset is -(128 + half
+    the range).
+    """
+    if interpreted():
+        return None
+    mask, offset = _MASK_AND_OFFSET[digit]
+    pairs = 16 // digit
+    source = 2 * pairs if words else pairs
+    lines = [f"mov.b32 one, 0x3F803F80; mov.b32 offset, {offset};"]
+    for pair in range(pairs):
+        lines += [
+            f"shr.b32 x, ${source}, {digit * (pair // 2)};",
+            f"and.b32 x, x, {mask};",
+            f"prmt.b32 x, x, 0x43434343, {_PAIRS[pair % 2]};",
+            "fma.rn.bf16x2 x, x, one, offset;",
+            f"mov.b32 {{${2 * pair}, ${2 * pair + 1}}}, x;" if words else f"mov.b32 ${pair}, x;",
+        ]
+    return "\n".join(["{ .reg .b32 x, one, offset;", *lines, "}"])
+
+
+@jit
+def digits(packed, DIGIT: tl.constexpr, PTX: tl.constexpr):
+    """The digits of bytes, lowest first: bfloat16 tensors of the same shape."""
+    PARTS: tl.constexpr = 8 // DIGIT
+    if PTX is not None:
+        return tl.inline_asm_elementwise(
+            PTX, "=&r," * (2 * PARTS) + "r", [packed],
+            dtype=(tl.bfloat16,) * PARTS, is_pure=True, pack=4,
+        )  # fmt: skip
+    found = ()
+    for i in tl.static_range(PARTS):
+        found += (_centred(packed.to(tl.int32) >> (DIGIT * i), DIGIT),)
+    return found
+
+
+@jit
+def _centred(code, DIGIT: tl.constexpr):
+    """The lowest digit, less half its range."""
+    return ((code & (2**DIGIT - 1)) - 2 ** (DIGIT - 1)).to(tl.float32).to(tl.bfloat16)
+
+
+@jit
+def digits_of_words(words, DIGIT: tl.constexpr, PTX: tl.constexpr):
+    """As `digits`, for int32 [M, N] words of four bytes: bfloat16 tensors [M, 4 N].
+
+    Words reach shared memory by asynchronous copies also where bytes do not.
+    """
+    PARTS: tl.constexpr = 8 // DIGIT
+    if PTX is not None:
+        of_bytes = tl.inline_asm_elementwise(
+            PTX, "=&h," * (4 * PARTS) + "r", [words],
+            dtype=(tl.bfloat16,) * (4 * PARTS), is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        of_bytes = ()
+        for i in tl.static_range(4 * PARTS):
+            of_bytes += (_centred(words >> (8 * (i % 4) + DIGIT * (i // 4)), DIGIT),)
+    found = ()
+    for i in tl.static_range(PARTS):
+        even = tl.join(of_bytes[4 * i], of_bytes[4 * i + 2])
+        odd = tl.join(of_bytes[4 * i + 1], of_bytes[4 * i + 3])
+        found += (tl.reshape(tl.join(even, odd), (words.shape[0], 4 * words.shape[1])),)
+    return found

@@ -1,0 +1,163 @@
+"""Decode attention over the cache: the kernel against its reference, at odd shapes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tritter_model.config import CacheConfig, ModelConfig, RunConfig
+from tritter_model.kv_cache import KVCache
+from tritter_model.ops import decode_attention as module
+from tritter_model.ops.append import append
+from tritter_model.ops.decode_attention import decode_attention
+from tritter_model.ops.registry import use_kernels
+
+Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
+TYPES = ["bfloat16", "float16", "fp8", "int8", "int4", "int2"]
+OTHERS = [name for name in TYPES if name != "int4"]
+ERROR, COSINE = 0.02, 0.9998
+"""Relative L2 error and cosine. Scaled queries and weights are rounded to bfloat16, 2^-9 each; the
+channel of outliers makes scores of some tens, whose rounding the exponential then shows."""
+
+MODEL = ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    intermediate_size=64,
+    vocab_size=64,
+)
+CASE = RunConfig(
+    model=MODEL, cache=CacheConfig(group_size=32), context=150, batch=1, multiprocessors=4
+)
+
+
+@pytest.fixture(autouse=True)
+def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few tokens are split too."""
+    monkeypatch.setattr(module, "SPLIT_TOKENS", 40)
+
+
+def case(dtype: str, *, batch: int = 1, group: int = 32, sinks: int = 4, **model: Any) -> RunConfig:
+    cache = CacheConfig(dtype=dtype, group_size=group, attention_sinks=sinks)
+    return replace(CASE, model=replace(MODEL, **model), cache=cache, batch=batch)
+
+
+def some_tokens(run: RunConfig, count: int) -> Tensor:
+    """[B * count, heads, D]; one channel of keys and values is ten times the others."""
+    model = run.model
+    heads = model.num_attention_heads + 2 * model.num_key_value_heads
+    rows = torch.randn(run.batch * count, heads, model.head_dim)
+    rows[:, model.num_attention_heads :, 3] *= 10
+    return rows.to(getattr(torch, model.compute_dtype))
+
+
+def decoded(run: RunConfig, both: Both, cached: int) -> tuple[Tensor, Tensor]:
+    """What kernel and reference make of one token behind `cached` ones, in float64."""
+    device = torch.empty(0).device
+    cache, heads = KVCache(run, device), run.model.num_attention_heads
+    use_kernels(False)
+    if cached:
+        append(some_tokens(run, cached), cache.layers[0], cache.position, heads)
+    cache.seek(cached)
+    token, layer = some_tokens(run, 1), cache.layers[0]
+    ours, wanted = both(
+        lambda: decode_attention(
+            token, layer, cache.position, cached, heads, run.multiprocessors
+        ).double()
+    )
+    return ours, wanted
+
+
+def assert_close(ours: Tensor, wanted: Tensor) -> None:
+    error = float((ours - wanted).norm() / wanted.norm())
+    cosine = float(torch.cosine_similarity(ours.flatten(), wanted.flatten(), 0))
+    print(f"relative error {error:.5f}, cosine {cosine:.7f}")
+    assert error <= ERROR
+    assert cosine >= COSINE
+
+
+@pytest.mark.parametrize("cached", [0, 1, 4, 5, 36, 37, 149])
+def test_any_number_of_cached_tokens(device: torch.device, both: Both, cached: int) -> None:
+    """None, one, only sinks, one behind them, a whole group, one over it, a partial group."""
+    assert_close(*decoded(case("int4", batch=3), both, cached))
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+@pytest.mark.parametrize("cached", [0, 5, 149])
+def test_caches_of_other_types(device: torch.device, both: Both, dtype: str, cached: int) -> None:
+    assert_close(*decoded(case(dtype), both, cached))
+
+
+@pytest.mark.parametrize("window", [1, 5, 31, 32, 33, 70, 1000])
+def test_windows_end_anywhere(device: torch.device, both: Both, window: int) -> None:
+    """Smaller than a group, a group, one over it; tokens that end within one or beside it."""
+    cached = int(torch.randint(40, 150, ()))
+    print(f"{cached} tokens")
+    assert_close(*decoded(case("int4", sliding_window=window), both, cached))
+
+
+@pytest.mark.parametrize("dtype", OTHERS)
+def test_rings_of_other_types(device: torch.device, both: Both, dtype: str) -> None:
+    assert_close(*decoded(case(dtype, sliding_window=45), both, int(torch.randint(40, 150, ()))))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_key_value_heads": 1, "num_attention_heads": 1},
+        {"num_key_value_heads": 1, "num_attention_heads": 40},
+        {"num_key_value_heads": 8, "num_attention_heads": 8},
+        {"num_key_value_heads": 32, "num_attention_heads": 32, "head_dim": 128},
+        {"num_key_value_heads": 1, "num_attention_heads": 9, "head_dim": 128},
+        {"head_dim": 20},
+        {"head_dim": 96},
+        {"weight_format": "float32"},
+        {"weight_format": "float16"},
+    ],
+    ids=lambda shape: ",".join(f"{value}" for value in shape.values()),
+)
+def test_any_heads_of_any_width(device: torch.device, both: Both, shape: dict[str, Any]) -> None:
+    assert_close(*decoded(case("int4", **shape), both, 40))
+
+
+@pytest.mark.parametrize("shape", [{"head_dim": 96}, {"weight_format": "float32"}], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_plain_rows_of_other_shapes(
+    device: torch.device, both: Both, dtype: str, shape: dict[str, Any]
+) -> None:
+    assert_close(*decoded(case(dtype, **shape), both, 40))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "width"),
+    [
+        ("int4", 8, 32), ("int4", 16, 64), ("int4", 100, 20), ("int4", 128, 128),
+        ("int4", 140, 64), ("int8", 16, 32), ("int8", 100, 20), ("int2", 16, 64), ("int2", 100, 20),
+    ],
+)  # fmt: skip
+def test_any_groups(device: torch.device, both: Both, dtype: str, group: int, width: int) -> None:
+    """A few channels of a value a scale, or all; more tokens in a group than in a tile."""
+    assert_close(*decoded(case(dtype, group=group, head_dim=width), both, 146))
+
+
+@pytest.mark.parametrize("sinks", [0, 50])
+def test_any_number_of_sinks(device: torch.device, both: Both, sinks: int) -> None:
+    assert_close(*decoded(case("int4", sinks=sinks), both, 97))
+
+
+def test_a_launch_does_not_change_with_the_position(device: torch.device, kernels: None) -> None:
+    """The operator runs at any position with the same arguments: a CUDA graph may replay it."""
+    run = case("int4")
+    cache = KVCache(run, device)
+    layer, heads = cache.layers[0], run.model.num_attention_heads
+    append(some_tokens(run, 100), layer, cache.position, heads)
+    token = some_tokens(run, 1)
+    cache.seek(100)
+    wanted = decode_attention(token, layer, cache.position, 100, heads, run.multiprocessors)
+    again = decode_attention(token, layer, cache.position, 0, heads, run.multiprocessors)
+    assert torch.equal(wanted, again)
