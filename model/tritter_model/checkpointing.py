@@ -20,7 +20,9 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
 POLICIES = (
@@ -110,11 +112,43 @@ def kept(
     kind: Literal["attention", "matmul"], compute: Callable[[], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
     """Compute results, or take those that a selective checkpoint kept from the forward pass."""
+    results, _ = _kept_or_made(kind, compute)
+    return results
+
+
+def product(
+    saves: type[Function], x_TK: Tensor, weight_NK: Tensor, fill: Callable[[Tensor], object]
+) -> Tensor:
+    """A product whose inputs autograd saves before it is computed: [T, N] in the type of x.
+
+    Recomputation ends as soon as all is there again that the backward pass asks for. Autograd saves
+    a function's tensors when the function returns; were the product computed inside, that of a
+    layer's end would be computed again for nothing.
+
+    Args:
+        saves: saves x and weight, and returns its third input, the result, as it is.
+        x_TK: activations.
+        weight_NK: weights.
+        fill: computes the product into the result.
+    """
+    shape = (x_TK.shape[0], weight_NK.shape[0])
+    (empty,), there = _kept_or_made("matmul", lambda: (x_TK.new_empty(shape),))
+    out: Tensor = saves.apply(x_TK, weight_NK, empty)
+    if not there:
+        with torch.no_grad():
+            fill(out)
+    return out
+
+
+def _kept_or_made(
+    kind: Literal["attention", "matmul"], make: Callable[[], tuple[Tensor, ...]]
+) -> tuple[tuple[Tensor, ...], bool]:
+    """Results, and whether they are kept ones."""
     if _keeper is None or not _keeper.wants(kind):
-        return compute()
+        return make(), False
     if _keeper.replaying:
-        return _keeper.kept.popleft()
-    results = compute()
+        return _keeper.kept.popleft(), True
+    results = make()
     # Aliases: autograd is about to make the results themselves part of the graph.
     _keeper.kept.append(tuple(result.detach() for result in results))
-    return results
+    return results, False

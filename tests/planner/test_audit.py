@@ -40,11 +40,11 @@ def test_figures(claim: str, low: float, high: float, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("claim", "percent"),
     [
-        ("checkpoint all, work", 33.3),
+        ("checkpoint all, work", 25.9),
         ("checkpoint every 4, memory", 23.4),
         ("checkpoint every 8, memory", 11.7),
-        ("checkpoint every 4, work", 8.3),
-        ("checkpoint every 8, work", 4.2),
+        ("checkpoint every 4, work", 6.5),
+        ("checkpoint every 8, work", 3.2),
     ],
 )
 def test_checkpointing_agrees_with_what_was_measured(claim: str, percent: float) -> None:
@@ -121,4 +121,4 @@ def test_simulated_answers_agree_with_planned_ones() -> None:
         none, all_layers = (answers.policy(training, p, 1) for p in ("none", "every-layer"))
         assert none[1] == 0
         assert all_layers[0] < none[0]
-        assert 0.25 < all_layers[1] < 0.34
+        assert 0.2 < all_layers[1] < 0.27

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from tritter_mem.config.gpus import find_gpu
@@ -9,6 +10,7 @@ from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.schema import Profile
 from tritter_mem.planner.change import changed
 from tritter_mem.planner.compose import plan
+from tritter_mem.planner.sizes import sizes_of
 from tritter_mem.results import Estimate
 from tritter_mem.trace.checkpointing import simulate_policy
 from tritter_mem.trace.progress import Progress
@@ -36,11 +38,16 @@ class Planned:
         return plan(profile, find_gpu(profile.gpu.name))
 
     def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
-        """A forward pass again, of three that a step's products come to, in one layer of n."""
+        """The forward pass's products again but the last of a layer, in one layer of n.
+
+        A step comes to three times the forward pass's products.
+        """
         checkpointing = {"policy": policy, "n": n}
         phases = self.estimate(changed(profile, {"training.checkpointing": checkpointing})).phases
         peak = max(p.components.activations_bytes for p in phases if p.components is not None)
-        return peak, 0.0 if policy == "none" else 1 / 3 / n
+        weights = {name: math.prod(shape) for name, shape in sizes_of(profile, 1).linears.items()}
+        again = 1 - weights["down"] / sum(weights.values())
+        return peak, 0.0 if policy == "none" else again / 3 / n
 
 
 class Simulated:

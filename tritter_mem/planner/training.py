@@ -296,12 +296,17 @@ def _recompute(step: Step, start: int, end: int) -> Iterator[Moment]:
     held = sum(step.tensors[name] for name in KEPT[kept] if name != "x")
     again = [name for name in SAVED_SINCE if name not in KEPT[kept] or name == "x"]
     whole = _layer_forward(step, again)
-    # The last layer stops as soon as all is there: before its second residual.
-    last = _layer_forward(step, again, len(FORWARD) - 1)
+    # The last layer stops as soon as all is there: before its last product is computed.
+    last = highest([_layer_forward(step, again, len(FORWARD) - 2), _last_saved(step, again)])
     for number, layer in enumerate(range(start, end + 1)):
         moment = (last if layer == end else whole).at(f"layer {layer} again")
         there = number * step.saved_bytes() + held + step.stream
         yield replace(moment.plus({"activations": there}), phase="backward")
+
+
+def _last_saved(step: Step, kept: Collection[str]) -> Moment:
+    """The down projection's inputs are there again, and room for its result."""
+    return Moment("backward", "down projection", alive(["y", *kept], step.tensors))
 
 
 def _layer_backward(step: Step) -> Moment:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritter_model.checkpointing import kept
+from tritter_model.checkpointing import product
 from tritter_model.labels import GRADIENTS, LOGITS, label
 from tritter_model.ops.expand import expand
 from tritter_model.ops.grad_weight import write_grad_weight
@@ -26,25 +26,28 @@ def trained_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
 
     The cast of the weights is made again for the backward pass, not kept.
     """
-    out: Tensor = _TrainedLinear.apply(x_TK, weight_NK)  # type: ignore[no-untyped-call]
-    return out
+
+    def fill(out: Tensor) -> None:
+        torch.mm(x_TK, cast_weight(weight_NK, x_TK).t(), out=out)
+
+    return product(_TrainedLinear, x_TK, weight_NK, fill)
 
 
 class _TrainedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        (out,) = kept("matmul", lambda: (torch.mm(x, cast_weight(weight, x).t()),))
+        ctx.mark_dirty(out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         grad_x = torch.mm(grads[0], cast_weight(weight, x))
         with label(GRADIENTS):
             grad_weight = torch.empty_like(weight)
         write_grad_weight(grads[0], x, None, grad_weight)
-        return grad_x, grad_weight
+        return grad_x, grad_weight, None
 
 
 def cast_weight(weight: Tensor, like: Tensor) -> Tensor:

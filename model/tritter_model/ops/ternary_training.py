@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tritter_model.checkpointing import kept
+from tritter_model.checkpointing import product
 from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent, expect_contiguous
 from tritter_model.ops.grad_weight import product_tile, write_grad_weight
 from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import quantise_rows, round_to_even
-from tritter_model.ops.ternary import ternary_linear
+from tritter_model.ops.ternary import ternary_linear_into
 from tritter_model.ops.ternary_format import pack, packed_width, unpack
 
 if TYPE_CHECKING:
@@ -30,21 +30,22 @@ def trained_ternary_linear(x_TK: Tensor, weight_NK: Tensor) -> Tensor:
     Gradients pass straight through both roundings. The backward pass rounds the weights and the
     activations again, so nothing of the weights' size is kept.
     """
-    out: Tensor = _TrainedTernaryLinear.apply(x_TK, weight_NK)  # type: ignore[no-untyped-call]
-    return out
+
+    def fill(out: Tensor) -> None:
+        ternary_linear_into(quantise_rows(x_TK), *ternarise(weight_NK), out)
+
+    return product(_TrainedTernaryLinear, x_TK, weight_NK, fill)
 
 
 class _TrainedTernaryLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        (out,) = kept(
-            "matmul", lambda: (ternary_linear(quantise_rows(x), *ternarise(weight), x.dtype),)
-        )
+        ctx.mark_dirty(out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         grad_x = torch.empty_like(x)
         ternary_grad_input(grads[0], *ternarise(weight), grad_x)
@@ -52,7 +53,7 @@ class _TrainedTernaryLinear(torch.autograd.Function):
             grad_weight = torch.empty_like(weight)
         rows = quantise_rows(x)
         write_grad_weight(grads[0], rows.codes, rows.scale, grad_weight)
-        return grad_x, grad_weight
+        return grad_x, grad_weight, None
 
 
 def ternarise(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
