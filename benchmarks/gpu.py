@@ -36,11 +36,24 @@ class Outcome:
     note: str
 
 
+MEASURING = ("tests/measure/test_cuda.py",)
+"""These measure the device's memory, so nothing may run beside them."""
+
+
 def tests(_folder: Path) -> list[str]:
     """The tests that are marked `gpu`, side by side where pytest can do so."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "--tb=short"]
     parallel = ["--numprocesses", "8"] if find_spec("xdist") else []
-    return [*command, "-p", "no:cacheprovider", *parallel, *TESTS]
+    return [*_pytest(), *parallel, *TESTS]
+
+
+def measuring(_folder: Path) -> list[str]:
+    """The tests that measure, one after another."""
+    return [*_pytest(), *(["--numprocesses", "0"] if find_spec("xdist") else []), *MEASURING]
+
+
+def _pytest() -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "--tb=short"]
+    return [*command, "-p", "no:cacheprovider"]
 
 
 def kernels(folder: Path) -> list[str]:
@@ -48,7 +61,11 @@ def kernels(folder: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.kernels", "--output", str(folder / "kernels.json")]
 
 
-PARTS: dict[str, Callable[[Path], list[str]]] = {"tests": tests, "kernels": kernels}
+PARTS: dict[str, Callable[[Path], list[str]]] = {
+    "tests": tests,
+    "measuring": measuring,
+    "kernels": kernels,
+}
 """Each part's command, given the folder for what it writes."""
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pynvml
 import pytest
 import torch
 
@@ -163,6 +162,19 @@ def test_pytorch_has_the_last_word_on_the_card() -> None:
     assert cuda.seen_by_pytorch(H100, found) == replace(H100, multiprocessors=114)
 
 
+def test_card_that_nvml_does_not_describe_is_found_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"title": "NVIDIA H100 80GB HBM3", "compute_capability": [9, 0],
+             "multiprocessors": 132, "total_bytes": 79 * GiB}  # fmt: skip
+    monkeypatch.setattr(cuda, "run_in_child", lambda job: found)
+    card = cuda.probe(0, None, 60)
+    assert (card.name, card.total_bytes) == ("h100", 79 * GiB)
+    found["title"] = "NVIDIA Something New"
+    with pytest.raises(MeasureError, match="found NVIDIA Something New, which the table"):
+        cuda.probe(0, None, 60)
+
+
 # A whole profile, with the device's answers made up.
 
 
@@ -218,7 +230,7 @@ def _old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MeasureError("the NVIDIA driver (470.57) is too old for this PyTorch")
 
     nvml = SimpleNamespace(
-        NVMLError=pynvml.NVMLError,
+        NVMLError=type("NVMLError", (Exception,), {}),
         nvmlInit=lambda: None,
         nvmlShutdown=lambda: None,
         nvmlSystemGetDriverVersion=lambda: "470.57",

@@ -26,8 +26,10 @@ def present_card(index: int = 0) -> GpuCard:
     Raises:
         MeasureError: there is no card, no driver, or no reading it.
     """
-    import pynvml
-
+    try:
+        import pynvml
+    except ImportError:
+        raise MeasureError("gpu auto: install nvidia-ml-py, or name the card") from None
     try:
         pynvml.nvmlInit()
         try:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from tritter_mem.config.card import GpuCard
+from tritter_mem.config.gpus import GpuCard, known_as, read_card
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure.assemble import with_components
 from tritter_mem.measure.child import Job, run_in_child
@@ -77,12 +77,12 @@ def save_snapshot(work: Work, target: Target) -> None:
         _run("snapshot_case", work, target, path=str(target.asked.snapshot.resolve()))
 
 
-def probe(index: int, card: GpuCard, time_limit_seconds: float) -> GpuCard:
+def probe(index: int, card: GpuCard | None, time_limit_seconds: float) -> GpuCard:
     """Ask PyTorch, in a process of its own, whether it can use a device.
 
     Args:
         index: of the device.
-        card: what the table and the driver say of it.
+        card: what the driver says of it; None: nothing.
         time_limit_seconds: for the answer.
 
     Returns:
@@ -92,7 +92,19 @@ def probe(index: int, card: GpuCard, time_limit_seconds: float) -> GpuCard:
         MeasureError: it cannot; says why.
     """
     found = run_in_child(_job("probe", {"index": index}, time_limit_seconds, ""))
-    return seen_by_pytorch(card, found)
+    return seen_by_pytorch(card or _of_the_table(found), found)
+
+
+def _of_the_table(found: Mapping[str, Any]) -> GpuCard:
+    """The card by the name that PyTorch gives it, where NVML cannot be asked."""
+    title = str(found["title"])
+    known = known_as(title)
+    if known is None:
+        raise MeasureError(
+            f"found {title}, which the table of cards lacks and the driver (NVML) does not "
+            "describe: install nvidia-ml-py, or measure where NVML answers"
+        )
+    return replace(read_card(known), title=title, total_bytes=int(found["total_bytes"]))
 
 
 def seen_by_pytorch(card: GpuCard, found: Mapping[str, Any]) -> GpuCard:

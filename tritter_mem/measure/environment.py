@@ -67,9 +67,11 @@ def _gpu(index: int) -> _Gpu:
 
 
 def driver_version() -> str | None:
-    """The NVIDIA driver's version; None where there is no driver."""
-    import pynvml
-
+    """The NVIDIA driver's version; None where there is no driver, or no asking it."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
     try:
         pynvml.nvmlInit()
         try:

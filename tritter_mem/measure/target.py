@@ -114,12 +114,17 @@ def locate(asked: Asked) -> GpuCard | None:
         return None
     if asked.device == "none":
         raise MeasureError(_NONE)
-    try:
-        card = present_card(asked.index)
-    except MeasureError:
-        raise MeasureError(NO_CUDA) from None
+    card = _described(asked.index)
     if cuda_of_torch() is None:
-        raise MeasureError(NO_CUDA_BUILD)
+        raise MeasureError(NO_CUDA if card is None else NO_CUDA_BUILD)
     from tritter_mem.measure.cuda import probe
 
     return probe(asked.index, card, asked.time_limit_seconds)
+
+
+def _described(index: int) -> GpuCard | None:
+    """What the driver says of a device; None where it cannot be asked."""
+    try:
+        return present_card(index)
+    except MeasureError:
+        return None
