@@ -78,7 +78,7 @@ def test_one_more_buffer_in_the_mlp_is_a_regression_that_names_the_module(
     words = " ".join(done.stdout.split())
     assert "regression: allocated peak" in words
     assert "+384.0 KiB" in words
-    assert "module Transformer.layers.*.gate_up (4 of them), weights:" in words
+    assert "module Transformer.layers.*.gate_up, 4 of them (Weights):" in words
     shown = json.loads(run(*STRICT, "--json").stdout)
     modules = [r for r in shown["outcomes"][0]["reasons"] if r["group"] == "module"]
     change = modules[0]["change"]

@@ -29,7 +29,7 @@ NAMES = (
 DETAILS = [
     "component Activations: 2.00 GiB → 2.50 GiB, +512.0 MiB (+25.0%)",
     "phase prefill: 8.00 GiB → 8.50 GiB, +512.0 MiB (+6.2%)",
-    "module Transformer.layers.*.mlp, activations: 2.00 GiB → 2.50 GiB, +512.0 MiB (+25.0%)",
+    "module Transformer.layers.*.mlp (Activations): 2.00 GiB → 2.50 GiB, +512.0 MiB (+25.0%)",
 ]
 
 
@@ -78,7 +78,7 @@ def test_names_show_as_text_in_markdown(name: str) -> None:
 
 
 def test_links_mentions_and_emoji_are_escaped_in_markdown() -> None:
-    assert escape("@me :+1: https://x.y #1") == r"\@me \:+1\: https\://x.y \#1"
+    assert escape("@me :+1: https://x.y #1") == r"\@me \:+1: https\://x.y \#1"
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
@@ -142,7 +142,7 @@ def test_annotations_escape_as_the_actions_toolkit_does() -> None:
 def test_an_annotation_says_what_grew() -> None:
     line = render_annotations(many(1)).strip()
     assert line.startswith("::error title=Memory%3A 7b (simulated%2C rtx-5080%2C torch 2.13.0)::")
-    assert "%0Amodule Transformer.layers.*.mlp, activations:" in line
+    assert "%0Amodule Transformer.layers.*.mlp (Activations):" in line
 
 
 def test_ten_annotations_of_a_level_are_shown_and_of_more_the_rest_is_counted() -> None:

@@ -101,8 +101,8 @@ def _reason(reason: Reason, units: str) -> str:
         name = label(reason.name)
     elif reason.group == "module":
         name = name or "outside of any module"
-        name += f" ({reason.count} of them)" if reason.count > 1 else ""
-        name += f", {label(reason.component).lower()}"
+        name += f", {reason.count} of them" if reason.count > 1 else ""
+        name += f" ({label(reason.component)})"
     return f"{reason.group} {name}: {_moved(reason.change, units)}"
 
 
@@ -124,9 +124,14 @@ def notable(outcome: Outcome) -> bool:
 
 
 def counts(report: CheckReport) -> str:
-    """`1 regression, 3 ok`."""
+    """`2 regressions, 3 ok`."""
     found = Counter(outcome.status for outcome in report.outcomes)
-    return ", ".join(f"{found[status]} {status}" for status in reversed(TONES) if found[status])
+    return ", ".join(_count(found[status], status) for status in reversed(TONES) if found[status])
+
+
+def _count(number: int, status: Status) -> str:
+    plural = number > 1 and status in ("regression", "gain")
+    return f"{number} {status}{'s' if plural else ''}"
 
 
 def check_table(report: CheckReport, units: str) -> Table:
@@ -165,7 +170,7 @@ def render_check(report: CheckReport, console: Console, units: str = "GiB") -> N
         render_line(console, "")
         render_line(console, name_of_outcome(outcome), "bold")
         render_line(console, headline(outcome, units), STYLES[TONES[outcome.status]])
-        render_list(console, "", lines)
+        render_list(console, "What changed", lines)
     render_line(console, "")
     for line in (*report.notes, counts(report)):
         render_line(console, line)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REASONS = 5
 # What can begin a link, emphasis, code, HTML, a mention or a cell. A stroke ends a cell even behind
 # a backslash that is itself escaped, so it is written as an entity.
-_SPECIAL = re.compile(r"([\\`*_\[\]<>&~$@#:!])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>&~$@#!]|:(?=\S))")
 
 
 def escape(text: str) -> str:
