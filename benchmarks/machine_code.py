@@ -23,7 +23,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.kernel_cases import cases
+from benchmarks.cases import cases
 
 CAPABILITIES = (80, 90, 120)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"

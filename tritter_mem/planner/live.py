@@ -13,7 +13,7 @@ from tritter_mem.planner.sizes import Sizes, ceil_div
 from tritter_mem.results import Components
 
 Live = Mapping[str, int]
-WORKSPACE_PREFIXES = ("packed_", "cast_", "expanded_", "delta", "attention_scratch")
+WORKSPACE_PREFIXES = ("packed_", "cast_", "expanded_", "delta", "attention_scratch", "norm_sums")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tritter_mem.planner.weights import (
 )
 
 OPTIMIZER_BLOCK = 256
+NORM_SUMS = 256
 TARGET_AND_ID_BYTES = 16
 SCALAR_BYTES = 4
 
@@ -77,6 +78,9 @@ BACKWARD = {
     "attention": (
         f"{_BEFORE_MLP} grad grad_out rotated grad_qkv grad_rotated delta",
         "down gate_up mlp_norm out"),
+    "rotation": (
+        f"{_BEFORE_MLP} grad grad_out rotated grad_qkv grad_rotated norm_sums",
+        "down gate_up mlp_norm out qk_norms"),
     "QKV projection, input gradient": (
         "x norm1 rstd1 grad grad_qkv grad_norm packed_qkv",
         "down gate_up mlp_norm out qk_norms"),
@@ -102,7 +106,9 @@ class Step:
     def of(cls, profile: Profile) -> Step:
         """A training step over whole sequences."""
         sizes = sizes_of(profile, profile.workload.context)
-        return cls(profile, sizes, _tensors(sizes), layer_gradients(sizes, profile.model.qk_norm))
+        qk_norm = profile.model.qk_norm
+        tensors = {**_tensors(sizes), "norm_sums": norm_sums_bytes(sizes) if qk_norm else 0}
+        return cls(profile, sizes, tensors, layer_gradients(sizes, qk_norm))
 
     @property
     def stream(self) -> int:
@@ -175,6 +181,11 @@ def _tensors(sizes: Sizes) -> dict[str, int]:
         "rows_inner": rows(sizes, sizes.inner),
         **rounded_weight_bytes(sizes, TRAINED_PER_BYTE),
     }
+
+
+def norm_sums_bytes(sizes: Sizes) -> int:
+    """float32 sums of the QK-norms' gradients, one for each of up to 256 parts of the tokens."""
+    return 4 * min(NORM_SUMS, sizes.tokens) * 2 * sizes.head_dim
 
 
 def _no_rows(sizes: Sizes, width: int) -> int:
