@@ -63,6 +63,10 @@ def test_inference_through_windows_in_batches_with_a_tied_table() -> None:
     )  # fmt: skip
 
 
+def test_inference_with_an_image() -> None:
+    assert_same_events(tiny(model__vision="siglip-base", workload__context=230))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_training_with_each_checkpointing_policy(policy: str) -> None:
     checkpointing = {"policy": policy, "n": 2}
