@@ -36,7 +36,7 @@ class Outcome:
     note: str
 
 
-MEASURING = ("tests/measure/test_cuda.py",)
+MEASURING = ("tests/measure/test_cuda.py", "tests/measure/test_manager.py")
 """These measure the device's memory, so nothing may run beside them."""
 
 

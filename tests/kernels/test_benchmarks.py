@@ -37,7 +37,7 @@ def test_an_unknown_part_is_named(gpu: ModuleType, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as ended:
         gpu.parse(["kernel"])
     assert ended.value.code == 2
-    assert "found part kernel; allowed: tests, kernels" in capsys.readouterr().err
+    assert "found part kernel; allowed: tests, measuring, kernels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_part_leaves_its_log_however_it_ends(
 def test_tests_of_a_gpu_are_all_named(gpu: ModuleType) -> None:
     """Every file with a test that is marked `gpu` is among those that the script runs."""
     marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
-    named = [ROOT / name for name in gpu.TESTS]
+    named = [ROOT / name for name in gpu.TESTS + gpu.MEASURING]
     for path in marked:
         if path != Path(__file__):
             assert any(path == name or name in path.parents for name in named), path
