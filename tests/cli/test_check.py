@@ -1,6 +1,7 @@
 """`tritter-mem check`: a planted regression is found and named, and everything else is not one."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 from typer.testing import Result as Done
 
+from tests.report.records import training_1b
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK, EXIT_USAGE
 from tritter_mem.units import KiB
@@ -178,6 +180,12 @@ def test_measuring_without_its_device_is_3(baseline: Path) -> None:
     assert "failed: device cuda:99:" in " ".join(done.stdout.split())
 
 
+def test_measuring_what_the_baseline_has_only_simulated_is_no_pass(baseline: Path) -> None:
+    done = run("--measured")
+    assert done.exit_code == EXIT_USAGE
+    assert "nothing measured in it" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -186,6 +194,7 @@ def test_measuring_without_its_device_is_3(baseline: Path) -> None:
         (("--context", "4k"), "only with --config"),
         (("--relative", "x"), "--relative: found 'x'; allowed: 0% to 100%"),
         (("--absolute", "16 parsecs"), "--absolute: found '16 parsecs'"),
+        (("--device", "cpu"), "--device: only with --measured"),
         (("--update-baseline", "--gate", "reserved"), "not with --update-baseline"),
         (("--results", "a.json", "--config", "7b"), "--results: not with --config"),
         (("--update-baseline",), "no such baseline"),
@@ -215,3 +224,17 @@ def test_on_github_there_are_annotations_and_a_step_summary(
     assert done.stdout.startswith("::warning title=Memory%3A tiny (simulated")
     assert done.stdout.splitlines()[-1] == "memory: 1 other torch"
     assert summary.read_text().startswith("# Before\n### Memory against")
+
+
+def test_results_and_wrong_usage_need_no_pytorch(
+    baseline: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = folder / "one.json"
+    file.write_text(json.dumps(training_1b().to_dict()))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("--results", file)
+    assert done.exit_code == EXIT_USAGE
+    words = " ".join(done.stdout.split())
+    assert "no entry: not in the baseline" in words
+    assert "not in the results: tiny" in words
+    assert run("--config", "gone").exit_code == EXIT_USAGE

@@ -151,3 +151,5 @@ def test_without_results_there_is_a_history_or_a_word_of_how_to_get_one(
     remember([planned_7b()])
     assert "7b-128k (planned, rtx-5080)" in run("--history").stdout
     assert json.loads(run("--history", "--json").stdout)[0]["profile"] == "7b-128k"
+    page = tmp_path / "history.html"
+    assert (run("--history", "--html", page).exit_code, page.exists()) == (EXIT_OK, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,20 @@ from tritter_mem.results import Result
 if TYPE_CHECKING:
     from tritter_mem.trace.progress import Progress
 
+KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A case, and the kinds of number that are wanted of it."""
+
+    case: Case
+    kinds: Sequence[CheckedKind]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiled:
-    """One case's result, or what went wrong.
+    """What a task came to, or what went wrong.
 
     Attributes:
         result: None where there is none at all.
@@ -27,34 +37,51 @@ class Profiled:
         exit_code: of the problem.
     """
 
-    case: Case
+    task: Task
     result: Result | None
     problem: str = ""
     exit_code: int = EXIT_NOT_MEASURED
 
+    def found(self) -> Iterator[tuple[CheckedKind, Entry | str]]:
+        """For each kind what a baseline would keep, or why there is nothing."""
+        for kind in self.task.kinds:
+            if self.result is not None and kind in self.result.estimates():
+                yield kind, entry_of(self.task.case, kind, self.result)
+            else:
+                reason = getattr(self.result, f"{kind}_reason", None)
+                yield kind, self.problem or reason or f"there is no {kind} number"
 
-def cases_of(baseline: Baseline, kinds: Sequence[CheckedKind]) -> list[Case]:
+    def failed(self, kind: CheckedKind, why: str) -> Outcome:
+        """The outcome of a kind that has no figures."""
+        return Outcome(
+            label=self.task.case.label,
+            kind=kind,
+            gpu="",
+            torch="",
+            status="failed",
+            message=why,
+            exit_code=self.exit_code,
+        )
+
+
+def listed_tasks(baseline: Baseline, kinds: Sequence[CheckedKind]) -> list[Task]:
     """What the baseline lists of some kinds, each case once."""
-    listed = (entry.case for entry in baseline.entries if entry.kind in kinds)
-    return list({case.label: case for case in listed}.values())
+    listed = [entry for entry in baseline.entries if entry.kind in kinds]
+    cases = {entry.case.label: entry.case for entry in listed}
+    return [
+        Task(case=case, kinds=[kind for kind in kinds if any(baseline.of_case(label, kind))])
+        for label, case in cases.items()
+    ]
 
 
-def case_of_result(baseline: Baseline, result: Result) -> Case:
-    """The case that a result of a file belongs to: by the profile's content, else by its name."""
-    same = [entry.case for entry in baseline.entries if entry.profile_hash == result.profile_hash]
-    named = {e.case.label: e.case for e in baseline.entries if Path(e.config).stem == result.name}
-    alone = list(named.values()) if len(named) == 1 else []
-    return next(iter(same + alone), Case(config=result.name))
-
-
-def run_case(
-    case: Case, device: str, time_limit_seconds: float, progress: Progress | None = None
+def run_task(
+    task: Task, device: str, time_limit_seconds: float, progress: Progress | None = None
 ) -> Profiled:
-    """Simulate a case and, where a device is given, measure it.
+    """Simulate a case and, where that is wanted, measure it.
 
     Args:
-        case: what to profile.
-        device: as `profile --device`; `none` to simulate alone.
+        task: what to profile.
+        device: where to measure, as `profile --device`.
         time_limit_seconds: for the measurement.
         progress: told how far the work is.
     """
@@ -62,67 +89,41 @@ def run_case(
     from tritter_mem.measure.profile import MeasurementFailedError, profile
 
     try:
-        loaded = load_profile(case.config, case.settings)
         result = profile(
-            loaded,
-            device=device,
+            load_profile(task.case.config, task.case.settings),
+            device=device if "measured" in task.kinds else "none",
             time_limit_seconds=time_limit_seconds,
-            fast=case.fast,
+            fast=task.case.fast,
             progress=progress,
         )
     except MeasurementFailedError as error:
-        return Profiled(case=case, result=error.result, problem="; ".join(error.problems))
+        return Profiled(task=task, result=error.result, problem="; ".join(error.problems))
     except TritterMemError as error:
         problem, code = "; ".join(error.problems), error.exit_code
-        return Profiled(case=case, result=None, problem=problem, exit_code=code)
-    return Profiled(case=case, result=result)
+        return Profiled(task=task, result=None, problem=problem, exit_code=code)
+    return Profiled(task=task, result=result)
 
 
-def entries_of(
-    profiled: Profiled, kinds: Iterable[CheckedKind]
-) -> Iterator[tuple[CheckedKind, Entry | str]]:
-    """For each kind what a baseline would keep, or why there is nothing."""
-    result = profiled.result
-    for kind in kinds:
-        if result is not None and kind in result.estimates():
-            yield kind, entry_of(profiled.case, kind, result)
-        else:
-            reason = getattr(result, f"{kind}_reason", None)
-            yield kind, profiled.problem or reason or f"there is no {kind} number"
+def from_file(baseline: Baseline, result: Result) -> Profiled:
+    """A result that was made before, as what the baseline's case came to."""
+    kinds = [kind for kind in KINDS if kind in result.estimates()] or ["simulated"]
+    return Profiled(task=Task(case=_case_of(baseline, result), kinds=kinds), result=result)
+
+
+def _case_of(baseline: Baseline, result: Result) -> Case:
+    """By the profile's content, else by its name where that names one case alone."""
+    same = [entry.case for entry in baseline.entries if entry.profile_hash == result.profile_hash]
+    named = {e.case.label: e.case for e in baseline.entries if Path(e.config).stem == result.name}
+    alone = list(named.values()) if len(named) == 1 else []
+    return next(iter(same + alone), Case(config=result.name))
 
 
 def outcomes_of(
-    profiled: Profiled, kinds: Iterable[CheckedKind], baseline: Baseline, rules: Rules
-) -> Iterator[Outcome]:
-    """Hold what a case came to against the baseline, kind by kind."""
-    for kind, found in entries_of(profiled, kinds):
-        if isinstance(found, Entry):
-            yield compare(found, baseline, rules)
-        else:
-            yield failed(profiled, kind, found)
-
-
-def failed(profiled: Profiled, kind: CheckedKind, why: str) -> Outcome:
-    """The outcome of a case that has no figures."""
-    return Outcome(
-        label=profiled.case.label,
-        kind=kind,
-        gpu="",
-        torch="",
-        status="failed",
-        message=why,
-        exit_code=profiled.exit_code,
+    profiled: Iterable[Profiled], baseline: Baseline, rules: Rules
+) -> tuple[Outcome, ...]:
+    """Hold what cases came to against the baseline, kind by kind."""
+    return tuple(
+        compare(found, baseline, rules) if isinstance(found, Entry) else one.failed(kind, found)
+        for one in profiled
+        for kind, found in one.found()
     )
-
-
-def kinds_of(
-    case: Case, baseline: Baseline, kinds: Sequence[CheckedKind]
-) -> tuple[CheckedKind, ...]:
-    """The kinds of a case that the baseline lists, among some."""
-    return tuple(kind for kind in kinds if any(baseline.of_case(case.label, kind)))
-
-
-def with_speed(case: Case, baseline: Baseline) -> Case:
-    """A case that is asked for, as fast as its entry."""
-    listed = (entry.fast for entry in baseline.entries if entry.case.label == case.label)
-    return replace(case, fast=case.fast or any(listed))

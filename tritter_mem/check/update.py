@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tritter_mem.check.baseline import Baseline, Entry
 from tritter_mem.check.compare import difference
 from tritter_mem.check.outcome import Change, Outcome
+from tritter_mem.check.run import Profiled
+
+
+def update(
+    baseline: Baseline, profiled: Sequence[Profiled]
+) -> tuple[Baseline | None, tuple[Outcome, ...]]:
+    """The baseline with new figures, and what that changes.
+
+    No baseline where something could not be profiled: what is committed is whole.
+    """
+    found = [(one, kind, entry) for one in profiled for kind, entry in one.found()]
+    outcomes = tuple(
+        _what_changes(entry, baseline) if isinstance(entry, Entry) else one.failed(kind, entry)
+        for one, kind, entry in found
+    )
+    entries = [entry for _, _, entry in found if isinstance(entry, Entry)]
+    return (updated(baseline, entries) if len(entries) == len(found) else None), outcomes
 
 
 def updated(baseline: Baseline, entries: Iterable[Entry]) -> Baseline:
-    """The baseline with new figures, sorted; entries that were not made anew stay as they are.
+    """The baseline with new entries, sorted; those that were not made anew stay as they are.
 
     The gate and tolerance of an entry are kept, and go over to another GPU or version of PyTorch.
     """
@@ -23,8 +40,7 @@ def updated(baseline: Baseline, entries: Iterable[Entry]) -> Baseline:
     return replace(baseline, entries=tuple(found[key] for key in sorted(found)))
 
 
-def what_changes(now: Entry, baseline: Baseline) -> Outcome:
-    """What writing an entry changes in a baseline."""
+def _what_changes(now: Entry, baseline: Baseline) -> Outcome:
     before = baseline.find(now.key)
     if before is None:
         return _added(now, baseline)

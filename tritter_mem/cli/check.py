@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.listing import print_json
+from tritter_mem.cli.formats import Format, show_check
 from tritter_mem.cli.options import Json, ProfileOptions, with_options
-from tritter_mem.errors import InputError, OutputError, UsageError
+from tritter_mem.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.check.baseline import Baseline, Case, CheckedKind
+    from tritter_mem.check.baseline import Baseline, CheckedKind
     from tritter_mem.check.compare import Rules
-    from tritter_mem.check.outcome import CheckReport, Outcome
-    from tritter_mem.check.run import Profiled
+    from tritter_mem.check.outcome import CheckReport
+    from tritter_mem.check.run import Profiled, Task
 
-Format = Literal["text", "json", "markdown", "junit", "github"]
 BASELINE = Path("reports/baseline.json")
 File = Annotated[Path, typer.Option("--baseline", metavar="FILE", help="The committed baseline.")]
 Update = Annotated[
@@ -34,7 +32,7 @@ Measured = Annotated[
     bool, typer.Option("--measured", help="Measure too what the baseline has measured.")
 ]
 Device = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--device", metavar="DEVICE", help="Where --measured runs: auto, cpu, cuda or cuda:1."
     ),
@@ -73,7 +71,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     file: File = BASELINE,
     update: Update = False,
     measured: Measured = False,
-    device: Device = "auto",
+    device: Device = None,
     time_limit: TimeLimit = 300.0,
     results: Results = [],  # noqa: B006  (typer copies it)
     fast: Fast = False,
@@ -98,18 +96,24 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     """
     from tritter_mem.check.compare import Rules
 
+    kinds: Sequence[CheckedKind] = ("simulated", "measured") if measured else ("simulated",)
     ask = Ask(
         options=options,
-        kinds=("simulated", "measured") if measured else ("simulated",),
-        device=device if measured else "none",
+        kinds=kinds,
+        device=device,
         time_limit_seconds=time_limit,
         fast=fast,
         quiet=as_json or form != "text",
     )
     limits = Rules(gate=gate, relative=_ratio(relative), absolute_bytes=_size(absolute))
-    _refuse_what_does_not_go_together(ask, update, limits, results)
-    report = _update(file, ask) if update else _check(file, ask, limits, results)
-    _show(report, "json" if as_json else form)
+    ask.refuse_what_does_not_go_together(update, limits, results)
+    if update:
+        report = _update(file, ask)
+    elif results:
+        report = _check_files(file, limits, results)
+    else:
+        report = _check(file, ask, limits)
+    show_check(report, "json" if as_json else form)
     raise typer.Exit(report.exit_code)
 
 
@@ -119,52 +123,58 @@ class Ask:
 
     options: ProfileOptions
     kinds: Sequence[CheckedKind]
-    device: str
+    device: str | None
     time_limit_seconds: float
     fast: bool
     quiet: bool
 
-    def cases(self, baseline: Baseline) -> list[Case]:
-        """What `--config` names, else what the baseline lists."""
+    def refuse_what_does_not_go_together(
+        self, update: bool, limits: Rules, results: Sequence[Path]
+    ) -> None:
+        """Say which options exclude each other, before anything runs."""
+        from tritter_mem.check.compare import Rules
+
+        named, measured = bool(self.options.config), "measured" in self.kinds
+        if (self.options.overrides() or self.fast) and not named:
+            raise UsageError("options that change a profile, and --fast: only with --config")
+        if self.device is not None and not measured:
+            raise UsageError("--device: only with --measured; nothing else runs on a device")
+        if update and limits != Rules():
+            raise UsageError(
+                "--gate, --relative, --absolute: not with --update-baseline; to keep them, write "
+                "`gate` and `tolerance` into the baseline, for all or for an entry"
+            )
+        if results and (update or named or measured):
+            raise UsageError("--results: not with --config, --measured or --update-baseline")
+
+    def tasks(self, baseline: Baseline) -> list[Task]:
+        """What `--config` names, as fast as its entry, else what the baseline lists."""
         from tritter_mem.check.baseline import Case
-        from tritter_mem.check.run import cases_of, with_speed
+        from tritter_mem.check.run import Task, listed_tasks
 
+        if not self.options.config:
+            return listed_tasks(baseline, self.kinds)
         settings = self.options.overrides()
-        named = [Case(config=c, settings=settings, fast=self.fast) for c in self.options.config]
-        if named:
-            return [with_speed(case, baseline) for case in named]
-        return cases_of(baseline, self.kinds)
+        named = [Case(config=name, settings=settings) for name in self.options.config]
+        fast = {entry.case.label for entry in baseline.entries if entry.fast}
+        return [
+            Task(case=replace(case, fast=self.fast or case.label in fast), kinds=self.kinds)
+            for case in named
+        ]
 
-    def run(self, cases: Sequence[Case]) -> list[Profiled]:
+    def run(self, tasks: Sequence[Task]) -> list[Profiled]:
         """Profile every case; what fails is part of the answer."""
-        from tritter_mem.check.run import run_case
+        from tritter_mem.check.run import run_task
         from tritter_mem.cli.progress import showing
         from tritter_mem.history import remember
 
         with showing(not self.quiet) as progress:
             found = [
-                run_case(case, self.device, self.time_limit_seconds, progress) for case in cases
+                run_task(task, self.device or "auto", self.time_limit_seconds, progress)
+                for task in tasks
             ]
         remember([profiled.result for profiled in found if profiled.result is not None])
         return found
-
-
-def _refuse_what_does_not_go_together(
-    ask: Ask, update: bool, limits: Rules, results: Sequence[Path]
-) -> None:
-    from tritter_mem.check.compare import Rules
-
-    named = bool(ask.options.config)
-    changed = bool(ask.options.overrides()) or ask.fast
-    if changed and not named:
-        raise UsageError("options that change a profile, and --fast: only with --config")
-    if update and limits != Rules():
-        raise UsageError(
-            "--gate, --relative, --absolute: not with --update-baseline; to keep them, write "
-            "`gate` and `tolerance` into the baseline, for all or for an entry"
-        )
-    if results and (update or named or ask.device != "none"):
-        raise UsageError("--results: not with --config, --measured or --update-baseline")
 
 
 def _ratio(text: str | None) -> float | None:
@@ -190,118 +200,65 @@ def _size(text: str | None) -> int | None:
         raise UsageError(f"--absolute: found {text!r}; {error}") from error
 
 
-def _check(file: Path, ask: Ask, limits: Rules, results: Sequence[Path]) -> CheckReport:
+def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
     from tritter_mem.check.files import read_baseline
     from tritter_mem.check.outcome import CheckReport
-    from tritter_mem.check.run import kinds_of, outcomes_of
+    from tritter_mem.check.run import outcomes_of
 
     baseline = read_baseline(file)
-    if results:
-        return _check_files(file, baseline, limits, results)
-    cases = ask.cases(baseline)
-    if not cases:
+    tasks = ask.tasks(baseline)
+    wanted = ask.kinds[-1]
+    if not any(wanted in task.kinds for task in tasks):
+        measured = " --measured" if wanted == "measured" else ""
         raise InputError(
-            f"{file}: nothing {' or '.join(ask.kinds)} in it; add to it by "
-            "tritter-mem check --update-baseline --config NAME"
+            f"{file}: nothing {wanted} in it; to add to it: "
+            f"tritter-mem check --update-baseline{measured} --config NAME"
         )
-    outcomes: list[Outcome] = []
-    for profiled in ask.run(cases):
-        kinds = kinds_of(profiled.case, baseline, ask.kinds) or ask.kinds
-        outcomes += outcomes_of(profiled, kinds, baseline, limits)
-    return CheckReport(baseline=str(file), outcomes=tuple(outcomes))
+    return CheckReport(baseline=str(file), outcomes=outcomes_of(ask.run(tasks), baseline, limits))
 
 
-def _check_files(
-    file: Path, baseline: Baseline, limits: Rules, results: Sequence[Path]
-) -> CheckReport:
+def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
     """Check what was profiled before; what the baseline lists besides is told, not failed."""
+    from tritter_mem.check.files import read_baseline
     from tritter_mem.check.outcome import CheckReport
-    from tritter_mem.check.run import Profiled, case_of_result, cases_of, outcomes_of
+    from tritter_mem.check.run import KINDS, from_file, listed_tasks, outcomes_of
     from tritter_mem.report.files import read_results
 
-    outcomes: list[Outcome] = []
-    for result in (result for path in results for result in read_results(path)):
-        profiled = Profiled(case=case_of_result(baseline, result), result=result)
-        kinds = [kind for kind in _KINDS if kind in result.estimates()] or ["simulated"]
-        outcomes += outcomes_of(profiled, kinds, baseline, limits)
+    baseline = read_baseline(file)
+    read = (result for path in results for result in read_results(path))
+    outcomes = outcomes_of([from_file(baseline, result) for result in read], baseline, limits)
     seen = {outcome.label for outcome in outcomes}
-    rest = [case.label for case in cases_of(baseline, _KINDS) if case.label not in seen]
+    listed = (task.case.label for task in listed_tasks(baseline, KINDS))
+    rest = [label for label in listed if label not in seen]
     notes = (f"not in the results: {', '.join(rest)}",) if rest else ()
-    return CheckReport(baseline=str(file), outcomes=tuple(outcomes), notes=notes)
-
-
-_KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
+    return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
 
 
 def _update(file: Path, ask: Ask) -> CheckReport:
     """Write the baseline anew, unless something could not be profiled."""
-    from tritter_mem.check.baseline import Baseline, Entry
-    from tritter_mem.check.files import baseline_text, read_baseline
+    from tritter_mem.check.baseline import Baseline
+    from tritter_mem.check.files import read_baseline
     from tritter_mem.check.outcome import CheckReport
-    from tritter_mem.check.run import entries_of, failed
-    from tritter_mem.check.update import updated, what_changes
-    from tritter_mem.report.files import check_writable, write_text_atomically
+    from tritter_mem.check.update import update
+    from tritter_mem.report.files import check_writable
 
     baseline = read_baseline(file) if file.exists() or not ask.options.config else Baseline()
     check_writable(file)
-    found = [
-        (profiled, kind, entry)
-        for profiled in ask.run(ask.cases(baseline))
-        for kind, entry in entries_of(profiled, ask.kinds)
-    ]
-    outcomes = tuple(
-        what_changes(entry, baseline) if isinstance(entry, Entry) else failed(profiled, kind, entry)
-        for profiled, kind, entry in found
-    )
-    entries = [entry for _, _, entry in found if isinstance(entry, Entry)]
-    if len(entries) < len(found):
+    new, outcomes = update(baseline, ask.run(ask.tasks(baseline)))
+    if new is None:
         note = f"{file} is as it was: not everything could be profiled"
-        return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))
-    text = baseline_text(updated(baseline, entries))
-    same = file.exists() and file.read_text(encoding="utf-8") == text
-    if not same:
-        write_text_atomically(file, text)
-    note = f"{file}: {'nothing changed' if same else 'written'}"
+    else:
+        note = f"{file}: {'written' if _write(file, new) else 'nothing changed'}"
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))
 
 
-def _show(report: CheckReport, form: Format) -> None:
-    if form == "json":
-        print_json(report.to_dict())
-    elif form == "text":
-        from tritter_mem.report.check import render_check
-        from tritter_mem.report.terminal import make_console
+def _write(file: Path, baseline: Baseline) -> bool:
+    """Write a baseline, unless the file has it already; whether it was written."""
+    from tritter_mem.check.files import baseline_text
+    from tritter_mem.report.files import write_text_atomically
 
-        render_check(report, make_console())
-    elif form == "junit":
-        from tritter_mem.report.junit import render_junit
-
-        typer.echo(render_junit(report), nl=False)
-    else:
-        _show_markdown(report, annotations=form == "github")
-
-
-def _show_markdown(report: CheckReport, annotations: bool) -> None:
-    from tritter_mem.report.check import counts
-    from tritter_mem.report.github import render_annotations
-    from tritter_mem.report.markdown import render_markdown
-
-    text = render_markdown(report)
-    if not annotations:
-        typer.echo(text, nl=False)
-        return
-    typer.echo(render_annotations(report), nl=False)
-    typer.echo(f"memory: {counts(report)}")
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        _add_to_summary(Path(summary), text)
-
-
-def _add_to_summary(path: Path, text: str) -> None:
-    from tritter_mem.report.github import fitting_summary
-
-    try:
-        written = path.stat().st_size if path.exists() else 0
-        with path.open("a", encoding="utf-8") as file:
-            file.write(fitting_summary(text, written))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+    text = baseline_text(baseline)
+    if file.exists() and file.read_text(encoding="utf-8") == text:
+        return False
+    write_text_atomically(file, text)
+    return True

@@ -87,8 +87,8 @@ class Wanted:
 def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, history: bool) -> None:
     if wanted.html is not None and wanted.as_json:
         raise UsageError("--html and --json: found both; give one")
-    if history and (files or wanted.outputs()):
-        raise UsageError("--history: not with results, --html or --export")
+    if history and (files or wanted.export is not None):
+        raise UsageError("--history: not with results or --export")
     if not history and not files:
         raise UsageError("found no RESULT; name files that --json or --output wrote, or --history")
     if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
@@ -118,8 +118,16 @@ def _show_history(wanted: Wanted) -> None:
         raise InputError(
             f"{FILE}: cannot be read: {error.strerror}; `tritter-mem profile` and `check` write it"
         ) from error
+    if not found:
+        raise InputError(f"{FILE}: nothing in it that is a record of a run")
     if wanted.as_json:
         print_json([asdict(one) for one in found])
+    elif wanted.html is not None:
+        from tritter_mem.report.history_page import render_history_html
+        from tritter_mem.report.page import write_page
+
+        page = render_history_html(found, plotlyjs=wanted.plotlyjs, units=wanted.units)
+        write_page(wanted.html, page, wanted.plotlyjs)
     else:
         from tritter_mem.report.history import render_history
         from tritter_mem.report.terminal import make_console
