@@ -100,13 +100,17 @@ def _step(
     model: nn.Module, settings: Settings, batch: Sequence[Tensor],
     loss: Callable[..., Tensor], count: Callable[..., int | Tensor],
 ) -> Tensor:  # fmt: skip
+    import torch
+
     pieces = list(_pieces(batch, settings.micro_batch))
-    total = count(*batch) if len(pieces) > 1 else None
+    total = None  # in float64: a share in float32 would round more than the loss does
+    if len(pieces) > 1:
+        total = torch.as_tensor(count(*batch), dtype=torch.float64)
 
     def backward(piece: Sequence[Tensor]) -> Tensor:
         with recomputing(model, settings.checkpoint_every):
             mean = loss(model, *piece)
-        part = mean if total is None else mean * (count(*piece) / total)
+        part = mean if total is None else (mean * (count(*piece) / total)).to(mean.dtype)
         part.backward()
         return part.detach()
 
