@@ -143,8 +143,8 @@ def _not_alike(now: Entry, before: Entry) -> tuple[Status, str] | None:
         )
     if before.profile_hash != now.profile_hash:
         return "other profile", (
-            "the profile is not the one that the baseline was made of: the figures decide nothing; "
-            "where its change is meant, run check --update-baseline"
+            "the profile, or what is filled in where it says nothing, changed since: the figures "
+            "decide nothing; where that is meant, run check --update-baseline"
         )
     return None
 
