@@ -91,6 +91,7 @@ class RunConfig:
         context: tokens of each sequence, prompt and new tokens together.
         multiprocessors: of the card that runs it or that it stands for; decides how far decode
             attention is split.
+        cuda_graph: whether decode replays a CUDA graph of its step; see `decode_graph.py`.
         shortened: leave out the chunks and tokens that take the memory of those before them. For a
             run on `meta`, whose results nobody reads.
     """
@@ -105,7 +106,13 @@ class RunConfig:
     new_tokens: int = 32
     multiprocessors: int = 132
     seed: int = 0
+    cuda_graph: bool = False
     shortened: bool = False
+
+    @property
+    def captures(self) -> bool:
+        """Whether there is a step to capture."""
+        return self.cuda_graph and self.mode == "inference" and self.new_tokens > 1
 
     @property
     def steps(self) -> int:

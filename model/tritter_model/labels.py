@@ -1,4 +1,4 @@
-"""What an allocation is for: labels that the model puts on its memory and a recorder reads.
+"""What an allocation is for, and where from: what the model says and a recorder reads.
 
 The model knows best whether a tensor is a weight, a cache or scratch. It says so by allocating
 under `label(...)`; a recorder that sees the allocation asks `current()`. Nothing here costs more
@@ -20,7 +20,13 @@ GRADIENTS = "gradients"
 OPTIMIZER_STATE = "optimizer_state"
 WORKSPACE = "workspace"
 
+SIDE_STREAM = "side stream"
+"""A stream beside the device's own: the allocator keeps its blocks apart."""
+GRAPH_POOL = "graph pool"
+"""The private pool of a CUDA graph that is captured on the side stream."""
+
 _stack = [ACTIVATIONS]
+_places = [""]
 
 
 def current() -> str:
@@ -36,3 +42,18 @@ def label(name: str) -> Iterator[None]:
         yield
     finally:
         _stack.pop()
+
+
+def current_place() -> str:
+    """Where allocations come from: `SIDE_STREAM`, `GRAPH_POOL`, or "", the device's own stream."""
+    return _places[-1]
+
+
+@contextmanager
+def place(name: str) -> Iterator[None]:
+    """Say where allocations come from that are made inside."""
+    _places.append(name)
+    try:
+        yield
+    finally:
+        _places.pop()

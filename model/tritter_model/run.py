@@ -1,7 +1,8 @@
 """One whole case, from loading to the last token or the optimizer's step, phase by phase.
 
 Inference runs `load`, `warmup` (two chunks and a token, after which kernels are compiled and
-libraries have their workspaces), `prefill` (the prompt in chunks) and `decode`. Training runs
+libraries have their workspaces), `capture` (where decode is to replay a CUDA graph), `prefill` (the
+prompt in chunks) and `decode`. Training runs
 `load`, `warmup` (a step, after which the optimizer's state is there), then `forward`, `backward`
 and `optimizer`.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.config import RunConfig
+from tritter_model.decode_graph import DecodeGraph
 from tritter_model.kv_cache import KVCache
 from tritter_model.labels import WEIGHTS, label
 from tritter_model.ops.argmax import argmax
@@ -48,9 +50,14 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
         prompt = _prompt(run, run.context - run.new_tokens, device)
     with phase("warmup"):
         _warm_up(run, model, cache, prompt)
+    if run.captures:
+        with phase("capture"):
+            graph = DecodeGraph(run, model, cache)
     with phase("prefill"):
         logits = _prefill(run, model, cache, prompt)
     with phase("decode"):
+        if run.captures:
+            return graph.decode(argmax(logits), run.steps)
         chosen = [argmax(logits)]
         for _ in range(run.steps):
             hidden = model.extend(chosen[-1], cache, run.multiprocessors)

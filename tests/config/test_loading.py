@@ -122,7 +122,7 @@ def test_an_override_hides_no_problem_of_the_file() -> None:
     assert refused(name, {"workload.context": "64"}, labels={"workload.context": "--context"}) == [
         "--context: unknown key; workload holds no keys",
         "wrong.yaml:2: workload: found 5; allowed: a mapping with the keys mode, context, batch, "
-        "prefill_chunk, new_tokens",
+        "prefill_chunk, new_tokens, cuda_graph",
     ]
 
 

@@ -51,6 +51,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "which holds the prompt and the new tokens",
     ),
     (
+        {"workload": {"cuda_graph": True, "mode": "training"}},
+        "workload.cuda_graph: found true; allowed in training: false; or set workload.mode to "
+        "inference, where decode replays a graph",
+    ),
+    (
         {"model": {"vision": "siglip-base"}, "workload": {"context": 204}},
         "workload.context: found 204; allowed: more than 204, because siglip-base puts 196 tokens "
         "before the text; or set model.vision to null",

@@ -85,6 +85,7 @@ def profiles(draw: st.DrawFn) -> Profile:
             "batch": draw(st.integers(1, 3)),
             "prefill_chunk": draw(st.sampled_from((37, 100, 200, 2048))),
             "new_tokens": draw(st.sampled_from((1, 2, 3, 8))),
+            "cuda_graph": not training and draw(st.booleans()),
         },
         "training": {
             "optimizer": draw(st.sampled_from(("adamw", "adamw-8bit", "sgd"))),

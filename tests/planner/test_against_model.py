@@ -45,6 +45,11 @@ def test_tiny_inference_on_the_cpu(dtype: str, weights: str) -> None:
     assert_plan_is_exact(tiny(kv_cache__dtype=dtype, weights__format=weights), "cpu")
 
 
+@pytest.mark.parametrize("new_tokens", [1, 2, 5])
+def test_a_captured_step(new_tokens: int) -> None:
+    assert_plan_is_exact(tiny(workload__cuda_graph=True, workload__new_tokens=new_tokens))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_tiny_training_on_the_cpu(policy: str) -> None:
     checkpointing = {"policy": policy, "n": 2}

@@ -101,6 +101,15 @@ def _new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
         )
 
 
+def _training_has_no_graph(profile: Any) -> Iterator[Problem]:
+    if profile.workload.cuda_graph and profile.workload.mode == "training":
+        yield _problem(
+            "workload.cuda_graph",
+            "found true; allowed in training: false; or set workload.mode to inference, where "
+            "decode replays a graph",
+        )
+
+
 def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
     if profile.model.vision is None:
         return
@@ -195,6 +204,7 @@ RULES: tuple[Rule, ...] = (
     _groups_divide_the_channels,
     _global_layers_need_a_window,
     _new_tokens_leave_a_prompt,
+    _training_has_no_graph,
     _vision_prefix_leaves_text,
     _sinks_are_within_the_context,
     _trained_weights_are_floats,

@@ -110,6 +110,8 @@ class Workload(Section):
     """Tokens of the prompt that run at a time."""
     new_tokens: Tokens = 32
     """Tokens that inference generates; part of the context."""
+    cuda_graph: bool = False
+    """Whether decode replays a CUDA graph of its step, which has a memory pool of its own."""
 
 
 class Checkpointing(Section):

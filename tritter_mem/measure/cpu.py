@@ -18,6 +18,7 @@ from tritter_mem.measure.speed import with_speed
 from tritter_mem.measure.work import Timed, Work, perform, read_work, to_plain
 from tritter_mem.results import Estimate
 from tritter_mem.trace.events import EventLog
+from tritter_model.config import RunConfig
 
 
 def measure(work: Work, time_limit_seconds: float) -> Estimate:
@@ -32,8 +33,13 @@ def measure(work: Work, time_limit_seconds: float) -> Estimate:
         memory of the process, which holds Python and PyTorch besides.
 
     Raises:
-        MeasureError: the run failed; says how.
+        MeasureError: the run failed, or asks for a CUDA graph; says how.
     """
+    if isinstance(work, RunConfig) and work.captures:
+        raise MeasureError(
+            "workload.cuda_graph: found true for a run on the CPU, which has no CUDA graphs;"
+            " set it to false, or use --device none"
+        )
     job = Job(
         function="tritter_mem.measure.cpu:run_case",
         arguments={"work": to_plain(work)},

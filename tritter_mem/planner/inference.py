@@ -17,6 +17,7 @@ from tritter_mem.planner.sizes import (
     sizes_of,
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
+from tritter_mem.planner.workspace import captures
 
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
@@ -36,11 +37,19 @@ STEPS = {
 
 
 def inference_moments(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
-    """The highest moment of `load`, `prefill` and `decode`, without what is alive throughout."""
+    """The highest moment of each phase, without what is alive throughout.
+
+    The phases are `load`, `capture` where a CUDA graph is asked for, `prefill` and `decode`.
+    """
     work = profile.workload
     ids = work.batch * (work.context - work.new_tokens) * TOKEN_ID_BYTES
     prompt = {"activations": ids + POSITION_BYTES}
     yield Moment("load", "prompt", prompt)
+    if captures(profile):
+        prompt["activations"] += (
+            work.batch * TOKEN_ID_BYTES
+        )  # what a replayed step reads and writes
+        yield highest(_step(profile, "capture", multiprocessors)).plus(prompt)
     prefix = {"activations": prefix_bytes(profile)}
     prefill = [chunk.plus(prefix) for chunk in _prefill(profile, multiprocessors)]
     yield highest([*prefill, *vision_moments(profile, "prefill")]).plus(prompt)
@@ -71,19 +80,28 @@ def _decode(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
     """One token a sequence; the logits of the step before, and the tokens so far, stay alive.
 
     The first token is the prompt's. While the third and later ones run, the hidden state of the
-    step before is alive too. At the end the tokens are joined.
+    step before is alive too. At the end the tokens are joined. Replays of a graph allocate nothing
+    but a copy of each token; the prompt's logits stay.
     """
     sizes, new = sizes_of(profile, 1), profile.workload.new_tokens
+    eager = new > 1 and not captures(profile)
     hidden = activation_bytes(sizes, sizes.hidden)
     token, logits = sizes.batch * TOKEN_ID_BYTES, logits_bytes(profile, sizes.batch)
-    if new > 1:
+    if eager:
         before = {"logits": logits, "activations": (new - 1) * token}
         stale = {"activations": hidden if new > 2 else 0}
-        scratch = _attention_scratch(profile, sizes, True, multiprocessors)
-        yield _layer(profile, sizes, "decode", scratch).plus(before).plus(stale)
-        yield _head(profile, "decode").plus(before)
-    end = 2 * new * token + (hidden if new > 1 else 0)
+        layer, head = _step(profile, "decode", multiprocessors)
+        yield layer.plus(before).plus(stale)
+        yield head.plus(before)
+    end = 2 * new * token + (hidden if eager else 0)
     yield Moment("decode", "tokens", {"logits": logits, "activations": end})
+
+
+def _step(profile: Profile, phase: str, multiprocessors: int) -> tuple[Moment, Moment]:
+    """One token a sequence: its layer and its logits."""
+    sizes = sizes_of(profile, 1)
+    scratch = _attention_scratch(profile, sizes, True, multiprocessors)
+    return _layer(profile, sizes, phase, scratch), _head(profile, phase)
 
 
 def _layer(profile: Profile, sizes: Sizes, phase: str, attention_scratch: int) -> Moment:

@@ -6,10 +6,17 @@ from tritter_mem.config.card import GpuCard, cublas_workspace_bytes
 from tritter_mem.config.schema import Profile
 
 
+def captures(profile: Profile) -> bool:
+    """Whether decode replays a CUDA graph of its step."""
+    return profile.workload.cuda_graph and profile.workload.new_tokens > 1
+
+
 def cublas_bytes(profile: Profile, card: GpuCard) -> int:
     """Workspaces of cuBLAS: one a handle and stream, and each thread has its own handle.
 
-    Training has two, because the backward pass runs in a thread of its own.
+    Training has two, because the backward pass runs in a thread of its own; so has a decode step
+    that is captured, on a stream of its own.
     """
-    handles = 2 if profile.workload.mode == "training" else 1
+    work = profile.workload
+    handles = 2 if work.mode == "training" or captures(profile) else 1
     return handles * cublas_workspace_bytes(card.compute_capability)

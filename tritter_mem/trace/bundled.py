@@ -34,6 +34,7 @@ def run_settings(profile: Profile, card: GpuCard) -> RunConfig:
         prefill_chunk=work.prefill_chunk,
         new_tokens=work.new_tokens,
         multiprocessors=card.multiprocessors,
+        cuda_graph=work.cuda_graph,
     )
 
 

@@ -30,6 +30,7 @@ class Event(NamedTuple):
             belongs to, of a free the one that ran.
         phase: the phase of the run; empty outside of any.
         category: what the storage is for, one of `results.COMPONENTS`.
+        place: where the storage comes from, as in `EventLog.places`.
     """
 
     kind: Literal["alloc", "free"]
@@ -39,6 +40,7 @@ class Event(NamedTuple):
     module: str
     phase: str
     category: str
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,14 @@ class EventLog:
     Attributes:
         spans: the phases, in order; they do not overlap.
         notes: what was seen and not counted, with how often.
+        places: where storages come from that are not of the device's own stream, by number:
+            `SIDE_STREAM` or `GRAPH_POOL` of `tritter_model.labels`.
     """
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.notes: dict[str, int] = {}
+        self.places: dict[int, str] = {}
         self._is_alloc = array("b")
         self._storage = array("q")
         self._operator = array("i")
@@ -148,6 +153,7 @@ class EventLog:
                 module=self.module(storage) if is_alloc else self._modules.text[module],
                 phase=next(phases),
                 category=self.category(storage),
+                place=self.places.get(storage, ""),
             )
 
     def _append(self, is_alloc: bool, storage: int, operator: str, module: str) -> None:

@@ -8,7 +8,8 @@ event, in order:
     {"alloc":0,"bytes":64,"category":"activations","operator":"aten.mm.default","module":"Net.out"}
     {"free":0,"module":"Net"}
 
-A storage's number counts the allocations before it; its bytes and category stand where it comes.
+A storage's number counts the allocations before it; its bytes and category stand where it comes,
+and its `place` where that is not the device's own stream: "side stream" or "graph pool".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO
 
 from tritter_mem.errors import InputError, OutputError
 from tritter_mem.trace.events import Event, EventLog, Span
+from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 
 SCHEMA = "tritter-mem.trace/1"
 MAX_LINE_BYTES = 1 << 20
@@ -80,13 +82,14 @@ def _header(log: EventLog) -> dict[str, Any]:
 def _line(event: Event) -> dict[str, Any]:
     if event.kind == "free":
         return {"free": event.storage, "module": event.module}
-    return {
+    line = {
         "alloc": event.storage,
         "bytes": event.bytes,
         "category": event.category,
         "operator": event.operator,
         "module": event.module,
     }
+    return line | {"place": event.place} if event.place else line
 
 
 def load_log(path: Path) -> EventLog:
@@ -179,6 +182,8 @@ class _Reader:
             module=_text(record, "module"),
             category=_text(record, "category"),
         )
+        if "place" in record:
+            self._log.places[storage] = _place(record)
         self._live.add(storage)
 
     def _take_free(self, record: dict[str, Any]) -> None:
@@ -224,6 +229,13 @@ def _number(record: dict[str, Any], key: str) -> int:
 def _text(record: dict[str, Any], key: str) -> str:
     text: str = _of(str, record.get(key), key)
     return text
+
+
+def _place(record: dict[str, Any]) -> str:
+    place = _text(record, "place")
+    if place not in (SIDE_STREAM, GRAPH_POOL):
+        raise ValueError(f"place: found {_shown(place)}, expected {SIDE_STREAM} or {GRAPH_POOL}")
+    return place
 
 
 def _shown(value: Any) -> str:

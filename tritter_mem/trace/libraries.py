@@ -5,8 +5,8 @@
 | cuBLAS workspace | at the first product of a thread | 8,519,680; 33,554,432 from capability 9.0 on | `getChosenWorkspaceSize` in PyTorch's `CUDABlas.cpp`; seen once in recorded inference, twice in recorded training |
 | cuBLASLt workspace | for `addmm` with a bias | none of its own: it takes the thread's cuBLAS workspace | `getCUDABlasLtWorkspace` in `CublasHandlePool.cpp`, where `TORCH_CUBLASLT_UNIFIED_WORKSPACE` is on unless it is set; to be confirmed by measurement |
 
-A handle belongs to a thread and a stream, and the backward pass runs in a thread of its own, with
-what is recomputed there. A workspace is never given back.
+A handle belongs to a thread and a stream. The backward pass runs in a thread of its own, with what is
+recomputed there; a CUDA graph is captured on a stream of its own. A workspace is never given back.
 """  # noqa: E501  (a table has its width)
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tritter_mem.config.card import cublas_workspace_bytes
+from tritter_model import labels
 
 CUBLAS_OPERATORS = frozenset({
     "aten.mm.default", "aten.mm.out", "aten.addmm.default", "aten.addmm.out",
@@ -40,19 +41,19 @@ class Libraries:
     ) -> None:
         self.workspace_bytes = cublas_workspace_bytes(compute_capability)
         self._in_backward = in_backward
-        self._threads: set[bool] = set()
+        self._handles: set[tuple[bool, bool]] = set()
 
     @property
     def held_bytes(self) -> int:
-        """Workspaces of all threads so far."""
-        return len(self._threads) * self.workspace_bytes
+        """Workspaces of all handles so far."""
+        return len(self._handles) * self.workspace_bytes
 
     def newly_held(self, operator: str) -> int:
-        """Bytes that are held from this operator on, because it is the first of its thread."""
+        """Bytes that are held from this operator on, because it is the first of its handle."""
         if operator not in CUBLAS_OPERATORS:
             return 0
-        thread = self._in_backward()
-        if thread in self._threads:
+        handle = self._in_backward(), bool(labels.current_place())
+        if handle in self._handles:
             return 0
-        self._threads.add(thread)
+        self._handles.add(handle)
         return self.workspace_bytes

@@ -11,6 +11,7 @@ from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
 from tritter_mem.results import Fragmentation, OutOfMemory, Segment, SegmentBlock
 from tritter_mem.trace.events import Event, EventLog
+from tritter_mem.trace.places import Places
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class _Player:
         self.block_bytes = array("q", bytes(8 * log.storages))
         self.reserved: list[tuple[int, int]] = [(0, 0)]
         self._log, self._allocator = log, allocator
+        self._places = Places(allocator)
         self.blocks: dict[int, Block] = {}
 
     def run(self, start: int, end: int) -> None:
@@ -156,11 +158,12 @@ class _Player:
             OutOfMemoryError: the allocator has a capacity and it does not suffice.
         """
         allocator, blocks = self._allocator, self.blocks
-        requests = self._log.requests(start, end)
+        requests, places = self._log.requests(start, end), self._log.places
         for at, (storage, is_alloc, nbytes) in enumerate(requests, start):
             self.at = at
             if is_alloc:
-                block = blocks[storage] = allocator.malloc(nbytes)
+                stream = self._places.stream(places.get(storage, "")) if places else 0
+                block = blocks[storage] = allocator.malloc(nbytes, stream)
                 self.block_bytes[storage] = block.size
                 if allocator.reserved_bytes != self.reserved[-1][1]:
                     self.reserved.append((at + 1, allocator.reserved_bytes))

@@ -67,7 +67,8 @@ def layer_passes(run: RunConfig) -> int:
         pieces = -(-run.batch // (run.training.micro_batch or run.batch))
         return 2 * pieces * (layers + _recomputed_layers(run.training, layers))
     warmup = min(run.chunks, 2) + (run.new_tokens > 1)
-    return layers * (warmup + run.chunks + run.steps)
+    decode = 2 if run.captures else run.steps  # a replay passes through no layer
+    return layers * (warmup + run.chunks + decode)
 
 
 def _recomputed_layers(training: TrainingConfig, layers: int) -> int:

@@ -187,6 +187,8 @@ class Recorder:
         number = self.log.alloc(
             nbytes, operator=operator, module=self._module.running, category=labels.current()
         )
+        if place := labels.current_place():
+            self.log.places[number] = place
         self.allocated_bytes += nbytes
         self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         return number
