@@ -1,15 +1,24 @@
 """No weight is ever there in full precision, and no launch allocates anything."""
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+import tritter_model
 from tritter_mem.trace.events import Event
 from tritter_mem.trace.recorder import Recorder
-from tritter_model.config import ModelConfig, RunConfig, TrainingConfig
+from tritter_model.config import CacheConfig, ModelConfig, RunConfig, TrainingConfig
+from tritter_model.ops.layer_norm import layer_norm
 from tritter_model.ops.registry import Operator
 from tritter_model.run import run
 
@@ -62,20 +71,110 @@ def test_training_holds_gradients_in_full_precision_and_no_other_weight() -> Non
     assert large == {"gradients": 4 * CASE.model.num_hidden_layers}
 
 
+SMALL = replace(
+    CASE,
+    model=replace(
+        CASE.model, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, intermediate_size=48,
+    ),
+    cache=CacheConfig(dtype="int4", group_size=8, attention_sinks=2),
+    training=TrainingConfig(loss_chunk=8),
+    context=14,
+    prefill_chunk=9,
+    new_tokens=2,
+)  # fmt: skip
+TRAINED = replace(SMALL, mode="training")
+RUNS = (
+    SMALL,
+    replace(SMALL, model=replace(SMALL.model, weight_format="int4")),
+    TRAINED,
+    None,
+    replace(TRAINED, training=replace(TRAINED.training, optimizer="adamw-8bit")),
+    replace(TRAINED, model=replace(SMALL.model, weight_format="bfloat16")),
+)
+"""Together they run every kernel; None stands for the vision tower's alone, which is large."""
+
+
+def run_one(case: RunConfig | None, device: str) -> None:
+    if case is not None:
+        run(case, device, Recorder("meta").phase)
+        return
+    x = torch.randn(3, 768, device=device)
+    layer_norm(x, torch.ones_like(x[0]), torch.ones_like(x[0]), 1e-6)
+
+
+def operators_with_kernels() -> dict[str, Operator]:
+    """Of all modules of the model, whether or not anything has imported them."""
+    root = Path(tritter_model.__file__).parent
+    paths = [path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")]
+    modules = [import_module(".".join(path.parts)) for path in paths]
+    found = [value for module in modules for value in vars(module).values()]
+    return {o.name: o for o in found if isinstance(o, Operator) and o.launch is not None}
+
+
+def launched(
+    case: RunConfig | None, device: str, allocated: Callable[[Callable[[], object]], int]
+) -> dict[str, int]:
+    """What the first launch of each operator allocates in a run; results are the reference's."""
+    found: dict[str, int] = {}
+
+    def counted(operator: Operator, launch: Callable[..., None], *args: Any) -> None:
+        if operator.name not in found:
+            found[operator.name] = allocated(lambda: launch(*args))
+        operator.reference(*args)
+
+    with ExitStack() as patches:
+        for operator in operators_with_kernels().values():
+            replaced = partial(counted, operator, operator.launch)
+            patches.enter_context(patch.object(operator, "launch", replaced))
+        run_one(case, device)
+    return found
+
+
+def assert_no_launch_allocates(
+    device: str, allocated: Callable[[Callable[[], object]], int]
+) -> None:
+    """In any run; an operator with a kernel that is in none of them fails too."""
+    runs = [launched(case, device, allocated) for case in RUNS]
+    assert {name for found in runs for name in found} == operators_with_kernels().keys()
+    assert [name for found in runs for name, size in found.items() if size] == []
+
+
+def allocated_on_the_cpu(call: Callable[[], object]) -> int:
+    """Bytes that PyTorch's allocator on the CPU hands out, whether or not they come back."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    return sum(max(event.nbytes(), 0) for event in events if event.name() == "[memory]")
+
+
+def allocated_on_the_gpu(call: Callable[[], object]) -> int:
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    call()
+    return int(torch.cuda.memory_stats()["allocation.all.allocated"] - before)
+
+
+def launch_on_the_cpu(launch: Callable[[], object]) -> int:
+    """Of the launch alone: the interpreter, which a GPU has none of, allocates for itself."""
+    with patch("triton.runtime.interpreter.GridExecutor.__call__") as run_kernel:
+        made = allocated_on_the_cpu(launch)
+    assert run_kernel.called
+    return made
+
+
+def test_what_a_launch_would_allocate_is_seen() -> None:
+    x = torch.ones(256)
+    assert allocated_on_the_cpu(x.neg_) == 0
+    assert allocated_on_the_cpu(lambda: (x.neg(), x.neg())) == 2048
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the same test runs compiled")
+def test_no_launch_allocates_and_every_kernel_is_among_them() -> None:
+    assert_no_launch_allocates("cpu", launch_on_the_cpu)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("mode", ["inference", "training"])
-def test_a_launch_allocates_nothing(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: Counter[str] = Counter()
-    run_operator = Operator._run
-
-    def counted(operator: Operator, *args: Any) -> None:
-        before = torch.cuda.memory_stats()["allocation.all.allocated"]
-        run_operator(operator, *args)
-        if operator.launch is not None:
-            made = torch.cuda.memory_stats()["allocation.all.allocated"] - before
-            measured[operator.name] = max(measured[operator.name], made)
-
-    monkeypatch.setattr(Operator, "_run", counted)
-    run(replace(CASE, mode=mode), "cuda", Recorder("cpu").phase)
-    assert measured
-    assert not +measured
+def test_no_launch_allocates_on_a_gpu_and_every_kernel_is_among_them() -> None:
+    assert_no_launch_allocates("cuda", allocated_on_the_gpu)
