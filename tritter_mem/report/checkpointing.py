@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, bytes_cell
+from tritter_mem.report.table import BLANK, UNKNOWN, Cell, Column, Row, Table, bytes_cell
 from tritter_mem.report.words import number, printable, setting
 from tritter_mem.results import CheckpointCase, Result
 
@@ -11,8 +11,10 @@ def checkpointing_table(result: Result, units: str) -> Table | None:
     """One row a policy, as `--checkpoint` takes it; None where the trade-off was not asked for."""
     if not result.checkpointing:
         return None
+    measured = [c for c in result.checkpointing if c.measured_allocated_peak_bytes is not None]
+    extra = _MEASURED if measured else ()
     return Table(
-        caption="Checkpointing trade-off, simulated",
+        caption=f"Checkpointing trade-off, simulated{' and measured' if measured else ''}",
         columns=(
             Column(label="Policy", numeric=False),
             Column(label="Allocated"),
@@ -20,14 +22,34 @@ def checkpointing_table(result: Result, units: str) -> Table | None:
             Column(label="Activations"),
             Column(label="Recomputed", wide=True),
             Column(label="Work"),
+            *extra,
             Column(label="Pareto front", numeric=False),
         ),
-        rows=[_row(case, _own(result) == (case.policy, case.n), units)
-              for case in result.checkpointing],
-    )  # fmt: skip
+        rows=[
+            _row(case, _own(result) == (case.policy, case.n), bool(extra), units)
+            for case in result.checkpointing
+        ],
+    )
 
 
-def _row(case: CheckpointCase, own: bool, units: str) -> Row:
+_MEASURED = (
+    Column(label="Measured"),
+    Column(label="Measured reserved", wide=True),
+    Column(label="Seconds"),
+)
+
+
+def _measured_cells(case: CheckpointCase, units: str) -> tuple[Cell, ...]:
+    """Peaks and seconds; out of memory leaves the seconds out."""
+    seconds = case.measured_seconds
+    return (
+        bytes_cell(case.measured_allocated_peak_bytes, units),
+        bytes_cell(case.measured_reserved_peak_bytes, units),
+        UNKNOWN if seconds is None else Cell(text=number(seconds), value=seconds),
+    )
+
+
+def _row(case: CheckpointCase, own: bool, measured: bool, units: str) -> Row:
     name = f"{printable(case.policy, 40)}{f':{case.n}' if case.n > 1 else ''}"
     work = Cell(text=f"+{case.overhead:.1%}", value=case.overhead)
     return Row(
@@ -38,6 +60,7 @@ def _row(case: CheckpointCase, own: bool, units: str) -> Row:
             bytes_cell(case.activations_peak_bytes, units),
             Cell(text=_operations(case.recomputed_flops), value=case.recomputed_flops),
             work,
+            *(_measured_cells(case, units) if measured else ()),
             Cell(text="yes", tone="good") if case.on_front else BLANK,
         )
     )

@@ -15,6 +15,7 @@ from tritter_mem.report.data import to_csv
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.holdings import holdings_table
 from tritter_mem.report.ladder import ladder_tables
+from tritter_mem.report.measured import measured_table
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.page_size import fit_page
 from tritter_mem.report.segment_map import segment_map
@@ -189,6 +190,7 @@ def _parts(result: Result, units: str, full: Result) -> list[Part]:
                   waterfall_chart(result, units)),
         _differences(result, units),
         _of_table(phase_table(result, units), timeline_chart(result, units)),
+        _of_table(measured_table(result, units)),
         _of_table(holdings_table(result, units)),
         _fragmentation(result, units, full),
         _checkpointing(result, units),

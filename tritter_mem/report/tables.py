@@ -94,8 +94,11 @@ def _budget_bars(result: Result) -> Bars | None:
 
 
 def _component_rows(result: Result, pairs: Sequence[Pair], units: str) -> list[Row]:
-    parts = {kind: e.components.items() for kind, e in result.estimates().items()}
-    found = {name: {kind: part[name] for kind, part in parts.items()} for name in COMPONENTS}
+    parts = {
+        kind: e.components.items() if e.components_known else {}
+        for kind, e in result.estimates().items()
+    }
+    found = {name: {kind: part.get(name) for kind, part in parts.items()} for name in COMPONENTS}
     return [
         Row(cells=_bytes_cells(result, name, sizes, pairs, units), bar_bytes=_bar(result, sizes))
         for name, sizes in found.items()

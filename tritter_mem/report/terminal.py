@@ -11,6 +11,7 @@ from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.holdings import holdings_table
 from tritter_mem.report.ladder import ladder_tables, ladders_compared
+from tritter_mem.report.measured import measured_table
 from tritter_mem.report.table import Bars, Column, Table, Tone
 from tritter_mem.report.tables import (
     basis_of,
@@ -111,7 +112,8 @@ def _render_one(result: Result, console: Console, units: str) -> None:
         render_line(console, line, "dim")
     render_list(console, "What to change", _suggestions(result, units))
     render_list(console, "Differences over 2%", notable_differences(result, units))
-    for table in (phase_table(result, units), holdings_table(result, units)):
+    tables = (phase_table(result, units), measured_table(result, units))
+    for table in (*tables, holdings_table(result, units)):
         if table is not None:
             render_table(table, console)
     render_list(console, "Fragmentation", _fragmentation(result, units))

@@ -10,7 +10,15 @@ import re
 import shlex
 from typing import Any
 
-from tritter_mem.results import KINDS, Fragmentation, Kind, Result, Suggestion, Verdict
+from tritter_mem.results import (
+    KINDS,
+    Fragmentation,
+    Kind,
+    OutOfMemory,
+    Result,
+    Suggestion,
+    Verdict,
+)
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -156,7 +164,37 @@ def notes(result: Result) -> list[str]:
         if estimate.peak_at
     ]
     found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
-    return [note for note in found if note]
+    return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
+
+
+def _refusals(result: Result) -> list[str]:
+    """The request that a card could not serve, simulated or measured."""
+    ends = {"measured": "; its figures are those up to there"}
+    return [
+        f"{kind}: out of memory{_where(refused)}: {format_bytes(refused.requested_bytes)} more, "
+        f"with {format_bytes(refused.reserved_bytes)} reserved of "
+        f"{format_bytes(refused.limit_bytes)}{ends.get(kind, '')}"
+        for kind, estimate in result.estimates().items()
+        if (refused := estimate.out_of_memory) is not None
+    ]
+
+
+def _where(refused: OutOfMemory) -> str:
+    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    place = ", ".join(filter(None, (refused.phase, refused.module)))
+    shown = printable(place, TEXT_LIMIT)
+    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    return (f" in {shown}" if shown else "") + operator
+
+
+def _unread(result: Result) -> list[str]:
+    """Why figures of a measured run are missing."""
+    run = result.measured.run if result.measured else None
+    if run is None:
+        return []
+    components = [run.components_reason] if run.components_reason else []
+    reasons = [f"components are not measured: {reason}" for reason in components]
+    return [printable(reason, TEXT_LIMIT) for reason in (*reasons, *run.unread)]
 
 
 def _cpu_sentence(result: Result) -> str:
