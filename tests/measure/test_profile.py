@@ -1,8 +1,13 @@
 """A profile's answers side by side, and the reason for each that is missing."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
@@ -13,10 +18,13 @@ import tritter_mem
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.schema import Profile
 from tritter_mem.errors import ConfigError, MeasureError, UsageError
+from tritter_mem.measure.answer import MeasurementFailedError, ProfileInterrupted
 from tritter_mem.measure.profile import profile
+from tritter_mem.measure.target import Target
 from tritter_mem.planner.compose import plan
-from tritter_mem.results import Result
+from tritter_mem.results import Estimate, Result
 from tritter_mem.units import GiB
+from tritter_model.config import RunConfig
 
 TINY = load_profile("tiny")
 
@@ -143,3 +151,88 @@ def test_plan_in_the_record_is_the_public_plan(measured: Result) -> None:
     from tritter_mem.config.gpus import find_gpu
 
     assert measured.planned == plan(TINY, find_gpu(TINY.gpu.name))
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """A training profile with two policies to compare."""
+    policies = (("none", 1), ("every-layer", 1))
+    monkeypatch.setattr("tritter_mem.trace.checkpointing.POLICIES", policies)
+    return load_profile("tiny", {"workload.mode": "training", "workload.context": 64})
+
+
+def test_every_policy_is_measured_where_the_profile_is(training: Profile) -> None:
+    """Two policies, each in a process of its own, beside what was simulated."""
+    cases = profile(training, device="cpu", checkpointing=True).checkpointing
+    assert [case.policy for case in cases] == ["none", "every-layer"]
+    for case in cases:
+        assert case.measured_allocated_peak_bytes is not None
+        assert case.measured_allocated_peak_bytes < case.allocated_peak_bytes  # without cuBLAS
+        assert case.measured_seconds is not None
+        assert case.measured_reason is None
+
+
+def test_failed_policy_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, training: Profile, measured: Result
+) -> None:
+    from tritter_mem.measure import runs
+
+    estimate = measured.measured
+    assert estimate is not None
+
+    def killed_at_none(work: RunConfig, target: Target) -> Estimate:
+        if work.training.checkpointing == "none":
+            raise MeasureError("the run was killed by SIGKILL")
+        return estimate
+
+    monkeypatch.setattr(runs, "measure_once", killed_at_none)
+    with pytest.raises(MeasurementFailedError, match="none: the run was killed") as caught:
+        profile(training, device="cpu", checkpointing=True)
+    first, second = caught.value.result.checkpointing
+    assert first.measured_reason == "the run was killed by SIGKILL"
+    assert second.measured_seconds is not None
+
+
+def test_interruption_while_policies_run_keeps_those_before(
+    monkeypatch: pytest.MonkeyPatch, training: Profile, measured: Result
+) -> None:
+    from tritter_mem.measure import runs
+
+    assert measured.measured is not None
+    answers = [measured.measured, measured.measured]  # the profile's own, and the first policy's
+
+    def interrupted(work: RunConfig, target: Target) -> Estimate:
+        if not answers:
+            raise KeyboardInterrupt
+        return answers.pop()
+
+    monkeypatch.setattr(runs, "measure_once", interrupted)
+    with pytest.raises(ProfileInterrupted) as caught:
+        profile(training, device="cpu", checkpointing=True)
+    first, second = caught.value.result.checkpointing
+    assert first.measured_allocated_peak_bytes is not None
+    assert second.measured_allocated_peak_bytes is None
+    assert caught.value.result.measured is not None
+    assert caught.value.result.verdict is not None
+
+
+def test_outside_kill_is_said_and_the_rest_is_kept() -> None:
+    """As when an administrator ends the child: by its number, from another thread."""
+
+    def kill_first_child() -> None:
+        own = Path(f"/proc/{os.getpid()}/task/{main}/children")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if found := own.read_text().split():
+                os.kill(int(found[0]), signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    main = threading.get_native_id()
+    killer = threading.Thread(target=kill_first_child)
+    killer.start()
+    with pytest.raises(MeasurementFailedError, match="killed by SIGKILL") as caught:
+        profile(TINY, device="cpu")
+    killer.join()
+    assert caught.value.result.simulated is not None
+    assert "killed by SIGKILL" in str(caught.value.result.measured_reason)
