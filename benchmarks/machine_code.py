@@ -155,8 +155,7 @@ def watched(operation: str) -> str | None:
 def weights_a_thread(constants: dict[str, Any], warps: int) -> float | None:
     """Weights that a trip of a ternary kernel's loop takes, over the threads of its program."""
     if "WORDS" in constants:
-        digits = 5 if "ALIGNED" in constants else 4
-        weights = constants["ROWS"] * constants["WORDS"] * 4 * digits
+        weights = constants["ROWS"] * constants["WORDS"] * 4 * constants["DIGITS"]
     elif "DIGITS" in constants:
         tile = constants["OUTPUTS"] * constants["BYTES"] * constants.get("SPLITS", 1)
         weights = tile * constants["DIGITS"]

@@ -63,9 +63,9 @@ def test_on_meta_there_is_nothing_to_fill(config: ModelConfig, recording: Any) -
 
 @pytest.mark.parametrize("two_bit", [True, False])
 def test_packed_weights_are_valid_and_balanced(two_bit: bool, seed: int) -> None:
-    packed = torch.empty(300, 100, dtype=torch.uint8)
+    packed = torch.empty(300, 112, dtype=torch.uint8)
     fill_packed(packed, torch.Generator().manual_seed(seed), two_bit)
-    codes = unpack(packed, 400 if two_bit else 500)
+    codes = unpack(packed, 448 if two_bit else 560)
     shares = torch.bincount(codes.flatten(), minlength=4) / codes.numel()
     expected = [0.25, 0.5, 0.25, 0] if two_bit else [1 / 3, 1 / 3, 1 / 3, 0]
     assert shares[3] == 0

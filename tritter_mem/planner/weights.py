@@ -13,6 +13,8 @@ from tritter_mem.planner.sizes import (
 )
 from tritter_mem.planner.vision import vision_parameters
 
+ROW_UNIT, WHOLE_LOADS_FROM = 16, 320
+
 
 def linear_parameters(profile: Profile) -> int:
     """Parameters of all linear layers."""
@@ -42,11 +44,11 @@ def parameters(profile: Profile) -> int:
 def linear_bytes(rows: int, columns: int, weight_format: str) -> int:
     """One stored linear layer with its scales.
 
-    Ternary: a packed row of ceil(K / 4) or ceil(K / 5) bytes and a float32 scale an output. int8: a
+    Ternary: a packed row of `packed_row_bytes` and a float32 scale an output. int8: a
     float32 scale an output. int4: a float16 scale for each 128 inputs of an output.
     """
     if weight_format in TERNARY_PER_BYTE:
-        return rows * (ceil_div(columns, TERNARY_PER_BYTE[weight_format]) + 4)
+        return rows * (packed_row_bytes(columns, weight_format) + 4)
     if weight_format == "int8":
         return rows * (columns + 4)
     if weight_format == "int4":
@@ -54,11 +56,21 @@ def linear_bytes(rows: int, columns: int, weight_format: str) -> int:
     return rows * columns * DTYPE_BYTES[weight_format]
 
 
+def packed_row_bytes(columns: int, weight_format: str) -> int:
+    """Ternary codes of one row: ceil(K / 4) bytes at 2 bits, ceil(K / 5) at 1.6.
+
+    From 320 inputs on, rows at 1.6 bits are whole 16 bytes, which a thread loads at once.
+    """
+    width = ceil_div(columns, TERNARY_PER_BYTE[weight_format])
+    if weight_format == "ternary-1.6bit" and columns >= WHOLE_LOADS_FROM:
+        return ROW_UNIT * ceil_div(width, ROW_UNIT)
+    return width
+
+
 def packed_linear_bytes(profile: Profile) -> int:
     """The linear layers' codes alone, without scales: N * ceil(K / 4) bytes each at 2 bits."""
-    per_byte = TERNARY_PER_BYTE[profile.weights.format]
-    sizes = sizes_of(profile, 1)
-    layer = sum(rows * ceil_div(columns, per_byte) for rows, columns in sizes.linears.values())
+    form, sizes = profile.weights.format, sizes_of(profile, 1)
+    layer = sum(rows * packed_row_bytes(columns, form) for rows, columns in sizes.linears.values())
     return sizes.layers * layer
 
 

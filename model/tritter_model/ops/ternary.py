@@ -108,25 +108,20 @@ def _launch(
 
 
 def _in_words(codes: Tensor, packed: Tensor) -> bool:
-    """Whether both can be read four bytes at a time; 2-bit rows each begin with a word as well."""
-    whole = codes.shape[1] % 4 == 0 and packed.numel() % 4 == 0
+    """Whether rows of both can be read four bytes at a time."""
     starts = (tensor.storage_offset() * tensor.element_size() for tensor in (codes, packed))
-    aligned = digits(packed, codes.shape[1]) == 5 or codes.shape[1] % 16 == 0
-    return whole and aligned and not any(start % 4 for start in starts)
+    sizes = (codes.shape[1], packed.shape[1])
+    return not any(number % 4 for number in (*sizes, *starts))
 
 
 def _launch_one_row(tensors: tuple[Tensor, ...], per_byte: int) -> None:
     codes, row_scale, total, packed, scale, out = tensors
-    outputs, width = packed.shape
-    words, grid = packed.view(-1).view(torch.int32), (-(-outputs // 8),)
-    common = (codes.view(torch.int32), row_scale, total, words, scale, out, outputs, width)
-    tile = {"ROWS": 8, "WORDS": 256, "PTX": next_code_ptx(per_byte), "num_warps": 2}
-    if per_byte == 4:
-        _one_row_2bit_kernel[grid](*common, **tile)
-    else:
-        _one_row_1bit6_kernel[grid](
-            *common, codes.shape[1], words.numel(), ALIGNED=width % 4 == 0, **tile
-        )
+    (outputs, width), inputs = packed.shape, codes.shape[1]
+    _one_row_kernel[(-(-outputs // 8),)](
+        codes.view(torch.int32), row_scale, total, packed.view(torch.int32), scale, out,
+        outputs, width, inputs, ROWS=8, WORDS=256, DIGITS=per_byte,
+        EXACT=width * per_byte == inputs, PTX=next_code_ptx(per_byte), num_warps=2,
+    )  # fmt: skip
 
 
 @jit
@@ -143,9 +138,10 @@ def _dot4(a, b, sums, PTX: tl.constexpr):
 
 
 @jit
-def _one_row_2bit_kernel(
-    codes, row_scale, total, packed, scale, out, outputs, width,
-    ROWS: tl.constexpr, WORDS: tl.constexpr, PTX: tl.constexpr,
+def _one_row_kernel(
+    codes, row_scale, total, packed, scale, out, outputs, width, inputs,
+    ROWS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """A program computes a few outputs, its threads side by side along K."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -156,9 +152,11 @@ def _one_row_2bit_kernel(
         j = start + tl.arange(0, WORDS)
         inside = (n < outputs)[:, None] & (j < words)[None]
         rest = tl.load(rows + j[None], mask=inside, other=0)
-        for i in tl.static_range(4):
-            x = tl.load(codes + i * words + j, mask=j < words, other=0)
-            weights, rest = next_codes_of_words(rest, 4, PTX)
+        for i in tl.static_range(DIGITS):
+            k = i * words + j
+            held = j < words if EXACT else (j < words) & (k < inputs // 4)
+            x = tl.load(codes + k, mask=held, other=0)
+            weights, rest = next_codes_of_words(rest, DIGITS, PTX)
             sums = _dot4(weights, tl.broadcast_to(x[None], (ROWS, WORDS)), sums, PTX)
     y = _scaled(tl.sum(sums, 1), tl.load(total), tl.load(row_scale), scale, n, outputs)
     tl.store(out + n, y.to(out.dtype.element_ty), mask=n < outputs)
@@ -169,43 +167,6 @@ def _scaled(sums, total, row_scale, scale, n, outputs):
     """What the sums over codes come to, in float32."""
     factor = row_scale * tl.load(scale + n, mask=n < outputs, other=0)
     return (sums - total).to(tl.float32) * factor
-
-
-@jit
-def _one_row_1bit6_kernel(
-    codes, row_scale, total, packed, scale, out, outputs, width, inputs, packed_words,
-    ALIGNED: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr, PTX: tl.constexpr,
-):  # fmt: skip
-    """As for 2 bits, but rows and planes may begin and end inside of a word."""
-    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = (n.to(tl.int64) * width)[:, None]
-    sums = tl.zeros((ROWS, WORDS), tl.int32)
-    for start in range(0, tl.cdiv(width, 4), WORDS):
-        word = start + tl.arange(0, WORDS)
-        held = width - 4 * word  # bytes of the row from this word on
-        inside = (n < outputs)[:, None] & (held > 0)[None]
-        rest = _four_bytes(packed, row, word[None], inside, packed_words, ALIGNED)
-        for i in tl.static_range(5):
-            held = tl.minimum(held, inputs - i * width - 4 * word)
-            x = _four_bytes(codes, i * width, word, held > 0, inputs // 4, ALIGNED)
-            if not ALIGNED:
-                x = tl.where(held < 4, x & ((1 << 8 * tl.maximum(held, 0)) - 1), x)
-            weights, rest = next_codes_of_words(rest, 5, PTX)
-            sums = _dot4(weights, tl.broadcast_to(x[None], (ROWS, WORDS)), sums, PTX)
-    y = _scaled(tl.sum(sums, 1), tl.load(total), tl.load(row_scale), scale, n, outputs)
-    tl.store(out + n, y.to(out.dtype.element_ty), mask=n < outputs)
-
-
-@jit
-def _four_bytes(words, byte, index, inside, count, ALIGNED: tl.constexpr):
-    """The `index`-th four bytes from a byte on, out of the two of `count` words that hold them."""
-    at = (byte >> 2) + index
-    low = tl.load(words + at, mask=inside, other=0)
-    if ALIGNED:
-        return low
-    high = tl.load(words + at + 1, mask=inside & (at + 1 < count), other=0)
-    both = (high.to(tl.int64) << 32) | low.to(tl.uint32, bitcast=True).to(tl.int64)
-    return (both >> (8 * (byte & 3))).to(tl.int32)
 
 
 def _launch_few_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:

@@ -4,9 +4,10 @@ Codes are u = w + 1 in {0, 1, 2}; a row of K weights packs into planes, so that 
 interleave:
 
 - 2 bits: byte j holds u at k = j + i * ceil(K / 4) in its bits 2i and 2i + 1, i = 0..3.
-- 1.6 bits: byte j holds the base-3 number v of the digits u at k = j + i * ceil(K / 5), i = 0..4,
-  most significant first, stored as ceil(256 * v / 243). Digit n is then
-  (((byte * 3**n) & 255) * 3) >> 8: a multiplication instead of a division.
+- 1.6 bits: byte j of W holds the base-3 number v of the digits u at k = j + i * W, i = 0..4, most
+  significant first, stored as ceil(256 * v / 243). Digit n is then
+  (((byte * 3**n) & 255) * 3) >> 8: a multiplication instead of a division. W is ceil(K / 5), from
+  320 inputs on a multiple of 16, which is what a thread loads at once.
 
 Shapes: K inputs, N outputs.
 """
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 PER_BYTE = {"ternary-2bit": 4, "ternary-1.6bit": 5}
+WHOLE_LOADS_FROM = 320
+"""Inputs of a layer; with fewer, a row made longer could have as many bytes as at 2 bits."""
 
 
 def packed_width(in_features: int, weight_format: str) -> int:
@@ -32,12 +35,18 @@ def packed_width(in_features: int, weight_format: str) -> int:
     Raises:
         ValueError: so few inputs that the width would not tell 1.6 bits from 2.
     """
-    width = -(-in_features // PER_BYTE[weight_format])
+    width = _width(in_features, weight_format)
     if weight_format == "ternary-1.6bit" and width == -(-in_features // 4):
         raise ValueError(
             f"found {in_features} inputs; 1.6-bit weights need 17 or more; use ternary-2bit"
         )
     return width
+
+
+def _width(in_features: int, weight_format: str) -> int:
+    width = -(-in_features // PER_BYTE[weight_format])
+    padded = weight_format == "ternary-1.6bit" and in_features >= WHOLE_LOADS_FROM
+    return -(-width // 16) * 16 if padded else width
 
 
 def digits(packed: Tensor, in_features: int) -> int:
@@ -46,12 +55,13 @@ def digits(packed: Tensor, in_features: int) -> int:
     Raises:
         ValueError: a width that rows of `in_features` weights have in neither format.
     """
-    for per_byte in PER_BYTE.values():
-        if packed.shape[1] == -(-in_features // per_byte):
-            return per_byte
+    widths = {form: _width(in_features, form) for form in PER_BYTE}
+    for form, width in widths.items():
+        if packed.shape[1] == width:
+            return PER_BYTE[form]
     raise ValueError(
         f"found packed rows of {packed.shape[1]} bytes for {in_features} inputs;"
-        f" allowed: {-(-in_features // 4)} (2 bits) or {-(-in_features // 5)} (1.6 bits)"
+        f" allowed: {widths['ternary-2bit']} (2 bits) or {widths['ternary-1.6bit']} (1.6 bits)"
     )
 
 

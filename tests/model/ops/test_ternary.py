@@ -20,13 +20,11 @@ def some_codes(rows: int, width: int) -> Tensor:
 
 
 @in_both_formats
-@pytest.mark.parametrize("width", [17, 18, 19, 20, 21, 63, 64, 65, 4096])
+@pytest.mark.parametrize("width", [17, 18, 19, 20, 21, 63, 64, 65, 319, 320, 321, 4096])
 def test_unpacking_gives_what_was_packed(weight_format: str, width: int) -> None:
     codes = some_codes(3, width)
     packed = pack(codes, weight_format)
-    per_byte = 4 if weight_format == "ternary-2bit" else 5
-    assert packed.shape == (3, -(-width // per_byte))
-    assert packed.shape[1] == packed_width(width, weight_format)
+    assert packed.shape == (3, packed_width(width, weight_format))
     assert torch.equal(unpack(packed, width), codes)
 
 
@@ -59,12 +57,21 @@ def test_padding_is_the_weight_zero(weight_format: str) -> None:
 
 
 def test_widths_at_which_the_formats_cannot_be_told_apart_are_refused() -> None:
-    for width in range(1, 200):
+    for width in range(1, 320):
         if packed_width(width, "ternary-2bit") != -(-width // 5):
             assert packed_width(width, "ternary-1.6bit") == -(-width // 5)
         else:
             with pytest.raises(ValueError, match=f"found {width} inputs.*ternary-2bit"):
                 packed_width(width, "ternary-1.6bit")
+
+
+def test_long_rows_of_1_6_bits_are_whole_loads_of_16_bytes() -> None:
+    """And shorter than those of 2 bits, by which they are told apart."""
+    for width in range(320, 3000):
+        packed = packed_width(width, "ternary-1.6bit")
+        assert packed % 16 == 0
+        assert 0 <= packed - width / 5 < 16
+        assert packed < packed_width(width, "ternary-2bit")
 
 
 @in_both_formats
