@@ -1,5 +1,6 @@
 """A job in a child process: its answer comes back; what goes wrong is said and cleaned up."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -227,3 +228,27 @@ def test_nothing_is_left_in_the_temporary_folder(
     run("add", a=1, b=1)
     failure("die_by", number=int(signal.SIGKILL))
     assert list(folder.iterdir()) == []
+
+
+def test_full_disk_for_temporary_files_is_an_error_that_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    error = failure("add", a=1, b=1)
+    assert "cannot be written: No space left on device; free some space" in str(error)
+    assert list(folder.iterdir()) == []
+
+
+def test_missing_folder_for_temporary_files_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert "cannot be written: No such file or directory" in str(failure("add", a=1, b=1))

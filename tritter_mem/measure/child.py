@@ -64,10 +64,12 @@ def run_in_child(job: Job) -> Any:
             answer; or its function raised a TritterMemError. The last lines that it printed are a
             note of the error.
     """
-    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
-        request, answer = Path(folder, "request.json"), Path(folder, "answer.json")
-        request.write_text(json.dumps(_request(job)))
-        with Path(folder, "output.txt").open("w+b") as output:
+    with _folder() as folder:
+        request, answer = folder / "request.json", folder / "answer.json"
+        with _writing(folder):
+            request.write_text(json.dumps(_request(job)))
+            output = (folder / "output.txt").open("w+b")
+        with output:
             end = _run(job, [str(request), str(answer)], output)
         problem = _problem(end, job)
         if problem:
@@ -75,6 +77,31 @@ def run_in_child(job: Job) -> Any:
             error.add_note(f"It last printed:\n{end.tail}")
             raise error
         return _read(answer)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder of its own for a job, which is gone afterwards."""
+    with _writing(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="tritter-mem-")
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what to do where a folder takes no files.
+
+    Raises:
+        MeasureError: in place of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MeasureError(
+            f"{folder}: cannot be written: {error.strerror}; free some space, or name another "
+            "folder for temporary files (TMPDIR)"
+        ) from error
 
 
 def _request(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tritter_mem.errors import MeasureError, OutputError
 from tritter_mem.measure.assemble import estimate_of
@@ -24,8 +24,11 @@ from tritter_mem.measure.refusal import describe, find_out_of_memory
 from tritter_mem.measure.speed import with_speed
 from tritter_mem.measure.stretches import BETWEEN, Stretches
 from tritter_mem.measure.trouble import explain_cuda
-from tritter_mem.measure.work import Work, perform, read_work
+from tritter_mem.measure.work import Timed, Work, perform, read_work
 from tritter_mem.results import AllocatorStats, DeviceRun, Estimate, OutOfMemory
+
+if TYPE_CHECKING:
+    from tritter_mem.trace.third_party import Watch
 
 HISTORY_ENTRIES = 600_000
 """Events that a snapshot keeps, the last ones; PyTorch's viewer shows no more."""
@@ -165,12 +168,16 @@ def record(work: Work, session: Session) -> Estimate:
     from tritter_mem.trace.recorder import Recorder
 
     with Recorder(session.meter.name) as recorder:
-        try:
-            perform(work, session.meter.name, recorder)
-        except Exception as error:
-            if find_out_of_memory(error) is None:
-                raise
-    return estimate_of_log(recorder.log)
+        _as_far_as_memory_goes(work, session, recorder)
+    return estimate_of_log(recorder.log, session.meter.name)
+
+
+def _as_far_as_memory_goes(work: Work, session: Session, watch: Watch) -> None:
+    try:
+        perform(work, session.meter.name, watch)
+    except Exception as error:
+        if find_out_of_memory(error) is None:
+            raise
 
 
 def _session(place: dict[str, Any]) -> Session:
@@ -201,14 +208,17 @@ def record_case(work: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
 
 
 def snapshot_case(work: dict[str, Any], place: dict[str, Any], path: str) -> None:
-    """The job that runs a case with the allocator's history on, and writes PyTorch's snapshot."""
+    """The job that runs a case with the allocator's history on, and writes PyTorch's snapshot.
+
+    Where memory runs out, the snapshot shows why.
+    """
     import torch
 
     session = _session(place)
     torch.cuda.memory._record_memory_history(
         enabled="all", context="alloc", stacks="python", max_entries=HISTORY_ENTRIES
     )
-    measure(read_work(work), session)
+    _as_far_as_memory_goes(read_work(work), session, Timed())
     torch.cuda.synchronize()
     write_snapshot(torch.cuda.memory._snapshot(), Path(path))
 
