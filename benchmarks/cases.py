@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import attention_cases, cache_cases, kernel_cases
+from benchmarks import attention_cases, cache_cases, decode_cases, kernel_cases
 from benchmarks.kernel_cases import Case
 
 
@@ -13,3 +13,4 @@ def cases() -> Iterator[Case]:
     yield from kernel_cases.cases()
     yield from cache_cases.cases()
     yield from attention_cases.cases()
+    yield from decode_cases.cases()

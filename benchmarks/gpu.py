@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,10 +62,22 @@ def kernels(folder: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.kernels", "--output", str(folder / "kernels.json")]
 
 
+def attention(folder: Path) -> list[str]:
+    """The figures of attention over the cache, and of whole decode steps."""
+    return [
+        sys.executable,
+        "-m",
+        "benchmarks.attention",
+        "--output",
+        str(folder / "attention.json"),
+    ]
+
+
 PARTS: dict[str, Callable[[Path], list[str]]] = {
     "tests": tests,
     "measuring": measuring,
     "kernels": kernels,
+    "attention": attention,
 }
 """Each part's command, given the folder for what it writes."""
 
@@ -97,11 +110,11 @@ def summary(outcomes: list[Outcome], folder: Path) -> list[str]:
         f"{o.part:<12} {'passed' if o.passed else 'FAILED':<8} {o.seconds:>6.0f} s  {o.note}"
         for o in outcomes
     ]
-    figures = folder / "kernels.json"
-    if any(o.part == "kernels" and o.passed for o in outcomes) and figures.exists():
-        from benchmarks.kernels import target_lines
-
-        lines += target_lines(json.loads(figures.read_text()))
+    for part in ("kernels", "attention"):
+        figures = folder / f"{part}.json"
+        if any(o.part == part and o.passed for o in outcomes) and figures.exists():
+            target_lines = import_module(f"benchmarks.{part}").target_lines
+            lines += target_lines(json.loads(figures.read_text()))
     return lines
 
 

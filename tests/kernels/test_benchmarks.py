@@ -23,7 +23,7 @@ def gpu() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["gpu", "kernels"])
+@pytest.mark.parametrize("name", ["gpu", "kernels", "attention"])
 def test_without_a_gpu_it_is_said_and_the_exit_code_is_3(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--output", str(tmp_path / "figures")]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}

@@ -1,9 +1,6 @@
-"""The captured decode step: what it allocates, where, and that it decodes what eager steps do."""
+"""The captured decode step: what it allocates, and where."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ from tritter_model import labels
 from tritter_model.config import RunConfig
 from tritter_model.decode_graph import DecodeGraph
 from tritter_model.kv_cache import KVCache
-from tritter_model.run import infer
 from tritter_model.run import run as run_case
 from tritter_model.transformer import Transformer
 
@@ -80,32 +76,3 @@ def test_more_tokens_than_fit_are_refused(run: RunConfig) -> None:
         graph.decode(first, 3)
     assert graph.decode(first, 2).shape == (run.batch, 3)
     assert cache.length == run.context
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "int8", "int4", "int2"])
-@pytest.mark.parametrize("window", [None, 23])
-def test_replays_decode_what_eager_steps_do(
-    run: RunConfig, with_model: Callable[..., RunConfig], dtype: str, window: int | None
-) -> None:
-    case = with_model(replace(run, cache=replace(run.cache, dtype=dtype)), sliding_window=window)
-    cuda, phase = torch.device("cuda"), lambda _: nullcontext()
-    eager = infer(case, cuda, phase)
-    graph = infer(replace(case, cuda_graph=True), cuda, phase)
-    assert torch.equal(eager, graph)
-
-
-@pytest.mark.gpu
-def test_replays_allocate_nothing_on_the_device(run: RunConfig) -> None:
-    cuda = torch.device("cuda")
-    cache = KVCache(run, cuda)
-    graph = DecodeGraph(run, Transformer(run.model, cuda), cache)
-    first: Any = torch.zeros((run.batch, 1), dtype=torch.int64, device=cuda)
-    with torch.inference_mode():
-        graph.decode(first, 1)
-        before = torch.cuda.memory_stats()
-        graph.decode(first, 4)
-        after = torch.cuda.memory_stats()
-    made = after["allocation.all.allocated"] - before["allocation.all.allocated"]
-    assert made == 4 + 1  # a copy of each token, and all of them joined
-    assert after["segment.all.allocated"] == before["segment.all.allocated"]
