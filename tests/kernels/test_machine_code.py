@@ -31,13 +31,12 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
     for reading in readings:
         keeps_to_registers_and_fits_the_card(reading)
     for reading in of(readings, "ternary-2bit, 1 x"):
-        reads_16_bytes_and_multiplies_four_weights_at_once(reading)
+        reads_16_bytes_and_multiplies_four_weights_at_once(reading, instructions=1.0)
     for tokens in (16, 32, 128, 2048):
         for reading in of(readings, f"ternary-2bit, {tokens} x"):
             multiplies_on_tensor_cores_from_wide_copies(reading, tokens)
-    for reading in of(readings, "ternary-1.6bit, 1 x 4096"):
-        assert reading["loop"]["IDP"] == 160, reading
-        assert reading["instructions_a_weight"] < 2.5, reading
+    for reading in of(readings, "ternary-1.6bit, 1 x"):
+        reads_16_bytes_and_multiplies_four_weights_at_once(reading, instructions=2.0)
 
 
 def kernels_in_the_sources() -> set[str]:
@@ -76,9 +75,11 @@ def keeps_to_registers_and_fits_the_card(reading: Reading) -> None:
     assert reading["shared_bytes"] <= SHARED_BYTES[reading["capability"]], reading
 
 
-def reads_16_bytes_and_multiplies_four_weights_at_once(reading: Reading) -> None:
+def reads_16_bytes_and_multiplies_four_weights_at_once(
+    reading: Reading, instructions: float
+) -> None:
     assert set(reading["loop"]) == {"IDP", "LDG.128"}, reading
-    assert reading["instructions_a_weight"] < 1.0, reading
+    assert reading["instructions_a_weight"] < instructions, reading
 
 
 def multiplies_on_tensor_cores_from_wide_copies(reading: Reading, tokens: int) -> None:
