@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.kernel_cases import PREFILL, Case, empty, launch
-from tritter_model.ops import attention, attention_backward
+from tritter_model.config import CacheConfig, ModelConfig, RunConfig
+from tritter_model.kv_cache import KVCache
+from tritter_model.ops import attention, attention_backward, prefill_attention
 
 HEADS, KV_HEADS = 32, 8
 
@@ -16,6 +18,8 @@ def cases() -> Iterator[Case]:
     """Every operator."""
     yield from training_cases("attention", HEADS, KV_HEADS, 128, True)
     yield from training_cases("vision", 12, 12, 64, False)
+    for dtype, position in (("int4", 0), ("int4", 20_000), ("bfloat16", 20_000)):
+        yield prefill_case(dtype, position)
 
 
 def training_cases(
@@ -31,4 +35,26 @@ def training_cases(
         lambda: launch(
             attention_backward._attention_backward, out, q, k, v, out, lse, *mask, lse, q, k, v
         ),
+    )
+
+
+def prefill_case(dtype: str, position: int) -> Case:
+    """A chunk of 2,048 tokens over a cache; 20,000 tokens are three blocks of history."""
+    model = ModelConfig(
+        hidden_size=4096,
+        num_hidden_layers=1,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=128,
+        intermediate_size=1,
+        vocab_size=1,
+    )
+    run = RunConfig(model=model, cache=CacheConfig(dtype=dtype), context=131_072)
+    cache = KVCache(run, torch.device("meta")).layers[0]
+    qkv = empty(PREFILL, HEADS + 2 * KV_HEADS, 128)
+    temporary = prefill_attention._history_scratch(qkv, cache, position, HEADS)
+    args = (cache.tensors(), cache.layout(), position, HEADS, temporary, empty(PREFILL, 4096))
+    return (
+        f"prefill, {dtype}, behind {position:,}",
+        lambda: launch(prefill_attention._prefill_attention, qkv, *args),
     )

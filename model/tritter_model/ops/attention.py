@@ -172,7 +172,7 @@ def _attention_kernel(
     )  # fmt: skip
     total = tl.where(held, total, 1.0)
     place = out + (begin * heads + head) * WIDTH
-    mixed = mixed / total[:, None]
+    mixed = mixed * (1.0 / total)[:, None]
     store_rows(place, first, heads * WIDTH, held, mixed, ROWS, WIDTH, COLUMNS)
     level = (best + tl.log2(total)) / LOG2_E
     tl.store(lse + begin * lse_row + head * lse_head + row.to(tl.int64) * lse_row, level, mask=held)
