@@ -14,6 +14,20 @@ from tritter_mem.results import (
     Verdict,
 )
 
+TOLERANCES: dict[tuple[Kind, Kind], float] = {
+    ("planned", "simulated"): 0.02,
+    ("simulated", "measured"): 0.005,
+    ("planned", "measured"): 0.02,
+}
+"""How far one kind of answer may be from the next."""
+RESERVED_TOLERANCE = 0.01
+"""What is reserved depends on the order of all requests: it may differ a little more."""
+
+
+def tolerance_of(name: str, pair: tuple[Kind, Kind]) -> float:
+    """How far a component or total of two kinds of answer may be apart, as a ratio."""
+    return RESERVED_TOLERANCE if name == "reserved_peak" else TOLERANCES[pair]
+
 
 def compare(estimates: dict[Kind, Estimate]) -> tuple[Difference, ...]:
     """Set every component and the peaks side by side; rows of zeros are left out.

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tests.report.records import record, tiny_on_cpu, training_1b
-from tritter_mem.differences import compare
+from tritter_mem.differences import TOLERANCES, compare
 from tritter_mem.report.differences import (
-    TOLERANCES,
     compared_pairs,
     difference_cell,
     notable_differences,

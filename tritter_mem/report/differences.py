@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from tritter_mem.differences import tolerance_of
 from tritter_mem.report.table import BLANK, Cell, Column, Tone
 from tritter_mem.report.words import KIND_LABELS, label, percent, signed_bytes
 from tritter_mem.results import Difference, Kind, Result
@@ -12,14 +13,6 @@ from tritter_mem.units import format_bytes
 
 Pair = tuple[Kind, Kind]
 
-# Up to the tolerance a difference is good, up to five times it a warning, beyond that bad.
-TOLERANCES: dict[Pair, float] = {
-    ("planned", "simulated"): 0.02,
-    ("simulated", "measured"): 0.005,
-    ("planned", "measured"): 0.02,
-}
-RESERVED_TOLERANCE = 0.01
-"""What is reserved depends on the order of all requests: it may differ a little more."""
 NOTABLE = 0.02
 # A plan does not know it, so that there is some is no difference.
 UNPLANNED = "rounding"
@@ -44,11 +37,7 @@ def difference_cell(row: Difference | None, pair: Pair) -> Cell:
     ratio = _ratio(row, pair)
     if ratio is None:
         return _cell_from_nothing(*sizes)
-    return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, _tolerance(row, pair)))
-
-
-def _tolerance(row: Difference, pair: Pair) -> float:
-    return RESERVED_TOLERANCE if row.name == "reserved_peak" else TOLERANCES[pair]
+    return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, tolerance_of(row.name, pair)))
 
 
 def _cell_from_nothing(before: int | None, after: int | None) -> Cell:
