@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf,parquet]'
 	touch $@
 
 # The 7B model as specified does not fit a 16 GB card (exit code 1), with 8 KV heads it does; then a
