@@ -18,11 +18,14 @@ import tritter_mem
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.schema import Profile
 from tritter_mem.errors import ConfigError, MeasureError, UsageError
-from tritter_mem.measure.answer import MeasurementFailedError, ProfileInterrupted
+from tritter_mem.measure.answer import MeasurementFailedError, ProfileInterrupted, find_where
+from tritter_mem.measure.checkpointing import measured_trade_off
 from tritter_mem.measure.profile import profile
-from tritter_mem.measure.target import Target
+from tritter_mem.measure.target import Asked, Target
 from tritter_mem.planner.compose import plan
 from tritter_mem.results import Estimate, Result
+from tritter_mem.trace.checkpointing import checkpointing_trade_off
+from tritter_mem.trace.progress import Progress
 from tritter_mem.units import GiB
 from tritter_model.config import RunConfig
 
@@ -161,15 +164,20 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Profile:
     return load_profile("tiny", {"workload.mode": "training", "workload.context": 64})
 
 
-def test_every_policy_is_measured_where_the_profile_is(training: Profile) -> None:
-    """Two policies, each in a process of its own, beside what was simulated."""
-    cases = profile(training, device="cpu", checkpointing=True).checkpointing
-    assert [case.policy for case in cases] == ["none", "every-layer"]
-    for case in cases:
-        assert case.measured_allocated_peak_bytes is not None
-        assert case.measured_allocated_peak_bytes < case.allocated_peak_bytes  # without cuBLAS
-        assert case.measured_seconds is not None
-        assert case.measured_reason is None
+def test_policy_is_measured_in_a_process_of_its_own_beside_what_is_simulated(
+    training: Profile,
+) -> None:
+    simulated = checkpointing_trade_off(training)
+    where = find_where(Asked(device="cpu"), "rtx-5080", "", None)
+    cases, problems = next(measured_trade_off(training, simulated, where, Progress()))
+    assert not problems
+    first, second = cases
+    assert first.policy == "none"
+    assert first.measured_allocated_peak_bytes is not None
+    assert first.measured_allocated_peak_bytes < first.allocated_peak_bytes  # without cuBLAS
+    assert first.measured_seconds is not None
+    assert first.measured_reason is None
+    assert second.measured_seconds is None
 
 
 def test_failed_policy_does_not_end_the_others(
