@@ -159,7 +159,7 @@ def _attend(new: _New, history: _History, state: list[Tensor] | None, turn: _Tur
 
 def prefill_tile(q: Tensor) -> Tile:
     """Queries that a program carries, and the keys of a block."""
-    others = Tile(128, 32, 8, 3) if capability() == 120 else Tile(64, 64, 4, 2)
+    others = Tile(128, 32, 8, 3) if capability() == 120 else Tile(64, 32, 4, 3)
     return tile(q, Tile(128, 128, 8, 3), others, Tile(64, 32, 8, 2))
 
 
