@@ -44,6 +44,7 @@ class Reading:
         loop: watched instructions of the innermost loop that has most instructions, with widths.
         instructions_a_weight: of that loop, for each weight that a thread's share comes to; None
             where the kernel does not unpack weights.
+        instructions_a_byte: of that loop, for each byte of the cache; None where it reads none.
     """
 
     case: str
@@ -54,6 +55,7 @@ class Reading:
     shared_bytes: int
     loop: dict[str, int]
     instructions_a_weight: float | None
+    instructions_a_byte: float | None
 
 
 class Target:
@@ -97,6 +99,7 @@ def read(case: str, capability: int, compiled: Any, constants: dict[str, Any]) -
     usage, code = disassembled(compiled.asm["cubin"])
     body = innermost_loop(code)
     weights = weights_a_thread(constants, compiled.metadata.num_warps)
+    cached = cached_bytes_a_thread(constants, compiled.metadata.num_warps)
     widths = Counter(width for line in body if (width := watched(line)))
     return Reading(
         case=case,
@@ -107,6 +110,7 @@ def read(case: str, capability: int, compiled: Any, constants: dict[str, Any]) -
         shared_bytes=compiled.metadata.shared,
         loop=dict(widths),
         instructions_a_weight=round(len(body) / weights, 2) if weights and body else None,
+        instructions_a_byte=round(len(body) / cached, 2) if cached and body else None,
     )
 
 
@@ -164,6 +168,14 @@ def weights_a_thread(constants: dict[str, Any], warps: int) -> float | None:
     return float(weights / (32 * warps))
 
 
+def cached_bytes_a_thread(constants: dict[str, Any], warps: int) -> float | None:
+    """Bytes of quantised keys and values that a trip of decode attention's loop takes."""
+    if not constants.get("BITS") or "WORDS_PTX" not in constants:
+        return None
+    row = constants["WIDTH"] * constants["BITS"] / 8
+    return float(2 * constants["TOKENS"] * row / (32 * warps))
+
+
 def readings(capability: int) -> Iterator[Reading]:
     """Every kernel of every case."""
     for name, launch in cases():
@@ -175,13 +187,14 @@ def readings(capability: int) -> Iterator[Reading]:
 
 def table(found: list[Reading]) -> str:
     """The readings in Markdown."""
-    head = "| case | kernel | card | registers | spilled | shared | a weight | loop |"
+    head = "| case | kernel | card | registers | spilled | shared | a weight or byte | loop |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for r in found:
         loop = ", ".join(f"{count} {name}" for name, count in sorted(r.loop.items()))
+        each = r.instructions_a_weight or r.instructions_a_byte or ""
         lines.append(
             f"| {r.case} | `{r.kernel}` | sm_{r.capability} | {r.registers} | {r.spilled_bytes}"
-            f" | {r.shared_bytes:,} | {r.instructions_a_weight or ''} | {loop} |"
+            f" | {r.shared_bytes:,} | {each} | {loop} |"
         )
     return "\n".join(lines)
 

@@ -37,6 +37,8 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
             multiplies_on_tensor_cores_from_wide_copies(reading, tokens)
     for reading in of(readings, "ternary-1.6bit, 1 x"):
         reads_16_bytes_and_multiplies_four_weights_at_once(reading, instructions=2.0)
+    for reading in of(readings, "decode, int4"):
+        reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading)
 
 
 def kernels_in_the_sources() -> set[str]:
@@ -80,6 +82,16 @@ def reads_16_bytes_and_multiplies_four_weights_at_once(
 ) -> None:
     assert set(reading["loop"]) == {"IDP", "LDG.128"}, reading
     assert reading["instructions_a_weight"] < instructions, reading
+
+
+def reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading: Reading) -> None:
+    """Keys and values come 16 bytes a thread, a scale and a minimum of a value two bytes each."""
+    if reading["kernel"] == "_split_kernel":
+        assert reading["loop"]["LDGSTS.128"] == 8, reading
+        assert {name for name in reading["loop"] if name.startswith("LDG.")} == {"LDG.U16"}
+        assert reading["loop"]["LDG.U16"] == 2, reading
+        assert reading["loop"]["HMMA"] == 32, reading
+        assert reading["instructions_a_byte"] < 8, reading
 
 
 def multiplies_on_tensor_cores_from_wide_copies(reading: Reading, tokens: int) -> None:
