@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from benchmarks.kernel_cases import PREFILL, Case, empty, launch
-from tritter_model.ops import rotary
+from tritter_model.config import CacheConfig, ModelConfig, RunConfig
+from tritter_model.kv_cache import KVCache, LayerCache
+from tritter_model.ops import append, rotary, rotary_backward
+from tritter_model.ops.rotate_append import _rotate_append
 
 HEADS, KV_HEADS, WIDTH, THETA, EPS = 32, 8, 128, 500_000.0, 1e-5
 
@@ -15,6 +18,7 @@ HEADS, KV_HEADS, WIDTH, THETA, EPS = 32, 8, 128, 500_000.0, 1e-5
 def cases() -> Iterator[Case]:
     """Every operator."""
     yield from rotary_cases()
+    yield from append_cases()
 
 
 def rotary_cases() -> Iterator[Case]:
@@ -30,6 +34,40 @@ def rotary_cases() -> Iterator[Case]:
     yield (
         "rotary, backward",
         lambda: launch(
-            rotary._rotate_backward, grad, qkv, master, 1, HEADS, THETA, EPS, sums, grad, master
+            rotary_backward._rotate_backward,
+            grad,
+            qkv,
+            master,
+            1,
+            HEADS,
+            THETA,
+            EPS,
+            sums,
+            grad,
+            master,
         ),
     )
+
+
+def append_cases() -> Iterator[Case]:
+    """New tokens into caches of each kind: a chunk, and one token that is rotated as well."""
+    norms, position = empty(2, WIDTH), empty(1, dtype=torch.int32)
+    for dtype in ("int4", "fp8"):
+        cache = layer_cache(dtype)
+        stored = cache.layout(), cache.tensors()
+        chunk, token = (empty(n, HEADS + 2 * KV_HEADS, WIDTH) for n in (PREFILL, 1))
+        put = (chunk, position, HEADS, *stored)
+        yield f"append, {dtype}", lambda put=put: launch(append._append, *put)
+        both = (token, norms, position, HEADS, THETA, EPS, *stored)
+        yield f"rotary and append, {dtype}", lambda both=both: launch(_rotate_append, *both)
+
+
+def layer_cache(dtype: str) -> LayerCache:
+    """One layer's cache of 128K tokens."""
+    model = ModelConfig(
+        hidden_size=HEADS * WIDTH, num_hidden_layers=1, num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS, head_dim=WIDTH, intermediate_size=1, vocab_size=1,
+    )  # fmt: skip
+    group = 32 if dtype == "int2" else 128
+    run = RunConfig(model=model, cache=CacheConfig(dtype=dtype, group_size=group), context=131_072)
+    return KVCache(run, torch.device("meta")).layers[0]

@@ -86,9 +86,14 @@ class LayerCache:
         return self.key_scale.shape[2]
 
     @property
+    def value_groups(self) -> int:
+        """Scales that a value has."""
+        return self.value_scale.shape[3]
+
+    @property
     def value_group(self) -> int:
         """Channels that share a value's scale."""
-        return self.sink_values.shape[3] // self.value_scale.shape[3]
+        return self.sink_values.shape[3] // self.value_groups
 
     def slot(self, tokens: Tensor) -> Tensor:
         """Where tokens (absolute positions, behind the sinks) lie among `values`."""

@@ -31,6 +31,7 @@ from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
 from tritter_model.ops.prefill_attention import prefill_attention
 from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
 from tritter_model.ops.rotary import Heads, rotate_
+from tritter_model.ops.rotate_append import rotate_append_
 from tritter_model.ops.self_attention import self_attention
 from tritter_model.vision import VisionTower
 
@@ -137,11 +138,12 @@ class Layer(nn.Module):
         """[T, A * D]: one token a sequence is decoded, more are a chunk of the prompt."""
         cache, position, length, multiprocessors = chunk
         heads = self.config.num_attention_heads
-        qkv = rotate_(self.project_qkv(x), self.qk_norms, self.heads(cache.batch), position)
+        qkv, split = self.project_qkv(x), self.heads(cache.batch)
         if qkv.shape[0] == cache.batch:
-            mixed = decode_attention(qkv, cache, position, length, heads, multiprocessors)
-        else:
-            mixed = prefill_attention(qkv, cache, length, heads)
+            rotate_append_(qkv, self.qk_norms, split, position, cache)
+            return decode_attention(qkv, cache, position, length, heads, multiprocessors)
+        rotate_(qkv, self.qk_norms, split, position)
+        mixed = prefill_attention(qkv, cache, length, heads)
         append(qkv, cache, position, heads)
         return mixed
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.model.places import at
-from tritter_model.ops import rotary
+from tritter_model.ops import rotary, rotary_backward
 from tritter_model.ops.registry import use_kernels
-from tritter_model.ops.rotary import Heads, rotate_, rotate_backward, rotate_into
+from tritter_model.ops.rotary import Heads, rotate_, rotate_into
+from tritter_model.ops.rotary_backward import rotate_backward
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 THETA, EPS = 500_000.0, 1e-5
@@ -123,7 +124,7 @@ def test_gradients_of_the_norms_are_the_same_bits_each_time(
     device: torch.device, kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more tokens than there are parts that they are summed in."""
-    monkeypatch.setattr(rotary, "NORM_SUMS", 17)
+    monkeypatch.setattr(rotary_backward, "NORM_SUMS", 17)
     qkv, norms, heads = some((1, 37, 1, 1, 20), True, torch.float32)
     grad, found = torch.randn_like(qkv[:, : heads.rotated]), []
     for kernel in (True, True, False):

@@ -24,7 +24,8 @@ WITHOUT_PRODUCTS = {
     "adamw", "adamw_8bit", "append", "argmax", "cross_entropy", "cross_entropy_backward",
     "cross_entropy_mean", "embed", "embed_backward", "expand", "gated_relu2",
     "gated_relu2_backward", "gated_relu2_rows", "quantise_rows", "rms_norm", "rms_norm_backward",
-    "layer_norm", "rms_norm_rows", "rotate", "rotate_backward", "ternarise", "without_threes",
+    "layer_norm", "rms_norm_rows", "rotate", "rotate_append", "rotate_backward",
+    "ternarise", "without_threes",
 }  # fmt: skip
 
 

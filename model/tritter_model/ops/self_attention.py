@@ -14,7 +14,8 @@ from tritter_model.checkpointing import kept
 from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.attention import Mask, attention
 from tritter_model.ops.attention_backward import Attended, attention_backward
-from tritter_model.ops.rotary import Heads, rotate_backward, rotate_into
+from tritter_model.ops.rotary import Heads, rotate_into
+from tritter_model.ops.rotary_backward import rotate_backward
 
 
 def self_attention(qkv: Tensor, norms: Tensor | None, heads: Heads, mask: Mask) -> Tensor:

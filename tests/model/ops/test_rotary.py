@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from tests.model.places import at
-from tritter_model.ops.rotary import Heads, rotate_, rotate_backward, rotate_into
+from tritter_model.ops.rotary import Heads, rotate_, rotate_into
+from tritter_model.ops.rotary_backward import rotate_backward
 
 EPS, THETA = 1e-5, 500_000.0
 SHAPES = [(1, 1, 1, 1, 2), (1, 17, 4, 2, 20), (3, 5, 2, 2, 64), (2, 16, 5, 1, 6)]
