@@ -4,10 +4,12 @@ from pathlib import Path
 
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.simulator import CachingAllocator
+from tritter_mem.config.loading import load_profile
 from tritter_mem.trace.events import EventLog
 from tritter_mem.trace.files import load_log, save_log
 from tritter_mem.trace.places import Places
 from tritter_mem.trace.playback import play
+from tritter_mem.trace.simulate import simulate
 from tritter_mem.units import MiB
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 
@@ -73,6 +75,20 @@ def test_small_requests_have_their_own_segment_in_the_pool() -> None:
         if place:
             log.places[number] = place
     assert reserved(log) == [0, 2, 4]
+
+
+def test_a_simulated_capture_holds_a_pool_and_a_second_workspace() -> None:
+    """The pool's segments stay through prefill and decode; replays add nothing to them."""
+    keys = {"workload.new_tokens": 3, "kv_cache.attention_sinks": 0}
+    eager, graph = (
+        simulate(load_profile("tiny", keys | {"workload.cuda_graph": asked}), fast=True)
+        for asked in (False, True)
+    )
+    assert [phase.name for phase in graph.phases] == ["load", "capture", "prefill", "decode"]
+    assert graph.library_workspace_bytes == 2 * eager.library_workspace_bytes
+    decode = graph.phases[-1]
+    assert decode.reserved_peak_bytes == graph.phases[-2].reserved_peak_bytes
+    assert decode.reserved_peak_bytes > eager.phases[-1].reserved_peak_bytes
 
 
 def test_places_are_written_and_read(tmp_path: Path) -> None:
