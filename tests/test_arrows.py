@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"units", "errors", "results", "differences", "history"},
+    {"units", "errors", "results", "differences", "history", "validation"},
     {"config"},
     {"planner", "trace", "allocator"},
     {"measure"},

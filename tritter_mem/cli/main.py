@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Plan memory by formula: a budget table, a verdict, and what to change.",
     "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
     "check": "Compare with the committed baseline; for CI.",
+    "validate": "Measure bundled profiles, and show how far plan and simulation are off.",
     "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
     "report": "Make the HTML report from results.",
     "audit": "Check the specification's claims, one row each.",

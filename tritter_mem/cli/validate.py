@@ -1,0 +1,195 @@
+"""`tritter-mem validate`: plan and simulation held against what a device measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tritter_mem.cli.listing import print_json
+from tritter_mem.cli.options import Budget, Json, complete_profiles
+from tritter_mem.cli.profile import Html
+from tritter_mem.errors import MeasureError, UsageError
+
+if TYPE_CHECKING:
+    from tritter_mem.config.gpus import GpuCard
+    from tritter_mem.measure.target import Asked
+    from tritter_mem.report.validation_files import CaseFiles
+    from tritter_mem.validation import Validated, Validation
+
+Configs = Annotated[
+    list[str],
+    typer.Option(
+        "--config",
+        metavar="NAME|FILE",
+        help="A bundled profile or a YAML file, in place of the list; repeatable.",
+        autocompletion=complete_profiles,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where to measure: cuda, cuda:1, cpu; auto: on CUDA.",
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
+]
+TimeLimit = Annotated[
+    float, typer.Option("--time-limit", metavar="SECONDS", help="End each measured run after this.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", metavar="DIR", help="Where finished cases are kept; default: reports/<gpu>."
+    ),
+]
+Again = Annotated[bool, typer.Option("--again", help="Measure finished cases anew.")]
+
+
+def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
+    config: Configs = [],  # noqa: B006  (typer copies it)
+    device: Device = "auto",
+    budget: Budget = None,
+    time_limit: TimeLimit = 300.0,
+    again: Again = False,
+    output: Output = None,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a list of bundled profiles, and show how far plan and simulation are off.
+
+    Every finished case is kept in the output folder; a run that was interrupted goes on there.
+
+    Tolerances: planned against measured 2%, simulated against measured 0.5% of what is allocated;
+    1% of what is reserved.
+
+    Exit code: 0 all within, 1 something beyond, 3 something not measured, 130 interrupted.
+
+    Example: tritter-mem validate --config tiny --device cpu --output out
+    """
+    from tritter_mem.measure.target import Asked
+    from tritter_mem.report.files import check_writable
+    from tritter_mem.report.validation_files import CaseFiles, folder_of
+
+    asked = Asked(device=device, time_limit_seconds=time_limit)
+    card = _located(asked)
+    run = _Run(asked, card, config, budget)
+    if html is not None:
+        check_writable(html)
+    files = CaseFiles(output or folder_of(run.conditions.device))
+    try:
+        run.go(files, again, shown=not as_json)
+    except KeyboardInterrupt:
+        run.interrupted = True
+        raise
+    finally:
+        _finish(run.validation(), files, html, as_json)
+    if code := run.validation().exit_code:
+        raise typer.Exit(code)
+
+
+def _located(asked: Asked) -> GpuCard | None:
+    """The card to measure on; None: the CPU, which is only taken where it is named."""
+    from tritter_mem.measure.target import locate
+
+    if asked.device == "none":
+        raise UsageError("--device: found none; allowed: auto, cuda, cuda:1, cpu")
+    try:
+        return locate(asked)
+    except MeasureError as error:
+        advice = "--device cpu holds the plan against a run on the CPU"
+        raise MeasureError(*(f"{problem}; {advice}" for problem in error.problems)) from None
+
+
+class _Run:
+    """The cases of one call, and what they have come to so far."""
+
+    def __init__(
+        self, asked: Asked, card: GpuCard | None, configs: list[str], budget: str | None
+    ) -> None:
+        from tritter_mem.measure import validate
+
+        self._asked = asked
+        self._started = datetime.now(UTC)
+        self._done: list[Validated] = []
+        self._left_out: Any = ()
+        self.interrupted = False
+        self.conditions = validate.conditions_on(card, asked.index)
+        if configs:
+            self._cases = validate.named(configs, card, budget)
+        else:
+            self._cases = validate.bundled(card, budget)
+            if card is not None:
+                self._cases, self._left_out = validate.that_fit(self._cases, card)
+
+    def go(self, files: CaseFiles, again: bool, shown: bool) -> None:
+        """Run the cases; each is kept and told of as soon as it has ended."""
+        from tritter_mem.cli.progress import showing
+        from tritter_mem.measure.validate import validate
+
+        with showing(shown) as progress:
+            cases = validate(
+                self._cases,
+                self.conditions,
+                (lambda name, key: None) if again else files.read,
+                device=self._asked.device,
+                time_limit_seconds=self._asked.time_limit_seconds,
+                progress=progress,
+            )
+            self._collect(cases, files)
+
+    def _collect(self, cases: Iterable[Validated], files: CaseFiles) -> None:
+        for case in cases:
+            self._done.append(case)
+            files.write(case)
+            kept = ", kept from before" if case.kept else ""
+            count = f"{len(self._done)} of {len(self._cases)}"
+            typer.echo(f"{count}: {case.name}: {case.status}{kept}", err=True)
+
+    def validation(self) -> Validation:
+        """What there is."""
+        from tritter_mem import __version__
+        from tritter_mem.measure.environment import collect_environment
+        from tritter_mem.validation import Validation
+
+        return Validation(
+            created=self._started.isoformat(timespec="seconds"),
+            tool_version=__version__,
+            device=self.conditions.device,
+            environment=collect_environment(gpu=self._asked.index),
+            cases=tuple(self._done),
+            left_out=self._left_out,
+            interrupted=self.interrupted,
+        )
+
+
+def _finish(validation: Validation, files: CaseFiles, html: Path | None, as_json: bool) -> None:
+    """Write and show what there is."""
+    try:
+        files.write_document(validation)
+        _write_page(validation, html)
+    finally:
+        _show(validation, as_json)
+
+
+def _write_page(validation: Validation, html: Path | None) -> None:
+    from tritter_mem.report.files import write_text_atomically
+    from tritter_mem.report.html import render_html
+
+    results = [case.result for case in validation.cases if case.result is not None]
+    if html is not None and results:
+        write_text_atomically(html, render_html(results))
+
+
+def _show(validation: Validation, as_json: bool) -> None:
+    from tritter_mem.report.terminal import make_console
+    from tritter_mem.report.validation import render_validation
+
+    if as_json:
+        print_json(validation.to_dict())
+    else:
+        render_validation(validation, make_console())
