@@ -1,158 +1,31 @@
-"""The transformer: grouped-query attention and a gated squared-ReLU MLP, ternary or not.
+"""The transformer: layers between an embedding and a projection onto the vocabulary.
 
 It runs in two ways. `hidden_states` is training: a whole sequence, differentiable, under a
 checkpointing policy. `extend` is inference: a chunk of the prompt, or one token, over the cache.
-The residual stream is one row a token; what a layer no longer needs is let go by rebinding.
+The residual stream is one row a token.
 
-Shapes: T = batch * chunk tokens, sequence by sequence; H hidden, A query heads, G key-value heads,
-D their width, F intermediate, V vocabulary.
+Shapes: T = batch * chunk tokens, sequence by sequence; H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tritter_model.bitlinear import BitLinear, Rows, Table, make_linear
+from tritter_model.bitlinear import BitLinear, Table
 from tritter_model.checkpointing import run_layers
 from tritter_model.config import ModelConfig, TrainingConfig
 from tritter_model.initialise import initialise
-from tritter_model.kv_cache import KVCache, LayerCache
+from tritter_model.kv_cache import KVCache
 from tritter_model.labels import WEIGHTS, label
-from tritter_model.ops.append import append
-from tritter_model.ops.attention import Mask
-from tritter_model.ops.decode_attention import decode_attention
+from tritter_model.layer import Chunk, Layer, Sequences
+from tritter_model.norm import RMSNorm, norm_weight
 from tritter_model.ops.dense import shared
-from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
-from tritter_model.ops.prefill_attention import prefill_attention
-from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
-from tritter_model.ops.rotary import Heads, rotate_
-from tritter_model.ops.rotate_append import rotate_append_
-from tritter_model.ops.self_attention import self_attention
 from tritter_model.vision import VisionTower
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight; quantised at once where ternary weights are to take it."""
-
-    def __init__(self, weight: nn.Parameter, eps: float, quantises: bool) -> None:
-        super().__init__()
-        self.weight, self.eps, self.quantises = weight, eps, quantises
-
-    def forward(self, x: Tensor) -> Rows:
-        """[T, H], as a tensor or as int8 rows."""
-        return (rms_norm_rows if self.quantises else rms_norm)(x, self.weight, self.eps)
-
-
-class Sequences(NamedTuple):
-    """What a layer is given in training: whole sequences."""
-
-    batch: int
-    sinks: int
-
-
-class Chunk(NamedTuple):
-    """What a layer is given in inference: new tokens, behind those that its cache holds.
-
-    `position` is that of the first new token on the device, `length` the same number on the host.
-    """
-
-    cache: LayerCache
-    position: Tensor
-    length: int
-    multiprocessors: int
-
-
-class Layer(nn.Module):
-    """One transformer layer.
-
-    Args:
-        config: the architecture.
-        index: which layer; decides the window.
-        device: where the weights live.
-        trainable: master weights that are trained, or weights as inference stores them.
-    """
-
-    def __init__(
-        self, config: ModelConfig, index: int, device: torch.device, trainable: bool
-    ) -> None:
-        super().__init__()
-        self.config, self.window = config, config.window_of(index) or 0
-        self.quantises = config.is_ternary and not trainable
-        linear = partial(make_linear, config=config, device=device, trainable=trainable)
-        norm = partial(_norm_weight, config=config, device=device, trainable=trainable)
-        width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.input_norm = self._norm(norm((config.hidden_size,)))
-        self.qkv = linear(config.hidden_size, width + 2 * kv_width)
-        self.qk_norms = norm((2, config.head_dim)) if config.qk_norm else None
-        self.out = linear(width, config.hidden_size)
-        self.mlp_norm = self._norm(norm((config.hidden_size,)))
-        self.gate_up = linear(config.hidden_size, 2 * config.intermediate_size)
-        self.down = linear(config.intermediate_size, config.hidden_size)
-
-    def _norm(self, weight: nn.Parameter) -> RMSNorm:
-        return RMSNorm(weight, self.config.rms_norm_eps, self.quantises)
-
-    def heads(self, batch: int) -> Heads:
-        """How the fused projection's rows split."""
-        c = self.config
-        return Heads(
-            batch, c.num_attention_heads, c.num_key_value_heads, c.rope_theta, c.rms_norm_eps
-        )
-
-    def project_qkv(self, x: Tensor) -> Tensor:
-        """Queries, keys and values, not yet rotated: [T, A + 2G, D]."""
-        return self.qkv(self.input_norm(x)).unflatten(1, (-1, self.config.head_dim))  # type: ignore[no-any-return]
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """[T, H]: norm, gate and up, relu(gate)² · up, down."""
-        rows = self.mlp_norm(x)
-        rows = self.gate_up(rows)
-        rows = gated_relu2_rows(rows) if self.quantises else gated_relu2(rows)
-        return self.down(rows)  # type: ignore[no-any-return]
-
-    def forward(self, x: Tensor, work: Sequences | Chunk) -> Tensor:
-        """[T, H]: a new tensor for whole sequences, x itself for a chunk."""
-        return self._extend(x, work) if isinstance(work, Chunk) else self._train(x, *work)
-
-    def _train(self, x: Tensor, batch: int, sinks: int) -> Tensor:
-        mask = Mask(True, self.window, sinks)
-        mixed = self_attention(self.project_qkv(x), self.qk_norms, self.heads(batch), mask)
-        x = x + self.out(mixed)
-        del mixed
-        return x + self.mlp(x)
-
-    def _extend(self, x: Tensor, chunk: Chunk) -> Tensor:
-        mixed = self._attend(x, chunk)
-        mixed = self.out(mixed)
-        x.add_(mixed)
-        del mixed
-        return x.add_(self.mlp(x))
-
-    def _attend(self, x: Tensor, chunk: Chunk) -> Tensor:
-        """[T, A * D]: one token a sequence is decoded, more are a chunk of the prompt."""
-        cache, position, length, multiprocessors = chunk
-        heads = self.config.num_attention_heads
-        qkv, split = self.project_qkv(x), self.heads(cache.batch)
-        if qkv.shape[0] == cache.batch:
-            rotate_append_(qkv, self.qk_norms, split, position, cache)
-            return decode_attention(qkv, cache, position, length, heads, multiprocessors)
-        rotate_(qkv, self.qk_norms, split, position)
-        mixed = prefill_attention(qkv, cache, length, heads)
-        append(qkv, cache, position, heads)
-        return mixed
-
-
-def _norm_weight(
-    shape: tuple[int, ...], config: ModelConfig, device: torch.device, trainable: bool
-) -> nn.Parameter:
-    dtype = getattr(torch, config.master_dtype if trainable else config.compute_dtype)
-    return nn.Parameter(torch.ones(shape, dtype=dtype, device=device), requires_grad=trainable)
 
 
 class Transformer(nn.Module):
@@ -175,7 +48,7 @@ class Transformer(nn.Module):
             self.layers = nn.ModuleList(
                 Layer(config, i, device, trainable) for i in range(config.num_hidden_layers)
             )
-            weight = _norm_weight((config.hidden_size,), config, device, trainable)
+            weight = norm_weight((config.hidden_size,), config, device, trainable)
             self.norm = RMSNorm(weight, config.rms_norm_eps, quantises=False)
             tied = config.tie_word_embeddings
             self.head = self.embedding if tied else Table(config, device, trainable)
@@ -271,8 +144,7 @@ class Transformer(nn.Module):
         model.load_state_dict(state, strict=False)
         model.embedding.store(self.embedding.weight)
         model.head.store(self.head.weight)
-        for ours, theirs in zip(self.blocks, model.blocks, strict=True):
-            for name, linear in ours.named_children():
-                if isinstance(linear, BitLinear):
-                    setattr(theirs, name, linear.packed_for(self.config))
+        for name, linear in self.named_modules():
+            if isinstance(linear, BitLinear):
+                model.set_submodule(name, linear.packed_for(self.config))
         return model

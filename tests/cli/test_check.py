@@ -14,7 +14,7 @@ from tests.report.records import training_1b
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK, EXIT_USAGE
 from tritter_mem.units import KiB
-from tritter_model.transformer import Layer
+from tritter_model.layer import Layer
 
 BUFFER_BYTES = 96 * KiB  # in each of tiny's four layers
 STRICT = ("--absolute", "64KiB")
@@ -53,9 +53,9 @@ def grow(monkeypatch: pytest.MonkeyPatch, size: int = BUFFER_BYTES) -> None:
 
     def with_buffer(layer: Layer, *arguments: Any, **named: Any) -> None:
         build(layer, *arguments, **named)
-        weight = next(layer.mlp_norm.parameters())
+        weight = next(layer.mlp.parameters())
         buffer = torch.empty(size, dtype=torch.uint8, device=weight.device)
-        layer.gate_up.register_buffer("spare", buffer, persistent=False)
+        layer.mlp.register_buffer("spare", buffer, persistent=False)
 
     monkeypatch.setattr(Layer, "__init__", with_buffer)
 
@@ -80,7 +80,7 @@ def test_one_more_buffer_in_the_mlp_is_a_regression_that_names_the_module(
     words = " ".join(done.stdout.split())
     assert "regression: allocated peak" in words
     assert "+384.0 KiB" in words
-    assert "module Transformer.layers.*.gate_up, 4 of them (Weights):" in words
+    assert "module Transformer.layers.*.mlp, 4 of them (Weights):" in words
     shown = json.loads(run(*STRICT, "--json").stdout)
     modules = [r for r in shown["outcomes"][0]["reasons"] if r["group"] == "module"]
     change = modules[0]["change"]

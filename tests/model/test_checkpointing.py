@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tritter_model.checkpointing import POLICIES, run_layers
 from tritter_model.config import ModelConfig, TrainingConfig
-from tritter_model.transformer import Sequences, Transformer
+from tritter_model.layer import Sequences
+from tritter_model.transformer import Transformer
 
 CPU = torch.device("cpu")
 CASES = [

@@ -19,7 +19,7 @@ from tritter_mem.trace.peaks import held_at
 from tritter_mem.trace.progress import Progress
 from tritter_mem.trace.recorder import Recorder
 from tritter_mem.trace.simulate import bundled_workload, simulate, trace
-from tritter_model.transformer import Layer
+from tritter_model.layer import Layer
 
 
 def events(profile: Profile) -> list[Event]:
@@ -63,7 +63,9 @@ def test_weights_caches_and_logits_belong_to_their_layers_and_tables() -> None:
     found = events(tiny(workload__new_tokens=3))
     layers = [f"Transformer.layers.{i}" for i in range(4)]
     assert owners(found, "kv_cache") == {*layers}
-    linears = {f"{layer}.{name}" for layer in layers for name in ("qkv", "out", "gate_up", "down")}
+    linears = {
+        f"{layer}.{name}" for layer in layers for name in ("qkv", "out", "mlp.gate_up", "mlp.down")
+    }
     assert owners(found, "weights") >= linears
     assert owners(found, "embeddings") == {"Transformer.embedding", "Transformer.head"}
     assert owners(found, "logits") == {"Transformer.head"}
@@ -178,12 +180,12 @@ def test_one_more_buffer_in_a_layer_names_that_layer(
     def with_buffer(layer: Layer, config: Any, index: int, *args: Any) -> None:
         build(layer, config, index, *args)
         if index == 2:
-            device = layer.mlp_norm.weight.device
-            layer.down.register_buffer("more", torch.zeros(1 << 20, device=device))
+            device = layer.mlp.norm.weight.device
+            layer.mlp.register_buffer("more", torch.zeros(1 << 20, device=device))
 
     monkeypatch.setattr(Layer, "__init__", with_buffer)
     after = held(simulate(tiny(workload__mode=mode)))
     grown = {place: size - before.get(place, 0) for place, size in after.items()}
     largest = max(grown, key=grown.__getitem__)
-    assert largest == ("Transformer.layers.2.down", "weights")
+    assert largest == ("Transformer.layers.2.mlp", "weights")
     assert grown[largest] == 4 << 20

@@ -34,7 +34,7 @@ class Progress:
         """Count the passes through the bundled model's layers while it runs."""
         from torch.nn.modules.module import register_module_forward_pre_hook
 
-        from tritter_model.transformer import Layer
+        from tritter_model.layer import Layer
 
         numbers: dict[Layer, int] = {}
 
