@@ -57,6 +57,27 @@ def test_tiny_training_on_the_cpu(policy: str) -> None:
     assert_plan_is_exact(profile, "cpu")
 
 
+@pytest.mark.parametrize("policy", ["selective-attention", "selective-matmul"])
+def test_what_a_selective_policy_keeps_is_counted_once(policy: str) -> None:
+    """Float layers have no rows and packed weights beside it, so attention is where it shows."""
+    checkpointing = {"policy": policy, "n": 1}
+    model = {"vision": None, "qk_norm": False, "num_attention_heads": 12, "head_dim": 32,
+             "hidden_size": 96, "num_key_value_heads": 4, "intermediate_size": 352}  # fmt: skip
+    assert_plan_is_exact(
+        tiny(
+            **{f"model__{key}": value for key, value in model.items()},
+            weights__format="bfloat16",
+            training__master_dtype="bfloat16",
+            workload__mode="training",
+            training__checkpointing=checkpointing,
+            training__loss_chunk=100,
+            workload__context=857,
+            model__vocab_size=5000,
+            weights__embedding_dtype="float32",
+        )
+    )
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw-8bit"])
 def test_tiny_training_with_other_optimizers_on_the_cpu(optimizer: str) -> None:
     assert_plan_is_exact(tiny(workload__mode="training", training__optimizer=optimizer), "cpu")

@@ -8,7 +8,7 @@ T tokens, hidden h, ratio g = key-value heads / heads, inner f, heads a:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tritter_mem.config.schema import Profile
@@ -56,6 +56,7 @@ KEPT = {
     "selective-attention": ("x", "out", "lse"),
     "selective-matmul": ("x", "qkv", "out", "lse", "gate_up"),
 }
+RESULTS = {"QKV projection": "qkv", "attention": "out", "gate and up projection": "gate_up"}
 _BEFORE_MLP = "x norm1 rstd1 qkv out lse"
 # Step: (what is alive, which gradients of the layer's weights are there).
 BACKWARD = {
@@ -246,12 +247,12 @@ def _forward(step: Step) -> Iterator[Moment]:
     yield _loss(step, "forward").plus({"activations": before + SCALAR_BYTES})
 
 
-def _layer_forward(step: Step, kept: Collection[str], steps: int = len(FORWARD)) -> Moment:
-    """A layer's highest moment, up to so many steps, with what it keeps from each step on."""
+def _layer_forward(step: Step, kept: Collection[str], steps: Mapping[str, str] = FORWARD) -> Moment:
+    """A layer's highest moment in some steps, with what it keeps from each step on."""
     return highest(
         Moment("forward", name, alive(
             [*names.split(), *(t for t in kept if SAVED_SINCE[t] <= number)], step.tensors))
-        for number, (name, names) in enumerate([*FORWARD.items()][:steps])
+        for number, (name, names) in enumerate(steps.items())
     )  # fmt: skip
 
 
@@ -304,15 +305,30 @@ def _recompute(step: Step, start: int, end: int) -> Iterator[Moment]:
     kept = step.kept_by(start)
     if kept == "all":
         return
-    held = sum(step.tensors[name] for name in KEPT[kept] if name != "x")
-    again = [name for name in SAVED_SINCE if name not in KEPT[kept] or name == "x"]
-    whole = _layer_forward(step, again)
+    there = [name for name in KEPT[kept] if name != "x"]
+    held = sum(step.tensors[name] for name in there)
+    again = [name for name in SAVED_SINCE if name not in there]
+    steps = _steps_again(there)
+    whole = _layer_forward(step, again, steps)
     # The last layer stops as soon as all is there: before its last product is computed.
-    last = highest([_layer_forward(step, again, len(FORWARD) - 2), _last_saved(step, again)])
+    before_last = dict([*steps.items()][:-2])
+    last = highest([_layer_forward(step, again, before_last), _last_saved(step, again)])
     for number, layer in enumerate(range(start, end + 1)):
         moment = (last if layer == end else whole).at(f"layer {layer} again")
-        there = number * step.saved_bytes() + held + step.stream
-        yield replace(moment.plus({"activations": there}), phase="backward")
+        beside = number * step.saved_bytes() + held + step.stream
+        yield replace(moment.plus({"activations": beside}), phase="backward")
+
+
+def _steps_again(there: Collection[str]) -> dict[str, str]:
+    """The forward steps without what is there; a step whose result is there computes nothing."""
+    return {
+        name: " ".join(
+            tensor
+            for tensor in names.split()
+            if tensor not in there and (RESULTS.get(name) not in there or tensor in SAVED_SINCE)
+        )
+        for name, names in FORWARD.items()
+    }
 
 
 def _last_saved(step: Step, kept: Collection[str]) -> Moment:
