@@ -1,6 +1,7 @@
 """The plugin in sessions of pytest: budgets, bodies, baselines, reports, xdist, and its cost."""
 
 import json
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from tritter_mem.units import MiB
 
 pytest_plugins = ["pytester"]
 
+PAGE = Path(__file__).parents[2] / "docs" / "pytest.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 BODY = """
 import os
 import pytest
@@ -373,6 +376,13 @@ def test_a_session_without_the_mark_imports_nothing_heavy(session: Session) -> N
     modules = {name.split(".")[0] for name in found.split()}
     assert "tritter_mem.check.pytest_plugin" in found.split()
     assert not modules & {"torch", "rich", "pandas", "pydantic", "pydantic_core", "numpy", "yaml"}
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_page_run(session: Session, number: int) -> None:
+    quick = EXAMPLES[number].replace('"7b-128k-gqa"', '"7b-128k-gqa", fast=True')
+    session.write(train=NET, test_page=quick)
+    session.run().assert_outcomes(passed=quick.count("def test_"))
 
 
 @pytest.mark.gpu

@@ -43,14 +43,20 @@ COLUMNS = (
 def over_budget(result: Result, verdict: Verdict) -> str:
     """Say what does not fit, what holds most of it, and what to change."""
     estimate = result.estimates()[verdict.basis]
-    lines = [verdict_sentence(verdict, UNITS), f"  {_figure(estimate)}"]
-    lines += [f"  {line}" for line in _most(estimate)]
+    lines = [_figure(estimate), *_most(estimate), *_changes(result, verdict)]
+    return "\n  ".join((verdict_sentence(verdict, UNITS), *lines))
+
+
+def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
+    """What `plan` suggests, or that by its formulas nothing has to change."""
+    planned = result.planned.footprint_bytes if result.planned is not None else None
     if verdict.suggestions:
-        lines.append("  what to change, as planned:")
+        yield "what to change, as planned:"
+    elif planned is not None and planned <= verdict.budget_bytes:
+        yield f"`plan` suggests nothing: by its formulas {format_bytes(planned, UNITS)}, which fits"
     for suggestion in verdict.suggestions[:SUGGESTIONS]:
-        lines.append(f"    {suggestion_sentence(suggestion, UNITS)}")
-        lines.append(f"      {suggestion_options(suggestion)}")
-    return "\n".join(lines)
+        yield f"  {suggestion_sentence(suggestion, UNITS)}"
+        yield f"    {suggestion_options(suggestion)}"
 
 
 def _figure(estimate: Estimate) -> str:
