@@ -22,6 +22,7 @@ BODY = """
 import os
 import pytest
 
+@pytest.mark.xdist_group("heavy")  # which xdist adds to the test's id
 @pytest.mark.memory_budget("64 MiB", device="cpu")
 def test_body():
     import torch
@@ -277,9 +278,8 @@ def test_a_baseline_is_made_under_xdist_and_holds_without_it(
 ) -> None:
     session.write(test_body=BODY, test_profile=PROFILE)
     options = ["--memory-baseline", "memory.json"]
-    made = session.run_apart(
-        *options, "--memory-update-baseline", "--memory-report", "results.json", "-n2"
-    )
+    under_xdist = ["-n2", "--dist=loadgroup", "--memory-report=results.json"]
+    made = session.run_apart(*options, "--memory-update-baseline", *under_xdist)
     made.assert_outcomes(passed=2)
     made.stdout.fnmatch_lines(["memory.json: 2 of 2 entries made anew"])
     ids = ["test_body.py::test_body", "test_profile.py::test_profile"]

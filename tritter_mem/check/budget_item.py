@@ -83,11 +83,10 @@ def _the_mark(item: pytest.Item) -> pytest.Mark:
 
 
 def _test_id(item: pytest.Item) -> str:
-    """The test's id, without the group that xdist adds under `--dist loadgroup`."""
-    group = item.get_closest_marker("xdist_group")
-    if group is None or not item.config.getoption("loadgroup", default=False):
-        return item.nodeid
-    return item.nodeid.rpartition("@")[0]
+    """The test's id, without the groups that xdist may add under `--dist loadgroup`."""
+    marks = item.iter_markers("xdist_group")
+    groups = {str(mark.args[0] if mark.args else mark.kwargs.get("name")) for mark in marks}
+    return item.nodeid.removesuffix(f"@{'_'.join(sorted(groups))}") if groups else item.nodeid
 
 
 def _named(name: str, result: Result) -> Result:
