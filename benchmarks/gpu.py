@@ -3,6 +3,7 @@
 `make gpu`, or `python -m benchmarks.gpu`, runs all parts from the checkout, without a network and
 without installing anything; `python -m benchmarks.gpu kernels` runs one. Each part writes its log
 and its figures to `reports/<gpu>/`. All together keep below nine minutes: a part that would not is
+ended. `routes` takes minutes and runs where it is named; it and `validate` go on where they were
 ended. Exit code: 1 where a part failed, 3 where there is no CUDA device.
 """
 
@@ -12,10 +13,12 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,7 +40,12 @@ class Outcome:
     note: str
 
 
-MEASURING = ("tests/measure/test_cuda.py", "tests/measure/test_manager.py")
+MEASURING = (
+    "tests/measure/test_cuda.py",
+    "tests/measure/test_manager.py",
+    "tests/docs/test_out_of_memory.py",
+    "tests/measure/test_validate.py",
+)
 """These measure the device's memory, so nothing may run beside them."""
 
 
@@ -73,13 +81,65 @@ def attention(folder: Path) -> list[str]:
     ]
 
 
+def fragmentation(folder: Path) -> list[str]:
+    """The case that is made to fragment, by allocator setting."""
+    output = str(folder / "fragmentation.json")
+    return [
+        sys.executable, "-m", "benchmarks.fragmentation", "--device", "cuda", "--output", output,
+    ]  # fmt: skip
+
+
+def snapshots(folder: Path) -> list[str]:
+    """Small snapshots of known runs."""
+    return [sys.executable, "-m", "benchmarks.snapshots", "--output", str(folder / "snapshots")]
+
+
+def validate(folder: Path) -> list[str]:
+    """The bundled profiles; what is finished is kept, so that it goes on where it was ended."""
+    page = str(folder / "validation.html")
+    return [*_validate(folder), "--html", page, "--time-limit", "120"]
+
+
+def routes(folder: Path) -> list[str]:
+    """The routes by which 7B and 128K tokens fit a 16 GB card, under its 15 GiB: minutes each."""
+    names = ("7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k")
+    configs = [word for name in names for word in ("--config", name)]
+    own = folder / "routes"
+    page = str(own / "validation.html")
+    return [*_validate(own), *configs, "--budget", "15GiB", "--html", page]
+
+
+def _validate(folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "tritter_mem", "validate", "--device", "cuda"]
+    return [*command, "--output", str(folder)]
+
+
 PARTS: dict[str, Callable[[Path], list[str]]] = {
     "tests": tests,
     "measuring": measuring,
     "kernels": kernels,
     "attention": attention,
+    "fragmentation": fragmentation,
+    "snapshots": snapshots,
+    "validate": validate,
+    "routes": routes,
 }
 """Each part's command, given the folder for what it writes."""
+BY_NAME = ("routes",)
+"""What takes too long to be run unless it is named."""
+LIMITS = {"fragmentation": 60.0, "snapshots": 60.0}
+"""Seconds of parts that leave the rest to those after them."""
+GRACE_SECONDS = 20.0
+SUMMARIES = {
+    "kernels": ("kernels.json", "benchmarks.kernels:target_lines"),
+    "attention": ("attention.json", "benchmarks.attention:target_lines"),
+    "fragmentation": ("fragmentation.json", "benchmarks.evidence:fragmentation_lines"),
+    "validate": ("validation.json", "benchmarks.evidence:validation_lines"),
+    "routes": ("routes/validation.json", "benchmarks.evidence:validation_lines"),
+}
+"""The figures of a part, and what makes lines of them."""
+WRITES_ALWAYS = ("validate", "routes")
+"""Parts whose figures are of this run even where it failed."""
 
 
 def run(part: str, folder: Path, seconds: float) -> Outcome:
@@ -94,8 +154,7 @@ def run(part: str, folder: Path, seconds: float) -> Outcome:
         try:
             output, _ = process.communicate(timeout=max(seconds, 1))
         except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
+            output = _ended(process, interrupt=part in WRITES_ALWAYS)
             note = f"ended after {seconds:.0f} s"
     (folder / f"{part}.log").write_text(output.replace(f"{ROOT}/", ""))
     print(output, flush=True)
@@ -104,17 +163,33 @@ def run(part: str, folder: Path, seconds: float) -> Outcome:
     return Outcome(part, passed, took, note or ("" if passed else f"exit {process.returncode}"))
 
 
+def _ended(process: subprocess.Popen[str], interrupt: bool) -> str:
+    """End a part; one that writes what is finished is interrupted first, and given time for it."""
+    if interrupt:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=GRACE_SECONDS)[0]
+    process.kill()
+    return process.communicate()[0]
+
+
 def summary(outcomes: list[Outcome], folder: Path) -> list[str]:
-    """A short table: the parts, and the ratios that the kernels are to reach."""
+    """A short table: the parts, and what each comes to."""
     lines = [
         f"{o.part:<12} {'passed' if o.passed else 'FAILED':<8} {o.seconds:>6.0f} s  {o.note}"
         for o in outcomes
     ]
-    for part in ("kernels", "attention"):
-        figures = folder / f"{part}.json"
-        if any(o.part == part and o.passed for o in outcomes) and figures.exists():
-            target_lines = import_module(f"benchmarks.{part}").target_lines
-            lines += target_lines(json.loads(figures.read_text()))
+    for o in outcomes:
+        if o.part in SUMMARIES and (o.passed or o.part in WRITES_ALWAYS):
+            lines += _figures(folder, *SUMMARIES[o.part])
+    return lines
+
+
+def _figures(folder: Path, file: str, function: str) -> list[str]:
+    if not (folder / file).exists():
+        return []
+    module, _, name = function.partition(":")
+    lines: list[str] = getattr(import_module(module), name)(json.loads((folder / file).read_text()))
     return lines
 
 
@@ -146,7 +221,9 @@ def main() -> int:
     folder: Path = asked.output or folder_of(torch.cuda.get_device_name(0))
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LIMIT_SECONDS
-    outcomes = [run(p, folder, end - time.monotonic()) for p in asked.parts or PARTS]
+    parts = asked.parts or [part for part in PARTS if part not in BY_NAME]
+    outcomes = [run(p, folder, min(end - time.monotonic(), LIMITS.get(p, LIMIT_SECONDS)))
+                for p in parts]  # fmt: skip
     (folder / "parts.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
     print("\n".join(["", f"evidence: {folder}", *summary(outcomes, folder)]))
     return 0 if all(outcome.passed for outcome in outcomes) else 1

@@ -1,0 +1,156 @@
+"""Small snapshots of known runs, recorded on a GPU, with what is simulated of the same beside them.
+
+`python -m benchmarks.snapshots --output FOLDER` writes a snapshot for each case, its stack frames
+left out, and `snapshots.json`. Tests on a CPU replay them. Exit code 3 without a CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritter_mem.allocator.snapshot_in import read_pickle
+from tritter_mem.allocator.snapshot_out import save_snapshot
+from tritter_mem.config.gpus import GpuCard
+from tritter_mem.config.loading import load_profile
+from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError
+from tritter_mem.measure import cuda
+from tritter_mem.measure.environment import collect_environment
+from tritter_mem.measure.target import Asked, Target, locate
+from tritter_mem.measure.work import Work
+from tritter_mem.report.files import write_text_atomically
+from tritter_mem.results import Estimate
+from tritter_mem.trace.bundled import run_settings
+from tritter_mem.trace.simulate import simulate
+from tritter_mem.trace.third_party import simulate_module
+from tritter_mem.trace.user_code import read_case
+
+MODULE = Path(__file__).parent.parent / "docs" / "examples" / "growing_cache.py"
+MOST_BYTES = 300_000
+LIMIT_SECONDS = 60.0
+SHORT = {
+    "model.num_hidden_layers": 2,
+    "workload.context": 64,
+    "workload.prefill_chunk": 32,
+    "workload.new_tokens": 3,
+    "training.checkpointing": {"policy": "every-layer", "n": 1},
+    "training.loss_chunk": 32,
+}
+GROWING = {"layers": 6, "tokens": 40}
+_KEPT = frozenset({
+    "action", "addr", "address", "allocator_settings", "blocks", "device", "device_free",
+    "device_traces", "is_expandable", "requested_size", "segment_pool_id", "segment_type",
+    "segments", "size", "state", "stream", "time_us", "total_size",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that is small, and the same on every machine.
+
+    Attributes:
+        changes: to the profile `tiny`; None: the case that is made to fragment.
+    """
+
+    name: str
+    changes: dict[str, Any] | None
+    conf: str = ""
+
+
+CASES = (
+    Case("inference", SHORT),
+    Case("training", {**SHORT, "workload.mode": "training"}),
+    Case("growing-cache", None),
+    Case("growing-cache-expandable", None, "expandable_segments:True"),
+)
+
+
+def work_of(case: Case, card: GpuCard) -> tuple[Work, Estimate]:
+    """What is run of a case, and what is simulated of it for the card."""
+    if case.changes is not None:
+        profile = load_profile("tiny", case.changes)
+        return run_settings(profile, card), simulate(profile, card=card)
+    code = read_case(f"{MODULE}:build", json.dumps(GROWING), warmup=0, steps=1)
+    return code, simulate_module(code, card, case.conf)
+
+
+def stripped(found: Any) -> Any:
+    """A snapshot without stack frames and whatever else no replay reads."""
+    if isinstance(found, dict):
+        return {k: v if k == "allocator_settings" else stripped(v)
+                for k, v in found.items() if k in _KEPT}  # fmt: skip
+    return [stripped(value) for value in found] if isinstance(found, list) else found
+
+
+def keep(recorded: Path, path: Path) -> None:
+    """Write a recorded snapshot stripped.
+
+    Raises:
+        OutputError: it is too large to be kept, or cannot be written.
+    """
+    save_snapshot(path, stripped(read_pickle(recorded)))
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        path.unlink()
+        raise OutputError(f"{path}: {size:,} bytes; a snapshot to keep has at most {MOST_BYTES:,}")
+
+
+def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
+    """Record a case's snapshot; what is simulated of it.
+
+    Raises:
+        MeasureError: the run failed.
+        OutputError: the snapshot cannot be kept.
+    """
+    work, simulated = work_of(case, card)
+    with tempfile.TemporaryDirectory() as name:
+        whole = Path(name) / "snapshot.pickle"
+        asked = Asked(device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole)
+        target = Target(card=card, index=0, asked=asked, allocator_conf=case.conf)
+        cuda.save_snapshot(work, target)
+        keep(whole, folder / f"{case.name}.pickle")
+    return figures(case, simulated)
+
+
+def figures(case: Case, simulated: Estimate) -> dict[str, Any]:
+    """What stands beside a snapshot."""
+    return {
+        "file": f"{case.name}.pickle",
+        "allocator_conf": case.conf,
+        "simulated_allocated_peak_bytes": simulated.allocated_peak_bytes,
+        "simulated_reserved_peak_bytes": simulated.reserved_peak_bytes,
+    }
+
+
+def main() -> int:
+    """Record all; the exit code."""
+    parser = argparse.ArgumentParser(description="Record small snapshots of known runs.")
+    parser.add_argument("--output", type=Path, required=True, help="a folder")
+    folder: Path = parser.parse_args().output
+    try:
+        card = locate(Asked(device="cuda"))
+    except MeasureError as error:
+        print(f"found no CUDA device to record on: {error}", file=sys.stderr)
+        return EXIT_NOT_MEASURED
+    assert card is not None  # noqa: S101  (only --device cpu has none)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for case in CASES:
+        try:
+            found.append(record(case, card, folder))
+        except (MeasureError, OutputError) as error:
+            problems += [f"{case.name}: {problem}" for problem in error.problems]
+    document = {"gpu": card.title, "torch": collect_environment().torch, "snapshots": found}
+    write_text_atomically(folder / "snapshots.json", json.dumps(document, indent=1) + "\n")
+    print("\n".join([*(f"recorded {one['file']}" for one in found), *problems]))
+    return EXIT_NOT_MEASURED if problems else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
