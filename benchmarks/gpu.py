@@ -43,7 +43,9 @@ class Outcome:
 MEASURING = (
     "tests/measure/test_cuda.py",
     "tests/measure/test_manager.py",
+    "tests/check/test_pytest_plugin.py",
     "tests/docs/test_out_of_memory.py",
+    "tests/measure/test_probes.py",
     "tests/measure/test_validate.py",
 )
 """These measure the device's memory, so nothing may run beside them."""
@@ -79,6 +81,11 @@ def attention(folder: Path) -> list[str]:
         "--output",
         str(folder / "attention.json"),
     ]
+
+
+def probes(folder: Path) -> list[str]:
+    """What the context, libraries and operators take, beside what is assumed of them."""
+    return [sys.executable, "-m", "benchmarks.probes", "--output", str(folder / "probes.json")]
 
 
 def fragmentation(folder: Path) -> list[str]:
@@ -119,6 +126,7 @@ PARTS: dict[str, Callable[[Path], list[str]]] = {
     "measuring": measuring,
     "kernels": kernels,
     "attention": attention,
+    "probes": probes,
     "fragmentation": fragmentation,
     "snapshots": snapshots,
     "validate": validate,
@@ -127,7 +135,7 @@ PARTS: dict[str, Callable[[Path], list[str]]] = {
 """Each part's command, given the folder for what it writes."""
 BY_NAME = ("routes",)
 """What takes too long to be run unless it is named."""
-LIMITS = {"fragmentation": 60.0, "snapshots": 60.0}
+LIMITS = {"probes": 90.0, "fragmentation": 60.0, "snapshots": 60.0}
 """Seconds of parts that leave the rest to those after them."""
 GRACE_SECONDS = 20.0
 SUMMARIES = {

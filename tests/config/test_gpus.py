@@ -48,7 +48,9 @@ def test_numbers_are_whole_and_in_proportion(card: gpus.GpuCard) -> None:
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_every_card_says_where_its_numbers_are_from(card: gpus.GpuCard) -> None:
     assert "nvidia-smi" in card.source
-    assert card.context_source.startswith("assumed, not measured")
+    assert card.context_source.startswith(("assumed, not measured", "measured: torch "))
+    assert card.context_measured is card.context_source.startswith("measured")
+    assert (card.measured_cublas_bytes is None) is (card.cublas_source is None)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tritter_mem.cli.listing import print_json, print_table
 from tritter_mem.cli.options import Json
 
@@ -12,13 +14,15 @@ if TYPE_CHECKING:
     from tritter_mem.config.gpus import GpuCard
 
 HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
+NOTE = "* measured on such a card; elsewhere what the CUDA context takes is assumed"
 
 
 def command(as_json: Json = False) -> None:
     """List the cards that --gpu knows, smallest memory first.
 
     The budget holds where a profile names none: 95% of the memory, rounded down to half a GiB. What
-    the CUDA context takes is assumed, not measured. --json adds the sources.
+    the CUDA context takes is assumed where no * says that it was measured on such a card. --json
+    adds the sources, and what a cuBLAS handle takes.
 
     Example: tritter-mem gpus
     """
@@ -29,10 +33,16 @@ def command(as_json: Json = False) -> None:
         print_json([_record(card) for card in cards])
     else:
         print_table(HEADINGS, map(_row, cards), numeric=6)
+        if any(card.context_measured for card in cards):
+            typer.echo(f"\n{NOTE}")
 
 
 def _record(card: GpuCard) -> dict[str, Any]:
-    return {**asdict(card), "default_budget_bytes": card.default_budget_bytes}
+    return {
+        **asdict(card),
+        "default_budget_bytes": card.default_budget_bytes,
+        "cublas_workspace_bytes": card.cublas_workspace_bytes,
+    }
 
 
 def _row(card: GpuCard) -> tuple[str, ...]:
@@ -43,7 +53,7 @@ def _row(card: GpuCard) -> tuple[str, ...]:
         card.name,
         str(card.total_bytes // MiB),
         format_bytes(card.default_budget_bytes),
-        str(card.context_bytes // MiB),
+        f"{card.context_bytes // MiB}{'*' if card.context_measured else ''}",
         f"{card.bandwidth_bytes_per_second / 10**9:g}",
         str(card.multiprocessors),
         f"{major}.{minor}",

@@ -44,7 +44,9 @@ class GpuCard:
         multiprocessors: their number.
         context_bytes: what the CUDA context and loaded modules take, outside PyTorch's allocator.
         source: where these numbers are from.
-        context_source: where `context_bytes` is from; it is assumed, not measured.
+        context_source: where `context_bytes` is from; it is assumed unless it begins `measured:`.
+        measured_cublas_bytes: workspace of a cuBLAS handle, where it was measured on such a card.
+        cublas_source: where that is from.
     """
 
     name: str
@@ -56,6 +58,19 @@ class GpuCard:
     context_bytes: int
     source: str
     context_source: str
+    measured_cublas_bytes: int | None = None
+    cublas_source: str | None = None
+
+    @property
+    def cublas_workspace_bytes(self) -> int:
+        """Of one cuBLAS handle and stream, inside PyTorch's allocator: measured, else assumed."""
+        assumed = cublas_workspace_bytes(self.compute_capability)
+        return self.measured_cublas_bytes or assumed
+
+    @property
+    def context_measured(self) -> bool:
+        """Whether the context was measured on such a card."""
+        return self.context_source.startswith("measured:")
 
     @property
     def default_budget_bytes(self) -> int:
@@ -84,6 +99,10 @@ class CardFile(Section):
     """Where the numbers are from."""
     context_source: Annotated[str, Text(1, 1000)]
     """Where `context_mib` is from."""
+    cublas_workspace_bytes: Annotated[int, Whole(0, 1 << 32)] | None = None
+    """Workspace of a cuBLAS handle, where it was measured; default: by the capability."""
+    cublas_source: Annotated[str, Text(1, 1000)] | None = None
+    """Where `cublas_workspace_bytes` is from."""
 
     def card(self, name: str) -> GpuCard:
         """The card, in bytes."""
@@ -98,4 +117,6 @@ class CardFile(Section):
             context_bytes=self.context_mib * MiB,
             source=self.source,
             context_source=self.context_source,
+            measured_cublas_bytes=self.cublas_workspace_bytes,
+            cublas_source=self.cublas_source,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritter_mem.config.card import GpuCard, cublas_workspace_bytes
+from tritter_mem.config.card import GpuCard
 from tritter_mem.config.schema import Profile
 
 
@@ -19,4 +19,4 @@ def cublas_bytes(profile: Profile, card: GpuCard) -> int:
     """
     work = profile.workload
     handles = 2 if work.mode == "training" or captures(profile) else 1
-    return handles * cublas_workspace_bytes(card.compute_capability)
+    return handles * card.cublas_workspace_bytes

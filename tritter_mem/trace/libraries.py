@@ -30,6 +30,7 @@ class Libraries:
     Args:
         compute_capability: of the card that is simulated, major and minor.
         in_backward: tells whether autograd runs its backward pass now.
+        workspace_bytes: of one handle, where it was measured; default: by the capability.
 
     Attributes:
         workspace_bytes: of one handle.
@@ -37,9 +38,12 @@ class Libraries:
     """
 
     def __init__(
-        self, compute_capability: tuple[int, int], in_backward: Callable[[], bool]
+        self,
+        compute_capability: tuple[int, int],
+        in_backward: Callable[[], bool],
+        workspace_bytes: int | None = None,
     ) -> None:
-        self.workspace_bytes = cublas_workspace_bytes(compute_capability)
+        self.workspace_bytes = workspace_bytes or cublas_workspace_bytes(compute_capability)
         self._in_backward = in_backward
         self._handles: set[tuple[bool, bool]] = set()
 

@@ -150,6 +150,7 @@ def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
     libraries = Libraries(
         card.compute_capability,
         in_backward=lambda: torch._C._current_graph_task_id() != -1,
+        workspace_bytes=card.measured_cublas_bytes,
     )
     with Recorder("meta", libraries) as recorder:
         run("meta", recorder)
