@@ -7,10 +7,14 @@ from dataclasses import replace
 import pytest
 
 from tests.planner.cases import tiny
+from tests.report.records import record
+from tritter_mem.config.gpus import find_gpu
+from tritter_mem.config.loading import load_profile
 from tritter_mem.config.schema import Profile
-from tritter_mem.planner.answers import Planned, Simulated
+from tritter_mem.planner.answers import Measured, Planned, Simulated
 from tritter_mem.planner.audit import audit, judged
-from tritter_mem.results import Components, Estimate
+from tritter_mem.planner.compose import plan
+from tritter_mem.results import Components, Estimate, OutOfMemory, Result
 from tritter_mem.units import GB
 
 ROWS = {row.claim: row for row in audit()}
@@ -122,3 +126,41 @@ def test_simulated_answers_agree_with_planned_ones() -> None:
         assert none[1] == 0
         assert all_layers[0] < none[0]
         assert 0.2 < all_layers[1] < 0.27
+
+
+def run_of(name: str, device: str = "cuda:0", **parts: object) -> Result:
+    """A record whose plan stands for what was measured, of another card to fit."""
+    profile = load_profile(name, {"gpu.name": "h100", "name": "another name"})
+    measured = replace(plan(profile, find_gpu("h100")), device=device, **parts)  # type: ignore[arg-type]
+    return record(profile=profile.model_dump(), measured=measured)
+
+
+def test_measured_figures_stand_where_a_run_tells_them_and_nowhere_else() -> None:
+    rows = {row.claim: row for row in audit(measured=Measured([run_of("7b")]))}
+    told = {claim for claim, row in rows.items() if row.measured is not None}
+    assert told == {"weights, inference", "all of it", "forward activations", "peak activations",
+                    "maximum-context"}  # fmt: skip
+    row = rows["weights, inference"]
+    assert row.measured == row.computed
+    assert row.verdict == ROWS["weights, inference"].verdict  # by formula, whatever is measured
+    assert all(row.simulated is None for row in rows.values())
+
+
+def test_a_training_run_tells_of_training() -> None:
+    rows = audit(measured=Measured([run_of("spec-train-full-context")]))
+    assert {row.claim for row in rows if row.measured is not None} == {
+        "shadow weights, float32", "training, weights in all", "train-full-context",
+    }  # fmt: skip
+
+
+def test_without_components_a_run_tells_its_totals() -> None:
+    rows = audit(measured=Measured([run_of("7b", components=Components())]))
+    told = {row.claim for row in rows if row.measured is not None}
+    assert told == {"all of it", "maximum-context"}
+
+
+def test_runs_on_the_cpu_and_runs_out_of_memory_tell_nothing() -> None:
+    refused = OutOfMemory(operator="", module="", phase="load", requested_bytes=1,
+                          allocated_bytes=1, reserved_bytes=1, limit_bytes=1)  # fmt: skip
+    runs = [run_of("7b", device="cpu"), run_of("7b-128k-gqa", out_of_memory=refused)]
+    assert all(row.measured is None for row in audit(measured=Measured([*runs, record()])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,15 +12,26 @@ from tritter_mem.cli.listing import print_json, print_table
 from tritter_mem.cli.options import Json
 
 if TYPE_CHECKING:
+    from tritter_mem.planner.answers import Measured
     from tritter_mem.planner.audit import AuditRow, Unit
 
 Simulate = Annotated[
     bool, typer.Option("--simulate", help="Simulate too what can be; takes about a minute.")
 ]
+MeasuredOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--measured",
+        metavar="FILE|DIR",
+        help="Show what runs on a GPU measured: a result, or a folder that validate wrote.",
+    ),
+]
 WIDE = 110
 
 
-def command(simulate: Simulate = False, as_json: Json = False) -> None:
+def command(
+    simulate: Simulate = False, measured: MeasuredOption = None, as_json: Json = False
+) -> None:
     """Check the memory specification's claims: claimed, computed, verdict.
 
     The specification describes a 7B BitNet model with 128K tokens on a 16 GB card. Its gigabytes
@@ -29,29 +41,39 @@ def command(simulate: Simulate = False, as_json: Json = False) -> None:
     """
     from tritter_mem.planner.audit import audit, to_dict
 
-    rows = _simulated(shown=not as_json) if simulate else audit()
+    runs = None if measured is None else _runs(measured)
+    rows = _simulated(runs, shown=not as_json) if simulate else audit(measured=runs)
     if as_json:
         print_json(to_dict(rows))
     else:
-        _print(rows, simulate)
+        kinds = [name for name, asked in (("simulated", simulate), ("measured", runs)) if asked]
+        _print(rows, kinds)
 
 
-def _simulated(shown: bool) -> tuple[AuditRow, ...]:
+def _runs(path: Path) -> Measured:
+    """The runs of a result file, or of all that are in a folder."""
+    from tritter_mem.planner.answers import Measured
+    from tritter_mem.report.files import read_results, read_results_below
+
+    return Measured(read_results_below(path) if path.is_dir() else read_results(path))
+
+
+def _simulated(runs: Measured | None, shown: bool) -> tuple[AuditRow, ...]:
     from tritter_mem.cli.progress import showing
     from tritter_mem.planner.answers import Simulated
     from tritter_mem.planner.audit import audit
 
     with showing(shown) as progress:
-        return audit(Simulated(progress))
+        return audit(Simulated(progress), runs)
 
 
-def _print(rows: Sequence[AuditRow], simulate: bool) -> None:
+def _print(rows: Sequence[AuditRow], kinds: Sequence[str]) -> None:
     """Reasons stand in the table where there is room, else below it."""
     from tritter_mem.report.terminal import make_console
 
-    figures = ("claimed", "computed", "simulated") if simulate else ("claimed", "computed")
+    figures = ("claimed", "computed", *kinds)
     wide = make_console().width >= WIDE
-    section = ("section",) if wide or not simulate else ()
+    section = ("section",) if wide or not kinds else ()
     why = ("why",) if wide else ()
     names = (*section, "claim", *figures, "verdict", *why)
     print_table(names, ([_cell(row, name) for name in names] for row in rows))

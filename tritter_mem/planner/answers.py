@@ -1,9 +1,12 @@
-"""Where the audit's figures come from: the formulas, or a simulation of the real model."""
+"""Where the audit's figures come from: formulas, simulation of the real model, runs on a GPU."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol, cast
 
 from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import profile_hash
@@ -11,7 +14,7 @@ from tritter_mem.config.schema import Profile
 from tritter_mem.planner.change import changed
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.sizes import sizes_of
-from tritter_mem.results import Estimate
+from tritter_mem.results import COMPONENTS, Components, Estimate, Phase, Result
 from tritter_mem.trace.checkpointing import simulate_policy
 from tritter_mem.trace.progress import Progress
 from tritter_mem.trace.simulate import simulate
@@ -75,3 +78,60 @@ class Simulated:
         case = simulate_policy(profile, policy, n, self._progress)
         base = self._work.setdefault(profile_hash(profile), case.flops)
         return case.activations_peak_bytes, case.flops / base - 1
+
+
+NAN = cast("int", math.nan)
+_NOWHERE = Components(**{f"{name}_bytes": NAN for name in COMPONENTS})
+UNKNOWN = Estimate(
+    device="",
+    components=_NOWHERE,
+    phases=(Phase(name="optimizer", allocated_peak_bytes=NAN, components=_NOWHERE),),
+    allocated_peak_bytes=NAN,
+    library_workspace_bytes=NAN,
+)
+"""An estimate of which nothing is known: its figures are NaN, and so is what follows from one."""
+
+
+class Measured:
+    """By runs on a GPU that went to their end; figures that no run tells are NaN.
+
+    Args:
+        results: records with what was measured; the card to fit and the name do not matter.
+    """
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self._found = {
+            _content(result.profile): _with_known_components(result.measured)
+            for result in results
+            if result.measured is not None
+            and result.measured.device != "cpu"
+            and result.measured.out_of_memory is None
+        }
+
+    def estimate(self, profile: Profile) -> Estimate:
+        """All of a profile's memory."""
+        return self._found.get(_content(profile.model_dump()), UNKNOWN)
+
+    def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
+        """The peak; recomputed work is no figure of a run."""
+        checkpointing = {"policy": policy, "n": n}
+        found = self.estimate(changed(profile, {"training.checkpointing": checkpointing}))
+        parts = [phase.components for phase in found.phases if phase.components is not None]
+        return max((part.activations_bytes for part in parts), default=NAN), math.nan
+
+
+def _with_known_components(estimate: Estimate) -> Estimate:
+    if estimate.components_known:
+        return estimate
+    return replace(
+        estimate, components=_NOWHERE, phases=UNKNOWN.phases, library_workspace_bytes=NAN
+    )
+
+
+def _content(profile: Mapping[str, Any]) -> str:
+    """What a run's memory depends on, whatever it is called and whichever card it is to fit."""
+    workload = profile.get("workload")
+    trains = isinstance(workload, Mapping) and workload.get("mode") == "training"
+    unused = {"name", "description", "gpu", "kv_cache" if trains else "training"}
+    kept = {key: value for key, value in profile.items() if key not in unused}
+    return json.dumps(kept, sort_keys=True)

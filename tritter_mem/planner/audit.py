@@ -7,6 +7,7 @@ number; they carry their verdict and its reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class AuditRow:
         claimed: the specification's figure; None for a claim without one.
         computed: what follows from the formulas.
         simulated: what simulation of the real model gives, where it was asked for.
-        measured: what a device measured, once there is one.
+        measured: what a GPU measured, where such a run was given.
         verdict: in words.
         why: what makes the difference.
     """
@@ -55,20 +56,29 @@ class AuditRow:
     measured: float | None = None
 
 
-def audit(simulated: Answers | None = None) -> tuple[AuditRow, ...]:
+def audit(
+    simulated: Answers | None = None, measured: Answers | None = None
+) -> tuple[AuditRow, ...]:
     """Every claim, in the specification's order.
 
     Args:
         simulated: answers for the simulated column, which is empty without.
+        measured: the same for the measured column; figures that are NaN are left out.
     """
     rows = tuple(_rows(Planned()))
-    if simulated is None:
-        return rows
-    others = _rows(simulated)
-    return tuple(
-        replace(row, simulated=other.computed) if row.unit in ("bytes", "percent") else row
-        for row, other in zip(rows, others, strict=True)
-    )
+    if simulated is not None:
+        rows = tuple(_with_column(rows, "simulated", simulated))
+    return rows if measured is None else tuple(_with_column(rows, "measured", measured))
+
+
+def _with_column(
+    rows: tuple[AuditRow, ...], column: Literal["simulated", "measured"], answers: Answers
+) -> Iterator[AuditRow]:
+    """The rows with another kind's figures beside what is computed."""
+    for row, other in zip(rows, _rows(answers), strict=True):
+        found = other.computed
+        told = row.unit in ("bytes", "percent") and found is not None and not math.isnan(found)
+        yield replace(row, **{column: found}) if told else row  # type: ignore[arg-type]
 
 
 def _rows(answers: Answers) -> Iterator[AuditRow]:

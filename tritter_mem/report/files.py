@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,23 @@ def read_results(path: Path) -> list[Result]:
         path, (p for r, place in zip(results, places, strict=True) for p in implausible(r, place))
     )
     return results
+
+
+def read_results_below(folder: Path) -> list[Result]:
+    """Read every result in a folder and in those below it; other files are passed over.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: list[Result] = []
+    for path in sorted(folder.rglob("*.json")):
+        with suppress(InputError):
+            found += read_results(path)
+    if not found:
+        raise InputError(
+            f"{printable(folder)}: no result in it; name a folder that `tritter-mem validate` wrote"
+        )
+    return found
 
 
 def _read(path: Path) -> bytes:
