@@ -2,13 +2,22 @@
 
 import base64
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.browser.actions import (
+    DESKTOP,
+    PHONE,
+    assert_fits_a_desk_and_a_phone,
+    drawn,
+    picture,
+    run,
+    show,
+    wait_until,
+    widest,
+)
 from tests.report.records import (
     HOSTILE_NAMES,
     hostile,
@@ -18,16 +27,18 @@ from tests.report.records import (
     tiny_on_cpu,
     training_1b,
 )
+from tritter_mem.config.loading import load_profile
+from tritter_mem.planner.verdict import planned_result
 from tritter_mem.report.html import render_html
 from tritter_mem.report.page import PlotlyJs, write_page
 from tritter_mem.results import Result
 
-DESKTOP, PHONE = (1280, 900), (400, 800)
 CASES = {
     "planned": [planned_7b()],
     "measured": [tiny_on_cpu()],
     "training": [training_1b()],
     "compared": many(20),
+    "with-context-curves": [planned_result(load_profile("7b-128k-gqa"))],
     "empty": [record(planned_reason="the profile asks for nothing")],
 }
 
@@ -44,61 +55,7 @@ def open_page(
     """Render results, and open the page at this size and with the system's theme."""
     path = folder / "page.html"
     write_page(path, render_html(results, plotlyjs=plotlyjs), plotlyjs)
-    prefer(browser, "dark" if dark else "light")
-    resize(browser, *size)
-    browser.get(path.as_uri())
-
-
-def prefer(browser: Any, theme: str) -> None:
-    """Set the system's theme."""
-    feature = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-def resize(browser: Any, width: int, height: int) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
-def run(browser: Any, script: str) -> Any:
-    return browser.execute_script(f"return {script}")
-
-
-def drawn(browser: Any) -> int:
-    """How many charts are on the page with something drawn in them."""
-    done = "[...document.querySelectorAll('.drawing')].filter((d) => d.querySelector('.points path, .scatterlayer path'))"  # noqa: E501
-    return int(run(browser, f"{done}.length"))
-
-
-def visible(browser: Any) -> int:
-    """How many charts there are on the page, in what is not folded away."""
-    charts = "[...document.querySelectorAll('.drawing')].filter((d) => d.checkVisibility())"
-    return int(run(browser, f"{charts}.length"))
-
-
-def widest(browser: Any) -> int:
-    """How wide the page is, charts included, and tables that scroll by themselves not."""
-    right = (
-        "[...document.querySelectorAll('.drawing svg')].map((e) => e.getBoundingClientRect().right)"
-    )
-    return int(run(browser, f"Math.max(document.documentElement.scrollWidth, ...{right})"))
-
-
-def picture(browser: Any, path: Path) -> None:
-    """The whole page as it looks at this width."""
-    height = run(browser, "document.documentElement.scrollHeight")
-    width = run(browser, "innerWidth")
-    resize(browser, width, height)
-    wait_until(lambda: drawn(browser) == visible(browser))
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
-    path.write_bytes(base64.b64decode(shot["data"]))
+    show(browser, path, size=size, dark=dark)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,12 +63,7 @@ def test_every_kind_of_page_is_drawn_and_fits_a_desk_and_a_phone(
     browser: Any, tmp_path: Path, screenshots: Path, case: str
 ) -> None:
     open_page(browser, tmp_path, CASES[case])
-    for name, size, theme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
-        prefer(browser, theme)
-        resize(browser, *size)
-        wait_until(lambda width=size[0]: widest(browser) <= width)
-        picture(browser, screenshots / f"{case}-{name}.png")
-        assert drawn(browser) == visible(browser)
+    assert_fits_a_desk_and_a_phone(browser, screenshots, case)
 
 
 def test_first_paint_of_twenty_profiles_is_quick(browser: Any, tmp_path: Path) -> None:

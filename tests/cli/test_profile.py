@@ -54,6 +54,16 @@ def test_real_run_shows_tables_and_writes_both_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deeper", "tiny.json"]
 
 
+def test_units_and_the_place_of_the_chart_library_are_as_asked(tmp_path: Path) -> None:
+    html = tmp_path / "tiny.html"
+    asked = ("--units", "GB", "--plotlyjs", "directory", "--html", html)
+    done = run("--config", "tiny", "--fast", *asked)
+    assert done.exit_code == EXIT_OK, done.stderr
+    assert "budget 16.11 GB" in done.stdout
+    assert "budget 16.11 GB" in html.read_text()
+    assert (tmp_path / "plotly.min.js").exists()
+
+
 def test_json_is_one_record_and_nothing_else() -> None:
     record = run_json("--config", "tiny")
     assert record["schema"] == "tritter-mem.result/1"

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -113,6 +114,20 @@ Settings = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
+]
+PlotlyJs = Annotated[
+    Literal["inline", "cdn", "directory"],
+    typer.Option(
+        "--plotlyjs",
+        help="The page's chart library: inline, in the page (4.8 MB); cdn, from the network; "
+        "directory, in plotly.min.js beside the page.",
+    ),
+]
+Units = Annotated[
+    Literal["GiB", "GB"], typer.Option("--units", help="Binary (1024) or decimal (1000) units.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)

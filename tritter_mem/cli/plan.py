@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tritter_mem.cli.listing import print_json
-from tritter_mem.cli.options import Json, ProfileOptions, with_options
+from tritter_mem.cli.options import Json, ProfileOptions, Units, with_options
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from tritter_mem.results import Result
 
 Unknown = Literal["context", "batch"]
-Units = Annotated[
-    Literal["GiB", "GB"], typer.Option("--units", help="Binary (1024) or decimal (1000) units.")
-]
 Max = Annotated[
     Unknown | None,
     typer.Option("--max", help="Solve for the largest context or batch that fits."),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.module import Arguments, Module, Steps, Warmup, read_module
-from tritter_mem.cli.options import Json, ProfileOptions, with_options
+from tritter_mem.cli.options import Html, Json, PlotlyJs, ProfileOptions, Units, with_options
+from tritter_mem.cli.outputs import Outputs
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
@@ -46,9 +46,6 @@ Snapshot = Annotated[
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", metavar="FILE", help="Write the results as JSON.")
-]
-Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
 ]
 Trace = Annotated[
     Path | None,
@@ -88,6 +85,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     as_json: Json = False,
     output: Output = None,
     html: Html = None,
+    plotlyjs: PlotlyJs = "inline",
+    units: Units = "GiB",
     trace: Trace = None,
     fast: Fast = False,
     ladder: LadderOption = False,
@@ -113,7 +112,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     """
     from tritter_mem.cli.progress import showing
 
-    _check_outputs(output, html, trace, snapshot)
+    outputs = Outputs(as_json=as_json, output=output, html=html, plotlyjs=plotlyjs, units=units)
+    outputs.check(trace, snapshot)
     how = {
         "device": device,
         "time_limit_seconds": time_limit,
@@ -135,22 +135,11 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
             for name, ask in asks:
                 problems += _answer(name, partial(ask, progress=progress), results)
     finally:  # an interruption does not lose what is finished
-        _finish(results, as_json, output, html)
+        outputs.finish(results)
     if problems:
         raise MeasureError(*problems)
     if any(result.verdict and not result.verdict.fits for result in results):
         raise typer.Exit(EXIT_DOES_NOT_FIT)
-
-
-def _check_outputs(*outputs: Path | None) -> None:
-    """Find what cannot be written before the run rather than after it."""
-    from tritter_mem.report.files import check_writable
-
-    paths = [path for path in outputs if path is not None]
-    for path in paths:
-        if [other.resolve() for other in paths].count(path.resolve()) > 1:
-            raise UsageError(f"found one file for both of two outputs, {path}; name two")
-        check_writable(path)
 
 
 def _asked_for(options: ProfileOptions) -> ProfileOptions:
@@ -198,46 +187,3 @@ def _answer(name: str, ask: Callable[[], Result], results: list[Result]) -> Sequ
         results.append(error.result)
         return [f"{name}: {problem}" if name else problem for problem in error.problems]
     return []
-
-
-def _finish(
-    results: Sequence[Result], as_json: bool, output: Path | None, html: Path | None
-) -> None:
-    """Write and show what there is."""
-    if not results:
-        return
-    from tritter_mem.history import remember
-
-    remember(results)
-    try:
-        _write(results, output, html)
-    finally:
-        _show(results, as_json)
-
-
-def _write(results: Sequence[Result], output: Path | None, html: Path | None) -> None:
-    import json
-
-    from tritter_mem.report.files import write_text_atomically
-
-    if output is not None:
-        write_text_atomically(output, json.dumps(_document(results), ensure_ascii=False) + "\n")
-    if html is not None:
-        from tritter_mem.report.html import render_html
-
-        write_text_atomically(html, render_html(results))
-
-
-def _show(results: Sequence[Result], as_json: bool) -> None:
-    from tritter_mem.report.terminal import make_console, render_results
-
-    if as_json:
-        print_json(_document(results))
-    else:
-        render_results(results, make_console())
-
-
-def _document(results: Sequence[Result]) -> object:
-    """One record, or a list of them where several profiles were asked for."""
-    records = [result.to_dict() for result in results]
-    return records[0] if len(records) == 1 else records

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tritter_mem.cli.listing import print_json
-from tritter_mem.cli.options import Json
+from tritter_mem.cli.options import Html, Json, PlotlyJs, Units
 from tritter_mem.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -25,21 +25,6 @@ Export = Annotated[
 ]
 History = Annotated[
     bool, typer.Option("--history", help="Show the peaks of earlier runs in this folder instead.")
-]
-Html = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Write one HTML page instead of printing tables."),
-]
-PlotlyJs = Annotated[
-    Literal["inline", "cdn", "directory"],
-    typer.Option(
-        "--plotlyjs",
-        help="The chart library: inline, in the page (4.8 MB); cdn, from the network; directory, "
-        "in plotly.min.js beside the page.",
-    ),
-]
-Units = Annotated[
-    Literal["GiB", "GB"], typer.Option("--units", help="Binary (1024) or decimal (1000) units.")
 ]
 
 
