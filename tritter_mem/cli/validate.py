@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritter_mem.cli.listing import print_json
-from tritter_mem.cli.options import Budget, Json, complete_profiles
-from tritter_mem.cli.profile import Html
+from tritter_mem.cli.options import Budget, Html, Json, complete_profiles
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
