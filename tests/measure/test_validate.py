@@ -14,6 +14,7 @@ from tritter_mem.config.schema import Profile
 from tritter_mem.errors import ConfigError, MeasureError, SimulationError
 from tritter_mem.measure import validate as module
 from tritter_mem.measure.answer import MeasurementFailedError
+from tritter_mem.measure.target import Asked, locate
 from tritter_mem.measure.validate import (
     CASES,
     Conditions,
@@ -30,6 +31,7 @@ from tritter_mem.validation import Validated
 HERE = Conditions(
     device="NVIDIA H100", torch="2.11.0", driver="580.1", tool_version="0.1", code="0" * 16
 )
+CPU = Asked(device="cpu")
 H100 = find_gpu("h100")
 
 
@@ -38,7 +40,7 @@ def none_kept(name: str, key: str) -> None:
 
 
 def run(cases: list[Profile], kept: Any = none_kept) -> list[Validated]:
-    return list(validate(cases, HERE, kept, device="cpu"))
+    return list(validate(cases, HERE, kept, asked=CPU, card=None))
 
 
 def test_every_case_of_the_list_is_a_profile_of_its_own() -> None:
@@ -144,15 +146,14 @@ def test_cases_come_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "profile", answer)
     cases = [load_profile("tiny", {"name": name}) for name in "ab"]
-    next(validate(cases, HERE, none_kept, device="cpu"))
+    next(validate(cases, HERE, none_kept, asked=CPU, card=None))
     assert asked == ["a"]
 
 
 @pytest.mark.gpu
 def test_tiny_on_a_gpu_is_within_the_tolerances() -> None:
-    from tritter_mem.measure.target import Asked, locate
-
-    card = locate(Asked(device="cuda"))
+    asked = Asked(device="cuda")
+    card = locate(asked)
     cases = [case for case in bundled(card, None) if case.name == "tiny-int4"]
-    (found,) = validate(cases, conditions_on(card, 0), none_kept, device="cuda")
+    (found,) = validate(cases, conditions_on(card, 0), none_kept, asked=asked, card=card)
     assert found.status == "within", (found.problem, list(found.errors()))

@@ -112,7 +112,7 @@ class _Run:
     ) -> None:
         from tritter_mem.measure import validate
 
-        self._asked = asked
+        self._asked, self._card = asked, card
         self._started = datetime.now(UTC)
         self._done: list[Validated] = []
         self._left_out: Any = ()
@@ -135,8 +135,8 @@ class _Run:
                 self._cases,
                 self.conditions,
                 (lambda name, key: None) if again else files.read,
-                device=self._asked.device,
-                time_limit_seconds=self._asked.time_limit_seconds,
+                asked=self._asked,
+                card=self._card,
                 progress=progress,
             )
             self._collect(cases, files)

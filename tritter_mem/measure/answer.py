@@ -68,6 +68,24 @@ def find_where(asked: Asked, gpu: str, allocator_conf: str, budget_bytes: int | 
     except MeasureError as error:
         fitted = find_gpu(gpu)
         return Where(target=None, reason=str(error), fitted=fitted, simulated=fitted)
+    return where_on(card, asked, gpu, allocator_conf, budget_bytes)
+
+
+def where_on(
+    card: GpuCard | None, asked: Asked, gpu: str, allocator_conf: str, budget_bytes: int | None
+) -> Where:
+    """The same where the device was found already.
+
+    Args:
+        card: what `locate` found; None: the CPU.
+        asked: how to measure.
+        gpu: name of the card to fit; `auto`: the one that measures, else the one present.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        budget_bytes: memory that may be used, where it was named: the cap of a run on CUDA.
+
+    Raises:
+        ConfigError: there is no card of the name `gpu`.
+    """
     fitted = card if card is not None and gpu == AUTO else find_gpu(gpu)
     target = Target(card=card, index=asked.index, asked=asked, allocator_conf=allocator_conf,
                     budget_bytes=None if card is None else budget_bytes)  # fmt: skip

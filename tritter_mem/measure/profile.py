@@ -40,6 +40,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     fast: bool = False,
     progress: Progress | None = None,
     save_trace: Path | None = None,
+    where: Where | None = None,
 ) -> Result:
     """Plan a profile, simulate it and, where there is a device for it, measure it.
 
@@ -61,6 +62,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         fast: simulate without the chunks and tokens that take the memory of those before them.
         progress: told how far the work is.
         save_trace: where to write the simulated run's memory events.
+        where: the device, where it was looked for already.
 
     Returns:
         The record. What is missing in it has its reason there. The verdict follows what was
@@ -79,7 +81,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         device=device, time_limit_seconds=time_limit_seconds, repeat=repeat, snapshot=snapshot
     )
     told, gpu = progress or Progress(), profile.gpu
-    where = find_where(asked, gpu.name, profile.allocator.conf, gpu.budget)
+    where = where or find_where(asked, gpu.name, profile.allocator.conf, gpu.budget)
     card = where.simulated
     answer = Answer(_planned(profile, where, asked), partial(_judged, profile, where))
     with answer.kept():

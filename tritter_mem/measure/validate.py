@@ -21,9 +21,10 @@ from tritter_mem.config.gpus import AUTO, GpuCard
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.schema import Profile
 from tritter_mem.errors import ConfigError, TritterMemError
+from tritter_mem.measure.answer import where_on
 from tritter_mem.measure.environment import collect_environment
 from tritter_mem.measure.profile import MeasurementFailedError, profile
-from tritter_mem.measure.target import DEFAULT_TIME_LIMIT_SECONDS
+from tritter_mem.measure.target import Asked
 from tritter_mem.planner.compose import plan
 from tritter_mem.results import Result
 from tritter_mem.trace.progress import Progress
@@ -184,8 +185,8 @@ def validate(
     conditions: Conditions,
     kept: Kept,
     *,
-    device: str,
-    time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
+    asked: Asked,
+    card: GpuCard | None,
     progress: Progress | None = None,
 ) -> Iterator[Validated]:
     """Plan, simulate and measure each case; one that fails does not end the others.
@@ -194,8 +195,8 @@ def validate(
         cases: resolved profiles.
         conditions: of this run.
         kept: finds what was finished before.
-        device: as for `profile`: `cuda`, `cuda:1`, `cpu`.
-        time_limit_seconds: for each measured run.
+        asked: where to measure, and for how long at most.
+        card: what `asked` was found to be; None: the CPU.
         progress: told how far each case is.
 
     Yields:
@@ -207,15 +208,20 @@ def validate(
         if before is not None:
             yield Validated(name=case.name, key=key, result=before, kept=True)
         else:
-            ask = {"device": device, "time_limit_seconds": time_limit_seconds}
-            result, problem = _answer(case, progress=progress, **ask)
+            result, problem = _answer(case, asked, card, progress)
             yield Validated(name=case.name, key=key, result=result, problem=problem)
 
 
-def _answer(case: Profile, **how: Any) -> tuple[Result | None, str]:
+def _answer(
+    case: Profile, asked: Asked, card: GpuCard | None, progress: Progress | None
+) -> tuple[Result | None, str]:
     """The record, and what went wrong."""
+    limit = asked.time_limit_seconds
     try:
-        return profile(case, **how), ""
+        where = where_on(card, asked, case.gpu.name, case.allocator.conf, case.gpu.budget)
+        return profile(
+            case, device=asked.device, time_limit_seconds=limit, progress=progress, where=where
+        ), ""
     except MeasurementFailedError as error:
         return error.result, "; ".join(error.problems)
     except TritterMemError as error:
