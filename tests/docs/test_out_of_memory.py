@@ -3,6 +3,7 @@
 The 125m model itself takes minutes on a CPU: it runs here on a GPU, and the tiny one on the CPU.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,13 @@ def test_the_125m_model_trains_under_a_cap_with_the_same_losses(example: Any) ->
 def test_the_page_links_the_example() -> None:
     page = (DOCS / "out-of-memory.md").read_text()
     assert "(examples/train_under_a_cap.py)" in page
+
+
+def test_blocks_of_the_page_are_python_that_imports_what_there_is() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "out-of-memory.md").read_text(), re.DOTALL)
+    imports = [line for block in blocks for line in block.splitlines() if " import " in line]
+    for block in blocks:
+        compile(block, "out-of-memory.md", "exec")
+    exec("\n".join(imports), {})  # noqa: S102  (the page's own lines)
+    assert len(blocks) >= 4
+    assert len(imports) >= 5
