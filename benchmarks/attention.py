@@ -10,12 +10,10 @@ left out, and said. Without a CUDA device it says so and exits with 3.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from benchmarks.decode_speed import decode_speeds
-from benchmarks.kernels import environment, share, write
+from benchmarks.figures import environment, share, timed_on_cuda
 from benchmarks.timing import (
     BEYOND_CACHE,
     Launch,
@@ -322,17 +320,7 @@ def tables(found: Row) -> str:
 
 def main() -> int:
     """Measure, write, print; the exit code."""
-    parser = argparse.ArgumentParser(description="Time attention on a CUDA device.")
-    parser.add_argument("--output", type=Path, default=Path("out/attention.json"))
-    asked = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("found no CUDA device; attention is timed on one, and nothing else", file=sys.stderr)
-        return 3
-    found = measure()
-    write(found, asked.output)
-    print(tables(found))
-    print(f"\nwritten: {asked.output}")
-    return 0
+    return timed_on_cuda("attention", measure, tables)
 
 
 if __name__ == "__main__":

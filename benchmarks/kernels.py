@@ -9,22 +9,19 @@ Without a CUDA device it says so and exits with 3.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from benchmarks.figures import environment, share, timed_on_cuda
 from benchmarks.timing import (
     Launch,
     Timing,
@@ -85,11 +82,6 @@ def product(name: str, tokens: int, copy_rate: float) -> Row:
         },
         "share_of_copy_rate": share(nbytes, timings["ternary-2bit"], copy_rate),
     }
-
-
-def share(nbytes: int, timing: Timing, copy_rate: float) -> float:
-    """Of the copy's rate, with these bytes in this time."""
-    return round(nbytes / (timing.median_us * 1e-6) / copy_rate, 3)
 
 
 def bfloat16_products(x: Tensor, out: Tensor) -> list[Launch]:
@@ -200,20 +192,6 @@ def measured_step(name: str, step: Callable[[], Tensor], leaves: list[Tensor]) -
     return {"step": name, "timing": asdict(time_calls(run)), "peak_bytes": peak}
 
 
-def environment() -> Row:
-    """What the figures were taken with."""
-    card = torch.cuda.get_device_properties(0)
-    return {
-        "gpu": card.name,
-        "multiprocessors": card.multi_processor_count,
-        "l2_cache_bytes": card.L2_cache_size,
-        "torch": torch.__version__,
-        "triton": import_module("triton").__version__,
-        "cuda": torch.version.cuda,
-        "gemlite": version("gemlite") if find_spec("gemlite") else None,
-    }
-
-
 def measure() -> Row:
     """Every figure."""
     copy_rate = copy_bytes_per_second()
@@ -281,27 +259,9 @@ def target_lines(found: Row) -> list[str]:
     ]
 
 
-def write(found: Row, path: Path) -> None:
-    """Write the figures: all of them, or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)
-
-
 def main() -> int:
     """Measure, write, print; the exit code."""
-    parser = argparse.ArgumentParser(description="Time the kernels on a CUDA device.")
-    parser.add_argument("--output", type=Path, default=Path("out/kernels.json"))
-    asked = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("found no CUDA device; kernels are timed on one, and nothing else", file=sys.stderr)
-        return 3
-    found = measure()
-    write(found, asked.output)
-    print(tables(found))
-    print(f"\nwritten: {asked.output}")
-    return 0
+    return timed_on_cuda("kernels", measure, tables)
 
 
 if __name__ == "__main__":
