@@ -42,6 +42,7 @@ class Outcome:
 
 MEASURING = (
     "tests/measure/test_cuda.py",
+    "tests/measure/test_device.py",
     "tests/measure/test_manager.py",
     "tests/check/test_pytest_plugin.py",
     "tests/docs/test_out_of_memory.py",
