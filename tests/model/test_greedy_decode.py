@@ -47,10 +47,10 @@ def case(run: RunConfig, with_model: Any, seed: int) -> Case:
 
     def make(dtype: str, reach: dict[str, int], chunk: int, weights: str = "float32") -> RunConfig:
         cache = CacheConfig(dtype=dtype, group_size=16, attention_sinks=4)
-        work = {"context": PROMPT + NEW, "prefill_chunk": chunk, "new_tokens": NEW, "batch": 2}
+        work = replace(run, context=PROMPT + NEW, prefill_chunk=chunk, new_tokens=NEW, batch=2)
         tables = "float32" if weights == "float32" else "bfloat16"
-        made = with_model(run, weight_format=weights, embedding_dtype=tables, **reach)
-        return replace(made, cache=cache, seed=seed, **work)
+        made: RunConfig = with_model(work, weight_format=weights, embedding_dtype=tables, **reach)
+        return replace(made, cache=cache, seed=seed)
 
     return make
 
