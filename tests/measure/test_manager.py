@@ -381,6 +381,65 @@ def test_managed_forward_yields_the_output_once_with_what_cured_it() -> None:
         assert torch.equal(got, wanted)
 
 
+class Stateful(nn.Module):
+    """A forward pass changes buffers: statistics in place, a cache that grows, one that is new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.cache: Tensor
+        self.register_buffer("cache", torch.zeros(0, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = torch.cat((self.cache, x.detach()))
+        if "last" not in self._buffers:
+            self.register_buffer("last", self.cache[-1])
+        out: Tensor = self.norm(x)
+        return out
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_cured_forward_pass_changes_buffers_once(device: SimulatedDevice, learns: bool) -> None:
+    x, once, cured = torch.randn(6, 4), Stateful(), Stateful()
+    cache, tries = cured.cache, []
+
+    def fail_at_first(*_: object) -> None:
+        tries.append(dict(cured.named_buffers()))
+        if len(tries) < 2:
+            raise out_of_memory()
+
+    cured.register_forward_hook(fail_at_first)
+    with torch.set_grad_enabled(learns):
+        once(x)
+        with managed(device).managed_forward(cured, x):
+            pass
+    assert len(tries) == 2
+    assert len(cache) == 0
+    for (name, got), (own, wanted) in zip(cured.named_buffers(), once.named_buffers(), strict=True):
+        assert name == own
+        assert torch.equal(got, wanted)
+
+
+def test_buffers_are_as_before_when_every_rung_failed(device: SimulatedDevice) -> None:
+    model = Stateful()
+    model.register_forward_hook(lambda *_: (_ for _ in ()).throw(out_of_memory()))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(LadderFailedError):
+        managed(device).run(inference_job(model, torch.randn(6, 4)))
+    after = dict(model.named_buffers())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_managed_forward_keeps_no_copy_of_buffers_for_its_body(device: SimulatedDevice) -> None:
+    model, (inputs, _) = make()
+    model.register_buffer("table", torch.zeros(MiB, dtype=torch.uint8))
+    with torch.no_grad():
+        base = device.read().allocated_bytes
+        with managed(device).managed_forward(model, inputs) as output:
+            assert device.read().allocated_bytes - base < output.nbytes + MiB
+
+
 def test_managed_forward_keeps_no_hold_of_the_output(device: SimulatedDevice) -> None:
     model, (inputs, _) = make()
     with managed(device).managed_forward(model, inputs) as output:
@@ -462,10 +521,13 @@ def test_batch_norm_is_neither_cut_nor_run_twice() -> None:
     model = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(3)))
     offers = training_job(model, loss, (torch.zeros(4, 4),)).offers
     assert offers == Offers(training=True)
+    with torch.no_grad():
+        assert inference_job(model, torch.zeros(4, 4)).offers == Offers()
     assert training_job(model.eval(), loss, (torch.zeros(4, 4),)).offers.batch == 4
 
 
-def test_one_module_in_two_threads_is_refused() -> None:
+@pytest.mark.parametrize("settings", [AS_IT_IS, EVERY], ids=str)
+def test_one_module_in_two_threads_is_refused(settings: Settings) -> None:
     model, batch = make()
     inside, done = threading.Event(), threading.Event()
 
@@ -475,15 +537,36 @@ def test_one_module_in_two_threads_is_refused() -> None:
         return loss(model, *batch)
 
     job = training_job(model, slow, batch)
-    thread = threading.Thread(target=job.run, args=(EVERY,))
+    others = [job, inference_job(model, batch[0]), inference_job(model.layers[0], batch[0])]
+    thread = threading.Thread(target=job.run, args=(settings,))
     thread.start()
     try:
         assert inside.wait(30)
-        with pytest.raises(UsageError, match="one module in one of them at a time"):
-            job.run(EVERY)
+        for other in others:
+            with pytest.raises(UsageError, match=r"runs in another ladder.*; allowed: in one"):
+                other.run(settings)
     finally:
         done.set()
         thread.join()
+    for other in others:
+        other.run(settings)
+
+
+def test_a_module_is_refused_to_others_in_its_backward_pass_too() -> None:
+    model, batch = make()
+    other = inference_job(model, batch[0])
+
+    def run_other(_: Tensor) -> None:
+        other.run(AS_IT_IS)
+
+    def hooked(model: nn.Module, *batch: Tensor) -> Tensor:
+        mean = loss(model, *batch)
+        mean.register_hook(run_other)
+        return mean
+
+    with pytest.raises(UsageError, match="Net: runs in another ladder"):
+        training_job(model, hooked, batch).run(AS_IT_IS)
+    other.run(AS_IT_IS)  # which the failure of the other has not left refused
 
 
 def test_two_managers_in_two_threads_keep_apart() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tritter_mem.errors import UsageError
 from tritter_mem.measure.jobs import Job
 from tritter_mem.measure.ladder import Offers, Settings
-from tritter_mem.measure.recompute import last_tokens, offered, recomputing
+from tritter_mem.measure.module_state import buffers_undo, claimed
+from tritter_mem.measure.recompute import last_tokens, mixes_sequences, offered, recomputing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,8 @@ def inference_job(
     Without gradients the batch is offered to be cut: results of pieces are joined along their first
     dimension, tensors, and lists, tuples and mappings of them. With gradients on, pieces would keep
     as much as the whole, so what is offered is checkpointing; the context is not truncated then.
+    A module with batch norm in training is neither cut nor checkpointed. Undoing a run puts buffers
+    back as they were when the job was made.
 
     Args:
         model: any module.
@@ -42,12 +45,13 @@ def inference_job(
     if learns:
         offers = Offers(training=True, checkpoint_every=offered(model), window=window)
     else:
-        offers = Offers(batch=inputs[0].shape[0], window=window)
+        rows = 1 if mixes_sequences(model) else inputs[0].shape[0]
+        offers = Offers(batch=rows, window=window)
 
     def run(settings: Settings) -> Any:
         cut = _Cut(inputs[0].shape, settings.window)
         pieces = range(0, offers.batch, settings.micro_batch or offers.batch)
-        with recomputing(model, settings.checkpoint_every):
+        with claimed(model), recomputing(model, settings.checkpoint_every):
             if len(pieces) == 1 or learns:
                 return model(*cut.all(inputs), **cut.all(keywords))
             return join([
@@ -55,7 +59,7 @@ def inference_job(
                 for at in pieces
             ])  # fmt: skip
 
-    return Job(run=run, offers=offers)
+    return Job(run=run, offers=offers, undo=buffers_undo(model))
 
 
 @dataclass(frozen=True)

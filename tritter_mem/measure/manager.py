@@ -48,7 +48,8 @@ class MemoryManager:
     knows one a process and device (`torch.cuda.set_per_process_memory_fraction`), not one a
     manager.
 
-    Managers share nothing, so they may run in threads and processes side by side. What they cannot
+    Managers share nothing, so they may run in threads and processes side by side, each a module of
+    its own: one that runs already is refused. What they cannot
     keep apart is the process's: one allocator, whose memory another thread may take between a
     prediction and the run, and PyTorch's generators, which a cure in one thread sets back for all.
 
@@ -152,9 +153,8 @@ class MemoryManager:
         Raises:
             LadderFailedError: memory ran out on every rung.
         """
-        job = inference_job(model, *inputs, window=window, **keywords)
-        try:
-            yield self.run(job).value  # under no name here, which would keep it for the whole body
+        try:  # job and output have no name here, which would keep them for the whole body
+            yield self.run(inference_job(model, *inputs, window=window, **keywords)).value
         except Exception as error:
             if is_out_of_memory(error):
                 error.add_note(_BODY_NOTE)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
-from tritter_mem.errors import UsageError
 from tritter_mem.measure.ladder import EVERY_LAYER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_LOCK = threading.Lock()
-_IN_USE: WeakSet[nn.Module] = WeakSet()
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -55,11 +49,8 @@ def recomputing(model: nn.Module, every: int | None) -> Iterator[None]:
     were.
 
     Args:
-        model: a module with layers (`layers_of`).
+        model: a module with layers (`layers_of`), which no other run has (`claimed`).
         every: the n; None: nothing is checkpointed.
-
-    Raises:
-        UsageError: another ladder runs the module now.
     """
     with ExitStack() as stack:
         if every is not None:
@@ -73,28 +64,11 @@ def _recomputed(layer: nn.Module) -> Iterator[None]:
     """Stand in for a layer's forward: hooks around it run once, its work twice."""
     from torch.utils.checkpoint import checkpoint
 
-    with _claimed(layer):
-        before = vars(layer).get("forward")  # other code may stand in for it already
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        try:
-            yield
-        finally:
-            del layer.forward
-            if before is not None:
-                layer.forward = before
-
-
-@contextmanager
-def _claimed(layer: nn.Module) -> Iterator[None]:
-    with _LOCK:
-        if layer in _IN_USE:
-            raise UsageError(
-                f"{type(layer).__name__}: is run by another thread's ladder, or by an outer one: "
-                "run one module in one of them at a time"
-            )
-        _IN_USE.add(layer)
+    before = vars(layer).get("forward")  # other code may stand in for it already
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     try:
         yield
     finally:
-        with _LOCK:
-            _IN_USE.remove(layer)
+        del layer.forward
+        if before is not None:
+            layer.forward = before

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tritter_mem.errors import UsageError
 from tritter_mem.measure.jobs import Job, T
 from tritter_mem.measure.ladder import Offers, Settings
+from tritter_mem.measure.module_state import buffers_undo, claimed
 from tritter_mem.measure.recompute import last_tokens, mixes_sequences, offered, recomputing
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def training_job(
 
     def run(settings: Settings) -> Tensor:
         seen = [last_tokens(tensor, settings.window) for tensor in batch]
-        return _step(model, settings, seen, loss, count)
+        with claimed(model):
+            return _step(model, settings, seen, loss, count)
 
     return Job(run=run, offers=offers, undo=_undo_of(model))
 
@@ -82,16 +84,12 @@ def _refuse_gradients(model: nn.Module) -> None:
 
 def _undo_of(model: nn.Module) -> Callable[[], None]:
     """What drops gradients, and puts buffers back: a forward pass may have changed them."""
-    import torch
-
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    put_buffers_back = buffers_undo(model)
 
     def undo() -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+        put_buffers_back()
 
     return undo
 
