@@ -80,12 +80,12 @@ def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     return {**{name: (name, {}) for name in bundled_profiles()}, **TIMED}
 
 
-def run(name: str) -> Case:
+def run(name: str, fast: bool = False) -> Case:
     """Plan and simulate one case in this process."""
     base, settings = cases()[name]
     profile = load_profile(base, settings)
     start = time.perf_counter()
-    simulated = simulate(profile)
+    simulated = simulate(profile, fast=fast)
     seconds = time.perf_counter() - start
     planned = plan(profile, find_gpu(profile.gpu.name))
     return Case(
