@@ -26,7 +26,7 @@ from tritter_mem.planner.verdict import budget_of
 from tritter_mem.results import Estimate, Ladder, LadderEnd, LadderStep, Result
 from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.progress import Progress
-from tritter_mem.trace.simulate import PhaseHook, both, simulate_workload
+from tritter_mem.trace.simulate import case_workload, simulate_workload
 from tritter_model.config import RunConfig
 
 WINDOW = 4096
@@ -124,7 +124,9 @@ def simulated_ladder(
         progress.begin(f"{profile.name}, {rung.name}")
         case = replace(run_with(profile, rung.settings, card), shortened=fast)
         known = as_it_is if rung.settings == AS_IT_IS else None
-        estimate = known or _simulated(case, card, profile.allocator.conf, progress)
+        estimate = known or simulate_workload(
+            case_workload(case, progress), card, profile.allocator.conf
+        )
         return _step(rung, _judged(estimate, budget_bytes), estimate)
 
     steps = tuple(_down(profile, simulated))
@@ -182,13 +184,3 @@ def _step(rung: Rung, ended: LadderEnd, estimate: Estimate | None) -> LadderStep
         reserved_bytes=estimate.reserved_peak_bytes if estimate else None,
         changes_result=rung.changes_result,
     )
-
-
-def _simulated(case: RunConfig, card: GpuCard, conf: str, progress: Progress) -> Estimate:
-    def workload(device: str, phase: PhaseHook) -> None:
-        from tritter_model.run import run
-
-        with progress.following(case):
-            run(case, device, both(progress.entering, phase))
-
-    return simulate_workload(workload, card, conf)

@@ -31,6 +31,7 @@ from tritter_mem.trace.playback import (
     surely_fits,
 )
 from tritter_mem.trace.progress import Progress
+from tritter_model.config import RunConfig
 
 if TYPE_CHECKING:
     from tritter_mem.trace.recorder import Recorder
@@ -70,7 +71,11 @@ def bundled_workload(
     profile: Profile, card: GpuCard, progress: Progress, fast: bool = False
 ) -> Workload:
     """The bundled model under a profile, for `simulate_workload`."""
-    case = replace(run_settings(profile, card), shortened=fast)
+    return case_workload(replace(run_settings(profile, card), shortened=fast), progress)
+
+
+def case_workload(case: RunConfig, progress: Progress) -> Workload:
+    """The bundled model under a case's settings, for `simulate_workload`."""
 
     def workload(device: str, phase: PhaseHook) -> None:
         from tritter_model.run import run
