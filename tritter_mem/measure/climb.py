@@ -81,20 +81,24 @@ class Climb(Generic[T]):
         """
         generators = self._device.random_state()
         for rung in self._to_try(start):
-            try:
-                value = self._job.run(rung.settings)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._ran_out(rung, error)
-            else:
-                self._note(rung, "fits")
-                return Outcome(value=value, settings=rung.settings, ladder=self.ladder)
-            # Here the error and its traceback are gone.
-            self._clean_up(generators)
+            if (outcome := self._tried(rung)) is not None:
+                return outcome
+            self._clean_up(generators)  # the error and its traceback are gone by now
         for rung in self._refused:
             self._note(rung, "refused")
         raise self._failure()
+
+    def _tried(self, rung: Rung) -> Outcome[T] | None:
+        """What one rung came to; None: memory ran out."""
+        try:
+            value = self._job.run(rung.settings)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._ran_out(rung, error)
+            return None
+        self._note(rung, "fits")
+        return Outcome(value=value, settings=rung.settings, ladder=self.ladder)
 
     def _to_try(self, start: Settings) -> list[Rung]:
         found = list(rungs(self._job.offers, start))
@@ -146,18 +150,26 @@ class Climb(Generic[T]):
         )
 
     def _failure(self) -> LadderFailedError:
-        tried = [step for step in self._steps if step.ended == "out of memory"]
-        now = self._reading
-        largest = sorted(self._components.items(), key=lambda part: -part[1])[:_LARGEST]
-        parts = ", ".join(f"{name.replace('_', ' ')} {format_bytes(n)}" for name, n in largest)
         return LadderFailedError(
-            f"out of memory on every rung: {', '.join(step.rung for step in tried)}",
-            f"the last try: {tried[-1].detail}",
-            f"then: {format_bytes(now.allocated_bytes)} allocated, "
-            f"{format_bytes(now.reserved_bytes)} reserved, {format_bytes(now.free_bytes)} left",
-            f"largest of what was alive: {parts or 'nothing'}",
+            *self._last_try(),
+            f"largest of what was alive: {self._largest() or 'nothing'}",
             *(f"refused in training, unless asked for: {rung.name}" for rung in self._refused),
             *self._job.advise(self._limit_bytes),
             ladder=self.ladder,
             components=self._components,
         )
+
+    def _last_try(self) -> Iterator[str]:
+        """Where memory ran out, and how it stood the last time."""
+        tried = [step for step in self._steps if step.ended == "out of memory"]
+        now = self._reading
+        yield f"out of memory on every rung: {', '.join(step.rung for step in tried)}"
+        yield f"the last try: {tried[-1].detail}"
+        yield (
+            f"then: {format_bytes(now.allocated_bytes)} allocated, "
+            f"{format_bytes(now.reserved_bytes)} reserved, {format_bytes(now.free_bytes)} left"
+        )
+
+    def _largest(self) -> str:
+        largest = sorted(self._components.items(), key=lambda part: -part[1])[:_LARGEST]
+        return ", ".join(f"{name.replace('_', ' ')} {format_bytes(n)}" for name, n in largest)

@@ -49,9 +49,9 @@ class MemoryManager:
     manager.
 
     Managers share nothing, so they may run in threads and processes side by side, each a module of
-    its own: one that runs already is refused. What they cannot
-    keep apart is the process's: one allocator, whose memory another thread may take between a
-    prediction and the run, and PyTorch's generators, which a cure in one thread sets back for all.
+    its own: one that runs already is refused. What they cannot keep apart is the process's: one
+    allocator, whose memory another thread may take between a prediction and the run, and PyTorch's
+    generators, which a cure in one thread sets back for all.
 
     Args:
         budget_gb: memory that may be used, in decimal GB.

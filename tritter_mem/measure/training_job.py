@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from tritter_mem.errors import UsageError
@@ -98,24 +100,33 @@ def _step(
     model: nn.Module, settings: Settings, batch: Sequence[Tensor],
     loss: Callable[..., Tensor], count: Callable[..., int | Tensor],
 ) -> Tensor:  # fmt: skip
-    import torch
-
     pieces = list(_pieces(batch, settings.micro_batch))
-    total = None  # in float64: a share in float32 would round more than the loss does
-    if len(pieces) > 1:
-        total = torch.as_tensor(count(*batch), dtype=torch.float64)
+    part_of = _share_of(batch, count) if len(pieces) > 1 else _whole
 
     def backward(piece: Sequence[Tensor]) -> Tensor:
         with recomputing(model, settings.checkpoint_every):
             mean = loss(model, *piece)
-        part = mean if total is None else (mean * (count(*piece) / total)).to(mean.dtype)
+        part = part_of(mean, piece)
         part.backward()
         return part.detach()
 
-    result = backward(pieces[0])
-    for piece in pieces[1:]:
-        result = result + backward(piece)
-    return result
+    return reduce(add, map(backward, pieces))
+
+
+def _whole(mean: Tensor, batch: Sequence[Tensor]) -> Tensor:
+    del batch  # whose mean it is
+    return mean
+
+
+def _share_of(
+    batch: Sequence[Tensor], count: Callable[..., int | Tensor]
+) -> Callable[[Tensor, Sequence[Tensor]], Tensor]:
+    """What a piece's mean adds to the batch's: its share, by count."""
+    import torch
+
+    # In float64: a share in float32 would round more than the loss does.
+    total = torch.as_tensor(count(*batch), dtype=torch.float64)
+    return lambda mean, piece: (mean * (count(*piece) / total)).to(mean.dtype)
 
 
 def _pieces(batch: Sequence[Tensor], at_once: int | None) -> Iterator[Sequence[Tensor]]:
