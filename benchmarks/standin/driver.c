@@ -1,0 +1,242 @@
+// A stand-in for libcuda.so.1: memory is counted and mapped, modules load, kernels do nothing.
+//
+// It says it is an H100, so that PyTorch and Triton take the paths they take there. Memory is
+// address space backed by host pages that nothing writes, so a run of many gigabytes needs few.
+#define _GNU_SOURCE
+#include "device.h"
+
+#include <cuda.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define ADDRESS_SPACE ((size_t)64 << 40)
+#define CONTEXT ((CUcontext)0x1000)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char *space, *next_address;
+static size_t taken;
+
+static size_t mebibytes(const char *variable, size_t otherwise) {
+    const char *value = getenv(variable);
+    return (value ? strtoull(value, NULL, 10) : otherwise) << 20;
+}
+
+// 81,559 MiB is what nvidia-smi lists for an H100 of 80 GB; the driver keeps some for itself.
+size_t device_total_bytes(void) { return mebibytes("STANDIN_MEMORY_MIB", 81079); }
+static size_t context_bytes(void) { return mebibytes("STANDIN_CONTEXT_MIB", 512); }
+const char *device_name(void) {
+    const char *name = getenv("STANDIN_NAME");
+    return name ? name : "Stand-in without a GPU";
+}
+
+size_t device_free_bytes(void) {
+    pthread_mutex_lock(&lock);
+    size_t used = taken + context_bytes();
+    pthread_mutex_unlock(&lock);
+    return used < device_total_bytes() ? device_total_bytes() - used : 0;
+}
+
+int device_take(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int fits = taken + bytes + context_bytes() <= device_total_bytes();
+    if (fits) taken += bytes;
+    pthread_mutex_unlock(&lock);
+    return fits;
+}
+
+void device_give_back(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    taken -= bytes;
+    pthread_mutex_unlock(&lock);
+}
+
+void *address_reserve(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    if (!space) {
+        int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        space = mmap(NULL, ADDRESS_SPACE, PROT_NONE, flags, -1, 0);
+        if (space == MAP_FAILED) abort();
+        next_address = (char *)(((uintptr_t)space + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1));
+    }
+    char *address = next_address;
+    next_address += bytes;
+    pthread_mutex_unlock(&lock);
+    return next_address <= space + ADDRESS_SPACE ? address : NULL;
+}
+
+void address_back(void *address, size_t bytes) { mprotect(address, bytes, PROT_READ | PROT_WRITE); }
+
+void address_unback(void *address, size_t bytes) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(address, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED) abort();
+}
+
+int address_is_device(const void *address) {
+    return space && (const char *)address >= space && (const char *)address < space + ADDRESS_SPACE;
+}
+
+// NVIDIA's published figures of compute capability 9.0 and of the H100 SXM.
+int device_attribute(int attribute) {
+    switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: return 1024;
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X: return 1024;
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y: return 1024;
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z: return 64;
+    case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X: return 2147483647;
+    case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y: return 65535;
+    case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z: return 65535;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: return 49152;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return 232448;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: return 233472;
+    case CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK: return 1024;
+    case CU_DEVICE_ATTRIBUTE_WARP_SIZE: return 32;
+    case CU_DEVICE_ATTRIBUTE_MAX_PITCH: return 2147483647;
+    case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: return 65536;
+    case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR: return 65536;
+    case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: return 1980000;
+    case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: return 2619000;
+    case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH: return 5120;
+    case CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT: return 512;
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return 132;
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: return 2048;
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: return 32;
+    case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: return 52428800;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return 9;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return 0;
+    case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: return 3;
+    case CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS:
+    case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
+    case CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH:
+    case CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
+    case CU_DEVICE_ATTRIBUTE_STREAM_PRIORITIES_SUPPORTED: return 1;
+    default: return 0;
+    }
+}
+
+CUresult cuInit(unsigned flags) { return CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int *version) { return *version = 13000, CUDA_SUCCESS; }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+CUresult cuDeviceGetCount(int *count) { return *count = 1, CUDA_SUCCESS; }
+CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
+    strncpy(name, device_name(), length);
+    return CUDA_SUCCESS;
+}
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+    *value = device_attribute(attribute);
+    return CUDA_SUCCESS;
+}
+CUresult cuDeviceTotalMem(size_t *bytes, CUdevice device) {
+    return *bytes = device_total_bytes(), CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetCurrent(CUcontext *context) { return *context = CONTEXT, CUDA_SUCCESS; }
+CUresult cuCtxSetCurrent(CUcontext context) { return CUDA_SUCCESS; }
+CUresult cuCtxPushCurrent(CUcontext context) { return CUDA_SUCCESS; }
+CUresult cuCtxPopCurrent(CUcontext *context) { return *context = CONTEXT, CUDA_SUCCESS; }
+CUresult cuCtxGetDevice(CUdevice *device) { return *device = 0, CUDA_SUCCESS; }
+CUresult cuCtxGetLimit(size_t *value, CUlimit limit) { return *value = 0, CUDA_SUCCESS; }
+CUresult cuCtxSetLimit(CUlimit limit, size_t value) { return CUDA_SUCCESS; }
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
+    return *context = CONTEXT, CUDA_SUCCESS;
+}
+CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
+    return *flags = 0, *active = 1, CUDA_SUCCESS;
+}
+CUresult cuGetErrorString(CUresult error, const char **text) {
+    *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "stand-in error";
+    return CUDA_SUCCESS;
+}
+
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
+    return *module = (CUmodule)0x2000, CUDA_SUCCESS;
+}
+CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
+CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
+    return *function = (CUfunction)0x3000, CUDA_SUCCESS;
+}
+CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
+    switch (attribute) {
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
+    case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = 64; break;
+    default: *value = 0;
+    }
+    return CUDA_SUCCESS;
+}
+CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+    return CUDA_SUCCESS;
+}
+CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction function, int size,
+                                                     size_t shared) {
+    return *blocks = 2, CUDA_SUCCESS;
+}
+CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function,
+                                      const CUlaunchConfig *config) {
+    return *clusters = 66, CUDA_SUCCESS;
+}
+CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned block_x,
+                        unsigned block_y, unsigned block_z, unsigned shared, CUstream stream,
+                        void **arguments, void **extra) {
+    return CUDA_SUCCESS;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments,
+                          void **extra) {
+    return CUDA_SUCCESS;
+}
+CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z,
+                                   unsigned block_x, unsigned block_y, unsigned block_z,
+                                   unsigned shared, CUstream stream, void **arguments) {
+    return CUDA_SUCCESS;
+}
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank,
+                                void *address, const cuuint64_t *size, const cuuint64_t *strides,
+                                const cuuint32_t *box, const cuuint32_t *element_strides,
+                                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+    return CUDA_SUCCESS;
+}
+
+// Virtual memory: what expandable segments are made of.
+CUresult cuMemGetAllocationGranularity(size_t *bytes, const CUmemAllocationProp *properties,
+                                       CUmemAllocationGranularity_flags option) {
+    return *bytes = PAGE_BYTES, CUDA_SUCCESS;
+}
+CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignment, CUdeviceptr hint,
+                             unsigned long long flags) {
+    *address = (CUdeviceptr)address_reserve(bytes);
+    return *address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) { return CUDA_SUCCESS; }
+CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+                     const CUmemAllocationProp *properties, unsigned long long flags) {
+    if (!device_take(bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
+    *handle = bytes;
+    return CUDA_SUCCESS;
+}
+CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
+    device_give_back(handle);
+    return CUDA_SUCCESS;
+}
+CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset,
+                  CUmemGenericAllocationHandle handle, unsigned long long flags) {
+    address_back((void *)address, bytes);
+    return CUDA_SUCCESS;
+}
+CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
+    address_unback((void *)address, bytes);
+    return CUDA_SUCCESS;
+}
+CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc *access,
+                        size_t count) {
+    return CUDA_SUCCESS;
+}
+CUresult cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr address) {
+    if (!address_is_device((void *)address)) return CUDA_ERROR_INVALID_VALUE;
+    if (attribute == CU_POINTER_ATTRIBUTE_DEVICE_POINTER) *(CUdeviceptr *)data = address;
+    return CUDA_SUCCESS;
+}
