@@ -2,7 +2,8 @@
 
     python -m benchmarks.standin.build --torch SITE/torch --headers INCLUDE --output FOLDER
 
-`driver.c` and `runtime.c` stand for the driver and the runtime. Of the other libraries, the functions
+`driver.c` and `runtime.c` stand for the driver and the runtime, `capture.c` has what both refuse
+while a graph is captured. Of the other libraries, the functions
 that PyTorch's own libraries ask for are read off them, and made to return success.
 """
 
@@ -35,8 +36,8 @@ LIBRARIES = {
     "cu": "libcuda.so.1",
 }
 """The library of a function, by how its name begins; a longer beginning stands before a shorter."""
-SOURCES = {"libcuda.so.1": "driver.c", "libcudart.so.13": "runtime.c"}
-OTHERS = "libraries.c"
+SOURCES = {"libcuda.so.1": ("driver.c", "capture.c"), "libcudart.so.13": ("runtime.c",)}
+OTHERS = ("libraries.c",)
 LOOKED_UP = (
     "cuCtxFromGreenCtx", "cuDevResourceGenerateDesc", "cuDevSmResourceSplitByCount",
     "cuDeviceGetDevResource", "cuGreenCtxCreate", "cuGreenCtxDestroy", "cuGreenCtxStreamCreate",
@@ -68,22 +69,22 @@ def wanted(torch: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def stubs(names: dict[str, str], source: Path) -> str:
-    """Functions that return 0, for what the source does not have."""
-    text = source.read_text()
+def stubs(names: dict[str, str], sources: list[Path]) -> str:
+    """Functions that return 0, for what the sources do not have."""
+    text = "".join(source.read_text() for source in sources)
     missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", text)]
     return "".join(f"long {name}(void) {{ return 0; }}\n" for name in missing)
 
 
 def compile_library(name: str, names: dict[str, str], headers: Path, output: Path) -> None:
-    """One shared library: its source, stubs for what is missing, versions as they are asked for."""
-    source = HERE / SOURCES.get(name, OTHERS)
+    """One shared library: its sources, stubs for what is missing, versions as they are asked for."""
+    sources = [HERE / source for source in SOURCES.get(name, OTHERS)]
     rest, script = output / f"{name}.c", output / f"{name}.map"
-    rest.write_text(stubs(names, source))
+    rest.write_text(stubs(names, sources))
     versions = sorted({version for version in names.values() if version})
     script.write_text("".join(f"{version} {{ global: *; }};\n" for version in versions))
     command = ["cc", "-shared", "-fPIC", "-O1", f"-I{headers}", f"-Wl,-soname,{name}"]
-    command += ["-o", str(output / name), str(source), str(rest)]
+    command += ["-o", str(output / name), *map(str, sources), str(rest)]
     command += [f"-Wl,--version-script={script}"] if versions else []
     command += [str(output / "libcuda.so.1")] if name == "libcudart.so.13" else []
     subprocess.run([*command, "-ldl", "-lpthread", "-Wl,-rpath,$ORIGIN"], check=True)

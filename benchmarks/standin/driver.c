@@ -7,6 +7,7 @@
 
 #include <cuda.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,7 +16,7 @@
 #define CONTEXT ((CUcontext)0x1000)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static char *space, *next_address;
+static char *space, *next_address, *backed;  // backed: of each page, whether it holds memory
 static size_t taken;
 
 static size_t mebibytes(const char *variable, size_t otherwise) {
@@ -57,7 +58,8 @@ void *address_reserve(size_t bytes) {
     if (!space) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         space = mmap(NULL, ADDRESS_SPACE, PROT_NONE, flags, -1, 0);
-        if (space == MAP_FAILED) abort();
+        backed = mmap(NULL, ADDRESS_SPACE / PAGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (space == MAP_FAILED || backed == MAP_FAILED) abort();
         next_address = (char *)(((uintptr_t)space + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1));
     }
     char *address = next_address;
@@ -66,15 +68,33 @@ void *address_reserve(size_t bytes) {
     return next_address <= space + ADDRESS_SPACE ? address : NULL;
 }
 
-void address_back(void *address, size_t bytes) { mprotect(address, bytes, PROT_READ | PROT_WRITE); }
+static size_t page_of(const void *address) { return ((const char *)address - space) / PAGE_BYTES; }
+
+void address_back(void *address, size_t bytes) {
+    mprotect(address, bytes, PROT_READ | PROT_WRITE);
+    memset(backed + page_of(address), 1, bytes / PAGE_BYTES);
+}
 
 void address_unback(void *address, size_t bytes) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
     if (mmap(address, bytes, PROT_NONE, flags, -1, 0) == MAP_FAILED) abort();
+    memset(backed + page_of(address), 0, bytes / PAGE_BYTES);
+}
+
+static int address_is_reserved(const void *address) {
+    return space && (const char *)address >= space && (const char *)address < space + ADDRESS_SPACE;
 }
 
 int address_is_device(const void *address) {
-    return space && (const char *)address >= space && (const char *)address < space + ADDRESS_SPACE;
+    return address_is_reserved(address) && backed[page_of(address)];
+}
+
+// Not device memory at all, or device memory from the first byte to the last.
+int range_is_device(const void *address, size_t bytes) {
+    if (!address_is_reserved(address)) return 1;
+    for (size_t at = 0; at < bytes; at += PAGE_BYTES)
+        if (!address_is_device((const char *)address + at)) return 0;
+    return !bytes || address_is_device((const char *)address + bytes - 1);
 }
 
 // NVIDIA's published figures of compute capability 9.0 and of the H100 SXM.
@@ -148,16 +168,28 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *activ
     return *flags = 0, *active = 1, CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult error, const char **text) {
-    *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "stand-in error";
+    switch (error) {
+    case CUDA_ERROR_INVALID_VALUE: *text = "invalid argument"; break;
+    case CUDA_ERROR_OUT_OF_MEMORY: *text = "out of memory"; break;
+    case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED:
+        *text = "operation not permitted when stream is capturing";
+        break;
+    default: *text = "stand-in error";
+    }
     return CUDA_SUCCESS;
 }
 
+// Kernels that are loaded: Triton's. Loading code waits for the device, which captures forbid.
+struct kernel { char name[128]; unsigned opted_in_shared; };
+
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
-    return *module = (CUmodule)0x2000, CUDA_SUCCESS;
+    return *module = (CUmodule)0x2000, refuse_unsafe();
 }
-CUresult cuModuleUnload(CUmodule module) { return CUDA_SUCCESS; }
+CUresult cuModuleUnload(CUmodule module) { return refuse_unsafe(); }
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
-    return *function = (CUfunction)0x3000, CUDA_SUCCESS;
+    struct kernel *kernel = calloc(1, sizeof *kernel);
+    strncpy(kernel->name, name, sizeof kernel->name - 1);
+    return *function = (CUfunction)kernel, CUDA_SUCCESS;
 }
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
     switch (attribute) {
@@ -168,6 +200,10 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
     return CUDA_SUCCESS;
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+    if (value > device_attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN))
+        return CUDA_ERROR_INVALID_VALUE;
+    ((struct kernel *)function)->opted_in_shared = value;
     return CUDA_SUCCESS;
 }
 CUresult cuFuncSetCacheConfig(CUfunction function, CUfunc_cache config) { return CUDA_SUCCESS; }
@@ -179,19 +215,50 @@ CUresult cuOccupancyMaxActiveClusters(int *clusters, CUfunction function,
                                       const CUlaunchConfig *config) {
     return *clusters = 66, CUDA_SUCCESS;
 }
+int launch_fits(const struct launch *launch, unsigned opted_in_shared) {
+    unsigned threads = 1, shared = device_attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK);
+    for (int axis = 0; axis < 3; axis++) {
+        unsigned blocks = device_attribute(CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X + axis);
+        unsigned size = device_attribute(CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X + axis);
+        if (launch->grid[axis] - 1u >= blocks || launch->block[axis] - 1u >= size) return 0;
+        threads *= launch->block[axis];
+    }
+    if (opted_in_shared > shared) shared = opted_in_shared;
+    return threads <= 1024 && launch->shared <= shared;
+}
+
+// The launches, a line each, where STANDIN_LOG names a file.
+static void log_launch(const struct launch *launch, const char *name) {
+    static FILE *file;
+    const char *path = getenv("STANDIN_LOG");
+    if (!path) return;
+    if (!file) file = fopen(path, "a");
+    if (!file) return;
+    fprintf(file, "%s %u %u %u %u %u\n", name, launch->grid[0], launch->grid[1], launch->grid[2],
+            launch->block[0], launch->shared);
+    fflush(file);
+}
+
 CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned block_x,
                         unsigned block_y, unsigned block_z, unsigned shared, CUstream stream,
                         void **arguments, void **extra) {
-    return CUDA_SUCCESS;
+    struct launch launch = {{x, y, z}, {block_x, block_y, block_z}, shared};
+    struct kernel *kernel = (struct kernel *)function;
+    if (!launch_fits(&launch, kernel->opted_in_shared)) return CUDA_ERROR_INVALID_VALUE;
+    log_launch(&launch, kernel->name);
+    return add_work(stream_of(stream));
 }
-CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments,
+CUresult cuLaunchKernelEx(const CUlaunchConfig *to, CUfunction function, void **arguments,
                           void **extra) {
-    return CUDA_SUCCESS;
+    return cuLaunchKernel(function, to->gridDimX, to->gridDimY, to->gridDimZ, to->blockDimX,
+                          to->blockDimY, to->blockDimZ, to->sharedMemBytes, to->hStream, arguments,
+                          extra);
 }
 CUresult cuLaunchCooperativeKernel(CUfunction function, unsigned x, unsigned y, unsigned z,
                                    unsigned block_x, unsigned block_y, unsigned block_z,
                                    unsigned shared, CUstream stream, void **arguments) {
-    return CUDA_SUCCESS;
+    return cuLaunchKernel(function, x, y, z, block_x, block_y, block_z, shared, stream, arguments,
+                          NULL);
 }
 CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank,
                                 void *address, const cuuint64_t *size, const cuuint64_t *strides,
