@@ -77,7 +77,7 @@ def stubs(names: dict[str, str], sources: list[Path]) -> str:
 
 
 def compile_library(name: str, names: dict[str, str], headers: Path, output: Path) -> None:
-    """One shared library: its sources, stubs for what is missing, versions as they are asked for."""
+    """One shared library: its sources, stubs for what they lack, versions as they are asked for."""
     sources = [HERE / source for source in SOURCES.get(name, OTHERS)]
     rest, script = output / f"{name}.c", output / f"{name}.map"
     rest.write_text(stubs(names, sources))
