@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tritter_mem.trace.accumulation import as_outside_of_a_recording, sole_holders
+
 # Operators that return an input whose memory no operator has returned before.
 _FRESH = {
     torch.ops.aten.lift_fresh.default,  # torch.tensor, torch.from_numpy
@@ -42,6 +44,7 @@ class OperatorMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._saw = saw
         self._known: dict[Any, Operator] = {}
+        self._sole = sole_holders()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -54,6 +57,7 @@ class OperatorMode(TorchDispatchMode):
     ) -> Any:
         """Run an operator, or what it is made of."""
         kwargs = kwargs or {}
+        func = as_outside_of_a_recording(func, args, self._sole)
         operator = self._known.get(func) or self._learn(func)
         if operator.is_composite:
             # Not `func.decompose`: that prefers decompositions for the compiler, which may copy.
