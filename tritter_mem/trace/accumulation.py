@@ -1,10 +1,10 @@
 """Sums of gradients that autograd makes in place, and that a recording would make anew.
 
-Where a tensor was used more than once, autograd adds its gradients up. Outside of a recording it adds
-into the first one, if nothing else holds that (`can_accumulate_inplace` in PyTorch's
+Where a tensor was used more than once, autograd adds its gradients up. Outside of a recording it
+adds into the first one, if nothing else holds that (`can_accumulate_inplace` in PyTorch's
 `input_buffer.cpp`). While any dispatch mode is on, it takes every tensor for one of a class of its
-own and makes a new one: a recorded run would show memory that no other run takes. So a recording adds
-in place where autograd would have.
+own and makes a new one: a recorded run would show memory that no other run takes. So a recording
+adds in place where autograd would have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENGINE = torch.autograd.graph._engine_run_backward.__code__
 
 
 class Holders(NamedTuple):
-    """References to a tensor and to its storage, those that a call through a mode makes included."""
+    """References to a tensor and to its storage, those of a call through a mode among them."""
 
     of_tensor: int
     of_storage: int
@@ -47,7 +47,7 @@ def as_outside_of_a_recording(func: Any, args: tuple[Any, ...], sole: Holders) -
 
 
 def _asked_by_autograd() -> bool:
-    """Whether autograd itself adds, not Python code of a backward pass, which gets what it asks for.
+    """Whether autograd itself adds, not Python code of a backward pass, which gets what it wants.
 
     In autograd's own threads nothing stands below the dispatch mode.
     """
@@ -88,7 +88,8 @@ class _Probe(TorchDispatchMode):
 
 def _holders(tensor: torch.Tensor) -> Holders:
     storage = tensor.untyped_storage()
-    return Holders(tensor._use_count(), torch._C._storage_Use_Count(storage._cdata))
+    of_tensor: int = tensor._use_count()  # type: ignore[attr-defined]
+    return Holders(of_tensor, torch._C._storage_Use_Count(storage._cdata))
 
 
 def _dense(tensor: torch.Tensor) -> bool:
