@@ -33,10 +33,12 @@ LIBRARIES = {
     "nccl": "libnccl.so.2",
     "nvrtc": "libnvrtc.so.13",
     "nvshmem": "libnvshmem_host.so.3",
+    "nvml": "libnvidia-ml.so.1",
     "cu": "libcuda.so.1",
 }
 """The library of a function, by how its name begins; a longer beginning stands before a shorter."""
-SOURCES = {"libcuda.so.1": ("driver.c", "capture.c"), "libcudart.so.13": ("runtime.c",)}
+SOURCES = {"libcuda.so.1": ("driver.c", "capture.c"), "libcudart.so.13": ("runtime.c",),
+           "libnvidia-ml.so.1": ("nvml.c",)}  # fmt: skip
 OTHERS = ("libraries.c",)
 LOOKED_UP = (
     "cuCtxFromGreenCtx", "cuDevResourceGenerateDesc", "cuDevSmResourceSplitByCount",

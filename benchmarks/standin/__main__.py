@@ -1,0 +1,26 @@
+"""Run Python with PyTorch's CUDA build over the stand-ins: `python -m benchmarks.standin ARGS`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from benchmarks.standin.install import LIBRARIES, PYTHON, ROOT, install
+
+
+def environment() -> dict[str, str]:
+    """The libraries, and the checkout, which is not installed there, first on their paths."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "model")])
+    libraries = {name: str(LIBRARIES) for name in ("LD_LIBRARY_PATH", "TRITON_LIBCUDA_PATH")}
+    return os.environ | libraries | {"PYTHONPATH": paths, "TRITTER_MEM_HISTORY": "off"}
+
+
+def main() -> None:
+    """Become Python in the folder, which is made where it is missing."""
+    if not LIBRARIES.exists():
+        install()
+    os.execve(PYTHON, [str(PYTHON), *sys.argv[1:]], environment())
+
+
+if __name__ == "__main__":
+    main()

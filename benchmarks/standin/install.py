@@ -1,0 +1,49 @@
+"""Make the folder `.standin`: PyTorch's CUDA build in an environment of its own, and stand-ins.
+
+PyTorch comes without what it requires, which is CUDA itself, gigabytes of it: the stand-ins take
+its place. Only the headers are NVIDIA's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.standin.build import build
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".standin"
+PYTHON = FOLDER / "env" / "bin" / "python"
+LIBRARIES = FOLDER / "lib"
+PINNED = ("torch==2.11.0", "triton==3.6.0")
+HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
+REQUIRED = (
+    "filelock", "fsspec", "jinja2", "networkx", "setuptools<82", "sympy", "typing-extensions",
+    "numpy", "nvidia-ml-py", "pandas", "pyyaml", "rich", "typer",
+    "hypothesis", "pytest", "pytest-timeout", "pytest-xdist",
+)  # fmt: skip
+"""What PyTorch and the project import; a package that required PyTorch would bring CUDA."""
+
+
+def install() -> None:
+    """Make the folder, or bring it up to date."""
+    if not PYTHON.exists():
+        subprocess.run([sys.executable, "-m", "venv", FOLDER / "env"], check=True)
+    _pip("install", "--no-deps", "--no-compile", *PINNED)
+    _pip("install", "--constraint", str(ROOT / "constraints.txt"), *REQUIRED)
+    _pip("install", "--no-deps", "--upgrade", "--target", str(FOLDER / "headers"), *HEADERS)
+    [torch] = FOLDER.glob("env/lib/python*/site-packages/torch")
+    build(torch, FOLDER / "headers" / "nvidia" / "cu13" / "include", LIBRARIES)
+
+
+def _pip(*arguments: str) -> None:
+    """Quiet, for pip warns of every requirement of PyTorch that is left out."""
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        sys.exit(found.stderr)
+
+
+if __name__ == "__main__":
+    install()
