@@ -40,7 +40,7 @@ def install() -> None:
 def _pip(*arguments: str) -> None:
     """Quiet, for pip warns of every requirement of PyTorch that is left out."""
     command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments, "--quiet"]
-    found = subprocess.run(command, capture_output=True, text=True)
+    found = subprocess.run(command, check=False, capture_output=True, text=True)
     if found.returncode:
         sys.exit(found.stderr)
 
