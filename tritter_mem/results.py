@@ -91,8 +91,9 @@ class Phase:
 class Fragmentation:
     """What the allocator holds and cannot use, at the reserved peak.
 
-    On a GPU PyTorch keeps peaks, not the moment of a peak. There the first figure is reserved peak
-    less allocated peak, and the last two are as the phase with the reserved peak left them.
+    Of several moments with the reserved peak it is the one with most allocated. Measured figures
+    are those of the recorded run, see `DeviceRun.fragmentation_source`: PyTorch's statistics keep
+    peaks, not the state at a peak.
     """
 
     reserved_not_allocated_bytes: int
@@ -170,6 +171,8 @@ class DeviceRun:
         device_used_bytes: what the driver counts for all processes at the end.
         unread: why figures above are missing.
         components_reason: why the estimate has no components.
+        fragmentation_source: which run the estimate's fragmentation comes from, and how.
+        fragmentation_reason: why it has none.
     """
 
     allocator: AllocatorStats
@@ -182,6 +185,8 @@ class DeviceRun:
     device_used_bytes: int | None = None
     unread: tuple[str, ...] = ()
     components_reason: str | None = None
+    fragmentation_source: str | None = None
+    fragmentation_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tritter_mem.measure.assemble import estimate_of, with_components
-from tritter_mem.measure.meter import largest_free_block_bytes
 from tritter_mem.measure.stretches import BETWEEN, Stretch
-from tritter_mem.results import AllocatorStats, Components, DeviceRun, Estimate, Phase
+from tritter_mem.results import AllocatorStats, Components, DeviceRun, Estimate, Holding, Phase
 from tritter_mem.trace.peaks import WARMUP
 
 NOTHING = AllocatorStats(
@@ -27,24 +26,20 @@ def stretch(name: str, allocated: int, reserved: int, **more: int) -> Stretch:
         "inactive_split_bytes.all.peak": more.get("split_peak", 0),
         "allocated_bytes.all.current": 0,
         "reserved_bytes.all.current": reserved,
-        "inactive_split_bytes.all.current": more.get("split", 0),
         "num_alloc_retries": more.get("retries", 0),
         "num_device_alloc": more.get("allocations", 0),
         "num_device_free": more.get("releases", 0),
     }
-    return Stretch(
-        name=name, seconds=more.get("seconds", 1), stats=stats,
-        largest_free_block_bytes=more.get("free", 0),
-    )  # fmt: skip
+    return Stretch(name=name, seconds=more.get("seconds", 1), stats=stats)
 
 
 STRETCHES = (
     stretch(BETWEEN, 0, 0),
     stretch("load", 500, 600, allocations=3, seconds=9),
     stretch(BETWEEN, 510, 600),
-    stretch(WARMUP, 5000, 6000, allocations=4, retries=1, releases=2, split_peak=70, split=8),
-    stretch("forward", 900, 6000, split_peak=20, split=5, free=40),
-    stretch("backward", 1000, 6000, free=77, split=7, split_peak=30),
+    stretch(WARMUP, 5000, 6000, allocations=4, retries=1, releases=2, split_peak=70),
+    stretch("forward", 900, 6000, split_peak=20),
+    stretch("backward", 1000, 6000, split_peak=30),
     stretch("forward", 950, 6000, seconds=2),
     stretch(BETWEEN, 1010, 6000),
 )
@@ -76,68 +71,54 @@ def test_phase_that_comes_twice_has_its_largest_peak_and_all_its_seconds(found: 
     assert (forward.allocated_peak_bytes, forward.seconds) == (950, 3)
 
 
-def test_run_without_a_phase_has_no_fragmentation() -> None:
+def test_run_without_a_phase_has_no_peak() -> None:
     found = estimate_of(STRETCHES[:1], "cuda:0", RUN)
-    assert (found.fragmentation, found.phases, found.allocated_peak_bytes) == (None, (), 0)
+    assert (found.phases, found.allocated_peak_bytes) == ((), 0)
 
 
-def test_fragmentation_is_of_the_fullest_phase_at_the_reserved_peak() -> None:
-    [fragmentation] = [estimate_of(STRETCHES[4:], "cuda:0", RUN).fragmentation]
-    assert fragmentation is not None
-    assert fragmentation.reserved_not_allocated_bytes == 5000
-    assert fragmentation.ratio == 5000 / 6000
-    assert (fragmentation.largest_free_block_bytes, fragmentation.inactive_split_bytes) == (77, 7)
-
-
-def recorded(found: Estimate, unseen: int) -> Estimate:
-    """The recorder's view of the same run: all of it but `unseen` bytes that libraries took."""
-
-    def parts(requested: int) -> Components:
-        return Components(weights_bytes=100, activations_bytes=requested - unseen - 100)
-
+def recorded(found: Estimate, asked: int = 909) -> Estimate:
+    """The same run under the recorder, which knows where the bytes are."""
+    parts = Components(weights_bytes=100, activations_bytes=776, workspace_bytes=33)
     phases = tuple(
-        Phase(
-            name=phase.name,
-            allocated_peak_bytes=phase.allocator.requested_peak_bytes - unseen,
-            components=parts(phase.allocator.requested_peak_bytes),
-        )
+        Phase(name=phase.name, allocated_peak_bytes=910, components=Components(weights_bytes=100))
         for phase in found.phases
-        if phase.allocator
     )
-    return Estimate(device="cuda:0", components=parts(909), phases=phases,
-                    allocated_peak_bytes=909 - unseen, peak_at="backward: mlp")  # fmt: skip
+    held = (Holding(module="mlp", component="weights", allocated_bytes=1010),)
+    run = replace(RUN, allocator=replace(NOTHING, requested_peak_bytes=asked))
+    return Estimate(
+        device="cuda:0", components=replace(parts, rounding_bytes=101), phases=phases,
+        allocated_peak_bytes=1010, peak_at="backward: mlp", library_workspace_bytes=33, run=run,
+        held_at_peak=held,
+    )  # fmt: skip
 
 
-def test_library_memory_and_rounding_are_what_no_tensor_holds(found: Estimate) -> None:
-    whole = with_components(found, recorded(found, 33))
-    assert whole.components == Components(
-        weights_bytes=100, activations_bytes=776, workspace_bytes=33, rounding_bytes=101
-    )
+def test_where_the_bytes_are_is_the_recorded_run_s(found: Estimate) -> None:
+    second = recorded(found)
+    whole = with_components(found, second)
+    assert whole.components == second.components
     assert whole.components.total_bytes == whole.allocated_peak_bytes
     assert whole.library_workspace_bytes == 33
     assert whole.peak_at == "backward: mlp"
+    assert whole.held_at_peak == second.held_at_peak
+    assert [phase.components and phase.components.total_bytes for phase in whole.phases] == [
+        phase.allocated_peak_bytes for phase in whole.phases
+    ]
 
 
-@pytest.mark.parametrize("other", ["more bytes", "other phases"])
+def test_block_that_is_left_whole_in_one_run_alone_is_rounding(found: Estimate) -> None:
+    """Both asked for the same; the rows by module are of the other run's blocks, and left out."""
+    second = replace(recorded(found), allocated_peak_bytes=1000)
+    whole = with_components(found, replace(second, components=Components(weights_bytes=1000)))
+    assert whole.components == Components(weights_bytes=1000, rounding_bytes=10)
+    assert whole.held_at_peak == ()
+
+
+@pytest.mark.parametrize("other", ["more bytes", "fewer bytes", "other phases"])
 def test_runs_that_disagree_leave_components_out(found: Estimate, other: str) -> None:
-    seen = recorded(found, -1 if other == "more bytes" else 0)
-    seen = seen if other == "more bytes" else replace(seen, phases=seen.phases[:1])
+    seen = recorded(found, {"more bytes": 910, "fewer bytes": 908}.get(other, 909))
+    seen = replace(seen, phases=seen.phases[:1]) if other == "other phases" else seen
     whole = with_components(found, seen)
     assert whole.components == Components()
     assert whole.allocated_peak_bytes == found.allocated_peak_bytes
     assert whole.run is not None
     assert "went another way" in str(whole.run.components_reason)
-
-
-def test_largest_free_block_is_of_the_cache_alone() -> None:
-    segments = [
-        {"blocks": [{"size": 900, "state": "active_allocated"}, {"size": 40, "state": "inactive"}]},
-        {
-            "blocks": [
-                {"size": 70, "state": "inactive"},
-                {"size": 80, "state": "active_pending_free"},
-            ]
-        },
-    ]
-    assert largest_free_block_bytes(segments) == 70
-    assert largest_free_block_bytes([]) == 0

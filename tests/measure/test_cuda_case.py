@@ -19,12 +19,13 @@ from tests.measure.simulated_gpu import (
 )
 from tritter_mem.errors import MeasureError, OutputError
 from tritter_mem.measure import cpu, cuda_case
-from tritter_mem.measure.assemble import with_components
-from tritter_mem.measure.cuda_case import Place, Session, context_bytes
+from tritter_mem.measure.assemble import with_components, with_fragmentation
+from tritter_mem.measure.context import context_bytes
+from tritter_mem.measure.cuda_case import Place, Session
 from tritter_mem.measure.driver import Usage
 from tritter_mem.measure.refusal import culprit
 from tritter_mem.measure.work import Work, to_plain
-from tritter_mem.results import Estimate
+from tritter_mem.results import Components, Estimate, Fragmentation
 from tritter_mem.trace.user_code import ModuleCase
 from tritter_mem.units import GiB, MiB
 from tritter_model.config import ModelConfig, RunConfig
@@ -38,8 +39,12 @@ TRAINING = replace(INFERENCE, mode="training")
 
 
 @contextmanager
-def session(total_bytes: int = GiB, budget_bytes: int | None = None) -> Iterator[Session]:
-    driver, gpu = SimulatedDriver(), SimulatedGpu(total_bytes)
+def session(
+    total_bytes: int = GiB,
+    budget_bytes: int | None = None,
+    inside: Callable[[SimulatedGpu, str], None] = lambda gpu, operator: None,
+) -> Iterator[Session]:
+    driver, gpu = SimulatedDriver(), SimulatedGpu(total_bytes, inside)
 
     def opened(index: int) -> SimulatedGpu:
         driver.gpu = gpu
@@ -87,9 +92,6 @@ def test_rounding_and_cache_are_told_apart(case: tuple[RunConfig, Estimate]) -> 
     assert found.run.allocator.active_peak_bytes == found.allocated_peak_bytes
     assert found.reserved_peak_bytes is not None
     assert found.allocated_peak_bytes < found.reserved_peak_bytes
-    assert found.fragmentation is not None
-    unused = found.fragmentation.reserved_not_allocated_bytes
-    assert 0 < unused <= found.reserved_peak_bytes
     assert found.run.allocator.segment_allocations > 0
     assert found.run.allocator.retries == 0
 
@@ -123,40 +125,122 @@ def test_phases_have_seconds_and_speed(case: tuple[RunConfig, Estimate]) -> None
     assert found.tokens_per_second is not None
 
 
-def test_components_come_from_a_recorded_run_and_sum_to_the_peak(
+def recorded(work: Work, **limits: int) -> Estimate:
+    """The second run, on a GPU of its own, whose allocator keeps its history."""
+    with session(**limits) as found:
+        return cuda_case.record(work, found)
+
+
+def test_second_run_tells_all_that_the_allocator_of_the_first_does_not(
+    case: tuple[RunConfig, Estimate],
+) -> None:
+    """The two go the same way to the byte, so every figure of the second is one of the first."""
+    work, found = case
+    assert not found.components_known
+    second = recorded(work)
+    whole = with_fragmentation(with_components(found, second), second)
+    assert whole.run is not None
+    assert (whole.run.components_reason, whole.run.fragmentation_reason) == (None, None)
+    assert second.reserved_peak_bytes == found.reserved_peak_bytes
+    assert whole.fragmentation == second.fragmentation
+    assert whole.fragmentation is not None
+    unused = whole.fragmentation.reserved_not_allocated_bytes
+    assert 0 < unused <= (found.reserved_peak_bytes or 0)
+    held = sum(holding.allocated_bytes for holding in whole.held_at_peak)
+    assert whole.components.total_bytes == held == found.allocated_peak_bytes
+    tensors = cuda_case_record(work).components
+    assert replace(whole.components, rounding_bytes=0) == tensors
+    assert whole.library_workspace_bytes == 0  # the CPU has none
+    assert [p.allocated_peak_bytes for p in second.phases] == [
+        p.allocated_peak_bytes for p in found.phases
+    ]
+
+
+def test_runs_that_reserve_otherwise_leave_fragmentation_unknown(
     case: tuple[RunConfig, Estimate],
 ) -> None:
     work, found = case
-    assert not found.components_known
-    recorded = cuda_case_record(work)
-    whole = with_components(found, recorded)
-    assert whole.components.total_bytes == whole.allocated_peak_bytes
-    assert whole.components.weights_bytes == recorded.components.weights_bytes
-    assert whole.library_workspace_bytes == 0  # the CPU has none
-    for phase in whole.phases:
-        assert phase.components is not None
-        assert phase.components.total_bytes == phase.allocated_peak_bytes
+    other = replace(recorded(work), reserved_peak_bytes=1)
+    whole = with_fragmentation(found, other)
+    assert whole.fragmentation is None
+    assert whole.run is not None
+    assert "reserved 1 bytes, the measured one" in str(whole.run.fragmentation_reason)
 
 
-def test_what_no_tensor_holds_is_workspace(case: tuple[RunConfig, Estimate]) -> None:
-    """As cuBLAS's is, which the recorder does not see."""
-    work, found = case
-    run = found.run
-    assert run is not None
-    stats = replace(run.allocator, requested_peak_bytes=run.allocator.requested_peak_bytes + 512)
-    more = replace(
-        found,
-        allocated_peak_bytes=found.allocated_peak_bytes + 512,
-        run=replace(run, allocator=stats),
+GROWING = ModuleCase(
+    path=str(Path(__file__).parents[2] / "docs" / "examples" / "growing_cache.py"),
+    function="build", arguments={"layers": 6, "tokens": 24}, warmup=0, steps=1,
+)  # fmt: skip
+"""The case of docs/fragmentation.md, smaller."""
+
+
+def test_fragmentation_is_that_of_the_moment_of_the_peak_not_of_the_end() -> None:
+    """At the end all is free in whole segments; at the peak parts of every segment are.
+
+    The figures were recorded from PyTorch 2.11's CUDA allocator, without a device that computes.
+    """
+    second = recorded(GROWING)
+    assert second.allocated_peak_bytes == 91_015_168
+    assert second.fragmentation == Fragmentation(
+        reserved_not_allocated_bytes=15_939_584, ratio=15_939_584 / 106_954_752,
+        largest_free_block_bytes=13_844_480, inactive_split_bytes=15_939_584,
+    )  # fmt: skip
+
+
+def test_parts_are_those_of_the_allocated_peak_where_the_most_was_asked_for_at_another() -> None:
+    """Rounding lets the two peaks fall apart; figures recorded as above."""
+    found = measured(GROWING)[0]
+    assert found.run is not None
+    assert found.run.allocator.requested_peak_bytes == 90_628_096
+    whole = with_components(found, recorded(GROWING))
+    assert whole.components == Components(
+        activations_bytes=89_997_312, rounding_bytes=91_015_168 - 89_997_312
     )
-    whole = with_components(more, cuda_case_record(work))
-    assert whole.library_workspace_bytes == 512
+
+
+LIBRARY = """
+import torch
+
+def build(device):
+    x = torch.ones(1 << 10, 1 << 10, device=device)
+    return lambda: torch.relu(x @ x)
+"""
+
+
+def test_what_a_library_takes_stands_where_its_operator_ran(tmp_path: Path) -> None:
+    """As cuBLAS's workspace: no tensor holds it, and it stays; the rows sum to the peak."""
+    path = tmp_path / "library.py"
+    path.write_text(LIBRARY)
+    work = ModuleCase(path=str(path), function="build", warmup=0, steps=1)
+    taken: list[int] = []
+
+    def first_product(gpu: SimulatedGpu, operator: str) -> None:
+        if operator == "aten.mm.default" and not taken:
+            taken.append(8 * MiB)
+            gpu.allocate_inside(8 * MiB)
+
+    with session(inside=first_product) as found:
+        second = cuda_case.record(work, found)
+    held = {(h.module, h.component): h.allocated_bytes for h in second.held_at_peak}
+    assert held == {("", "workspace"): 8 * MiB, ("", "activations"): 12 * MiB}
+    assert second.components.workspace_bytes == second.library_workspace_bytes == 8 * MiB
+    assert second.allocated_peak_bytes == 20 * MiB
+    assert second.peak_at == "step (aten.relu.default)"
+
+
+def test_out_of_memory_has_the_fragmentation_up_to_there() -> None:
+    second = recorded(GROWING, budget_bytes=FIRST_KERNEL + 100 * MiB)
+    assert second.run is not None
+    assert second.run.fragmentation_reason is None
+    assert second.fragmentation is not None
+    assert second.reserved_peak_bytes is not None
+    assert 50 * MiB < second.reserved_peak_bytes <= 100 * MiB
 
 
 def test_runs_that_disagree_leave_components_unknown(case: tuple[RunConfig, Estimate]) -> None:
     work, found = case
     other = replace(work, batch=2)
-    whole = with_components(found, cuda_case_record(other))
+    whole = with_components(found, recorded(other))
     assert not whole.components_known
     assert whole.run is not None
     assert "went another way" in str(whole.run.components_reason)
@@ -247,6 +331,53 @@ def test_out_of_memory_names_the_module(third_party: Callable[[str], ModuleCase]
 def test_other_errors_are_no_answer(third_party: Callable[[str], ModuleCase]) -> None:
     with pytest.raises(Exception, match="ZeroDivisionError"):
         measured(third_party("broken"))
+
+
+class Silent:
+    """A driver that cannot be asked, as where NVML is not there."""
+
+    def usage(self) -> Usage:
+        return Usage(unread=("NVML cannot be used: install nvidia-ml-py",))
+
+
+def unasked(others_bytes: int, **place: int) -> Estimate:
+    gpu = SimulatedGpu(64 * GiB)
+    gpu.others_bytes = others_bytes
+    with gpu:
+        at = Place(index=0, assumed_context_bytes=250 * MiB, **place)
+        found = Session(at, Silent(), lambda index: gpu)  # type: ignore[arg-type]
+        gpu.synchronize = lambda: setattr(gpu, "context_bytes", LOADED)  # type: ignore[method-assign]
+        return cuda_case.measure(INFERENCE, found)
+
+
+def test_without_nvml_the_context_is_what_the_device_has_not_free() -> None:
+    found = unasked(others_bytes=0)
+    assert found.run is not None
+    created = found.run.context_created_bytes, found.run.context_first_kernel_bytes
+    assert created == (CREATED, FIRST_KERNEL)
+    assert found.context_bytes == LOADED
+    assert found.footprint_bytes == (found.reserved_peak_bytes or 0) + LOADED
+    assert found.run.unread[0] == "NVML cannot be used: install nvidia-ml-py"
+    assert "by what the device has free, as NVML does not say" in found.run.unread[1]
+
+
+def test_without_nvml_other_processes_are_not_taken_for_the_context() -> None:
+    """What is assumed for the card is counted then, and the report says so."""
+    found = unasked(others_bytes=20 * GiB)
+    assert found.run is not None
+    assert found.run.context_created_bytes is None
+    assert found.context_bytes == 250 * MiB
+    assert found.footprint_bytes == (found.reserved_peak_bytes or 0) + 250 * MiB
+    assert (
+        "CUDA context: not measured, 250.0 MiB assumed: the device had 20.29 GiB in use"
+        in (found.run.unread[1])
+    )
+
+
+def test_without_nvml_the_cap_leaves_room_for_the_context() -> None:
+    found = unasked(others_bytes=20 * GiB, budget_bytes=700 * MiB)
+    assert found.run is not None
+    assert found.run.allocator_limit_bytes == 450 * MiB
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,13 @@ def test_what_could_not_be_read_has_its_reason() -> None:
     assert "components are not measured: x" in found
 
 
+def test_fragmentation_says_which_run_it_is_of_or_why_it_is_missing() -> None:
+    there = notes(measured(run=replace(RUN, fragmentation_source="the recorded run")))
+    assert "fragmentation is that of the recorded run" in there
+    missing = notes(measured(run=replace(RUN, fragmentation_reason="too long")))
+    assert "fragmentation is not measured: too long" in missing
+
+
 def test_unknown_components_are_dashes_and_no_difference() -> None:
     result = measured(components=Components())
     found = compare(result.estimates())

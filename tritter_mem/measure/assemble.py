@@ -1,9 +1,9 @@
 """Stretches of a run on a device, put together as the answer `measured`: pure arithmetic.
 
-PyTorch's allocator knows how much is allocated, not for what. Where the bytes are is told by a run
-of its own under the recorder, which sees every tensor's storage. What the measured run asked for
-beyond that is what libraries and operators allocate inside: workspace. What it allocated beyond
-what it asked for is rounding.
+PyTorch's allocator knows how much is allocated, not for what, and the peak of each figure, not the
+state at a peak. Both are told by a run of its own under the recorder, which sees every tensor's
+storage, with the allocator's history on. That counts where it asked for as much as the measured
+run did, to the byte.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tritter_mem.measure.stretches import BETWEEN, Stretch, allocator_stats, peak
-from tritter_mem.results import Components, DeviceRun, Estimate, Fragmentation, Phase
+from tritter_mem.results import Components, DeviceRun, Estimate, Phase
 from tritter_mem.trace.peaks import WARMUP
 
 
 def estimate_of(stretches: Sequence[Stretch], device: str, run: DeviceRun) -> Estimate:
-    """What a measured run comes to, as far as it came; components are not known yet.
+    """What a measured run comes to, as far as it came; where its bytes are is not known yet.
 
     The warm-up's peaks do not count, except for what is reserved: that stays. So it is where
     a run is simulated.
@@ -34,7 +34,6 @@ def estimate_of(stretches: Sequence[Stretch], device: str, run: DeviceRun) -> Es
         phases=tuple(_phases(counted)),
         allocated_peak_bytes=peak(counted, "allocated"),
         reserved_peak_bytes=peak(stretches, "reserved"),
-        fragmentation=_fragmentation(stretches),
         run=replace(run, allocator=allocator_stats(counted, stretches)),
     )
 
@@ -55,23 +54,6 @@ def _phase(name: str, own: Sequence[Stretch]) -> Phase:
     )
 
 
-def _fragmentation(stretches: Sequence[Stretch]) -> Fragmentation | None:
-    """As `Fragmentation` says for a run on a GPU; None where nothing was reserved in a phase."""
-    phases = [stretch for stretch in stretches if stretch.name != BETWEEN]
-    reserved = peak(phases, "reserved")
-    if not reserved:
-        return None
-    at_peak = [s for s in phases if s.stats["reserved_bytes.all.peak"] == reserved]
-    unused = reserved - peak(at_peak, "allocated")
-    fullest = max(at_peak, key=lambda s: s.stats["allocated_bytes.all.peak"])
-    return Fragmentation(
-        reserved_not_allocated_bytes=unused,
-        ratio=unused / reserved,
-        largest_free_block_bytes=fullest.largest_free_block_bytes,
-        inactive_split_bytes=fullest.stats["inactive_split_bytes.all.current"],
-    )
-
-
 def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
     """Say where the measured bytes are.
 
@@ -83,50 +65,73 @@ def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
         The measured estimate with components, of the whole run and of each phase; without them,
         and with the reason, where the two runs do not agree.
     """
-    run = measured.run
-    if run is None:
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
         return measured
     own = {phase.name: phase for phase in recorded.phases}
-    whole = _settled(
-        recorded.components, run.allocator.requested_peak_bytes, measured.allocated_peak_bytes
-    )
-    if whole is None or {phase.name for phase in measured.phases} != set(own):
-        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, run)))
+    asked = run.allocator.requested_peak_bytes, other.allocator.requested_peak_bytes
+    if asked[0] != asked[1] or {phase.name for phase in measured.phases} != set(own):
+        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, asked)))
+    same = recorded.allocated_peak_bytes == measured.allocated_peak_bytes
     return replace(
         measured,
-        components=whole,
-        library_workspace_bytes=whole.workspace_bytes - recorded.components.workspace_bytes,
+        components=_settled(recorded.components, measured.allocated_peak_bytes),
+        library_workspace_bytes=recorded.library_workspace_bytes,
         phases=tuple(_with_parts(phase, own[phase.name]) for phase in measured.phases),
         peak_at=recorded.peak_at,
         timeline=recorded.timeline,
-        held_at_peak=recorded.held_at_peak,
+        held_at_peak=recorded.held_at_peak if same else (),
     )
 
 
-def _disagreement(recorded: Estimate, run: DeviceRun) -> str:
+def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
+    """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
+
+    Args:
+        measured: by the allocator.
+        recorded: the same work, with the allocator's history on.
+
+    Returns:
+        The measured estimate with it; or with the reason.
+    """
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
+        return measured
+    reason = other.fragmentation_reason
+    if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
+        reason = (
+            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
+            f"the measured one {measured.reserved_peak_bytes or 0:,}"
+        )
+    if reason is not None:
+        return replace(measured, run=replace(run, fragmentation_reason=reason))
+    source = other.fragmentation_source
+    return replace(
+        measured,
+        fragmentation=recorded.fragmentation,
+        run=replace(run, fragmentation_source=source),
+    )
+
+
+def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
     return (
-        "the run under the recorder went another way: it held "
-        f"{recorded.allocated_peak_bytes:,} bytes of tensors in "
-        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, where the measured "
-        f"one asked for {run.allocator.requested_peak_bytes:,} bytes"
+        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
+        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
+        f"{asked[0]:,}"
     )
 
 
 def _with_parts(phase: Phase, recorded: Phase) -> Phase:
-    if phase.allocator is None or recorded.components is None:
+    if recorded.components is None:
         return phase
-    requested = phase.allocator.requested_peak_bytes
-    parts = _settled(recorded.components, requested, phase.allocated_peak_bytes)
-    return replace(phase, components=parts)
+    return replace(phase, components=_settled(recorded.components, phase.allocated_peak_bytes))
 
 
-def _settled(recorded: Components, requested: int, allocated: int) -> Components | None:
-    """The parts, with what the recorder did not see; None where it saw more than there was."""
-    unseen = requested - recorded.total_bytes
-    if unseen < 0:
-        return None
-    return replace(
-        recorded,
-        workspace_bytes=recorded.workspace_bytes + unseen,
-        rounding_bytes=allocated - requested,
-    )
+def _settled(recorded: Components, allocated_bytes: int) -> Components:
+    """The parts, so that they sum to what was allocated.
+
+    What is rounded up may differ where one of the two runs gave cached memory back: a block that
+    comes from another segment may be left whole.
+    """
+    asked = recorded.total_bytes - recorded.rounding_bytes
+    return replace(recorded, rounding_bytes=allocated_bytes - asked)

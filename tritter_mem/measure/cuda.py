@@ -1,7 +1,8 @@
 """A case measured on a CUDA device, in child processes with allocator settings of their own.
 
-One process measures. A second runs the same under the recorder, which tells where the bytes are;
-no figure is taken from it. Where PyTorch's snapshot is wanted, a third keeps the history.
+One process measures. A second runs the same under the recorder, with the allocator's history on:
+that tells where the bytes are and how they lie at the peak. Where PyTorch's snapshot is wanted, a
+third writes it, with the lines of code that asked.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tritter_mem.config.gpus import GpuCard, known_as, read_card
+from tritter_mem.config.present import ASSUMED_CONTEXT_BYTES
 from tritter_mem.errors import MeasureError
-from tritter_mem.measure.assemble import with_components
+from tritter_mem.measure.assemble import with_components, with_fragmentation
 from tritter_mem.measure.child import Job, run_in_child
 from tritter_mem.measure.cpu import read_estimate
 from tritter_mem.measure.cuda_case import Place
@@ -58,13 +60,19 @@ def measure(work: Work, target: Target) -> Estimate:
 
 
 def with_recorded_components(measured: Estimate, work: Work, target: Target) -> Estimate:
-    """Run the case once more, recorded, and say where the bytes are; or why that is not known."""
+    """Run the case once more, recorded: where the bytes are, and how they lie at the peak.
+
+    Where either is not known, the estimate says why.
+    """
     try:
         recorded = read_estimate(_run("record_case", work, target))
     except MeasureError as error:
-        run = measured.run and replace(measured.run, components_reason=str(error))
+        why = str(error)
+        run = measured.run and replace(
+            measured.run, components_reason=why, fragmentation_reason=why
+        )
         return replace(measured, run=run)
-    return with_components(measured, recorded)
+    return with_fragmentation(with_components(measured, recorded), recorded)
 
 
 def save_snapshot(work: Work, target: Target) -> None:
@@ -119,7 +127,7 @@ def _run(function: str, work: Work, target: Target, **more: str) -> Any:
     place = Place(
         index=target.index,
         budget_bytes=target.budget_bytes,
-        assumed_context_bytes=target.card.context_bytes if target.card else 0,
+        assumed_context_bytes=target.card.context_bytes if target.card else ASSUMED_CONTEXT_BYTES,
     )
     arguments = {"work": to_plain(work), "place": asdict(place), **more}
     limit = target.asked.time_limit_seconds

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tritter_mem.config.present import ASSUMED_CONTEXT_BYTES
 from tritter_mem.errors import MeasureError, OutputError
 from tritter_mem.measure.assemble import estimate_of
+from tritter_mem.measure.context import ByFreeMemory, context_bytes
 from tritter_mem.measure.driver import Driver, Usage
 from tritter_mem.measure.limit import allocator_limit_bytes
 from tritter_mem.measure.meter import CudaMeter, Meter, Refused
@@ -46,7 +48,7 @@ class Place:
 
     index: int
     budget_bytes: int | None = None
-    assumed_context_bytes: int = 0
+    assumed_context_bytes: int = ASSUMED_CONTEXT_BYTES
 
 
 class Readings(NamedTuple):
@@ -73,6 +75,9 @@ class Session:
         self._place, self._driver = place, driver
         self.before = driver.usage()
         self.meter = open_meter(place.index)
+        self._by_free_memory = ByFreeMemory(
+            created_bytes=self.meter.used_bytes(), assumed_bytes=place.assumed_context_bytes
+        )
         created = self.context_bytes()
         self.meter.first_kernel()
         self.readings = Readings(created, self.context_bytes())
@@ -86,31 +91,30 @@ class Session:
     def context_bytes(self) -> int | None:
         """What the process takes beside PyTorch's allocator; None where it cannot be read."""
         reserved = self.meter.stats()["reserved_bytes.all.current"]
-        return context_bytes(self.before, self.usage(), reserved)
+        found = context_bytes(self.before, self.usage(), reserved)
+        if found is not None:
+            return found
+        return self._by_free_memory.context_bytes(self.meter.used_bytes(), reserved)
+
+    def counted_context_bytes(self) -> int:
+        """What the process takes, or else what is assumed for the card."""
+        found = self.context_bytes()
+        return self._place.assumed_context_bytes if found is None else found
+
+    def unread(self) -> tuple[str, ...]:
+        """Why the driver's figures are missing, and how the context's was come by without them."""
+        usage = self.usage()
+        by_nvml = context_bytes(self.before, usage, 0) is not None
+        return usage.unread if by_nvml else (*usage.unread, self._by_free_memory.note())
 
     def set_limit(self) -> None:
         """Cap what PyTorch may reserve at the budget less the context as it is now."""
         if self._place.budget_bytes is None:
             return
-        context = self.context_bytes()
-        if context is None:
-            context = self._place.assumed_context_bytes
+        context = self.counted_context_bytes()
         total = self.meter.total_bytes
         self.limit_bytes = allocator_limit_bytes(self._place.budget_bytes, context, total)
         self.meter.limit(self.limit_bytes)
-
-
-def context_bytes(before: Usage, now: Usage, reserved_bytes: int) -> int | None:
-    """What a process takes of a device beside what its allocator reserves.
-
-    By the process's own count where the driver gives one, else by what the device has in use more
-    than before; what other processes take or give back meanwhile then counts, too.
-    """
-    if now.process_bytes is not None:
-        return max(now.process_bytes - reserved_bytes, 0)
-    if now.device_bytes is None or before.device_bytes is None:
-        return None
-    return max(now.device_bytes - before.device_bytes - reserved_bytes, 0)
 
 
 def measure(work: Work, session: Session) -> Estimate:
@@ -123,12 +127,11 @@ def measure(work: Work, session: Session) -> Estimate:
     watch.close(BETWEEN)
     estimate = estimate_of(watch.found, meter.name, _device_run(session))
     estimate = with_speed(estimate, {p.name: p.seconds or 0.0 for p in estimate.phases}, work)
-    context = session.context_bytes()
-    reserved = estimate.reserved_peak_bytes or 0
+    context = session.counted_context_bytes()
     return replace(
         estimate,
         context_bytes=context,
-        device_peak_bytes=None if context is None else reserved + context,
+        device_peak_bytes=(estimate.reserved_peak_bytes or 0) + context,
         out_of_memory=failure,
     )
 
@@ -158,18 +161,26 @@ def _device_run(session: Session) -> DeviceRun:
         context_first_kernel_bytes=session.readings.first_kernel_bytes,
         process_bytes=usage.process_bytes,
         device_used_bytes=usage.device_bytes,
-        unread=usage.unread,
+        unread=session.unread(),
     )  # fmt: skip
 
 
 def record(work: Work, session: Session) -> Estimate:
-    """Run a case under the recorder, which tells where the bytes are; nothing is measured."""
-    from tritter_mem.measure.cpu import estimate_of as estimate_of_log
-    from tritter_mem.trace.recorder import Recorder
+    """Run a case under the recorder, with the allocator's history on; nothing is measured.
 
-    with Recorder(session.meter.name) as recorder:
+    Together they tell where the bytes are, and how memory was fragmented at the peak.
+
+    Raises:
+        MeasureError: the run has more events than are kept.
+    """
+    from tritter_mem.measure.marks import MarkedRecorder
+    from tritter_mem.measure.recorded import estimate_of as estimate_of_recorded
+
+    meter = session.meter
+    meter.keep_history()
+    with MarkedRecorder(meter) as recorder:
         _as_far_as_memory_goes(work, session, recorder)
-    return estimate_of_log(recorder.log, session.meter.name)
+    return estimate_of_recorded(recorder, meter.history(), meter.name, _device_run(session))
 
 
 def _as_far_as_memory_goes(work: Work, session: Session, watch: Watch) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from tritter_mem.errors import MeasureError
 from tritter_mem.measure.limit import memory_fraction
+
+if TYPE_CHECKING:
+    from tritter_mem.allocator.snapshot_in import DeviceSnapshot
 
 FIGURES = (
     "allocated_bytes.all.peak", "reserved_bytes.all.peak", "requested_bytes.all.peak",
     "active_bytes.all.peak", "inactive_split_bytes.all.peak",
-    "allocated_bytes.all.current", "reserved_bytes.all.current", "inactive_split_bytes.all.current",
+    "allocated_bytes.all.current", "reserved_bytes.all.current",
     "num_alloc_retries", "num_device_alloc", "num_device_free",
 )  # fmt: skip
 """What is read of `torch.cuda.memory_stats`; the last three count from the process's start."""
+MOST_EVENTS = 2_000_000
+"""Events of a history that is replayed; PyTorch lists them in about a gigabyte of host memory."""
 
 
 class Refused(NamedTuple):
@@ -32,6 +38,13 @@ class Refused(NamedTuple):
     limit_bytes: int
 
 
+class Calls(NamedTuple):
+    """Requests that the allocator has served, and blocks that were given back to it."""
+
+    allocations: int
+    frees: int
+
+
 class Meter(Protocol):
     """A device, as a measurement uses it."""
 
@@ -42,6 +55,9 @@ class Meter(Protocol):
     @property
     def total_bytes(self) -> int:
         """The device's memory."""
+
+    def used_bytes(self) -> int:
+        """What all processes together have of the device now, as CUDA says."""
 
     def first_kernel(self) -> None:
         """Launch a kernel, and leave nothing allocated or reserved."""
@@ -55,8 +71,18 @@ class Meter(Protocol):
     def reset_peaks(self) -> None:
         """Let every peak start at what is there now."""
 
-    def largest_free_block_bytes(self) -> int:
-        """Of the allocator's cache."""
+    def keep_history(self) -> None:
+        """Let the allocator note every request from now on."""
+
+    def calls(self) -> Calls:
+        """Of the allocator, from the process's start."""
+
+    def history(self) -> DeviceSnapshot:
+        """What the allocator noted, and how it stands now.
+
+        Raises:
+            MeasureError: it is not all there.
+        """
 
     def limit(self, limit_bytes: int) -> None:
         """Cap what the allocator may hold; what it caches beyond goes back."""
@@ -84,6 +110,13 @@ class CudaMeter:
         self.name = f"cuda:{index}"
         self.total_bytes = int(torch.cuda.mem_get_info(index)[1])
 
+    def used_bytes(self) -> int:
+        """What all processes together have of the device now, as CUDA says."""
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self._index)
+        return int(total - free)
+
     def first_kernel(self) -> None:
         """Launch a kernel, and leave nothing allocated or reserved."""
         import torch
@@ -110,13 +143,31 @@ class CudaMeter:
 
         torch.cuda.reset_peak_memory_stats(self._index)
 
-    def largest_free_block_bytes(self) -> int:
-        """Of the allocator's cache."""
+    def keep_history(self) -> None:
+        """Let the allocator note every request from now on, without who asked."""
         import torch
 
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()
-        own = (segment for segment in segments if segment["device"] == self._index)
-        return largest_free_block_bytes(list(own))
+        torch.cuda.memory._record_memory_history(
+            enabled="all", context=None, stacks="python", max_entries=MOST_EVENTS
+        )
+
+    def calls(self) -> Calls:
+        """From the nested statistics, which take ten microseconds: it is asked at each operator."""
+        import torch
+
+        found = torch._C._cuda_memoryStats(self._index)["allocation"]["all"]
+        return Calls(found["allocated"], found["freed"])
+
+    def history(self) -> DeviceSnapshot:
+        """What the allocator noted, and how it stands now.
+
+        Raises:
+            MeasureError: it is not all there.
+        """
+        import torch
+
+        self.synchronize()
+        return of_device(torch.cuda.memory._snapshot(), self._index)
 
     def limit(self, limit_bytes: int) -> None:
         """Cap what the allocator may hold; what it caches beyond goes back."""
@@ -146,12 +197,20 @@ class CudaMeter:
         torch._C._cuda_attach_out_of_memory_observer(observe)  # type: ignore[attr-defined]
 
 
-def largest_free_block_bytes(segments: list[dict[str, Any]]) -> int:
-    """The largest free block of segments, as `torch.cuda.memory_snapshot` lists them."""
-    free = (
-        block["size"]
-        for segment in segments
-        for block in segment["blocks"]
-        if block["state"] == "inactive"
-    )
-    return max(free, default=0)
+def of_device(snapshot: dict[str, Any], index: int) -> DeviceSnapshot:
+    """One device of what `torch.cuda.memory._snapshot` gives.
+
+    Raises:
+        MeasureError: the history has lost its beginning, or there is none.
+    """
+    from tritter_mem.allocator.snapshot_in import devices_of
+
+    found = next((device for device in devices_of(snapshot) if device.device == index), None)
+    if found is None or not len(found.trace):
+        raise MeasureError("PyTorch's allocator kept no history of the run")
+    if len(found.trace) >= MOST_EVENTS:
+        raise MeasureError(
+            f"the run has more than the {MOST_EVENTS:,} memory events that are kept: measure a "
+            "shorter one (a shorter context, fewer new tokens)"
+        )
+    return found

@@ -26,13 +26,11 @@ class Stretch:
     Attributes:
         name: of the phase; empty between phases.
         stats: `meter.FIGURES`; the last three are what came in this stretch.
-        largest_free_block_bytes: as the stretch left it.
     """
 
     name: str
     seconds: float
     stats: Mapping[str, int]
-    largest_free_block_bytes: int = 0
 
 
 class Stretches:
@@ -84,7 +82,6 @@ class Stretches:
                 name=name,
                 seconds=seconds,
                 stats={key: int(stats[key]) for key in FIGURES} | came,
-                largest_free_block_bytes=self._meter.largest_free_block_bytes() if name else 0,
             )
         )
         self._begin()

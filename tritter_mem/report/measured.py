@@ -50,7 +50,8 @@ def _sizes(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple[str, int
     yield "Cap on what PyTorch may reserve", run.allocator_limit_bytes
     yield "CUDA context as it was made", run.context_created_bytes
     yield "CUDA context after the first kernel", run.context_first_kernel_bytes
-    yield "CUDA context at the end", context_bytes
+    read = run.context_first_kernel_bytes is not None  # else it is what is assumed for the card
+    yield "CUDA context at the end", context_bytes if read else None
     yield "This process at the end, by the driver", run.process_bytes
     yield "All processes at the end, by the driver", run.device_used_bytes
     yield "Other processes before, not counted", run.other_processes_bytes

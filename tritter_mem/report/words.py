@@ -188,13 +188,17 @@ def _where(refused: OutOfMemory) -> str:
 
 
 def _unread(result: Result) -> list[str]:
-    """Why figures of a measured run are missing."""
+    """Why figures of a measured run are missing, or how they were come by."""
     run = result.measured.run if result.measured else None
     if run is None:
         return []
-    components = [run.components_reason] if run.components_reason else []
-    reasons = [f"components are not measured: {reason}" for reason in components]
-    return [printable(reason, TEXT_LIMIT) for reason in (*reasons, *run.unread)]
+    found = {
+        "components are not measured: ": run.components_reason,
+        "fragmentation is not measured: ": run.fragmentation_reason,
+        "fragmentation is that of ": run.fragmentation_source,
+    }
+    said = [f"{what}{why}" for what, why in found.items() if why]
+    return [printable(line, TEXT_LIMIT) for line in (*said, *run.unread)]
 
 
 def _cpu_sentence(result: Result) -> str:
