@@ -235,6 +235,16 @@ def test_a_memory_fraction_limits_segments() -> None:
         a.malloc(512)
 
 
+def test_a_private_pool_does_not_have_the_cache_released_for_it() -> None:
+    """PyTorch gives a pool memory while a graph is captured: nothing can be waited for then."""
+    a = allocator(capacity=100 * MiB)
+    a.free(a.malloc(60 * MiB))
+    with pytest.raises(OutOfMemoryError):
+        a.malloc(90 * MiB, stream=PrivateStream(0, (0, 1)))
+    assert a.reserved_bytes == 60 * MiB
+    assert (a.statistics["num_alloc_retries"], a.statistics["num_ooms"]) == (0, 1)
+
+
 def test_throw_on_oom_keeps_the_cache() -> None:
     conf = "per_process_memory_fraction:0.5,throw_on_cudamalloc_oom:True"
     a = allocator(conf, capacity=100 * MiB)
@@ -329,6 +339,18 @@ def test_garbage_collection_releases_the_oldest_first() -> None:
     # 70 MiB above it: all that is left goes, though it is not enough.
     a.malloc(90 * MiB)
     assert a.reserved_bytes == (270 - 60 + 90) * MiB
+
+
+def test_lookups_on_every_stream_make_a_cached_block_older() -> None:
+    conf = "garbage_collection_threshold:0.5,per_process_memory_fraction:0.5"
+    a = allocator(conf, capacity=800 * MiB)
+    old, young = a.malloc(60 * MiB, stream=1), a.malloc(60 * MiB, stream=2)
+    a.free(old)
+    a.malloc(70 * MiB, stream=2)  # a lookup by which `old` ages, though of another stream
+    a.free(young)
+    a.malloc(20 * MiB, stream=3)
+    a.malloc(20 * MiB, stream=3)  # 10 MiB above the threshold: one of the two is enough
+    assert next(s.address for s in a.segments() if s.stream in (1, 2)) == young.address
 
 
 def test_garbage_is_collected_by_the_memory_fraction_where_one_is_set() -> None:

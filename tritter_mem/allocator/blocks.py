@@ -63,7 +63,7 @@ class Block:
         self.state = FREE
         self.previous: Block | None = None
         self.next: Block | None = None
-        self.age = 0  # the pool's number of lookups when the block became free
+        self.age = 0  # the number of lookups in its size class when the block became free
 
     def is_split(self) -> bool:
         """Whether the block is only a part of its segment."""
@@ -100,7 +100,7 @@ class BlockPool:
     """
 
     __slots__ = (
-        "blocks", "keys", "lookups", "other", "remainder", "small", "stream", "tally", "unmapped",
+        "blocks", "keys", "other", "remainder", "small", "stream", "tally", "unmapped",
     )  # fmt: skip
 
     def __init__(self, stream: Stream, tally: Tally, other: Tally, *, small: bool,
@@ -112,7 +112,6 @@ class BlockPool:
         self.keys: list[int] = []
         self.blocks: dict[int, Block] = {}
         self.unmapped: list[Block] = []  # by address
-        self.lookups = 0
         self.remainder = smallest_remainder(small=small, expandable=expandable)
 
     @property
@@ -126,7 +125,7 @@ class BlockPool:
         insort(self.keys, key)
         self.blocks[key] = block
         block.state = FREE
-        block.age = self.lookups
+        block.age = self.tally.lookups
 
     def remove(self, block: Block) -> None:
         """Take a certain free block out."""

@@ -50,7 +50,9 @@ def _retry(allocator: CachingAllocator, pool: BlockPool, size: int, wanted: int)
     block = None
     if reclaim.release_oversize(allocator, pool, size):
         block = _grow(allocator, pool, size, wanted)
-    if block is None:
+    # A private pool is asked for memory while its capture is under way: nothing waits then, and
+    # the cache stays.
+    if block is None and not pool.private:
         allocator.empty_cache()
         allocator.counters.num_alloc_retries += 1
         block = _grow(allocator, pool, size, wanted)

@@ -135,4 +135,4 @@ def collect_garbage(allocator: CachingAllocator) -> None:
 
 
 def _age(block: Block) -> int:
-    return block.pool.lookups - block.age
+    return block.pool.tally.lookups - block.age

@@ -333,8 +333,8 @@ class CachingAllocator:
 
     def _search(self, pool: BlockPool, size: int, position: int) -> Block | None:
         """The best fit under every setting (`get_free_block`)."""
-        if self.ages:
-            pool.lookups += 1
+        if self.ages and not pool.private:
+            pool.tally.lookups += 1
         block = self._candidate(pool, position)
         if block is None or size < self.max_split_bytes <= block.size:
             return None

@@ -64,6 +64,7 @@ class Tally:
         "bytes_peak",
         "inactive_split",
         "inactive_split_bytes",
+        "lookups",
         "requested",
         "requested_ever",
         "requested_peak",
@@ -81,6 +82,7 @@ class Tally:
         self.active_blocks_peak = self.active_bytes_peak = 0
         self.inactive_split, self.inactive_split_bytes = Stat(), Stat()
         self.reserved, self.segment = Stat(), Stat()
+        self.lookups = 0  # searches for a free block, by which garbage collection tells age
 
     def note_active(self) -> None:
         """Note the peak of live and waiting blocks together; needed only while blocks wait."""
