@@ -1,0 +1,157 @@
+"""PyTorch's allocator, driven by operations. Runs where the stand-in is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+import torch
+
+from benchmarks.standin.allocator.operations import SIDE_STREAMS, STREAMS, Operation, Sequence
+from benchmarks.standin.allocator.state import Answer, SeenBlock, SeenSegment, flat
+
+_STATES = {
+    "active_allocated": "allocated",
+    "active_awaiting_free": "waiting",
+    "active_pending_free": "waiting",
+    "inactive": "free",
+}
+
+
+class RealAllocator:
+    """The CUDA caching allocator of this process, which must be empty."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._driver = _Driver()
+        self._held = self._driver.take(sequence.held_bytes) if sequence.held_bytes else None
+        torch.cuda.set_per_process_memory_fraction(sequence.fraction)
+        probe = self._driver.take(1)
+        self.base = probe + (2 << 20)  # where the next segment will lie
+        self._driver.give_back(probe)
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._pools: dict[int, torch.cuda.MemPool] = {}
+        self._inside: Any = None
+        torch.cuda.reset_accumulated_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
+
+    def do(self, operation: Operation) -> Answer:
+        """Do it, and look."""
+        result = getattr(self, f"_{operation.what}")(operation)
+        return Answer(result, statistics(), self._segments())
+
+    def _alloc(self, operation: Operation) -> int | str:
+        with torch.cuda.stream(_streams()[operation.stream]):
+            try:
+                tensor = torch.empty(operation.size, dtype=torch.uint8, device="cuda")
+            except torch.OutOfMemoryError:
+                return "out of memory"
+        self._tensors[operation.slot] = tensor
+        return tensor.data_ptr() - self.base
+
+    def _free(self, operation: Operation) -> None:
+        self._tensors.pop(operation.slot, None)
+
+    def _record(self, operation: Operation) -> None:
+        if operation.slot in self._tensors:
+            self._tensors[operation.slot].record_stream(_streams()[operation.stream])
+
+    def _finish(self, operation: Operation) -> None:
+        self._driver.finish(_streams()[operation.stream].cuda_stream)
+
+    def _empty(self, operation: Operation) -> None:
+        torch.cuda.empty_cache()
+
+    def _enter(self, operation: Operation) -> None:
+        if self._inside is None:
+            if operation.slot not in self._pools:
+                self._pools[operation.slot] = torch.cuda.MemPool()
+            self._inside = torch.cuda.use_mem_pool(self._pools[operation.slot])
+            self._inside.__enter__()
+
+    def _leave(self, operation: Operation) -> None:
+        if self._inside is not None:
+            self._inside.__exit__(None, None, None)
+            self._inside = None
+
+    def _segments(self) -> tuple[SeenSegment, ...]:
+        found = torch._C._cuda_memorySnapshot(None)["segments"]
+        found = [segment for segment in found if segment["total_size"]]
+        return tuple(sorted(self._segment(segment) for segment in found))
+
+    def _segment(self, segment: dict[str, Any]) -> SeenSegment:
+        pools = {pool.id: number for number, pool in self._pools.items()} | {(0, 0): 0}
+        handles = [stream.cuda_stream for stream in _streams()]
+        return SeenSegment(
+            segment["address"] - self.base,
+            handles.index(segment["stream"]),
+            pools[tuple(segment["segment_pool_id"])],
+            segment["segment_type"] == "small",
+            segment["is_expandable"],
+            tuple(_block(block) for block in segment["blocks"]),
+        )
+
+    def close(self) -> None:
+        """Give everything back.
+
+        Raises:
+            RuntimeError: something is left.
+        """
+        self._leave(Operation("leave"))
+        self._tensors.clear()
+        for stream in _streams():
+            self._driver.finish(stream.cuda_stream)
+        torch.cuda.empty_cache()
+        self._pools.clear()
+        if self._held:
+            self._driver.give_back(self._held)
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        for stream in _streams():  # takes and gives back what a failed request left reserved
+            for size in (512, 2 << 20):
+                address = torch.cuda.caching_allocator_alloc(size, 0, stream)
+                torch.cuda.caching_allocator_delete(address)
+        torch.cuda.empty_cache()
+        if left := torch.cuda.memory_reserved():
+            raise RuntimeError(f"{left:,} bytes stay reserved after everything was freed")
+
+
+def _block(block: dict[str, Any]) -> SeenBlock:
+    state = _STATES[block["state"]]
+    return SeenBlock(block["size"], 0 if state == "free" else block["requested_size"], state)
+
+
+def statistics() -> dict[str, int]:
+    """What PyTorch counts."""
+    return flat(torch._C._cuda_memoryStats(0))
+
+
+_STREAM_LIST: list[torch.cuda.Stream] = []
+
+
+def _streams() -> list[torch.cuda.Stream]:
+    """The streams by number; numbers and handles have the same order."""
+    if not _STREAM_LIST:
+        others = [torch.cuda.Stream() for _ in range(STREAMS + SIDE_STREAMS - 1)]
+        others.sort(key=lambda stream: stream.cuda_stream)
+        _STREAM_LIST.extend([torch.cuda.default_stream(), *others])
+    return _STREAM_LIST
+
+
+class _Driver:
+    """Calls beside PyTorch: another holder of memory, and the progress of streams."""
+
+    def __init__(self) -> None:
+        self._runtime = ctypes.CDLL("libcudart.so.13")
+        self._events = ctypes.CDLL(os.environ["LD_PRELOAD"])
+
+    def take(self, size: int) -> int:
+        address = ctypes.c_void_p()
+        if self._runtime.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(size)):
+            raise MemoryError(f"the stand-in has no {size:,} bytes left")
+        return address.value or 0
+
+    def give_back(self, address: int) -> None:
+        self._runtime.cudaFree(ctypes.c_void_p(address))
+
+    def finish(self, stream: int) -> None:
+        self._events.stream_finish(ctypes.c_void_p(stream))
