@@ -23,6 +23,19 @@ JOBS = """
     def add(a, b): return {"sum": a + b, "pid": os.getpid()}
     def variable(name): return os.environ.get(name)
     def fail(): raise RuntimeError("no such \\x1b[31mtensor")
+    class AcceleratorError(RuntimeError): pass
+    def break_device():
+        raise AcceleratorError(
+            "CUDA error: an illegal memory access was encountered\\n"
+            "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\\n"
+            "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\\n"
+        )
+    def say_nothing(): raise KeyError
+    def abort():
+        print("terminate called after throwing an instance of 'c10::Error'")
+        print("  what():  CUDA error: misaligned address")
+        print("frame #0: c10::Error::Error + 0x80 (0x7f in libc10.so)", flush=True)
+        os.abort()
     def refuse(): raise MeasureError("no device here", "and no driver")
     def leave(): os._exit(0)
     def exit_with(code): sys.exit(code)
@@ -133,6 +146,24 @@ def test_error_of_the_run_is_said_in_one_safe_line_with_the_rest_as_a_note() -> 
     error = failure("fail")
     assert str(error) == "the run failed with exit code 1: RuntimeError: no such [31mtensor"
     assert "Traceback" in error.__notes__[0]
+
+
+def test_cuda_error_is_its_type_and_first_line_not_the_advice_that_it_ends_with() -> None:
+    """The text is PyTorch 2.11's."""
+    assert str(failure("break_device")) == (
+        "the run failed with exit code 1: AcceleratorError: CUDA error: an illegal memory access "
+        "was encountered"
+    )
+
+
+def test_error_without_words_is_its_type() -> None:
+    assert str(failure("say_nothing")) == "the run failed with exit code 1: KeyError"
+
+
+def test_crash_is_the_line_that_announces_it_not_the_stack_behind_it() -> None:
+    assert str(failure("abort")) == (
+        "the run was killed by SIGABRT: what():  CUDA error: misaligned address"
+    )
 
 
 def test_known_error_passes_through() -> None:

@@ -25,6 +25,7 @@ GRACE_SECONDS = 5.0
 """How long a process group that reached its time limit has from SIGTERM to SIGKILL."""
 _POLL_SECONDS = 0.02
 _TAIL_BYTES = 8192
+_ANNOUNCED = ("what():", "Fatal Python error:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,26 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How a process ended: its exit code (negative: the signal), and the last of what it said."""
+    """How a process ended.
+
+    Attributes:
+        code: its exit code; negative: the signal.
+        timed_out: whether it was ended at its time limit.
+        kernel_killed: whether the kernel killed a process meanwhile for lack of memory.
+        tail: the last of what it printed.
+        failure: the error that ended it, as the worker says; empty where it does not.
+    """
 
     code: int
     timed_out: bool
     kernel_killed: bool
     tail: str
+    failure: str
+
+    def words(self) -> str:
+        """Why it ended, in one line that is safe to print."""
+        line = self.failure or _telling_line(self.tail)
+        return "".join(filter(str.isprintable, line.strip()))[:300]
 
 
 def run_in_child(job: Job) -> Any:
@@ -115,7 +130,13 @@ def _run(job: Job, arguments: list[str], output: IO[bytes]) -> _End:
         if timed_out:
             os.killpg(process.pid, signal.SIGTERM)
             _ends_within(process, GRACE_SECONDS)
-    return _End(process.returncode, timed_out, _kernel_kills() > kills, _tail(output))
+    return _End(
+        process.returncode,
+        timed_out,
+        _kernel_kills() > kills,
+        _tail(output),
+        _failure(Path(arguments[1])),
+    )
 
 
 @contextmanager
@@ -181,7 +202,7 @@ def _problem(end: _End, job: Job) -> str | None:
     if end.code < 0:
         return _killed(-end.code, end)
     if end.code > 0:
-        return f"the run failed with exit code {end.code}: {_last_line(end.tail)}"
+        return f"the run failed with exit code {end.code}: {end.words()}"
     return None
 
 
@@ -191,7 +212,7 @@ def _killed(number: int, end: _End) -> str:
     except ValueError:  # a real-time signal
         name = f"signal {number}"
     if number != signal.SIGKILL:
-        return f"the run was killed by {name}: {_last_line(end.tail)}"
+        return f"the run was killed by {name}: {end.words()}"
     if end.kernel_killed:
         why = "the kernel's out-of-memory killer was at work"
     else:
@@ -202,10 +223,18 @@ def _killed(number: int, end: _End) -> str:
     )
 
 
-def _last_line(tail: str) -> str:
-    """The last line, which for a Python error says what it was; safe to print."""
-    lines = tail.splitlines() or ["it printed nothing"]
-    return "".join(filter(str.isprintable, lines[-1].strip()))[:300]
+def _telling_line(tail: str) -> str:
+    """The line that says what a crash was: C++ and Python announce it, else it is the last."""
+    lines = [line.strip() for line in tail.splitlines()] or ["it printed nothing"]
+    return next((line for line in lines if line.startswith(_ANNOUNCED)), lines[-1])
+
+
+def _failure(answer: Path) -> str:
+    """The error that the worker says it ended with; empty where it says none."""
+    try:
+        return str(json.loads(answer.read_text())["failure"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
 
 
 def _read(answer: Path) -> Any:

@@ -17,19 +17,32 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(request: Path, answer: Path) -> None:
-    """Call the function that the request names; the answer is there whole or not at all."""
+    """Call the function that the request names; the answer is there whole or not at all.
+
+    Another error than our own ends the process with its traceback; the answer then says what it
+    was, which the last line printed need not.
+    """
     job = json.loads(request.read_text())
     _die_with(job["parent"])
-    module, _, name = job["function"].partition(":")
-    function = getattr(import_module(module), name)
-    _write(answer, _answer(function, job["arguments"]))
-
-
-def _answer(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"value": function(**arguments)}
+        _write(answer, _answer(job))
+    except Exception as error:
+        _write(answer, {"failure": said(error)})
+        raise
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    module, _, name = job["function"].partition(":")
+    try:
+        return {"value": getattr(import_module(module), name)(**job["arguments"])}
     except TritterMemError as error:
         return {"problems": list(error.problems)}
+
+
+def said(error: BaseException) -> str:
+    """An error's type and its first line: `RuntimeError: no kernel image is available`."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
