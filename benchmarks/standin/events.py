@@ -75,10 +75,11 @@ def simulated(case: ModuleCase, card: GpuCard) -> Run:
         path = Path(folder) / "trace.gz"
         estimate = simulate_module(case, card, save_trace=path)
         log = load_log(path)
-    return Run(estimate, list(_of_log(log)), _segments(log))
+    return Run(estimate, list(of_log(log)), _segments(log))
 
 
-def _of_log(log: EventLog) -> Iterator[Happened]:
+def of_log(log: EventLog) -> Iterator[Happened]:
+    """A simulated run's events; those of storages without bytes are none of an allocator's."""
     for event in log:
         if event.bytes:
             where = f"{event.phase or 'between'}: {event.operator} {event.module}"
@@ -104,9 +105,13 @@ def of_the_allocator(case: ModuleCase, stacks: str) -> Run:
     )
     estimate = measure(case, session)
     found = torch.cuda.memory._snapshot()["device_traces"][0]
-    events = [_happened(entry) for entry in found if entry["action"] in _KINDS]
     segments = sum(entry["action"] == "segment_alloc" for entry in found)
-    return Run(estimate, events, segments)
+    return Run(estimate, of_history(found), segments)
+
+
+def of_history(entries: Sequence[dict[str, Any]]) -> list[Happened]:
+    """The allocations and frees of a device's history, as PyTorch's snapshot has it."""
+    return [_happened(entry) for entry in entries if entry["action"] in _KINDS]
 
 
 def _happened(entry: dict[str, Any]) -> Happened:
