@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from tritter_mem.errors import MeasureError
 from tritter_mem.measure.device import Device, RandomState, Reading
 from tritter_mem.measure.jobs import Job, T
 from tritter_mem.measure.ladder import CLEAR_CACHE, Rung, Settings, rungs
-from tritter_mem.measure.out_of_memory import is_out_of_memory, let_go, said
+from tritter_mem.measure.out_of_memory import LadderFailedError, is_out_of_memory, let_go, said
 from tritter_mem.results import Ladder, LadderEnd, LadderStep
 from tritter_mem.units import format_bytes
 
@@ -31,19 +30,6 @@ class Outcome(Generic[T]):
     value: T
     settings: Settings
     ladder: Ladder
-
-
-class LadderFailedError(MeasureError):
-    """Memory ran out on every rung; its problems say on which, how memory stood, what would help.
-
-    Attributes:
-        ladder: the rungs.
-        components: what was alive when memory last ran out, in bytes by component.
-    """
-
-    def __init__(self, *problems: str, ladder: Ladder, components: Mapping[str, int]) -> None:
-        super().__init__(*problems)
-        self.ladder, self.components = ladder, components
 
 
 class Climb(Generic[T]):

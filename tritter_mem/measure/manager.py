@@ -18,7 +18,7 @@ from tritter_mem.measure.device import CudaDevice, Device
 from tritter_mem.measure.inference_job import inference_job
 from tritter_mem.measure.jobs import Job, T
 from tritter_mem.measure.ladder import AS_IT_IS, Settings
-from tritter_mem.measure.out_of_memory import is_out_of_memory
+from tritter_mem.measure.out_of_memory import LadderFailedError, is_out_of_memory
 from tritter_mem.results import Ladder
 from tritter_mem.units import GB
 
@@ -156,7 +156,7 @@ class MemoryManager:
         try:  # job and output have no name here, which would keep them for the whole body
             yield self.run(inference_job(model, *inputs, window=window, **keywords)).value
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) and not isinstance(error, LadderFailedError):
                 error.add_note(_BODY_NOTE)
                 self.clear_cache()
             raise
