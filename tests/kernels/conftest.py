@@ -8,10 +8,13 @@ compiled.
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -52,6 +55,68 @@ def poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+class WithinArguments:
+    """What Triton's interpreter reads and writes memory with, held to a kernel's own arguments.
+
+    On a GPU an address beside them may be another tensor's, or nobody's and end the run; on the CPU
+    it goes unseen. Masked elements touch nothing.
+    """
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.arguments: list[range] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+    def load(self, at: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self.check(at, mask, np.dtype(dtype).itemsize)
+        return self.memory.load(at, mask, other, dtype)
+
+    def store(self, at: Any, value: Any, mask: Any) -> Any:
+        self.check(at, mask, value.dtype.itemsize)
+        return self.memory.store(at, value, mask)
+
+    def check(self, at: Any, mask: Any, size: int) -> None:
+        """An access is to one argument: `at` holds addresses, whose elements have `size` bytes."""
+        touched = at[np.broadcast_to(mask, at.shape).astype(bool)]
+        if touched.size:
+            first, last = int(touched.min()), int(touched.max()) + size - 1
+            if not any(first in argument and last in argument for argument in self.arguments):
+                raise IndexError(f"bytes {first} to {last} of memory are of no argument")
+
+    def hold_to(self, arguments: Any) -> None:
+        """Allow the bytes from each tensor's first element to its last."""
+        self.arguments = [
+            bytes_of(x) for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)
+        ]
+
+
+def bytes_of(x: torch.Tensor) -> range:
+    steps = zip(x.shape, x.stride(), strict=True)
+    elements = 1 + sum((size - 1) * stride for size, stride in steps) if x.numel() else 0
+    return range(x.data_ptr(), x.data_ptr() + elements * x.element_size())
+
+
+@pytest.fixture(autouse=True)
+def within_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted kernels touch no memory but that of their arguments."""
+    if torch.cuda.is_available() or find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    memory = WithinArguments(interpreter._interpreter)
+    make = interpreter.GridExecutor._init_args_hst
+
+    def held(executor: Any, args: Any, kwargs: Any) -> Any:
+        made = make(executor, args, kwargs)
+        memory.hold_to(made)
+        return made
+
+    monkeypatch.setattr(interpreter, "_interpreter", memory)
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", held)
 
 
 @pytest.fixture

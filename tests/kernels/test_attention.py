@@ -1,5 +1,6 @@
 """Attention over whole sequences and its gradients, against PyTorch's own in float32 and wider."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -136,18 +137,24 @@ def test_large_scores_do_not_overflow(device: torch.device, kernels: None) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.ones(6, 4, 300)}, "heads 300 wide; allowed: at most 256"),
-        ({"q": torch.ones(6, 300, 4).mT}, "found queries with strides.*adjacent"),
-        ({"q": torch.ones(6, 3, 300)}, "found 3 query heads, 2 key-value heads and 6 tokens of 2"),
-        ({"batch": 4}, "6 tokens of 4 sequences; allowed: a multiple"),
-        ({"v": torch.ones(6, 2, 300).half()}, r"found values of float16.*allowed: float32"),
+        (lambda: {}, "heads 300 wide; allowed: at most 256"),
+        (lambda: {"q": torch.ones(6, 300, 4).mT}, "found queries with strides.*adjacent"),
+        (
+            lambda: {"q": torch.ones(6, 3, 300)},
+            "found 3 query heads, 2 key-value heads and 6 tokens of 2",
+        ),
+        (lambda: {"batch": 4}, "6 tokens of 4 sequences; allowed: a multiple"),
+        (
+            lambda: {"v": torch.ones(6, 2, 300).half()},
+            r"found values of float16.*allowed: float32",
+        ),
     ],
 )
 def test_what_a_kernel_does_not_take_is_refused(
-    device: torch.device, kernels: None, change: dict[str, Any], message: str
+    device: torch.device, kernels: None, change: Callable[[], dict[str, Any]], message: str
 ) -> None:
     arguments: dict[str, Any] = {"q": torch.ones(6, 4, 300), "batch": 2}
-    arguments |= {"k": torch.ones(6, 2, 300), "v": torch.ones(6, 2, 300)} | change
+    arguments |= {"k": torch.ones(6, 2, 300), "v": torch.ones(6, 2, 300)} | change()
     with pytest.raises(ValueError, match=message):
         attention(**arguments, mask=Mask())
 
