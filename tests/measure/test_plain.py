@@ -8,7 +8,7 @@ import pytest
 
 from tests.report import records
 from tritter_mem.measure.plain import from_plain
-from tritter_mem.results import Estimate, Phase
+from tritter_mem.results import Estimate, Phase, Result, Verdict
 from tritter_mem.trace.user_code import ModuleCase
 
 ESTIMATES = list(records.training_1b().estimates().values())
@@ -17,6 +17,18 @@ ESTIMATES = list(records.training_1b().estimates().values())
 @pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda e: e.device)
 def test_estimate_comes_back_equal(estimate: Estimate) -> None:
     assert from_plain(Estimate, json.loads(json.dumps(asdict(estimate)))) == estimate
+
+
+def test_whole_record_comes_back_equal() -> None:
+    """With its kinds of answer, which are named words."""
+    result = records.training_1b()
+    assert from_plain(Result, json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_word_that_is_none_of_those_allowed_is_refused() -> None:
+    data = {"fits": True, "budget_bytes": 1, "headroom_bytes": 0, "basis": "guessed"}
+    with pytest.raises(ValueError, match="basis: found 'guessed', expected"):
+        from_plain(Verdict, data)
 
 
 def test_free_arguments_come_back_as_they_are() -> None:

@@ -155,8 +155,7 @@ class Session:
 
 
 def _read_result(text: str) -> Result:
-    from pydantic import TypeAdapter
-
+    from tritter_mem.measure.plain import from_plain
     from tritter_mem.results import Result
 
-    return TypeAdapter(Result).validate_json(text)
+    return from_plain(Result, json.loads(text))

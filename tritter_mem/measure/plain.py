@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -25,6 +25,8 @@ def _read(kind: Any, data: Any, place: str) -> Any:
         return data
     if is_dataclass(kind):
         return _fields(cast("type", kind), data, place)
+    if origin is Literal and data in arguments:
+        return data
     if origin in (Union, UnionType):
         wanted = next(choice for choice in arguments if choice is not NoneType)
         return None if data is None else _read(wanted, data, place)
