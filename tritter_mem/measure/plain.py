@@ -21,12 +21,10 @@ def from_plain(kind: type[T], data: Any) -> T:
 
 def _read(kind: Any, data: Any, place: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or (origin is Literal and data in arguments):
         return data
     if is_dataclass(kind):
         return _fields(cast("type", kind), data, place)
-    if origin is Literal and data in arguments:
-        return data
     if origin in (Union, UnionType):
         wanted = next(choice for choice in arguments if choice is not NoneType)
         return None if data is None else _read(wanted, data, place)
