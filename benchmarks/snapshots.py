@@ -64,19 +64,27 @@ class Case:
 
 CASES = (
     Case("inference", SHORT),
+    Case("graph", {**SHORT, "workload.cuda_graph": True}),
     Case("training", {**SHORT, "workload.mode": "training"}),
     Case("growing-cache", None),
     Case("growing-cache-expandable", None, "expandable_segments:True"),
 )
 
 
-def work_of(case: Case, card: GpuCard) -> tuple[Work, Estimate]:
-    """What is run of a case, and what is simulated of it for the card."""
-    if case.changes is not None:
-        profile = load_profile("tiny", case.changes)
-        return run_settings(profile, card), simulate(profile, card=card)
-    code = read_case(f"{MODULE}:build", json.dumps(GROWING), warmup=0, steps=1)
-    return code, simulate_module(code, card, case.conf)
+def work_of(case: Case, card: GpuCard) -> Work:
+    """What is run of a case on the card."""
+    if case.changes is None:
+        return read_case(f"{MODULE}:build", json.dumps(GROWING), warmup=0, steps=1)
+    return run_settings(load_profile("tiny", case.changes), card)
+
+
+def simulated_case(case: Case, card: GpuCard, save_trace: Path | None = None) -> Estimate:
+    """What is simulated of a case on the card; its events go to a file where one is named."""
+    if case.changes is None:
+        code = read_case(f"{MODULE}:build", json.dumps(GROWING), warmup=0, steps=1)
+        return simulate_module(code, card, case.conf, save_trace)
+    profile = load_profile("tiny", case.changes)
+    return simulate(profile, card=card, save_trace=save_trace)
 
 
 def stripped(found: Any) -> Any:
@@ -107,14 +115,13 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
         MeasureError: the run failed.
         OutputError: the snapshot cannot be kept.
     """
-    work, simulated = work_of(case, card)
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "snapshot.pickle"
         asked = Asked(device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole)
         target = Target(card=card, index=0, asked=asked, allocator_conf=case.conf)
-        cuda.save_snapshot(work, target)
+        cuda.save_snapshot(work_of(case, card), target)
         keep(whole, folder / f"{case.name}.pickle")
-    return figures(case, simulated)
+    return figures(case, simulated_case(case, card))
 
 
 def figures(case: Case, simulated: Estimate) -> dict[str, Any]:

@@ -146,6 +146,21 @@ def differences(ours: Sequence[Happened], theirs: Sequence[Happened]) -> list[Di
     ]
 
 
+def first_difference(ours: Sequence[Happened], theirs: Sequence[Happened]) -> str:
+    """The events around the place where two lists part; empty where they do not.
+
+    What is let go as a run ends is in no order: where only frees follow, the lists are equal.
+    """
+    for at in range(max(len(ours), len(theirs))):
+        rest = ours[at:], theirs[at:]
+        if not all(side and side[0].what == rest[0][0].what for side in rest):
+            if all(event.kind == "free" for side in rest for event in side):
+                return ""
+            shown = [[*map(str, side[max(at - 3, 0) : at + 3])] for side in (ours, theirs)]
+            return "\n".join([f"event {at:,}", "simulated", *shown[0], "allocator", *shown[1]])
+    return ""
+
+
 def unmatched(ours: Sequence[Happened], theirs: Sequence[Happened]) -> Iterator[str]:
     """Allocations that one list has more of than the other, wherever they stand."""
     counts: dict[int, list[list[Happened]]] = {}

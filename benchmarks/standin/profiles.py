@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.standin.events import Happened, of_history, of_log
+from benchmarks.standin.events import Happened, first_difference, of_history, of_log
 from tests.planner.cases import profiles
 from tritter_mem.config.gpus import GpuCard, find_gpu
 from tritter_mem.config.schema import Profile
@@ -50,18 +49,6 @@ def of_the_allocator(profile: Profile, card: GpuCard) -> list[Happened]:
         return of_history(torch.cuda.memory._snapshot()["device_traces"][0])
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)
-
-
-def first_difference(ours: Sequence[Happened], theirs: Sequence[Happened]) -> str:
-    """The events around the place where two lists part; empty where only their ends do."""
-    for at in range(max(len(ours), len(theirs))):
-        rest = ours[at:], theirs[at:]
-        if not all(side and side[0].what == rest[0][0].what for side in rest):
-            if all(event.kind == "free" for side in rest for event in side):
-                return ""
-            shown = [[*map(str, side[max(at - 3, 0) : at + 3])] for side in (ours, theirs)]
-            return "\n".join([f"event {at:,}", "simulated", *shown[0], "allocator", *shown[1]])
-    return ""
 
 
 def check(examples: int, card: GpuCard) -> None:

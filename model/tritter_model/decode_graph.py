@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tritter_model.config import RunConfig
 from tritter_model.kv_cache import KVCache
-from tritter_model.labels import GRAPH_POOL, SIDE_STREAM, place
+from tritter_model.labels import GRAPH_POOL, SIDE_STREAM, WORKSPACE, label, place
 from tritter_model.ops.argmax import argmax
 from tritter_model.transformer import Transformer
 
@@ -71,6 +71,7 @@ class DecodeGraph:
         """Run the step once beside the device's own stream, then capture it there."""
         if device.type == "meta":
             self._warm_up()
+            self._random_state = _random_state(device)
             with place(GRAPH_POOL):
                 self._step()
             return lambda: None
@@ -88,3 +89,13 @@ class DecodeGraph:
         """After this, libraries hold their workspaces for the stream, and capturing needs none."""
         with place(SIDE_STREAM):
             self._step()
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Seed and offset of the random generator: PyTorch keeps both with a graph that it captures.
+
+    It takes them from the stream's own memory, before the graph's pool is in use.
+    """
+    with place(SIDE_STREAM), label(WORKSPACE):
+        seed = torch.empty(1, dtype=torch.int64, device=device)
+        return seed, torch.empty_like(seed)

@@ -23,6 +23,8 @@ HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
 TOKEN_ID_BYTES = 8
 POSITION_BYTES = 4
+RANDOM_STATE_BYTES = 2 * 8
+"""Seed and offset of the random generator, which PyTorch keeps with a captured graph."""
 
 # A layer, step by step: the tensors that are alive. `rows_x` is what a linear layer takes, `y` what
 # it gives back to the residual stream x.
@@ -46,9 +48,8 @@ def inference_moments(profile: Profile, multiprocessors: int) -> Iterator[Moment
     prompt = {"activations": ids + POSITION_BYTES}
     yield Moment("load", "prompt", prompt)
     if captures(profile):
-        prompt["activations"] += (
-            work.batch * TOKEN_ID_BYTES
-        )  # what a replayed step reads and writes
+        prompt["activations"] += work.batch * TOKEN_ID_BYTES  # a replayed step's token
+        prompt["workspace"] = RANDOM_STATE_BYTES
         yield highest(_step(profile, "capture", multiprocessors)).plus(prompt)
     prefix = {"activations": prefix_bytes(profile)}
     prefill = [chunk.plus(prefix) for chunk in _prefill(profile, multiprocessors)]
