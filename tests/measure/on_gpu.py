@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.measure.nets import CLASSES, WIDTH, Net
 from tritter_mem.measure.limit import memory_fraction
+from tritter_mem.units import MiB
 
 
 def case() -> tuple[Net, tuple[Tensor, Tensor]]:
@@ -46,3 +48,38 @@ def capped(limit_bytes: int) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def spill(mean: Tensor, where: str) -> Tensor:
+    """Ask for more than any GPU has, in the backward pass or on a stream of its own."""
+    if where == "hook":
+        mean.register_hook(lambda _: _too_much())
+    elif where == "backward":
+        return _Spill.apply(mean)  # type: ignore[no-any-return, no-untyped-call]
+    elif where == "side stream":
+        held, side = _some(), torch.cuda.Stream()
+        held.record_stream(side)
+        with torch.cuda.stream(side):
+            _too_much()
+    return mean
+
+
+class _Spill(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor) -> Tensor:
+        ctx.held = _some()
+        return mean.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        held = _some()
+        _too_much()
+        return gradient + held.sum()
+
+
+def _some() -> Tensor:
+    return torch.empty(32 * MiB, dtype=torch.uint8, device="cuda")
+
+
+def _too_much() -> None:
+    torch.empty(2**50, dtype=torch.uint8, device="cuda")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.measure.nets import ROOMY, count, loss, make
 from tritter_mem.allocator.settings import AllocatorSettings
-from tritter_mem.errors import MeasureError
+from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.measure.device import CudaDevice, Reading, known_components
 from tritter_mem.measure.ladder import AS_IT_IS
 from tritter_mem.measure.simulated_device import SimulatedDevice
@@ -70,6 +71,18 @@ def test_a_tied_weight_counts_once_as_an_embedding() -> None:
     assert known_components(META) == {"embeddings": 8 * 4 * 4}
 
 
+def test_what_has_no_storage_of_its_own_does_not_count() -> None:
+    """A diagnosis that fails would take the place of the error that it is about."""
+    lazy = nn.LazyLinear(4, device=META)
+    unmade = nn.Linear.__new__(nn.Linear)
+    sparse = nn.Module()
+    sparse.register_buffer("table", torch.sparse_coo_tensor(size=(3, 3), device=META))
+    with FakeTensorMode(), META:
+        fake = nn.Linear(8, 8)
+    assert known_components(META) == {}
+    del lazy, unmade, sparse, fake
+
+
 def test_room_is_in_the_cache_and_on_the_device() -> None:
     reading = Reading(allocated_bytes=1, reserved_bytes=3, free_bytes=4)
     assert reading.holds(6)
@@ -82,19 +95,47 @@ def test_without_cuda_the_way_out_is_named() -> None:
         CudaDevice()
 
 
+@pytest.mark.parametrize("name", ["cpu", "meta", "cuda:", "cudda", "gpu"])
+def test_what_is_no_cuda_device_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"device: found '{name}'; allowed: cuda, cuda:1"):
+        CudaDevice(name)
+
+
 @pytest.mark.gpu
-def test_cuda_device_reads_what_pytorch_holds_and_puts_generators_back() -> None:
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(MeasureError, match="device: found cuda:99; there is cuda:0"):
+        CudaDevice("cuda:99")
+
+
+@pytest.mark.gpu
+def test_cuda_device_reads_what_pytorch_holds() -> None:
     device = CudaDevice("cuda")
     before = device.read()
     held = torch.empty(30 * MiB, dtype=torch.uint8, device="cuda")
     now = device.read()
     assert now.allocated_bytes - before.allocated_bytes == held.nbytes
     assert device.components()["activations"] >= held.nbytes
+    del held
+    device.empty_cache()
+    assert device.read().reserved_bytes <= now.reserved_bytes - 30 * MiB
+
+
+@pytest.mark.gpu
+def test_generators_of_the_cpu_and_of_cuda_go_back() -> None:
+    device = CudaDevice("cuda")
+    state = device.random_state()
+    torch.rand(3), torch.rand(3, device="cuda")
+    assert not any(map(torch.equal, device.random_state(), state))
+    device.set_random_state(state)
+    assert all(map(torch.equal, device.random_state(), state))
+
+
+@pytest.mark.gpu
+@pytest.mark.computes
+def test_after_going_back_the_same_numbers_are_drawn() -> None:
+    device = CudaDevice("cuda")
     state = device.random_state()
     drawn = torch.rand(3), torch.rand(3, device="cuda")
     device.set_random_state(state)
     assert torch.equal(torch.rand(3), drawn[0])
     assert torch.equal(torch.rand(3, device="cuda"), drawn[1])
-    del held, drawn
-    device.empty_cache()
-    assert device.read().reserved_bytes <= now.reserved_bytes - 30 * MiB

@@ -20,6 +20,7 @@ from tests.measure.nets import (
     BATCH,
     ROOMY,
     TOKENS,
+    Batch,
     Net,
     count,
     gradients,
@@ -582,33 +583,110 @@ def test_two_managers_in_two_threads_keep_apart() -> None:
     assert [len(found[at_once].ladder.steps) for at_once in (4, 1)] == [6, 8]
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_a_step_that_a_cap_forbids_is_cured_and_keeps_nothing() -> None:
-    """Gradients equal the uncapped run's; the cap is between what both need."""
+def test_what_a_failed_try_began_ends_before_anything_is_put_back() -> None:
+    """On a stream of its own it may still write into buffers."""
+    order: list[str] = []
+
+    class Watched(SimulatedDevice):
+        def synchronize(self) -> None:
+            order.append("synchronize")
+
+        def empty_cache(self) -> None:
+            order.append("empty cache")
+            super().empty_cache()
+
+    job, _ = failing(out_of_memory, 1)
+    with Watched(ROOMY) as device:
+        managed(device).run(replace(job, undo=lambda: order.append("undo")))
+    assert order == ["synchronize", "undo", "empty cache"]
+
+
+@pytest.fixture
+def capped_case() -> Iterator[tuple[Net, Batch, Job[Tensor]]]:
+    """On a GPU, a case under a cap between what the whole step needs and what the last rung needs.
+
+    The case has run both ways before, so that libraries have their workspaces.
+    """
     from tests.measure.on_gpu import capped, case, peak_of
 
     model, batch = case()
-    torch.cuda.synchronize()
     job = training_job(model, loss, batch, count)
-    whole = peak_of(lambda: job.run(AS_IT_IS))
-    wanted = gradients(model)
+    needs = []
+    for settings in (AS_IT_IS, Settings(checkpoint_every=1, micro_batch=1)):
+        needs.append(peak_of(lambda settings=settings: job.run(settings)))
+        job.undo()
+    gc.collect()
+    torch.cuda.empty_cache()
+    with capped((needs[0] + 2 * needs[1]) // 3):
+        yield model, batch, job
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_that_a_cap_forbids_is_cured_and_keeps_nothing(
+    capped_case: tuple[Net, Batch, Job[Tensor]],
+) -> None:
+    model, _, job = capped_case
+    base, bases = torch.cuda.memory_allocated(), []
+    with pytest.raises(torch.OutOfMemoryError):
+        job.run(AS_IT_IS)
     job.undo()
-    least = peak_of(lambda: job.run(Settings(checkpoint_every=1, micro_batch=1)))
-    job.undo()
+
+    def run(settings: Settings) -> Tensor:
+        bases.append(torch.cuda.memory_allocated())
+        return job.run(settings)
+
     manager = MemoryManager(budget_gb=80, headroom_gb=0)
     manager.clear_cache()
-    base = torch.cuda.memory_allocated()
-    with capped((whole + 2 * least) // 3):
-        with pytest.raises(torch.OutOfMemoryError):
-            job.run(AS_IT_IS)
-        job.undo()
-        manager.clear_cache()
-        outcome = manager.run(job)
+    with without_automatic_collection():
+        outcome = manager.run(replace(job, run=run))
     assert outcome.settings != AS_IT_IS
     assert outcome.ladder.kind == "measured"
-    for got, own in zip(gradients(model), wanted, strict=True):
-        torch.testing.assert_close(got, own, rtol=1e-3, atol=1e-5)
-    del outcome, wanted, got, own
+    assert bases == [base] * len(outcome.ladder.steps)
+    del outcome
     model.zero_grad(set_to_none=True)
-    gc.collect()
     assert torch.cuda.memory_allocated() == base
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("where", ["backward", "hook", "side stream"])
+def test_on_a_gpu_memory_that_runs_out_elsewhere_is_let_go(where: str) -> None:
+    """In the thread of the backward pass, in a hook there, on a stream that a tensor waits for."""
+    from tests.measure.on_gpu import case, spill
+
+    model, batch = case()
+    tries: list[int] = []
+
+    def failing_loss(model: nn.Module, *batch: Tensor) -> Tensor:
+        mean = loss(model, *batch)
+        return spill(mean, where) if len(tries) in (1, 2) else mean
+
+    job = training_job(model, failing_loss, batch, count)
+    job.run(AS_IT_IS)
+    job.undo()
+
+    def run(settings: Settings) -> Tensor:
+        tries.append(torch.cuda.memory_allocated())
+        return job.run(settings)
+
+    with without_automatic_collection():
+        MemoryManager(budget_gb=80, headroom_gb=0).run(replace(job, run=run))
+    assert len(tries) == 3
+    assert len(set(tries)) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.computes
+def test_on_a_gpu_gradients_of_a_cured_step_are_those_of_the_uncapped_one(
+    capped_case: tuple[Net, Batch, Job[Tensor]],
+) -> None:
+    from tests.measure.on_gpu import case
+
+    model, _, job = capped_case
+    MemoryManager(budget_gb=80, headroom_gb=0).run(job)
+    got = [gradient.cpu() for gradient in gradients(model)]
+    job.undo()
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    own, batch = case()
+    loss(own, *batch).backward()
+    for cured, wanted in zip(got, gradients(own), strict=True):
+        torch.testing.assert_close(cured, wanted.cpu(), rtol=1e-3, atol=1e-5)

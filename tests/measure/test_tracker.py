@@ -99,6 +99,39 @@ def test_without_cuda_the_default_says_what_to_use() -> None:
         MemoryTracker()
 
 
+def test_a_tracker_that_is_entered_again_begins_anew() -> None:
+    tracker = MemoryTracker(device="cpu")
+    for count in (3, 2):
+        with tracker:
+            megabytes(count)
+        assert tracker.snapshot().peak == count / 1000
+
+
+@pytest.mark.parametrize("device", ["xpu", "cuda0", "cpu:1", "", "nope"])
+def test_a_device_that_cannot_be_tracked_is_refused(device: str) -> None:
+    with pytest.raises(UsageError, match=f"device: found '{device}'; allowed: cuda, cuda:1, cpu"):
+        MemoryTracker(device)
+
+
+@pytest.mark.gpu
+def test_a_tracker_inside_another_leaves_its_peak() -> None:
+    with MemoryTracker() as outer:
+        megabytes(100, "cuda")
+        with MemoryTracker() as inner:
+            megabytes(10, "cuda")
+        assert 0.1 > inner.snapshot().peak - inner.snapshot().allocated >= 0.01
+    assert outer.snapshot().peak >= 0.1
+
+
+@pytest.mark.gpu
+def test_what_comes_after_a_block_does_not_count() -> None:
+    with MemoryTracker() as tracker:
+        megabytes(10, "cuda")
+    end = tracker.snapshot().peak
+    megabytes(500, "cuda")
+    assert tracker.snapshot().peak == end
+
+
 @pytest.mark.gpu
 def test_cuda_figures_are_those_of_the_allocator() -> None:
     tracker = MemoryTracker()

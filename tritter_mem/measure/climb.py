@@ -114,6 +114,7 @@ class Climb(Generic[T]):
         let_go(error)
 
     def _clean_up(self, generators: RandomState) -> None:
+        self._device.synchronize()  # or the failed try might still write into what is put back
         self._job.undo()
         gc.collect()
         self._device.empty_cache()

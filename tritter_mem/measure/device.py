@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from tritter_mem.errors import MeasureError
+from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.results import Kind
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_NAMES = re.compile(r"cuda(:\d{1,3})?")
 RandomState = tuple["Tensor", ...]
 
 
@@ -44,6 +46,9 @@ class Device(Protocol):
     def read(self) -> Reading:
         """The memory now."""
 
+    def synchronize(self) -> None:
+        """Wait for all that was begun, on every stream."""
+
     def empty_cache(self) -> None:
         """Give unused memory back to the driver."""
 
@@ -57,6 +62,30 @@ class Device(Protocol):
         """Go back to a state."""
 
 
+def cuda_device(name: str, instead: str) -> torch.device:
+    """A CUDA device with its index: `cuda` is the current one, and stays so.
+
+    Args:
+        name: `cuda` or `cuda:1`.
+        instead: what to use where there is no CUDA device.
+
+    Raises:
+        MeasureError: there is no CUDA device, or none of that number.
+        UsageError: it is no such name.
+    """
+    import torch
+
+    if not _NAMES.fullmatch(name):
+        raise UsageError(f"device: found {name!r}; allowed: cuda, cuda:1, and so on")
+    if not torch.cuda.is_available():
+        raise MeasureError(f"no CUDA device was found: {instead}")
+    index = int(name.partition(":")[2] or torch.cuda.current_device())
+    if index >= (count := torch.cuda.device_count()):
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise MeasureError(f"device: found {name}; there is {there}")
+    return torch.device("cuda", index)
+
+
 class CudaDevice:
     """One CUDA device, as PyTorch sees it in this process.
 
@@ -64,20 +93,16 @@ class CudaDevice:
         name: `cuda` or `cuda:1`.
 
     Raises:
-        MeasureError: there is no CUDA device.
+        MeasureError: there is no CUDA device, or none of that number.
+        UsageError: it is no such name.
     """
 
     kind: Kind = "measured"
 
     def __init__(self, name: str = "cuda") -> None:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise MeasureError(
-                "no CUDA device was found: hand over SimulatedDevice(capacity_bytes) to try the "
-                "ladder on the CPU"
-            )
-        self._device = torch.empty(0, device=name).device  # with its index: cuda is cuda:0
+        self._device = cuda_device(
+            name, "hand over SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
+        )
 
     def read(self) -> Reading:
         """The memory now; `free_bytes` is below the process's cap, where there is one."""
@@ -89,6 +114,12 @@ class CudaDevice:
         return Reading(
             cuda.memory_allocated(self._device), reserved, max(0, min(free, cap - reserved))
         )
+
+    def synchronize(self) -> None:
+        """Wait for all that was begun, on every stream."""
+        import torch
+
+        torch.cuda.synchronize(self._device)
 
     def empty_cache(self) -> None:
         """Give unused segments back to the driver."""
@@ -124,18 +155,28 @@ class CudaDevice:
 def known_components(device: torch.device) -> dict[str, int]:
     """Weights, embeddings, gradients and optimizer state of all modules that are alive, in bytes.
 
-    Each storage counts once, as what it was first seen to be.
+    Each storage counts once, as what it was first seen to be. Tensors without a storage of their
+    own, such as sparse ones and parameters that are yet to get their shape, do not count.
     """
     found: Counter[str] = Counter()
     seen: set[int] = set()
     for component, tensor in _named_tensors():
-        if tensor.device != device:
+        if tensor.device != device or not _has_storage(tensor):
             continue
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
             found[component] += storage.nbytes()
     return dict(found)
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    from tritter_mem.trace.operators import dispatches_itself
+
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not dispatches_itself(tensor)
 
 
 def _named_tensors() -> Iterator[tuple[str, Tensor]]:
@@ -158,11 +199,12 @@ def _named_tensors() -> Iterator[tuple[str, Tensor]]:
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Copies of what it holds: another thread may be building it, or not have begun."""
     from torch import nn
 
     kind = "embeddings" if isinstance(module, nn.Embedding) else "weights"
-    for parameter in module.parameters(recurse=False):
-        yield kind, parameter
-        if parameter.grad is not None:
-            yield "gradients", parameter.grad
-    yield from (("weights", buffer) for buffer in module.buffers(recurse=False))
+    parameters = [p for p in list(getattr(module, "_parameters", {}).values()) if p is not None]
+    yield from ((kind, parameter) for parameter in parameters)
+    yield from (("gradients", p.grad) for p in parameters if p.grad is not None)
+    buffers = list(getattr(module, "_buffers", {}).values())
+    yield from (("weights", buffer) for buffer in buffers if buffer is not None)

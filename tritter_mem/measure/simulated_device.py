@@ -46,6 +46,9 @@ class SimulatedDevice(Recorder):
         free = self._allocator.limit_bytes - reserved
         return Reading(self._allocator.allocated_bytes, reserved, free)
 
+    def synchronize(self) -> None:
+        """The CPU has always done all."""
+
     def empty_cache(self) -> None:
         """Give unused segments back to the driver."""
         self._allocator.empty_cache()

@@ -6,16 +6,23 @@ Sizes here are decimal gigabytes (1 GB is 10^9 bytes), as in the memory specific
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from tritter_mem.errors import MeasureError, MemoryBudgetExceeded, UsageError
+from tritter_mem.errors import MemoryBudgetExceeded, UsageError
+from tritter_mem.measure.cuda_peak import CudaPeak
+from tritter_mem.measure.device import cuda_device
 from tritter_mem.units import GB
 
 if TYPE_CHECKING:
     import torch
+
+    from tritter_mem.trace.recorder import Recorder
+
+_DEVICES = re.compile(r"cuda(:\d{1,3})?|(cpu|meta)(:0)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,8 @@ class MemorySnapshot:
 class MemoryTracker:
     """Tracks the memory of one device, from `reset` on.
 
-    On CUDA it reads PyTorch's own statistics, which see all tensors of the process. On the CPU and
+    On CUDA it reads PyTorch's own statistics, which see all tensors of the process; what was before
+    a reset of them by other code (`torch.cuda.reset_peak_memory_stats`) is hidden. On the CPU and
     on `meta` it records operators, so it sees the tensors made since the tracker was entered or
     first reset, on this thread, and no others.
 
@@ -51,14 +59,15 @@ class MemoryTracker:
         device: `cuda`, `cuda:1`, `cpu` or `meta`; default: the current CUDA device.
 
     Raises:
-        MeasureError: the device is CUDA's, and there is none.
+        MeasureError: the device is CUDA's, and there is none, or none of that number.
+        UsageError: it is no such device.
     """
 
     def __init__(self, device: str | torch.device | None = None) -> None:
-        import torch
-
-        chosen = torch.device("cuda" if device is None else device)
-        self._source: _Source = _Cuda(chosen) if chosen.type == "cuda" else _Recording(chosen)
+        name = "cuda" if device is None else str(device)
+        if not _DEVICES.fullmatch(name):
+            raise UsageError(f"device: found {name!r}; allowed: cuda, cuda:1, cpu, meta")
+        self._source: _Source = _Cuda(name) if name.startswith("cuda") else _Recording(name)
 
     def __enter__(self) -> Self:
         self.reset()
@@ -73,11 +82,14 @@ class MemoryTracker:
         self.close()
 
     def close(self) -> None:
-        """Stop recording, on the CPU; snapshots then show the end. On CUDA there is no need to."""
+        """End the tracking: snapshots then show how it stood, until `reset` begins anew."""
         self._source.close()
 
     def reset(self) -> None:
-        """Begin a new peak at what is allocated now; on the CPU, begin to record."""
+        """Begin a new peak at what is allocated now; on the CPU, begin to record.
+
+        Other trackers keep their peaks, also those of the same device.
+        """
         self._source.reset()
 
     def snapshot(self) -> MemorySnapshot:
@@ -136,56 +148,55 @@ class _Source(Protocol):
 class _Cuda:
     """PyTorch's statistics of a CUDA device."""
 
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise MeasureError(
-                'no CUDA device was found: use MemoryTracker(device="cpu") to track tensors on '
-                "the CPU"
-            )
-        self._device = device
+    def __init__(self, name: str) -> None:
+        self._device = cuda_device(
+            name, 'use MemoryTracker(device="cpu") to track tensors on the CPU'
+        )
+        self._peak = CudaPeak(self._device)
+        self._end: _Reading | None = None
 
     def reset(self) -> None:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._end = None
+        self._peak.reset()
 
     def read(self) -> _Reading:
         from torch import cuda
 
-        return _Reading(
+        return self._end or _Reading(
             cuda.memory_allocated(self._device),
             cuda.memory_reserved(self._device),
-            cuda.max_memory_allocated(self._device),
+            self._peak.read_bytes(),
         )
 
     def close(self) -> None:
-        """There is nothing to stop: PyTorch keeps these statistics always."""
+        self._end = self.read()
 
 
 class _Recording:
-    """A recorder that runs from the first reset on."""
+    """A recorder that runs from a reset to the next close."""
 
-    def __init__(self, device: torch.device) -> None:
-        from tritter_mem.trace.recorder import Recorder
-
-        self._recorder = Recorder(device)
-        self._state = "new"
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._recorder: Recorder | None = None
+        self._running = False
 
     def reset(self) -> None:
-        if self._state == "new":
-            self._recorder.__enter__()
-            self._state = "running"
+        if self._recorder is None or not self._running:
+            self._recorder, self._running = self._entered(), True
         self._recorder.reset_peak()
 
     def read(self) -> _Reading:
-        if self._state == "new":
+        if self._recorder is None:
             raise UsageError("the tracker has not begun: call reset() first, or use it in `with`")
         live = self._recorder.allocated_bytes
         return _Reading(live, live, self._recorder.peak_bytes)
 
     def close(self) -> None:
-        if self._state == "running":
+        if self._recorder is not None and self._running:
+            self._running = False
             self._recorder.__exit__(None, None, None)
-            self._state = "closed"
+
+    def _entered(self) -> Recorder:
+        from tritter_mem.trace.recorder import Recorder
+
+        return Recorder(self._name).__enter__()
