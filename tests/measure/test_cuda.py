@@ -170,9 +170,20 @@ def test_card_that_nvml_does_not_describe_is_found_by_its_name(
     monkeypatch.setattr(cuda, "run_in_child", lambda job: found)
     card = cuda.probe(0, None, 60)
     assert (card.name, card.total_bytes) == ("h100", 79 * GiB)
-    found["title"] = "NVIDIA Something New"
-    with pytest.raises(MeasureError, match="found NVIDIA Something New, which the table"):
-        cuda.probe(0, None, 60)
+
+
+def test_card_that_neither_nvml_nor_the_table_knows_is_what_pytorch_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"title": "NVIDIA Something New", "compute_capability": [12, 1], "multiprocessors": 96,
+             "total_bytes": 24 * GiB, "memory_kilohertz": 14_000_000,
+             "memory_bus_lines": 256}  # fmt: skip
+    monkeypatch.setattr(cuda, "run_in_child", lambda job: found)
+    card = cuda.probe(0, None, 60)
+    assert (card.name, card.title, card.total_bytes) == ("auto", "NVIDIA Something New", 24 * GiB)
+    assert (card.compute_capability, card.multiprocessors) == ((12, 1), 96)
+    assert card.bandwidth_bytes_per_second == 896_000_000_000
+    assert card.context_source.startswith("assumed, not measured")
 
 
 # A whole profile, with the device's answers made up.

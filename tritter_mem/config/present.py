@@ -13,6 +13,7 @@ from tritter_mem.units import MiB
 
 # For a card that the table lacks: within what was seen on others, 0.13 to 0.66 GiB.
 ASSUMED_CONTEXT_BYTES = 512 * MiB
+ASSUMED_SOURCE = "assumed, not measured: a card that the table lacks"
 # CUDA cores a multiprocessor by compute capability; 128 from 8.6 on.
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 
@@ -95,5 +96,5 @@ def _unlisted_card(nvml: Any, handle: Any, title: str, total_bytes: int) -> GpuC
         multiprocessors=nvml.nvmlDeviceGetNumGpuCores(handle) // _CORES.get((major, minor), 128),
         context_bytes=ASSUMED_CONTEXT_BYTES,
         source="read from the driver (NVML)",
-        context_source="assumed, not measured: a card that the table lacks",
+        context_source=ASSUMED_SOURCE,
     )

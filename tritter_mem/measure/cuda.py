@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from tritter_mem.config.gpus import GpuCard, known_as, read_card
-from tritter_mem.config.present import ASSUMED_CONTEXT_BYTES
+from tritter_mem.config.gpus import AUTO, GpuCard, known_as, read_card
+from tritter_mem.config.present import ASSUMED_CONTEXT_BYTES, ASSUMED_SOURCE
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure.assemble import with_components, with_fragmentation
 from tritter_mem.measure.child import Job, run_in_child
@@ -100,19 +100,31 @@ def probe(index: int, card: GpuCard | None, time_limit_seconds: float) -> GpuCar
         MeasureError: it cannot; says why.
     """
     found = run_in_child(_job("probe", {"index": index}, time_limit_seconds, ""))
-    return seen_by_pytorch(card or _of_the_table(found), found)
+    return seen_by_pytorch(card or _told_by_pytorch(found), found)
 
 
-def _of_the_table(found: Mapping[str, Any]) -> GpuCard:
-    """The card by the name that PyTorch gives it, where NVML cannot be asked."""
-    title = str(found["title"])
+def _told_by_pytorch(found: Mapping[str, Any]) -> GpuCard:
+    """The card where NVML cannot be asked: of the table, by the name that PyTorch gives it.
+
+    One that the table lacks is what PyTorch says of it, two transfers a clock on every line of the
+    bus; its context is assumed.
+    """
+    title, total = str(found["title"]), int(found["total_bytes"])
     known = known_as(title)
-    if known is None:
-        raise MeasureError(
-            f"found {title}, which the table of cards lacks and the driver (NVML) does not "
-            "describe: install nvidia-ml-py, or measure where NVML answers"
-        )
-    return replace(read_card(known), title=title, total_bytes=int(found["total_bytes"]))
+    if known is not None:
+        return replace(read_card(known), title=title, total_bytes=total)
+    transfers_per_second = 2 * int(found["memory_kilohertz"]) * 1000
+    return GpuCard(
+        name=AUTO,
+        title=title,
+        total_bytes=total,
+        bandwidth_bytes_per_second=transfers_per_second * int(found["memory_bus_lines"]) // 8,
+        compute_capability=(0, 0),
+        multiprocessors=0,
+        context_bytes=ASSUMED_CONTEXT_BYTES,
+        source="read from PyTorch",
+        context_source=ASSUMED_SOURCE,
+    )
 
 
 def seen_by_pytorch(card: GpuCard, found: Mapping[str, Any]) -> GpuCard:

@@ -263,4 +263,6 @@ def probe(index: int) -> dict[str, Any]:
         "compute_capability": [found.major, found.minor],
         "multiprocessors": found.multi_processor_count,
         "total_bytes": found.total_memory,
+        "memory_kilohertz": found.memory_clock_rate,
+        "memory_bus_lines": found.memory_bus_width,
     }
