@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+
+from tritter_mem.report.validation_files import folder_of
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 530.0
@@ -214,11 +215,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return asked
 
 
-def folder_of(gpu: str) -> Path:
-    """`reports/nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
-    return ROOT / "reports" / re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-
-
 def main() -> int:
     """Run the parts; the exit code."""
     import torch
@@ -227,7 +223,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("found no CUDA device; this runs what needs one", file=sys.stderr)
         return 3
-    folder: Path = asked.output or folder_of(torch.cuda.get_device_name(0))
+    folder: Path = asked.output or ROOT / folder_of(torch.cuda.get_device_name(0))
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LIMIT_SECONDS
     parts = asked.parts or [part for part in PARTS if part not in BY_NAME]

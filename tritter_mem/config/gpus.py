@@ -51,10 +51,15 @@ def unknown_card(name: str) -> str | None:
 
 def known_as(name: str) -> str | None:
     """Turn what people and drivers call a card into its name in the table, if it is there."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if slug and len(slug) <= 100 and _path(slug).is_file():
-        return slug
+    file_name = slug(name)
+    if file_name and len(file_name) <= 100 and _path(file_name).is_file():
+        return file_name
     return _names_by_key().get(_key(name))
+
+
+def slug(name: str) -> str:
+    """A name as files have it: `nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 @cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
+from tritter_mem.config.gpus import slug
 from tritter_mem.errors import InputError
 from tritter_mem.report.files import check_writable, read_results, write_text_atomically
 from tritter_mem.results import Result
@@ -72,4 +72,4 @@ def folder_of(device: str) -> Path:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "unnamed"
+    return slug(name)[:80] or "unnamed"
