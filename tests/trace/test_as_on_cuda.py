@@ -38,8 +38,8 @@ class TestOperators:
     def test_dropout_keeps_a_mask_of_booleans(self) -> None:
         x = ones(SIZE, grad=True)
         assert made(lambda: functional.dropout(x, 0.1)) == [
-            ("aten.native_dropout.default", 4 * SIZE),
             ("aten.native_dropout.default", SIZE),
+            ("aten.native_dropout.default", 4 * SIZE),
         ]
 
     @pytest.mark.parametrize(("p", "training"), [(0.1, False), (0.0, True), (1.0, True)])
@@ -47,6 +47,15 @@ class TestOperators:
         x = ones(SIZE)
         names = [name for name, _ in made(lambda: functional.dropout(x, p, training))]
         assert "aten.native_dropout.default" not in names
+
+    def test_bias_is_added_in_place_to_what_is_not_contiguous(self) -> None:
+        weight, bias = ones(SIZE, 8, grad=True), ones(SIZE, grad=True)
+        turned = ones(4, 2, 8).transpose(0, 1)
+        names = [name for name, _ in made(lambda: functional.linear(turned, weight, bias))]
+        assert "aten.add.Tensor" not in names
+        assert names.count("aten.addmm.default") == 0
+        whole = [name for name, _ in made(lambda: functional.linear(ones(2, 4, 8), weight, bias))]
+        assert whole[-1] == "aten.addmm.default"
 
     @pytest.mark.parametrize("softmax", [functional.softmax, functional.log_softmax])
     def test_softmax_of_float16_makes_no_float32_copy(self, softmax: Callable[..., Tensor]) -> None:

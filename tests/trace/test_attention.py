@@ -1,5 +1,6 @@
 """Attention on meta takes the kernel that a CUDA card takes."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -95,13 +96,45 @@ def test_memory_efficient_makes_numbers_of_a_mask_of_booleans() -> None:
         functional.scaled_dot_product_attention(heads(), heads(), heads(), attn_mask=mask)
     names = [name for name, _ in made(recorder.log)]
     assert "aten._scaled_dot_product_efficient_attention.default" in names
-    assert ("aten.zeros_like.default", T * T * 2) in made(recorder.log)
+    assert ("aten.where.self", T * T * 2) in made(recorder.log)
+
+
+@pytest.mark.parametrize(("keys", "padded"), [(96, False), (100, True)])
+def test_memory_efficient_pads_a_mask_to_strides_of_8(keys: int, padded: bool) -> None:
+    inputs = [heads(tokens=tokens) for tokens in (T, keys, keys)]
+    log = made(attend(*inputs, attn_mask=torch.ones(T, keys, dtype=torch.bfloat16, device="meta")))
+    rows = [size for name, size in log if name == "aten.constant_pad_nd.default"]
+    assert rows == ([T * 104 * 2] if padded else [])
 
 
 def test_math_keeps_its_scores() -> None:
     inputs = [heads(dtype=torch.float32, count=count) for count in (H, 2, 2)]
     log = made(attend(*inputs, enable_gqa=True))
     assert max(size for _, size in log) == B * H * T * T * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_math_is_that_of_pytorch_but_for_a_mask_added_in_place(
+    dtype: torch.dtype, masked: bool
+) -> None:
+    query, key, value = (heads(count=count, dtype=dtype) for count in (H, 2, 2))
+    mask = torch.ones(T, T, dtype=torch.bool, device="meta").tril() if masked else None
+
+    def run() -> None:
+        with sdpa_kernel(SDPBackend.MATH):
+            out = functional.scaled_dot_product_attention(
+                query, key, value, mask, is_causal=not masked, enable_gqa=True
+            )
+        out.sum().backward()
+
+    with Recorder("meta") as plain:
+        run()
+    with as_on_cuda(AMPERE), Recorder("meta") as recorder:
+        run()
+    usual, on_cuda = (Counter(size for _, size in made(log)) for log in (plain.log, recorder.log))
+    usual.subtract({B * H * T * T * 4: 1})
+    assert on_cuda == usual
 
 
 def test_inside_of_modules_and_in_inference_mode() -> None:

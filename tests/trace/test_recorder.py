@@ -145,6 +145,14 @@ class TestStorages:
         assert logs[0] == logs[1]
         assert len(logs[0]) > 10
 
+    def test_operator_with_a_kernel_and_parts_runs_whole(self, device: str) -> None:
+        x = torch.ones(KB, device=device, requires_grad=True)
+        out = nn.functional.silu(x)
+        with Recorder(device) as recorder:
+            out.backward(torch.ones_like(out))
+        made = [event.operator for event in recorder.log if event.kind == "alloc"]
+        assert made == ["aten.ones_like.default", "aten.silu_backward.default"]
+
     def test_composite_that_returns_its_input_makes_no_storage(self, device: str) -> None:
         earlier = torch.ones(256, device=device)
         with torch.inference_mode(), Recorder(device) as recorder:

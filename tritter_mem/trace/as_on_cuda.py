@@ -13,9 +13,11 @@ has.
 |---|---|---|
 | `torch.autocast("cuda")`, or of `meta` | nothing is cast | `autocast.py` |
 | `scaled_dot_product_attention` | math | `attention.py` |
+| `linear` of what is not contiguous | the bias added apart | in place |
 | `dropout` in training | a mask of the input's type | `native_dropout`, a mask of booleans |
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |
 | `rms_norm` | in parts | one operator, which saves its input and a sum per row |
+| `one_hot` | compared with every class | ones put into zeros |
 | optimizers, `clip_grad_norm_` | one tensor at a time | all tensors at once (`foreach`) |
 | `checkpoint` | forgets autocast | remembers it |
 | `.cuda()`, `device="cuda"`, `pin_memory()` | fails | on `meta`; nothing |
@@ -145,21 +147,37 @@ def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
                 return attention.flash(call)
             case "efficient":
                 return attention.efficient(call)
-        return NotImplemented
+        return attention.math(call)
 
     return {
+        "linear": _linear,
         "scaled_dot_product_attention": attend,
         "dropout": _dropout,
         "rms_norm": _rms_norm,
+        "one_hot": _one_hot,
         "softmax.int": _widening(torch.ops.aten._softmax.default),
         "log_softmax.int": _widening(torch.ops.aten._log_softmax.default),
     }
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:  # noqa: A002
+    """The bias of an input that is not contiguous is added in place, on `meta` apart."""
+    if bias is None or input.dim() == 2 or input.is_contiguous():
+        return NotImplemented
+    return torch.matmul(input, weight.t()).add_(bias)
 
 
 def _dropout(input: Tensor, p: float, train: bool) -> Any:  # noqa: A002  (the schema's name)
     if not train or not 0 < p < 1 or input.numel() == 0:
         return NotImplemented
     return torch.ops.aten.native_dropout(input, p, train)[0]
+
+
+def _one_hot(index: Tensor, num_classes: int = -1) -> Any:
+    if num_classes < 0:
+        return NotImplemented
+    ones = torch.zeros(*index.shape, num_classes, dtype=torch.int64, device=index.device)
+    return ones.scatter_(-1, index.unsqueeze(-1), 1)
 
 
 def _rms_norm(

@@ -17,7 +17,8 @@ heeded for flash and memory-efficient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import inf
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ Backend = Literal["flash", "efficient", "math"]
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_WIDTH = 256
 _FLASH_MULTIPLE = 8
-_BIAS_MULTIPLE = 16
+_BIAS_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +136,59 @@ def efficient(call: Attention) -> Tensor:
 
 
 def _bias(call: Attention) -> Tensor | None:
-    """The mask as numbers, rows padded to multiples of 16, expanded to all heads."""
-    mask: Any = call.mask
-    if mask is None:
+    """The mask as numbers, its strides padded to multiples of 8, expanded to all heads."""
+    if call.mask is None:
         return None
-    if mask.dtype == torch.bool:
-        hidden = mask.logical_not()
-        mask = torch.zeros_like(mask, dtype=call.query.dtype).masked_fill_(hidden, float("-inf"))
-    keys = call.key.shape[2]
-    if keys % _BIAS_MULTIPLE and mask.shape[-1] == keys:
-        mask = pad(mask, (0, -keys % _BIAS_MULTIPLE))[..., :keys]
-    batch, heads, queries, _ = call.query.shape
-    expanded: Tensor = mask.expand(batch, heads, queries, keys)
-    return expanded
+    mask = _numbers(call.mask, call.query.dtype)
+    width = mask.shape[-1]
+    if mask.stride(-1) != 1 or any(stride % _BIAS_MULTIPLE for stride in mask.stride()[:-1]):
+        mask = pad(mask, (0, _BIAS_MULTIPLE - width % _BIAS_MULTIPLE))[..., :width]
+    return mask.expand(*call.query.shape[:3], call.key.shape[2])
+
+
+def _numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: of booleans, nothing or minus infinity."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.scalar_tensor(-inf, dtype=dtype, device=mask.device))
+
+
+def math(call: Attention) -> Tensor:
+    """The path without a kernel, `_scaled_dot_product_attention_math`. Returns [B, H, Q, E].
+
+    PyTorch's own adds the mask to the scores in place, but on `meta` apart.
+    """
+    given = call.query.dtype
+    mask = None if call.mask is None else _numbers(call.mask, given)
+    query, key, value = (_accurate(tensor) for tensor in (call.query, call.key, call.value))
+    root = abs(query.shape[-1] ** -0.5 if call.scale is None else call.scale) ** 0.5
+    query = query * root
+    if call.causal:
+        mask = _numbers(_lower_triangle(query, key), query.dtype)
+    if call.grouped:
+        key, value = (_for_every_head(tensor, query.shape[-3]) for tensor in (key, value))
+    scores: Tensor = query @ (key.transpose(-2, -1) * root)
+    if mask is not None:
+        scores.add_(mask)
+    scores = torch.ops.aten._safe_softmax(scores, -1)
+    if call.dropout:
+        scores = torch.ops.aten.native_dropout(scores, call.dropout, True)[0]
+    returned = scores.to(given)  # PyTorch's own returns the scores, too
+    out = (scores @ value).to(given)
+    del returned
+    return out
+
+
+def _accurate(tensor: Tensor) -> Tensor:
+    """Half types in float32, unless less was allowed."""
+    less = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    return tensor.float() if tensor.dtype in _HALF and not less else tensor
+
+
+def _lower_triangle(query: Tensor, key: Tensor) -> Tensor:
+    size = query.shape[-2], key.shape[-2]
+    return torch.ones(size, dtype=torch.bool, device=query.device).tril()
+
+
+def _for_every_head(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.repeat_interleave(heads // tensor.shape[-3], -3)

@@ -19,9 +19,10 @@ class FusedRmsNorm(torch.autograd.Function):
         """Normalise over the last `shape` dimensions of x; returns the shape of x."""
         rows = x.shape[: x.dim() - len(shape)]
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
         rstd = x.new_empty((*rows, *(1 for _ in shape)), dtype=dtype)
         ctx.save_for_backward(x, rstd, weight)
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:

@@ -16,7 +16,14 @@ _FRESH = {
     torch.ops.aten.set_.source_Storage,  # torch.load, copy.deepcopy
     torch.ops.aten.set_.source_Storage_storage_offset,
 }
+_ALLOCATED = {
+    torch.ops.aten.native_dropout.default: (1, 0),
+    torch.ops.aten._scaled_dot_product_efficient_attention.default: (0, 1),
+}
+"""Results that CUDA's kernel allocates on the device, in its order, where those are not all in
+theirs: the mask of dropout comes before the result, the seed of attention is on the host."""
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_CPU = torch._C.DispatchKey.CPU
 
 
 class Operator(NamedTuple):
@@ -26,11 +33,13 @@ class Operator(NamedTuple):
         name: such as `aten.mm.default`.
         is_composite: whether it is made of others, whose results are what counts.
         returns_input: whether it may return memory that an input has brought.
+        allocated: which of its results CUDA allocates, in order; empty: all in theirs.
     """
 
     name: str
     is_composite: bool
     returns_input: bool
+    allocated: tuple[int, ...] = ()
 
 
 class OperatorMode(TorchDispatchMode):
@@ -64,13 +73,22 @@ class OperatorMode(TorchDispatchMode):
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         result = func(*args, **kwargs)
-        self._saw(operator, (args, kwargs), result)
+        allocated = operator.allocated
+        seen = tuple(result[place] for place in allocated) if allocated else result
+        self._saw(operator, (args, kwargs), seen)
         return result
 
     def _learn(self, func: Any) -> Operator:
-        composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        # Some have kernels of their own as well, such as silu_backward, and run whole.
+        composite = has_kernel(func.name(), _COMPOSITE) and not has_kernel(func.name(), _CPU)
         returns_input = any(value.alias_info for value in func._schema.returns)
-        known = Operator(str(func), composite, returns_input and func not in _FRESH)
+        known = Operator(
+            name=str(func),
+            is_composite=composite,
+            returns_input=returns_input and func not in _FRESH,
+            allocated=_ALLOCATED.get(func, ()),
+        )
         self._known[func] = known
         return known
 
