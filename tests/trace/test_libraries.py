@@ -1,55 +1,96 @@
-"""Workspaces of libraries: one a thread, held from the first product on."""
+"""Workspaces of libraries: one a thread and library, held from the first product on."""
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tritter_mem.config.card import CUBLAS_BYTES, CUBLAS_BYTES_FROM_HOPPER
+from tritter_mem.config.card import CUBLAS_BYTES, CUBLAS_BYTES_HOPPER, CUBLASLT_BYTES
+from tritter_mem.config.gpus import find_gpu
 from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.recorder import Recorder
+
+H100 = find_gpu("h100")
 
 
 def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.ones(shape, dtype=dtype, device="meta")
+
+
 @pytest.mark.parametrize(
     ("capability", "size"),
-    [((7, 5), CUBLAS_BYTES), ((8, 9), CUBLAS_BYTES), ((9, 0), CUBLAS_BYTES_FROM_HOPPER),
-     ((12, 0), CUBLAS_BYTES_FROM_HOPPER)],
+    [((7, 5), CUBLAS_BYTES), ((8, 9), CUBLAS_BYTES), ((9, 0), CUBLAS_BYTES_HOPPER),
+     ((10, 0), CUBLAS_BYTES), ((12, 0), CUBLAS_BYTES)],
 )  # fmt: skip
 def test_size_follows_the_card(capability: tuple[int, int], size: int) -> None:
-    libraries = Libraries(capability, lambda: False)
-    assert libraries.newly_held("aten.mm.default") == size
-    assert libraries.newly_held("aten.bmm.default") == 0
+    """Recorded from PyTorch 2.11's CUDA allocator, without a GPU, under each capability."""
+    card = replace(H100, compute_capability=capability)
+    libraries = Libraries(card, lambda: False)
+    assert list(libraries.newly_held("aten.mm.default", (), {})) == [("cuBLAS workspace", size)]
+    assert list(libraries.newly_held("aten.bmm.default", (), {})) == []
     assert libraries.held_bytes == size
 
 
-def workspaces(training: bool) -> list[tuple[str, str]]:
-    """Operators at which a linear layer with a bias takes workspaces, and their category."""
-    libraries = Libraries((8, 0), in_backward)
-    with Recorder("meta", libraries) as recorder:
-        layer, x = nn.Linear(8, 8, device="meta"), torch.ones(4, 8, device="meta")
-        for _ in range(2):
-            loss = layer(x).sum()
-            if training:
-                loss.backward()
-    events = [event for event in recorder.log if "workspace" in event.operator]
-    assert all(event.kind == "alloc" and event.bytes == CUBLAS_BYTES for event in events)
-    return [(event.operator.split(", ")[1], event.category) for event in events]
+def taken(call: Callable[[], object], times: int = 2) -> list[tuple[str, int]]:
+    """Workspaces that calls take, in order."""
+    with Recorder("meta", Libraries(H100, in_backward)) as recorder:
+        for _ in range(times):
+            call()
+    events = [event for event in recorder.log if " workspace, " in event.operator]
+    assert all((event.kind, event.category) == ("alloc", "workspace") for event in events)
+    return [(event.operator, event.bytes) for event in events]
 
 
-def test_a_product_with_a_bias_takes_the_same_one() -> None:
-    assert workspaces(training=False) == [("aten.addmm.default", "workspace")]
+def test_a_product_with_a_bias_takes_one_more() -> None:
+    layer, x = nn.Linear(8, 8, device="meta"), ones(4, 8, dtype=torch.float32)
+    assert taken(lambda: layer(x)) == [
+        ("cuBLAS workspace, aten.addmm.default", CUBLAS_BYTES_HOPPER),
+        ("cuBLASLt workspace, aten.addmm.default", CUBLASLT_BYTES),
+    ]
 
 
 def test_backward_has_a_handle_of_its_own() -> None:
-    found = workspaces(training=True)
-    assert found == [("aten.addmm.default", "workspace"), ("aten.mm.default", "workspace")]
+    layer, x = nn.Linear(8, 8, device="meta"), ones(4, 8, dtype=torch.float32)
+    assert [name for name, _ in taken(lambda: layer(x).sum().backward())] == [
+        "cuBLAS workspace, aten.addmm.default",
+        "cuBLASLt workspace, aten.addmm.default",
+        "cuBLAS workspace, aten.mm.default",
+    ]
+
+
+X, W = ones(200, 300), ones(300, 500)
+
+
+@pytest.mark.parametrize(
+    ("bias", "left", "right", "options", "takes"),
+    [
+        (ones(500), X, W, {}, True),
+        (ones(500), X, W, {"alpha": 0.5}, True),
+        (ones(500), X, W, {"beta": 0.5}, False),
+        (ones(1, 500), X, W, {}, True),
+        (ones(200, 500), X, W, {}, False),
+        (ones(1), X, W, {}, False),
+        (ones(1000)[::2], X, W, {}, False),
+        (ones(500), X[:1], W, {}, True),
+        (ones(500), X[:, :1], W[:1], {}, False),
+        (ones(1), X, W[:, :1], {}, False),
+        (ones(500), X.float(), W.float(), {}, True),
+        (ones(500), X.double(), W.double(), {}, True),
+    ],
+)
+def test_which_biases_go_to_cublaslt(
+    bias: Tensor, left: Tensor, right: Tensor, options: dict[str, float], takes: bool
+) -> None:
+    """Recorded from PyTorch 2.11's host code, without a GPU, call by call."""
+    found = taken(lambda: torch.addmm(bias.to(left.dtype), left, right, **options))
+    assert [size for _, size in found] == [CUBLAS_BYTES_HOPPER, *[CUBLASLT_BYTES] * takes]
 
 
 def test_other_operators_take_none() -> None:
-    libraries = Libraries((8, 0), in_backward)
-    with Recorder("meta", libraries):
-        torch.ones(4, device="meta").exp().sum()
-    assert libraries.held_bytes == 0
+    assert taken(lambda: ones(4).exp().sum()) == []

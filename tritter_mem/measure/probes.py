@@ -15,6 +15,7 @@ from tritter_mem.allocator.rules import (
     SMALL_SEGMENT_BYTES,
     round_request,
 )
+from tritter_mem.config.card import CUBLASLT_BYTES
 from tritter_mem.config.gpus import GpuCard, find_gpu
 from tritter_mem.config.loading import load_profile
 from tritter_mem.measure.child import Job, run_in_child
@@ -24,7 +25,7 @@ from tritter_mem.measure.driver import Driver
 from tritter_mem.measure.meter import Meter
 from tritter_mem.measure.plain import from_plain
 from tritter_mem.measure.work import Timed, perform
-from tritter_mem.trace.scratch import scratch_bytes
+from tritter_mem.trace.scratch import peak_bytes, scratch_bytes
 from tritter_mem.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -99,10 +100,11 @@ def probe(card: GpuCard, index: int = 0) -> list[Reading]:
     Raises:
         MeasureError: a probe failed; says how.
     """
-    plain = _in_child("probe_device", index, "")
+    plain = _in_child("probe_device", {"index": index, "card": asdict(card)}, "")
     assumed = {CONTEXT: card.context_bytes, CUBLAS: card.cublas_workspace_bytes}
     readings = [
-        from_plain(Reading, one) for one in plain + _in_child("probe_pages", index, EXPANDABLE)
+        from_plain(Reading, one)
+        for one in plain + _in_child("probe_pages", {"index": index}, EXPANDABLE)
     ]
     return [
         Reading(name=r.name, measured_bytes=r.measured_bytes,
@@ -111,11 +113,11 @@ def probe(card: GpuCard, index: int = 0) -> list[Reading]:
     ]  # fmt: skip
 
 
-def _in_child(function: str, index: int, allocator_conf: str) -> list[Any]:
+def _in_child(function: str, arguments: dict[str, Any], allocator_conf: str) -> list[Any]:
     found: list[Any] = run_in_child(
         Job(
             function=f"tritter_mem.measure.probes:{function}",
-            arguments={"index": index},
+            arguments=arguments,
             time_limit_seconds=TIME_LIMIT_SECONDS,
             environment=environment(allocator_conf),
         )
@@ -123,10 +125,11 @@ def _in_child(function: str, index: int, allocator_conf: str) -> list[Any]:
     return found
 
 
-def probe_device(index: int) -> list[dict[str, Any]]:
+def probe_device(index: int, card: dict[str, Any]) -> list[dict[str, Any]]:
     """The job that probes libraries, operators and, last, what all of that loads."""
     session = Session(Place(index=index), Driver(index), open_cuda)
-    readings = [*_libraries(session.meter), *_operators(session.meter), *_context(session)]
+    operators = _operators(session.meter, from_plain(GpuCard, card))
+    readings = [*_libraries(session.meter), *operators, *_context(session)]
     return [asdict(reading) for reading in readings]
 
 
@@ -174,23 +177,18 @@ def _libraries(meter: Meter) -> Iterator[Reading]:
     for name, call in (("backward thread", backward), ("second stream", other_stream)):
         found = beyond(meter, call).kept_bytes
         yield Reading(name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=first)
-    with_bias = beyond(meter, lambda: torch.addmm(bias, a, b))
-    yield Reading(name="cuBLASLt, kept", measured_bytes=with_bias.kept_bytes, assumed_bytes=0)
-    yield Reading(
-        name="cuBLASLt, at its peak", measured_bytes=with_bias.peak_bytes, assumed_bytes=0
-    )
+    for which, assumed in (("first", CUBLASLT_BYTES), ("second", 0)):
+        found = beyond(meter, lambda: torch.addmm(bias, a, b)).kept_bytes
+        name = f"cuBLASLt workspace, {which} product with a bias"
+        yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)
 
 
-def _operators(meter: Meter) -> Iterator[Reading]:
+def _operators(meter: Meter, card: GpuCard) -> Iterator[Reading]:
     for name, make in OPERATORS.items():
         operator, args = make(meter.name)
-        assumed = sum(map(round_request, scratch_bytes(_full_name(operator), args, {})))
+        assumed = peak_bytes(scratch_bytes(card, str(operator), args, {}))
         found = beyond(meter, lambda operator=operator, args=args: operator(*args))  # type: ignore[misc]
         yield Reading(name=name, measured_bytes=found.peak_bytes, assumed_bytes=assumed)
-
-
-def _full_name(operator: Any) -> str:
-    return str(operator)  # `aten.sort.default`
 
 
 def _context(session: Session) -> Iterator[Reading]:

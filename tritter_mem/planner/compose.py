@@ -12,7 +12,7 @@ from tritter_mem.planner.live import Moment, highest
 from tritter_mem.planner.training import optimizer_state_bytes, training_moments
 from tritter_mem.planner.vision import vision_bytes
 from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
-from tritter_mem.planner.workspace import cublas_bytes
+from tritter_mem.planner.workspace import library_bytes
 from tritter_mem.results import Estimate, Phase
 
 
@@ -28,7 +28,7 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
         card: the card; it decides the libraries' workspaces, the context, and how far attention is
             split.
     """
-    library = cublas_bytes(profile, card)
+    library = library_bytes(profile, card)
     loaded = {
         "weights": weights_bytes(profile),
         "embeddings": embeddings_bytes(profile),

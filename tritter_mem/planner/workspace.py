@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tritter_mem.config.card import GpuCard
+from tritter_mem.config.card import CUBLASLT_BYTES, GpuCard
 from tritter_mem.config.schema import Profile
 
 
@@ -11,12 +11,14 @@ def captures(profile: Profile) -> bool:
     return profile.workload.cuda_graph and profile.workload.new_tokens > 1
 
 
-def cublas_bytes(profile: Profile, card: GpuCard) -> int:
+def library_bytes(profile: Profile, card: GpuCard) -> int:
     """Workspaces of cuBLAS: one a handle and stream, and each thread has its own handle.
 
     Training has two, because the backward pass runs in a thread of its own; so has a decode step
-    that is captured, on a stream of its own.
+    that is captured, on a stream of its own. The vision tower's products have a bias, for which
+    cuBLASLt takes one more in the first thread.
     """
     work = profile.workload
     handles = 2 if work.mode == "training" or captures(profile) else 1
-    return handles * card.cublas_workspace_bytes
+    with_bias = 0 if profile.model.vision is None else CUBLASLT_BYTES
+    return handles * card.cublas_workspace_bytes + with_bias

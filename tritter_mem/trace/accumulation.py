@@ -4,7 +4,8 @@ Where a tensor was used more than once, autograd adds its gradients up. Outside 
 adds into the first one, if nothing else holds that (`can_accumulate_inplace` in PyTorch's
 `input_buffer.cpp`). While any dispatch mode is on, it takes every tensor for one of a class of its
 own and makes a new one: a recorded run would show memory that no other run takes. So a recording
-adds in place where autograd would have.
+adds in place where autograd would have. Likewise gradients of what was selected: they are put into
+zeros in place, but not while a dispatch mode is on (`areAnyTensorSubclassLike`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _ADD = torch.ops.aten.add.Tensor
 _ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _ENGINE = torch.autograd.graph._engine_run_backward.__code__
+
+
+_SELECTING = ("MaxBackward0", "MinBackward0", "TopkBackward0", "SortBackward0", "SortBackward1",
+              "KthvalueBackward0", "MedianBackward1", "ModeBackward0")  # fmt: skip
+_INTO_ZEROS = {
+    torch.ops.aten.index_put.default: (torch.ops.aten.index_put_.default, ("IndexBackward0",)),
+    torch.ops.aten.scatter_add.default: (torch.ops.aten.scatter_add_.default, ("GatherBackward0",)),
+    torch.ops.aten.index_add.default: (
+        torch.ops.aten.index_add_.default,
+        ("IndexSelectBackward0",),
+    ),
+    torch.ops.aten.put.default: (torch.ops.aten.put_.default, ("TakeBackward0",)),
+    torch.ops.aten.scatter.src: (torch.ops.aten.scatter_.src, _SELECTING),
+}
+"""Operators that put gradients into fresh zeros: in place, and autograd's nodes that do so."""
 
 
 class Holders(NamedTuple):
@@ -38,12 +54,20 @@ def as_outside_of_a_recording(func: Any, args: tuple[Any, ...], sole: Holders) -
         args: its positional arguments.
         sole: what `sole_holders` returns.
     """
+    if func in _INTO_ZEROS:
+        return _into_zeros(func)
     if func is not _ADD or torch.is_grad_enabled() or torch._C._current_graph_task_id() < 0:
         return func
     held, added = args
     may = isinstance(added, torch.Tensor) and held.shape == added.shape
     may = may and held.dtype == added.dtype and _asked_by_autograd()
     return _ADD_IN_PLACE if may and _dense(held) and _holders(held) == sole else func
+
+
+def _into_zeros(func: Any) -> Any:
+    in_place, nodes = _INTO_ZEROS[func]
+    node = torch._C._current_autograd_node()
+    return in_place if node is not None and node.name() in nodes else func
 
 
 def _asked_by_autograd() -> bool:

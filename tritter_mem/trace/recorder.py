@@ -23,7 +23,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from tritter_mem.trace.events import EventLog, Span
-from tritter_mem.trace.libraries import Libraries
+from tritter_mem.trace.libraries import CUBLAS_OPERATORS, Libraries
 from tritter_mem.trace.modules import ModulePath
 from tritter_mem.trace.operators import Operator, OperatorMode, dispatches_itself, tensors
 from tritter_mem.trace.owners import Owners, addresses
@@ -142,15 +142,24 @@ class Recorder:
 
     def _beside_results(self, libraries: Libraries, operator: str, inputs: Any) -> None:
         """What a card allocates for an operator beside its results, which no run here shows."""
-        if held := libraries.newly_held(operator):
+        if operator in CUBLAS_OPERATORS:
             with labels.label(labels.WORKSPACE):
-                self._came(held, f"cuBLAS workspace, {operator}")
+                for library, size in libraries.newly_held(operator, *inputs):
+                    self._came(size, f"{library}, {operator}")
         if operator in SCRATCH_RULES:
             with labels.label(labels.WORKSPACE):
-                sizes = [size for size in scratch_bytes(operator, *inputs) if size]
-                numbers = [self._came(size, f"inside {operator}") for size in sizes]
-            for number, size in zip(numbers, sizes, strict=True):
-                self._freed(number, size)
+                self._inside(operator, scratch_bytes(libraries.card, operator, *inputs))
+
+    def _inside(self, operator: str, sizes: Iterator[int]) -> None:
+        """Scratch that comes (+) and goes (-) in order; what is left goes with the operator."""
+        held: list[tuple[int, int]] = []
+        for size in filter(None, sizes):
+            if size > 0:
+                held.append((self._came(size, f"inside {operator}"), size))
+            else:
+                self._freed(*held.pop(_last(held, -size)))
+        for number, size in held:
+            self._freed(number, size)
 
     def _saw(
         self, storage: torch.UntypedStorage, operator: Operator, inputs: Any, place: int
@@ -210,6 +219,11 @@ class Recorder:
     def _number(self, address: int) -> int | None:
         tracked = self._live.get(address)
         return None if tracked is None else tracked.number
+
+
+def _last(held: list[tuple[int, int]], nbytes: int) -> int:
+    """Place of the last block of this size."""
+    return max(place for place, (_, size) in enumerate(held) if size == nbytes)
 
 
 class _Tracked(weakref.ref[torch.UntypedStorage]):

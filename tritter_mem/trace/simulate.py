@@ -152,11 +152,7 @@ def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
 
     from tritter_mem.trace.recorder import Recorder
 
-    libraries = Libraries(
-        card.compute_capability,
-        in_backward=lambda: torch._C._current_graph_task_id() != -1,
-        workspace_bytes=card.measured_cublas_bytes,
-    )
+    libraries = Libraries(card, lambda: torch._C._current_graph_task_id() != -1)
     with Recorder("meta", libraries) as recorder:
         run("meta", recorder)
     return recorder.log, libraries
