@@ -21,8 +21,10 @@ from tritter_mem.allocator.history import (
     DO_ALLOC,
     DO_COMPLETE,
     DO_FREE,
+    DO_MAP,
     DO_RELEASE,
     DO_REQUEST,
+    DO_RETRY,
     DO_TRY,
     History,
 )
@@ -308,3 +310,82 @@ def test_a_recording_that_begins_later_is_replayed_exactly(
 def _devices(recorder: Recorder) -> list[History]:
     """None where nothing happened."""
     return [history_of(snapshot_of(recorder))] if len(recorder.trace) else []
+
+
+# What the recordings of PyTorch's own allocator showed
+
+
+def assert_exact(history: History) -> None:
+    replayed, fidelity = verify(history, lambda _: None)
+    assert fidelity.exact, fidelity
+    assert replayed == history.recorded
+
+
+def test_pages_mapped_below_all_others_tell_where_an_expandable_segment_begins() -> None:
+    """Its first page was unmapped before the recording began, and is the first to be mapped."""
+    page = 20 * MiB
+    blocks = (live(12 * MiB), unused(8 * MiB), live(page))
+    events = [event("segment_map", BASE, page), alloc(BASE, 12 * MiB)]
+    history = history_of(
+        snapshot(
+            [segment(BASE, *blocks, is_expandable=True)], events, conf="expandable_segments:True"
+        )
+    )
+    assert [s.address for s in history.start] == [BASE + page]
+    assert history.starts == {(0, False): BASE}
+    assert_exact(history)
+
+
+def test_an_expandable_segment_that_was_given_up_begins_anew() -> None:
+    page, lower = 20 * MiB, BASE - 100 * MiB
+    events = [
+        *free(BASE, page),
+        event("segment_unmap", BASE, page),
+        event("segment_map", lower, page),
+        alloc(lower, page),
+    ]
+    made = segment(lower, live(page), is_expandable=True)
+    history = history_of(snapshot([made], events, conf="expandable_segments:True"))
+    assert history.starts == {(0, False): BASE}
+    assert_exact(history)
+
+
+def test_pages_mapped_for_a_request_that_then_failed_are_mapped_and_unmapped() -> None:
+    page = 20 * MiB
+    events = [
+        event("segment_map", BASE, page),
+        alloc(BASE, 15 * MiB),
+        event("segment_map", BASE + page, page),
+        event("segment_unmap", BASE + page, page),
+        event("oom", 0, 60 * MiB),
+    ]
+    made = segment(BASE, live(15 * MiB), unused(5 * MiB), is_expandable=True)
+    history = history_of(snapshot([made], events, conf="expandable_segments:True"))
+    assert list(history.steps) == [DO_ALLOC, DO_MAP, DO_RELEASE, DO_TRY]
+    assert history.recorded.reserved_peak_bytes == 2 * page
+    assert_exact(history)
+
+
+def test_the_retry_does_not_look_again_at_free_blocks() -> None:
+    """A block that waited is free by then and would fit; PyTorch takes new memory all the same."""
+    small, new = BASE + 20 * MiB, BASE + 40 * MiB
+    events = [
+        event("segment_alloc", BASE, 20 * MiB),
+        alloc(BASE, 9 * MiB),
+        alloc(BASE + 9 * MiB, 9 * MiB),
+        event("segment_alloc", small, 2 * MiB),
+        alloc(small, 512),
+        *free(small, 512),
+        event("free_requested", BASE, 9 * MiB),
+        event("free_completed", BASE, 9 * MiB),
+        event("segment_free", small, 2 * MiB),
+        event("segment_alloc", new, 20 * MiB),
+        alloc(new, 5 * MiB),
+    ]
+    end = [
+        segment(BASE, unused(9 * MiB), live(9 * MiB), unused(2 * MiB)),
+        segment(new, live(5 * MiB), unused(15 * MiB)),
+    ]
+    history = history_of(snapshot(end, events))
+    assert history.steps[-1] == DO_RETRY
+    assert_exact(history)

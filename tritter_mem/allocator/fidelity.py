@@ -9,6 +9,7 @@ from tritter_mem.allocator.history import (
     DO_ALLOC,
     DO_FREE,
     DO_RELEASE,
+    DO_RETRY,
     DO_TRY,
     History,
     NewSegment,
@@ -109,8 +110,10 @@ def _play_and_compare(player: Player, witness: _Witness, due: dict[int, list[New
 def _same_address(player: Player, step: int, number: int) -> bool:
     """Do a step; whether it served a request at the recorded address."""
     history, allocator = player.history, player.allocator
-    if step == DO_ALLOC:
-        block = allocator.malloc(history.sizes[number], history.stream(number))
+    if step in (DO_ALLOC, DO_RETRY):
+        block = allocator.malloc(
+            history.sizes[number], history.stream(number), new_memory=step == DO_RETRY
+        )
         player.blocks[number] = block
         return block.address == history.addresses[number]
     if step == DO_FREE:

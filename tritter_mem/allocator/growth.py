@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tritter_mem.allocator import expandable, reclaim
-from tritter_mem.allocator.blocks import FREE, Block, BlockPool, ExpandableSegment
+from tritter_mem.allocator.blocks import FREE, Block, BlockPool, ExpandableSegment, Stream
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES, round_up, segment_bytes
 from tritter_mem.units import TiB
 
@@ -85,6 +85,16 @@ def _grow_expandable(allocator: CachingAllocator, pool: BlockPool, size: int) ->
     if mapped is not None:
         pool.remove(mapped)
     return mapped
+
+
+def map_at(allocator: CachingAllocator, stream: Stream, address: int, size: int) -> Block | None:
+    """Map pages as a request did that then got no further, the device being full.
+
+    The small pool maps one page for a request, so these are always of the large one.
+    """
+    pool = allocator.pool(stream, small=False)
+    room = next((block for block in pool.unmapped if block.address == address), None)
+    return _map(allocator, room or _reserve_addresses(allocator, pool, size), size)
 
 
 def _reserve_addresses(allocator: CachingAllocator, pool: BlockPool, size: int) -> Block:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import FREE, WAITING, Stream
+from tritter_mem.allocator.ranges import reservation_starts
 from tritter_mem.allocator.rewind import records_completion, state_at_start
-from tritter_mem.allocator.segments import SegmentState
+from tritter_mem.allocator.segments import SegmentState, Starts
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot_in import DeviceSnapshot
 from tritter_mem.allocator.trace import (
@@ -24,8 +25,9 @@ from tritter_mem.allocator.trace import (
 )
 
 # What a replay does: serve a request, free a block, let a freed block wait and let it go, release
-# cached segments, try the request that failed in the recording.
-DO_ALLOC, DO_FREE, DO_REQUEST, DO_COMPLETE, DO_RELEASE, DO_TRY = range(6)
+# cached segments, try the request that failed in the recording, map pages that were mapped for a
+# request which then got no further, serve one from new memory once the cache was released for it.
+DO_ALLOC, DO_FREE, DO_REQUEST, DO_COMPLETE, DO_RELEASE, DO_TRY, DO_MAP, DO_RETRY = range(8)
 
 
 class NewSegment(NamedTuple):
@@ -81,13 +83,15 @@ class History:
 
     Requests are numbered: first the blocks that are live at the beginning, by address, then the
     recorded ones in order. `steps[i]` is what to do, `numbers[i]` with which request (or, for a
-    release, with which entry of `releases`), and `events[i]` the recorded event that it stands
-    for.
+    release, with which entry of `releases`, for pages with which of `new_segments`), and
+    `events[i]` the recorded event that it stands for. `starts` are the lowest addresses of the
+    expandable segments that are there at the beginning.
     """
 
     device: int
     settings: AllocatorSettings
     start: list[SegmentState]
+    starts: Starts
     steps: bytearray
     numbers: array[int]
     events: array[int]
@@ -133,6 +137,7 @@ class _Builder:
         self._releases: list[Release] = []
         self._failures: list[RecordedFailure] = []
         self._reserved = self._reserved_peak = sum(segment.size for segment in start)
+        self._settled = 0  # new segments up to here were taken for requests that were served
         self._unknown_frees = self._overwritten = 0
         self._completes = records_completion(snapshot)
         self._start_numbers()
@@ -171,6 +176,8 @@ class _Builder:
         trace, event = self._trace, 0
         while event < len(trace):
             action = trace.actions[event]
+            if action not in (ALLOC, SEGMENT_ALLOC, SEGMENT_MAP):
+                self._settle(event)
             if action == ALLOC:
                 self._alloc(event)
             elif action == FREE_REQUESTED:
@@ -194,7 +201,26 @@ class _Builder:
             self._step(DO_FREE, before, event)
         number = self._request(address, trace.sizes[event], trace.stream_numbers[event])
         self._number_at[address] = number
-        self._step(DO_ALLOC, number, event)
+        self._step(DO_RETRY if self._in_retry() else DO_ALLOC, number, event)
+        self._settled = len(self._new_segments)
+
+    def _in_retry(self) -> bool:
+        """Whether a request took new memory right after a release.
+
+        That is the allocator's retry, or `empty_cache` and then a request without a fit. The retry
+        does not look again at free blocks, though waiting for streams may have freed one that fits.
+        """
+        new_memory = self._settled < len(self._new_segments)
+        return new_memory and self._steps[-1:] == bytes([DO_RELEASE])
+
+    def _settle(self, event: int) -> None:
+        """Pages that were mapped for no request that was served: each gets a step of its own."""
+        for number in range(self._settled, len(self._new_segments)):
+            new = self._new_segments[number]
+            if new.mapped:
+                self._new_segments[number] = new._replace(step=len(self._steps))
+                self._step(DO_MAP, number, event)
+        self._settled = len(self._new_segments)
 
     def _free(self, event: int) -> int:
         """A free; returns how many further events belong to it."""
@@ -283,6 +309,7 @@ class _Builder:
             device=self._snapshot.device,
             settings=self._snapshot.settings,
             start=self._start,
+            starts=reservation_starts(self._start, self._trace),
             steps=self._steps,
             numbers=self._numbers,
             events=self._events,

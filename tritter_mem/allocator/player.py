@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tritter_mem.allocator import reclaim
+from tritter_mem.allocator import growth, reclaim
 from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.history import (
     DO_ALLOC,
     DO_COMPLETE,
     DO_FREE,
+    DO_MAP,
     DO_RELEASE,
     DO_REQUEST,
+    DO_RETRY,
     DO_TRY,
     History,
     Release,
@@ -23,6 +25,7 @@ from tritter_mem.allocator.simulator import (
 
 Progress = Callable[[int], None]  # told how many steps are done since the last call
 STEPS_A_CALL = 4096
+SERVING = (DO_ALLOC, DO_RETRY, DO_TRY)
 
 
 class Player:
@@ -49,7 +52,7 @@ class Player:
         """
         self._as_recorded = True
         allocator, addresses = self.allocator, self.history.addresses
-        found = allocator.load(self.history.start)
+        found = allocator.load(self.history.start, self.history.starts)
         tickets = {block.address: ticket for ticket, block in allocator.waiting.items()}
         waiting = set(self.history.waiting_at_start)
         for number in range(self.history.live_at_start):
@@ -114,6 +117,8 @@ class Player:
             self._tickets[number] = self.allocator.request_free(self.blocks.pop(number))
         elif step == DO_COMPLETE:
             self.allocator.complete_free(self._tickets.pop(number))
+        elif step == DO_RETRY:
+            self.blocks[number] = self._serve_again(number)
         elif step == DO_TRY:
             history = self.history
             self.allocator.free(
@@ -121,6 +126,16 @@ class Player:
             )
         elif step == DO_RELEASE:
             self._release(self.history.releases[number])
+        elif step == DO_MAP and self._as_recorded:
+            new = self.history.new_segments[number]
+            growth.map_at(self.allocator, new.stream, new.address, new.size)
+
+    def _serve_again(self, number: int) -> Block:
+        """Under other settings the release may have been for nothing; so all is looked through."""
+        history = self.history
+        return self.allocator.malloc(
+            history.sizes[number], history.stream(number), new_memory=self._as_recorded
+        )
 
     def _release(self, release: Release) -> None:
         """What emptied the cache does so under any settings; less was the recorded settings'."""
@@ -136,5 +151,5 @@ class Player:
         return next(
             step
             for step in range(first, len(history.steps))
-            if history.numbers[step] == number and history.steps[step] in (DO_ALLOC, DO_TRY)
+            if history.numbers[step] == number and history.steps[step] in SERVING
         )

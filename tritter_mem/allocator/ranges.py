@@ -1,14 +1,18 @@
-"""Mapped ranges of expandable segments while a history is undone."""
+"""Mapped ranges of expandable segments while a history is undone, and where segments begin."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Stream
-from tritter_mem.allocator.rules import is_small, round_request
+from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES, is_small, round_request
 from tritter_mem.allocator.segments import SegmentState
+from tritter_mem.allocator.trace import SEGMENT_MAP, SEGMENT_UNMAP, Trace
+
+Key = tuple[Stream, bool]  # a stream, and whether the pool is the small one
 
 
 class _Range(NamedTuple):
@@ -91,3 +95,46 @@ def _with_pool(found: _Range, addresses: list[int], requested: Mapping[int, int]
 
 def _address(found: _Range) -> int:
     return found.address
+
+
+class _Reservations:
+    """The expandable segments at the beginning, while a history goes on."""
+
+    def __init__(self, segments: Iterable[SegmentState]) -> None:
+        self.starts: dict[Key, int] = {}
+        self._mapped = Counter[Key]()
+        for segment in segments:
+            if segment.expandable:
+                key = segment.stream, segment.small
+                self.starts[key] = min(segment.address, self.starts.get(key, segment.address))
+                self._mapped[key] += segment.size
+
+    def map(self, stream: Stream, address: int, size: int) -> None:
+        """Pages come: they may be the lowest ones."""
+        # The small pool maps one page at a time, and no large page is that small.
+        key = stream, size == SMALL_SEGMENT_BYTES
+        if self._mapped[key]:
+            self.starts[key] = min(self.starts[key], address)
+            self._mapped[key] += size
+
+    def unmap(self, stream: Stream, address: int, size: int) -> None:
+        """Pages go. A segment without any is given up: what is mapped next begins another."""
+        own = [key for key in self.starts if key[0] == stream and self.starts[key] <= address]
+        if own:
+            key = max(own, key=self.starts.__getitem__)
+            self._mapped[key] = max(self._mapped[key] - size, 0)
+
+
+def reservation_starts(segments: Iterable[SegmentState], trace: Trace) -> dict[Key, int]:
+    """The lowest address of each expandable segment that is there at the beginning.
+
+    A snapshot shows mapped ranges only. Where a segment's first pages were unmapped before the
+    recording began, pages that are mapped below the others later tell of them.
+    """
+    found = _Reservations(segments)
+    for event, action in enumerate(trace.actions) if found.starts else ():
+        if action == SEGMENT_MAP:
+            found.map(trace.stream(event), trace.addresses[event], trace.sizes[event])
+        elif action == SEGMENT_UNMAP:
+            found.unmap(trace.stream(event), trace.addresses[event], trace.sizes[event])
+    return found.starts

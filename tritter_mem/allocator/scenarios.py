@@ -8,9 +8,9 @@ from itertools import islice
 
 from tritter_mem.allocator.addresses import RecordedAddresses, ascending_beyond
 from tritter_mem.allocator.blocks import PrivateStream, Stream
-from tritter_mem.allocator.history import DO_ALLOC, DO_TRY, History
+from tritter_mem.allocator.history import History
 from tritter_mem.allocator.outcome import TIMELINE_COLUMNS, OutOfMemory, Scenario
-from tritter_mem.allocator.player import STEPS_A_CALL, Player, Progress
+from tritter_mem.allocator.player import SERVING, STEPS_A_CALL, Player, Progress
 from tritter_mem.allocator.segments import SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
@@ -110,7 +110,7 @@ def segments_at_peak(
 
 def _step_after(history: History, allocations: int) -> int:
     """How many steps serve so many requests."""
-    serving = (i for i, step in enumerate(history.steps) if step in (DO_ALLOC, DO_TRY))
+    serving = (i for i, step in enumerate(history.steps) if step in SERVING)
     return next(islice(serving, allocations - 1, None), -1) + 1 if allocations > 0 else 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -87,11 +87,16 @@ def _block(block: Block) -> BlockState:
     return BlockState(block.address, block.size, requested, block.state)
 
 
-def load(allocator: CachingAllocator, segments: Sequence[SegmentState]) -> dict[int, Block]:
+Starts = Mapping[tuple[Stream, bool], int]  # by stream and whether it is of the small pool
+
+
+def load(
+    allocator: CachingAllocator, segments: Sequence[SegmentState], starts: Starts
+) -> dict[int, Block]:
     """Give an empty allocator its first segments; returns live and waiting blocks by address."""
     plain = [segment for segment in segments if not segment.expandable]
     chains = [_chain(allocator, segment.blocks, segment) for segment in plain]
-    chains += _reservations(allocator, [s for s in segments if s.expandable])
+    chains += _reservations(allocator, [s for s in segments if s.expandable], starts)
     for chain in chains:
         allocator.adopt(chain)
     return {
@@ -116,29 +121,28 @@ def _chain(allocator: CachingAllocator, blocks: Iterable[BlockState], like: Segm
 
 
 def _reservations(
-    allocator: CachingAllocator, ranges: Sequence[SegmentState]
+    allocator: CachingAllocator, ranges: Sequence[SegmentState], starts: Starts
 ) -> Iterator[list[Block]]:
-    """One reservation a stream and pool, from its lowest mapped range to the end.
+    """One reservation a stream and pool, from where it starts to the end.
 
-    A snapshot shows mapped ranges only. That a reservation starts with the lowest of them is an
-    assumption: its first pages may have been unmapped.
+    A snapshot shows mapped ranges only: the lowest of them counts as the start where nothing tells
+    of another one.
     """
     for stream, small in dict.fromkeys((r.stream, r.small) for r in ranges):
         own = sorted((r for r in ranges if (r.stream, r.small) == (stream, small)),
                      key=lambda r: r.address)  # fmt: skip
         page = SMALL_SEGMENT_BYTES if small else allocator.settings.large_segment_bytes
-        base, end = own[0].address, own[-1].address + own[-1].size
+        base, end = starts.get((stream, small), own[0].address), own[-1].address + own[-1].size
         length = max(reservation_bytes(allocator, page), round_up(end - base, page) + page)
         reservation = ExpandableSegment(base, length, page)
-        yield _chain(allocator, _with_gaps(own, base + length), own[0], reservation)
+        yield _chain(allocator, _with_gaps(own, base, base + length), own[0], reservation)
 
 
-def _with_gaps(ranges: Iterable[SegmentState], end: int) -> Iterator[BlockState]:
-    position: int | None = None
+def _with_gaps(ranges: Iterable[SegmentState], base: int, end: int) -> Iterator[BlockState]:
+    position = base
     for mapped in ranges:
-        if position is not None and position < mapped.address:
+        if position < mapped.address:
             yield BlockState(position, mapped.address - position, 0, UNMAPPED)
         yield from mapped.blocks
         position = mapped.address + mapped.size
-    if position is not None:
-        yield BlockState(position, end - position, 0, UNMAPPED)
+    yield BlockState(position, end - position, 0, UNMAPPED)

@@ -22,7 +22,7 @@ from tritter_mem.allocator.blocks import (
     Stream,
 )
 from tritter_mem.allocator.rules import SMALL_BYTES, UNLIMITED, round_request, round_up
-from tritter_mem.allocator.segments import SegmentState, load, read
+from tritter_mem.allocator.segments import SegmentState, Starts, load, read
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.statistics import Counters, Lap, PeakMoment
 from tritter_mem.errors import UsageError
@@ -145,12 +145,13 @@ class CachingAllocator:
 
     # Requests
 
-    def malloc(self, size_bytes: int, stream: Stream = 0) -> Block:
+    def malloc(self, size_bytes: int, stream: Stream = 0, *, new_memory: bool = False) -> Block:
         """Serve a request; the block's `address` and `size` are what PyTorch would have given.
 
         Args:
             size_bytes: the bytes asked for, before rounding.
             stream: the CUDA stream; blocks are reused within their stream only.
+            new_memory: whether no cached block is looked for, as in the allocator's own retry.
 
         Raises:
             OutOfMemoryError: the capacity does not suffice, even with the cache released.
@@ -163,7 +164,7 @@ class CachingAllocator:
         if pool is None:
             pool = self.pool(stream, small=size <= SMALL_BYTES)
         keys = pool.keys
-        position = bisect_left(keys, size << ADDRESS_BITS)
+        position = len(keys) if new_memory else bisect_left(keys, size << ADDRESS_BITS)
         if self._plain and position < len(keys):
             block = pool.blocks.pop(keys.pop(position))
         else:
@@ -281,12 +282,18 @@ class CachingAllocator:
 
     # A state that is there already
 
-    def load(self, segments: Sequence[SegmentState]) -> dict[int, Block]:
+    def load(
+        self, segments: Sequence[SegmentState], starts: Starts | None = None
+    ) -> dict[int, Block]:
         """Start from segments that are there already; returns live and waiting blocks by address.
 
         Peaks start at this state.
+
+        Args:
+            segments: all of them, with their blocks.
+            starts: where expandable segments begin, if not with their lowest mapped page.
         """
-        found = load(self, segments)
+        found = load(self, segments, starts or {})
         self.counters.start_peaks()
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tritter_mem.allocator.fidelity import verify
-from tritter_mem.allocator.history import DO_ALLOC, History, make_history
+from tritter_mem.allocator.history import DO_ALLOC, DO_RETRY, History, make_history
 from tritter_mem.allocator.outcome import Scenario
 from tritter_mem.allocator.scenarios import plans_for, run_scenario
 from tritter_mem.allocator.snapshot_in import DeviceSnapshot
@@ -44,7 +44,7 @@ def _up_to_failure(history: History) -> History:
         return history
     end = history.failures[0].step
     served = history.steps[:end]
-    allocations = served.count(DO_ALLOC)
+    allocations = served.count(DO_ALLOC) + served.count(DO_RETRY)
     return replace(
         history,
         steps=served,

@@ -1,6 +1,7 @@
 """Random operations on PyTorch's CUDA allocator and on the simulated one, compared after each.
 
     python -m benchmarks.standin.allocator [--seed 0] [--operations 20000] [--only CONF]
+    python -m benchmarks.standin.allocator --record tests/allocator/data
 
 Runs under the stand-in's Python: PyTorch's CUDA build over libraries that compute nothing. Exits
 with 1 where anything differs: results, addresses, statistics, segments, blocks.
@@ -9,7 +10,6 @@ with 1 where anything differs: results, addresses, statistics, segments, blocks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -25,6 +25,7 @@ from benchmarks.standin.allocator.operations import (
     random_sequence,
     shrink,
 )
+from benchmarks.standin.allocator.record import record
 from benchmarks.standin.allocator.simulated import SimulatedAllocator
 from benchmarks.standin.allocator.state import differences
 from tritter_mem.allocator.settings import parse_alloc_conf
@@ -86,7 +87,6 @@ def fuzz(conf: str, seed: int, operations: int) -> int:
         sequences += 1
     print(f"{conf or '(default)':<80}{sequences:>10,}{done:>12,}{int(found is not None):>12}")
     if found:
-        show(sequence, found)
         shortest = shrink(sequence, lambda shorter: first_difference(shorter, conf) is not None)
         show(shortest, first_difference(shortest, conf) or found)
     return int(found is not None)
@@ -111,34 +111,43 @@ def build_events(folder: Path) -> Path:
     return library
 
 
-def in_own_process(conf: str, library: Path, options: argparse.Namespace) -> int:
-    """The fuzz of one setting, which PyTorch reads when it starts."""
+def in_own_process(conf: str, library: Path) -> int:
+    """The job of one setting, which PyTorch reads when it starts."""
     environment = os.environ | {
         "LD_PRELOAD": str(library),
         "PYTORCH_CUDA_ALLOC_CONF": conf,
         "STANDIN_MEMORY_MIB": str(TOTAL_BYTES // MiB),
         "STANDIN_CONTEXT_MIB": str(CONTEXT_BYTES // MiB),
     }
-    job = json.dumps([conf, options.seed, options.operations])
-    command = [sys.executable, "-m", "benchmarks.standin.allocator", "--job", job]
+    command = [sys.executable, *sys.orig_argv[1:], "--child", conf]
     return subprocess.run(command, env=environment, check=False).returncode
 
 
+def child(conf: str, options: argparse.Namespace) -> int:
+    """What the process of one setting does."""
+    if options.record is None:
+        return fuzz(conf, options.seed, options.operations)
+    record(conf, options.seed, options.record)
+    return 0
+
+
 def main() -> int:
-    """Print a row for each setting."""
+    """Print a row for each setting, or record them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--operations", type=int, default=20_000, help="for each setting")
     parser.add_argument("--only", help="one setting, as in PYTORCH_CUDA_ALLOC_CONF")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--record", type=Path, help="write files for the tests here instead")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.job:
-        return fuzz(*json.loads(options.job))
-    print(f"{'setting':<80}{'sequences':>10}{'operations':>12}{'differences':>12}", flush=True)
+    if options.child is not None:
+        return child(options.child, options)
+    if options.record is None:
+        print(f"{'setting':<80}{'sequences':>10}{'operations':>12}{'differences':>12}", flush=True)
     confs = CONFS if options.only is None else (options.only,)
     with tempfile.TemporaryDirectory() as folder:
         library = build_events(Path(folder))
-        return max([in_own_process(conf, library, options) for conf in confs])
+        return max([in_own_process(conf, library) for conf in confs])
 
 
 if __name__ == "__main__":

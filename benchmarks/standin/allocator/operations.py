@@ -110,6 +110,7 @@ class _Load:
 
     def _alloc(self) -> Operation:
         self._slots += 1
+        self._deferred = self._deferred and self._inside
         self._live.append(self._slots)
         stream = self._random.randrange(self._streams)
         return Operation("alloc", self._slots, self._size(), stream)
@@ -153,7 +154,7 @@ class _Load:
         if self._inside:
             self._inside = False
             return Operation("leave", self._pools[-1])
-        self._inside, self._deferred = True, False
+        self._inside = True
         if not self._pools or self._random.random() < 0.5:
             self._pools.append(len(self._pools) + 1)
         return Operation("enter", self._pools[-1])

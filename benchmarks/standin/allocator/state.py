@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 
@@ -30,7 +30,7 @@ class Answer:
     """What an operation led to.
 
     Attributes:
-        result: address and nothing else of a request, `out of memory`, or nothing.
+        result: the address that a request got, `out of memory`, or nothing.
         statistics: as `torch.cuda.memory_stats` names them.
         segments: by address.
     """
@@ -38,6 +38,10 @@ class Answer:
     result: int | str | None
     statistics: dict[str, int]
     segments: tuple[SeenSegment, ...]
+
+    def without_segments(self) -> Answer:
+        """The same, where the other answer tells no segments either."""
+        return replace(self, segments=())
 
 
 def differences(real: Answer, simulated: Answer) -> list[str]:
