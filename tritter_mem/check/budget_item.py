@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ class Budgeted:
             self._hold(self.result, baseline)
             yield
             return
+        _forget_last_failure()
         with following(self.asked) as result:
             yield
         self.result = _named(self.name, result())
@@ -53,6 +55,15 @@ class Budgeted:
             outcome = compared(result, baseline)
             if outcome.exit_code:
                 _fail(against_baseline(outcome))
+
+
+def _forget_last_failure() -> None:
+    """Of another test: pytest keeps it for debuggers, and with it all that its frames hold.
+
+    It forgets it itself before the next body, but after the peak of that has begun.
+    """
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)
 
 
 def prepare(item: pytest.Item) -> Budgeted:

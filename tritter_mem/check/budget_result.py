@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tritter_mem.config.card import GpuCard
 
 PHASE = "test"
+_ON_THE_CPU = 'device="cpu" counts the tensors of the CPU'
 _NOT_FORESEEN = "a test's own body is neither planned nor simulated: it runs"
 
 
@@ -29,13 +30,14 @@ def kind_of(mark: MemoryBudget) -> CheckedKind:
 
 def why_not_measured(mark: MemoryBudget) -> str | None:
     """Why what is to be measured on a GPU cannot be here; None where it can."""
+    from tritter_mem.measure.device import cuda_device
     from tritter_mem.measure.target import Asked, locate
 
     try:
         if kind_of(mark) == "measured" and not mark.is_of_body:
             locate(Asked(device="auto"))
         elif (mark.device or "cpu") != "cpu":
-            locate(Asked(device=str(mark.device)))
+            cuda_device(str(mark.device), _ON_THE_CPU)
     except MeasureError as error:
         return str(error)
     return None
@@ -133,13 +135,14 @@ def _on_cpu() -> Iterator[Callable[[], Estimate]]:
 
 @contextmanager
 def _on_cuda(name: str) -> Iterator[Callable[[], Estimate]]:
-    import torch
+    from tritter_mem.measure.cuda_peak import CudaPeak
+    from tritter_mem.measure.device import cuda_device
 
-    device = torch.device(name)
-    index = torch.cuda.current_device() if device.index is None else device.index
+    device = cuda_device(name, _ON_THE_CPU)
     gc.collect()  # what earlier tests left in cycles is not this test's
-    torch.cuda.reset_peak_memory_stats(index)
-    yield lambda: _peak_only(f"cuda:{index}", torch.cuda.max_memory_allocated(index))
+    peak = CudaPeak(device)  # which a tracker that the test resets leaves as it is
+    peak.reset()
+    yield lambda: _peak_only(str(device), peak.read_bytes())
 
 
 def _peak_only(device: str, peak_bytes: int) -> Estimate:
