@@ -416,3 +416,24 @@ def test_on_a_gpu_a_body_counts_there_and_a_profile_is_measured(session: Session
     result.assert_outcomes(passed=1, failed=1)
     measured = [record.measured for record in results_in(session.path / "results.json")]
     assert [found is not None and found.device[:4] for found in measured] == ["cuda", "cuda"]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_tracker_that_the_body_resets_hides_nothing_from_the_budget(
+    session: Session,
+) -> None:
+    session.write(
+        test_it="""
+        import pytest
+        import torch
+
+        @pytest.mark.memory_budget("64 MiB", device="cuda")
+        def test_body(memory_tracker):
+            torch.empty(100 * 2**20, dtype=torch.uint8, device="cuda")
+            memory_tracker.reset()
+            assert memory_tracker.snapshot().peak < 0.1
+        """
+    )
+    result = session.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["memory_budget: does not fit: needs *"])
