@@ -75,13 +75,29 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
         ),
         ("CUDA error: out of memory", "cuda:3 is full: other processes leave no room"),
         ("Torch not compiled with CUDA enabled", "this PyTorch is built without CUDA"),
-        ("something\nelse", "CUDA cannot be used: something else"),
+        ("Invalid device id", "there is no cuda:3: `nvidia-smi -L` lists"),
+        (
+            "CUDA error: odd\nCompile with `TORCH_USE_CUDA_DSA`",
+            "CUDA cannot be used: CUDA error: odd$",
+        ),
     ],
 )
 def test_trouble_says_what_to_do(said: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tritter_mem.measure.trouble.driver_version", lambda: "470.57")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(explain_cuda(said, 3))
+
+
+@pytest.mark.parametrize("visible", ["", "3"])
+def test_devices_that_are_hidden_are_said_to_be(
+    visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    shows = f"among those that CUDA_VISIBLE_DEVICES={visible!r} shows"
+    said = explain_cuda("No CUDA GPUs are available")
+    assert said == f"no CUDA device {shows}: nothing was measured"
+    assert f"there is no cuda:1 {shows}" in explain_cuda("invalid device ordinal", 1)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")

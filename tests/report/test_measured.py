@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.report.records import TRADE_OFF, planned_7b, training_1b
-from tritter_mem.differences import compare
+from tritter_mem.differences import compare, judge
 from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.html import render_html
 from tritter_mem.report.measured import measured_table
@@ -86,6 +86,17 @@ def test_out_of_memory_is_said_with_its_place() -> None:
         "measured: out of memory in decode, Transformer.layers.3 (mlp.py:7): 1.00 GiB more, with "
         "14.00 GiB reserved of 14.00 GiB; its figures are those up to there"
     )
+
+
+def test_headroom_of_a_run_out_of_memory_is_the_verdict_s() -> None:
+    """Its figures are those up to there, so the budget less them would be room to spare."""
+    result = measured(out_of_memory=REFUSED)
+    judged = replace(result, verdict=judge(result.estimates(), 1000 * GiB))
+    assert judged.verdict is not None
+    assert not judged.verdict.fits
+    assert result.measured is not None
+    needs = result.measured.footprint_bytes + REFUSED.requested_bytes
+    assert budget_table(judged, "GiB").rows[-1].cells[3].value == 1000 * GiB - needs
 
 
 def test_what_could_not_be_read_has_its_reason() -> None:

@@ -52,14 +52,15 @@ class _End:
     Attributes:
         code: its exit code; negative: the signal.
         timed_out: whether it was ended at its time limit.
-        kernel_killed: whether the kernel killed a process meanwhile for lack of memory.
+        kernel_killed: whether the kernel killed a process meanwhile for lack of memory; None where
+            it does not say.
         tail: the last of what it printed.
         failure: the error that ended it, as the worker says; empty where it does not.
     """
 
     code: int
     timed_out: bool
-    kernel_killed: bool
+    kernel_killed: bool | None
     tail: str
     failure: str
 
@@ -133,7 +134,7 @@ def _run(job: Job, arguments: list[str], output: IO[bytes]) -> _End:
     return _End(
         process.returncode,
         timed_out,
-        _kernel_kills() > kills,
+        None if kills is None else (_kernel_kills() or 0) > kills,
         _tail(output),
         _failure(Path(arguments[1])),
     )
@@ -178,13 +179,13 @@ def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def _kernel_kills() -> int:
-    """How often the kernel has killed a process for lack of memory; 0 where it does not say."""
+def _kernel_kills() -> int | None:
+    """How often the kernel has killed a process for lack of memory; None where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def _tail(output: IO[bytes]) -> str:
@@ -213,13 +214,15 @@ def _killed(number: int, end: _End) -> str:
         name = f"signal {number}"
     if number != signal.SIGKILL:
         return f"the run was killed by {name}: {end.words()}"
-    if end.kernel_killed:
-        why = "the kernel's out-of-memory killer was at work"
-    else:
-        why = "from outside, or most likely by the kernel's out-of-memory killer"
+    if end.kernel_killed is False:
+        return (
+            "the run was killed by SIGKILL from outside, and not by the kernel for lack of memory: "
+            "run it again; a container or a scheduler kills what goes over its limits"
+        )
+    why = "was" if end.kernel_killed else "was most likely"
     return (
-        f"the run was killed by SIGKILL, {why}: give it more memory, or less to do (a shorter "
-        "context, a smaller batch)"
+        f"the run was killed by SIGKILL; the kernel's out-of-memory killer {why} at work: give it "
+        "more memory, or less to do (a shorter context, a smaller batch)"
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -202,8 +203,14 @@ def open_cuda(index: int) -> Meter:
     Raises:
         MeasureError: CUDA cannot be used; says why, and what to do.
     """
-    try:
+    with _explained(index):
         return CudaMeter(index)
+
+
+@contextmanager
+def _explained(index: int) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, AssertionError) as error:
         raise MeasureError(explain_cuda(str(error), index)) from error
 
@@ -256,8 +263,9 @@ def probe(index: int) -> dict[str, Any]:
     """The job that looks whether a device can be used: what PyTorch says of it."""
     import torch
 
-    open_cuda(index)
-    found = torch.cuda.get_device_properties(index)
+    with _explained(index):
+        CudaMeter(index)
+        found = torch.cuda.get_device_properties(index)
     return {
         "title": found.name,
         "compute_capability": [found.major, found.minor],

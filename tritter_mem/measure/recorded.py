@@ -61,6 +61,8 @@ def _with_fragmentation(estimate: Estimate, snapshot: DeviceSnapshot, run: Devic
         peak = replay_to_peak(snapshot)
     except MeasureError as error:
         return replace(estimate, run=replace(run, fragmentation_reason=str(error)))
+    if not peak.reserved_peak_bytes:  # memory ran out at the first request
+        return replace(estimate, reserved_peak_bytes=0)
     return replace(
         estimate,
         reserved_peak_bytes=peak.reserved_peak_bytes,

@@ -154,11 +154,15 @@ def _budget_rows(result: Result, blanks: int, units: str) -> list[Row]:
     """The budget, and what each kind of number leaves of it; without a verdict there is neither."""
     if result.verdict is None:
         return []
-    budget, kinds = result.verdict.budget_bytes, held(result)
+    verdict, kinds = result.verdict, held(result)
+    budget = verdict.budget_bytes
     budgets = [bytes_cell(budget, units) for _ in result.estimates()]
+    # Of a run that went out of memory the verdict knows what it needed beyond its figures.
+    found = {k: budget - e.footprint_bytes for k, e in kinds.items()}
+    found |= {k: verdict.headroom_bytes for k in kinds if k == verdict.basis}
     left = [
-        headroom_cell(budget - e.footprint_bytes, units, words=False) if k in kinds else UNKNOWN
-        for k, e in result.estimates().items()
+        headroom_cell(found[k], units, words=False) if k in found else UNKNOWN
+        for k in result.estimates()
     ]
     empty = [BLANK] * blanks
     return [
