@@ -43,6 +43,7 @@ OTHERS = ("libraries.c",)
 LOOKED_UP = (
     "cuCtxFromGreenCtx", "cuDevResourceGenerateDesc", "cuDevSmResourceSplitByCount",
     "cuDeviceGetDevResource", "cuGreenCtxCreate", "cuGreenCtxDestroy", "cuGreenCtxStreamCreate",
+    "cuLogsRegisterCallback", "cuLogsUnregisterCallback", "cuMemGetAddressRange",
     "cuMemExportToShareableHandle", "cuMemGetAllocationPropertiesFromHandle",
     "cuMemImportFromShareableHandle", "cuMemRetainAllocationHandle", "cuMemsetD32Async",
     "cuMulticastAddDevice", "cuMulticastBindMem", "cuMulticastCreate", "cuMulticastUnbind",

@@ -97,7 +97,24 @@ int range_is_device(const void *address, size_t bytes) {
     return !bytes || address_is_device((const char *)address + bytes - 1);
 }
 
-// NVIDIA's published figures of compute capability 9.0 and of the H100 SXM.
+// NVIDIA's published figures of an A100, an H100 SXM, a B200 and an RTX 5080: `STANDIN_CAPABILITY`.
+struct model {
+    const char *capability;
+    int major, minor, multiprocessors, threads, blocks, shared, l2;
+};
+static const struct model models[] = {
+    {"9.0", 9, 0, 132, 2048, 32, 233472, 52428800},
+    {"8.0", 8, 0, 108, 2048, 32, 167936, 41943040},
+    {"10.0", 10, 0, 148, 2048, 32, 233472, 132120576},
+    {"12.0", 12, 0, 84, 1536, 24, 102400, 67108864},
+};
+static const struct model *model(void) {
+    const char *asked = getenv("STANDIN_CAPABILITY");
+    for (size_t at = 0; asked && at < sizeof models / sizeof *models; at++)
+        if (!strcmp(asked, models[at].capability)) return &models[at];
+    return models;
+}
+
 int device_attribute(int attribute) {
     switch (attribute) {
     case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: return 1024;
@@ -108,8 +125,8 @@ int device_attribute(int attribute) {
     case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y: return 65535;
     case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z: return 65535;
     case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: return 49152;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return 232448;
-    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: return 233472;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return model()->shared - 1024;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: return model()->shared;
     case CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK: return 1024;
     case CU_DEVICE_ATTRIBUTE_WARP_SIZE: return 32;
     case CU_DEVICE_ATTRIBUTE_MAX_PITCH: return 2147483647;
@@ -119,12 +136,12 @@ int device_attribute(int attribute) {
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE: return 2619000;
     case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH: return 5120;
     case CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT: return 512;
-    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return 132;
-    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: return 2048;
-    case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: return 32;
-    case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: return 52428800;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return 9;
-    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return 0;
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: return model()->multiprocessors;
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: return model()->threads;
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: return model()->blocks;
+    case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: return model()->l2;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: return model()->major;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: return model()->minor;
     case CU_DEVICE_ATTRIBUTE_ASYNC_ENGINE_COUNT: return 3;
     case CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS:
     case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:

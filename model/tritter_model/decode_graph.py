@@ -71,7 +71,7 @@ class DecodeGraph:
         """Run the step once beside the device's own stream, then capture it there."""
         if device.type == "meta":
             self._warm_up()
-            self._random_state = _random_state(device)
+            self._kept = _random_state(device)
             with place(GRAPH_POOL):
                 self._step()
             return lambda: None
@@ -91,11 +91,14 @@ class DecodeGraph:
             self._step()
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor]:
+def _random_state(device: torch.device) -> tuple[Tensor, ...]:
     """Seed and offset of the random generator: PyTorch keeps both with a graph that it captures.
 
-    It takes them from the stream's own memory, before the graph's pool is in use.
+    It takes them from the stream's own memory, before the graph's pool is in use. From 2.14 on it
+    keeps neither.
     """
+    if torch.__version__ >= "2.14":
+        return ()
     with place(SIDE_STREAM), label(WORKSPACE):
         seed = torch.empty(1, dtype=torch.int64, device=device)
         return seed, torch.empty_like(seed)

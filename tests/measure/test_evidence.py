@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.evidence import fragmentation_lines, validation_lines
-from benchmarks.snapshots import CASES, keep, stripped, work_of
+from benchmarks.snapshots import CASES, keep, simulated_case, stripped
 from tests.report.records import record, tiny_on_cpu
 from tests.test_validation import validated, validation
 from tritter_mem.allocator.replay import replay
@@ -64,7 +64,7 @@ def test_a_snapshot_too_large_to_keep_is_not_left(
 
 
 def test_the_known_runs_differ_and_the_one_made_to_fragment_does() -> None:
-    found: dict[str, Estimate] = {c.name: work_of(c, find_gpu("h100"))[1] for c in CASES}
+    found: dict[str, Estimate] = {c.name: simulated_case(c, find_gpu("h100")) for c in CASES}
     assert {p.name for p in found["training"].phases} >= {"forward", "backward", "optimizer"}
     assert {p.name for p in found["inference"].phases} >= {"prefill", "decode"}
     growing, expandable = found["growing-cache"], found["growing-cache-expandable"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tritter_mem.config.pytorch import random_state_bytes
 from tritter_mem.trace.events import Event
 from tritter_mem.trace.recorder import Recorder
 from tritter_model import labels
@@ -28,9 +29,15 @@ def shape_of(events: list[Event]) -> list[tuple[str, int, str]]:
 
 
 def test_a_step_is_run_beside_the_stream_and_then_captured(run: RunConfig) -> None:
-    """The same allocations twice: on the side stream, then from the graph's pool."""
+    """The same allocations twice: on the side stream, then from the graph's pool.
+
+    Between them, still of the side stream: what the graph keeps of the random generator.
+    """
     events = [e for e in recorded(replace(run, cuda_graph=True)) if e.phase == "capture"]
     beside = [e for e in events if e.place == labels.SIDE_STREAM]
+    if kept := random_state_bytes():
+        *beside, seed, offset = beside
+        assert (seed.bytes + offset.bytes, offset.kind) == (kept, "alloc")
     captured = [e for e in events if e.place == labels.GRAPH_POOL]
     assert shape_of(beside) == shape_of(captured)
     assert len(captured) > 10

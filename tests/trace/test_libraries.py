@@ -1,4 +1,4 @@
-"""Workspaces of libraries: one a thread and library, held from the first product on."""
+"""Workspaces of libraries: one a thread and library from its first product on, or one a call."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tritter_mem.config.card import CUBLAS_BYTES, CUBLAS_BYTES_HOPPER, CUBLASLT_BYTES
+from tritter_mem.config import pytorch
 from tritter_mem.config.gpus import find_gpu
+from tritter_mem.config.pytorch import CUBLAS_BYTES, CUBLAS_BYTES_WIDE, CUBLASLT_BYTES
 from tritter_mem.trace.libraries import Libraries
 from tritter_mem.trace.recorder import Recorder
 
@@ -23,18 +24,19 @@ def ones(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.ones(shape, dtype=dtype, device="meta")
 
 
+@pytest.fixture(autouse=True)
+def pytorch_2_11(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytorch, "release", lambda: (2, 11))
+
+
 @pytest.mark.parametrize(
-    ("capability", "size"),
-    [((7, 5), CUBLAS_BYTES), ((8, 9), CUBLAS_BYTES), ((9, 0), CUBLAS_BYTES_HOPPER),
-     ((10, 0), CUBLAS_BYTES), ((12, 0), CUBLAS_BYTES)],
-)  # fmt: skip
+    ("capability", "size"), [((8, 9), CUBLAS_BYTES), ((9, 0), CUBLAS_BYTES_WIDE)]
+)
 def test_size_follows_the_card(capability: tuple[int, int], size: int) -> None:
-    """Recorded from PyTorch 2.11's CUDA allocator, without a GPU, under each capability."""
     card = replace(H100, compute_capability=capability)
     libraries = Libraries(card, lambda: False)
     assert list(libraries.newly_held("aten.mm.default", (), {})) == [("cuBLAS workspace", size)]
     assert list(libraries.newly_held("aten.bmm.default", (), {})) == []
-    assert libraries.held_bytes == size
 
 
 def taken(call: Callable[[], object], times: int = 2) -> list[tuple[str, int]]:
@@ -50,7 +52,7 @@ def taken(call: Callable[[], object], times: int = 2) -> list[tuple[str, int]]:
 def test_a_product_with_a_bias_takes_one_more() -> None:
     layer, x = nn.Linear(8, 8, device="meta"), ones(4, 8, dtype=torch.float32)
     assert taken(lambda: layer(x)) == [
-        ("cuBLAS workspace, aten.addmm.default", CUBLAS_BYTES_HOPPER),
+        ("cuBLAS workspace, aten.addmm.default", CUBLAS_BYTES_WIDE),
         ("cuBLASLt workspace, aten.addmm.default", CUBLASLT_BYTES),
     ]
 
@@ -62,6 +64,30 @@ def test_backward_has_a_handle_of_its_own() -> None:
         "cuBLASLt workspace, aten.addmm.default",
         "cuBLAS workspace, aten.mm.default",
     ]
+
+
+@pytest.mark.parametrize("release", [(2, 12), (2, 14)])
+def test_cublaslt_may_take_the_workspace_of_cublas(
+    release: pytorch.Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pytorch, "release", lambda: release)
+    layer, x = nn.Linear(8, 8, device="meta"), ones(4, 8, dtype=torch.float32)
+    assert taken(lambda: layer(x)) == [("cuBLAS workspace, aten.addmm.default", CUBLAS_BYTES_WIDE)]
+
+
+def test_from_2_15_on_each_call_has_a_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the result, before the copy of a matrix, and goes with the call."""
+    monkeypatch.setattr(pytorch, "release", lambda: (2, 15))
+    bias, square, wide = ones(8), ones(8, 8), ones(8, 16)
+    with Recorder("meta", Libraries(H100, in_backward)) as recorder:
+        kept = [torch.addmm(bias, square, square), square @ square, square @ wide[:, ::2]]
+    assert [(event.kind, event.bytes) for event in recorder.log] == [
+        ("alloc", 128), ("alloc", CUBLASLT_BYTES), ("free", CUBLASLT_BYTES),
+        ("alloc", 128), ("alloc", CUBLAS_BYTES_WIDE), ("free", CUBLAS_BYTES_WIDE),
+        ("alloc", 128), ("alloc", CUBLAS_BYTES_WIDE), ("alloc", 128),
+        ("free", CUBLAS_BYTES_WIDE), ("free", 128),
+    ]  # fmt: skip
+    assert len(kept) == 3
 
 
 X, W = ones(200, 300), ones(300, 500)
@@ -89,7 +115,7 @@ def test_which_biases_go_to_cublaslt(
 ) -> None:
     """Recorded from PyTorch 2.11's host code, without a GPU, call by call."""
     found = taken(lambda: torch.addmm(bias.to(left.dtype), left, right, **options))
-    assert [size for _, size in found] == [CUBLAS_BYTES_HOPPER, *[CUBLASLT_BYTES] * takes]
+    assert [size for _, size in found] == [CUBLAS_BYTES_WIDE, *[CUBLASLT_BYTES] * takes]
 
 
 def test_other_operators_take_none() -> None:

@@ -4,24 +4,12 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from tritter_mem.config import pytorch
 from tritter_mem.config.kinds import Many, Real, Text, Whole
 from tritter_mem.config.sections import Section
 from tritter_mem.units import MiB
 
 _BUDGET_STEP = 512 * MiB
-CUBLAS_BYTES = 8_519_680
-CUBLAS_BYTES_HOPPER = 33_554_432
-CUBLASLT_BYTES = 1_048_576
-"""Of one cuBLASLt handle, whatever the card: `parseCUDABlasLtWorkspaceSize` of PyTorch 2.11."""
-
-
-def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
-    """The workspace of one cuBLAS handle, inside PyTorch's allocator.
-
-    `parseChosenWorkspaceSize` of PyTorch 2.11: 32 MiB on compute capability 9.0, elsewhere two of
-    4 MiB and eight of 16 KiB. Later releases take 32 MiB on 10.x and 12.x too.
-    """
-    return CUBLAS_BYTES_HOPPER if compute_capability == (9, 0) else CUBLAS_BYTES
 
 
 def default_budget_bytes(total_bytes: int) -> int:
@@ -66,7 +54,7 @@ class GpuCard:
     @property
     def cublas_workspace_bytes(self) -> int:
         """Of one cuBLAS handle and stream, inside PyTorch's allocator: measured, else assumed."""
-        assumed = cublas_workspace_bytes(self.compute_capability)
+        assumed = pytorch.cublas_workspace_bytes(self.compute_capability)
         return self.measured_cublas_bytes or assumed
 
     @property

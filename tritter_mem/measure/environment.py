@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
 from typing import TypedDict
 
+from tritter_mem.config.pytorch import version_module
 from tritter_mem.errors import MeasureError
 from tritter_mem.results import Environment
 
@@ -44,15 +43,7 @@ def _version(distribution: str) -> str | None:
 
 def cuda_of_torch() -> str | None:
     """The CUDA version that PyTorch is built for: its `version.py`, which imports nothing."""
-    package = find_spec("torch")
-    if package is None or package.origin is None:
-        return None
-    spec = spec_from_file_location("_torch_version", Path(package.origin).with_name("version.py"))
-    if spec is None or spec.loader is None:
-        return None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, "cuda", None)
+    return getattr(version_module(), "cuda", None)
 
 
 def _gpu(index: int) -> _Gpu:

@@ -15,7 +15,7 @@ from tritter_mem.allocator.rules import (
     SMALL_SEGMENT_BYTES,
     round_request,
 )
-from tritter_mem.config.card import CUBLASLT_BYTES
+from tritter_mem.config import pytorch
 from tritter_mem.config.gpus import GpuCard, find_gpu
 from tritter_mem.config.loading import load_profile
 from tritter_mem.measure.child import Job, run_in_child
@@ -170,14 +170,16 @@ def _libraries(meter: Meter) -> Iterator[Reading]:
         with torch.cuda.stream(torch.cuda.Stream(meter.name)):
             return a @ b
 
-    first = beyond(meter, lambda: a @ b).kept_bytes
+    first = beyond(meter, lambda: a @ b).peak_bytes
+    stays = first if pytorch.keeps_workspaces() else 0
     yield Reading(name=CUBLAS, measured_bytes=first)
     again = beyond(meter, lambda: a @ b).kept_bytes
     yield Reading(name="cuBLAS workspace, second product", measured_bytes=again, assumed_bytes=0)
     for name, call in (("backward thread", backward), ("second stream", other_stream)):
         found = beyond(meter, call).kept_bytes
-        yield Reading(name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=first)
-    for which, assumed in (("first", CUBLASLT_BYTES), ("second", 0)):
+        yield Reading(name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=stays)
+    with_bias = pytorch.cublaslt_workspace_bytes() if stays else 0
+    for which, assumed in (("first", with_bias), ("second", 0)):
         found = beyond(meter, lambda: torch.addmm(bias, a, b)).kept_bytes
         name = f"cuBLASLt workspace, {which} product with a bias"
         yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)

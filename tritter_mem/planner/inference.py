@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tritter_mem.config.pytorch import random_state_bytes
 from tritter_mem.config.schema import Profile
 from tritter_mem.planner.kv_cache import cache_slots
 from tritter_mem.planner.live import Moment, activation_bytes, alive, highest, row_bytes
@@ -23,8 +24,6 @@ HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
 TOKEN_ID_BYTES = 8
 POSITION_BYTES = 4
-RANDOM_STATE_BYTES = 2 * 8
-"""Seed and offset of the random generator, which PyTorch keeps with a captured graph."""
 
 # A layer, step by step: the tensors that are alive. `rows_x` is what a linear layer takes, `y` what
 # it gives back to the residual stream x.
@@ -49,7 +48,7 @@ def inference_moments(profile: Profile, multiprocessors: int) -> Iterator[Moment
     yield Moment("load", "prompt", prompt)
     if captures(profile):
         prompt["activations"] += work.batch * TOKEN_ID_BYTES  # a replayed step's token
-        prompt["workspace"] = RANDOM_STATE_BYTES
+        prompt["workspace"] = random_state_bytes()
         yield highest(_step(profile, "capture", multiprocessors)).plus(prompt)
     prefix = {"activations": prefix_bytes(profile)}
     prefill = [chunk.plus(prefix) for chunk in _prefill(profile, multiprocessors)]

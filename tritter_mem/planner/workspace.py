@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tritter_mem.config.card import CUBLASLT_BYTES, GpuCard
+from tritter_mem.config import pytorch
+from tritter_mem.config.card import GpuCard
 from tritter_mem.config.schema import Profile
 
 
@@ -16,9 +17,12 @@ def library_bytes(profile: Profile, card: GpuCard) -> int:
 
     Training has two, because the backward pass runs in a thread of its own; so has a decode step
     that is captured, on a stream of its own. The vision tower's products have a bias, for which
-    cuBLASLt takes one more in the first thread.
+    cuBLASLt may take one more in the first thread. Where PyTorch gives a workspace back after each
+    call, the plan takes it that one is there at the peak, which is one too many for some peaks.
     """
+    if not pytorch.keeps_workspaces():
+        return card.cublas_workspace_bytes
     work = profile.workload
     handles = 2 if work.mode == "training" or captures(profile) else 1
-    with_bias = 0 if profile.model.vision is None else CUBLASLT_BYTES
+    with_bias = 0 if profile.model.vision is None else pytorch.cublaslt_workspace_bytes()
     return handles * card.cublas_workspace_bytes + with_bias

@@ -9,7 +9,7 @@ Nothing here needs PyTorch.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
@@ -130,6 +130,17 @@ class EventLog:
         for position in range(start, end):
             storage = self._storage[position]
             yield storage, bool(self._is_alloc[position]), sizes[storage]
+
+    def live_bytes(self, level: int, counts: Callable[[str], bool]) -> int:
+        """Bytes that are live after so many events, of what came by operators that count."""
+        operators = {number for text, number in self._operators.items() if counts(text)}
+        live: dict[int, int] = {}
+        for position, (storage, came, nbytes) in enumerate(self.requests(0, level)):
+            if came and self._operator[position] in operators:
+                live[storage] = nbytes
+            elif not came:
+                live.pop(storage, None)
+        return sum(live.values())
 
     def with_storage_bytes(self, sizes: array[int]) -> EventLog:
         """The same events with other sizes, one for each storage; all else is shared."""

@@ -1,23 +1,24 @@
 """What CUDA libraries allocate beside an operator's outputs, which a run on `meta` does not show.
 
-| what | when | bytes | source, PyTorch 2.11 |
-|---|---|---|---|
-| cuBLAS workspace | at the first product of a handle | 33,554,432 on capability 9.0, else 8,519,680 | `parseChosenWorkspaceSize` in `CublasHandlePool.cpp` |
-| cuBLASLt workspace | at a handle's first product with a bias of one row, or of float8 | 1,048,576, beside the cuBLAS workspace | `parseCUDABlasLtWorkspaceSize`; `isInputCompliesAddmmCudaLt` in `Blas.cpp` |
+cuBLAS takes a workspace at the first product of a handle and keeps it. A product with a bias of one
+row, or of float8, goes to cuBLASLt (`isInputCompliesAddmmCudaLt` in `Blas.cpp`), which has a
+smaller one of its own or takes that of cuBLAS. PyTorch's release decides, and from 2.15 on each
+call has its own: `config/pytorch.py` has the sizes.
 
-A handle belongs to a thread and a stream. The backward pass runs in a thread of its own, with what is
-recomputed there; a CUDA graph is captured on a stream of its own. A workspace is never given back.
+A handle belongs to a thread and a stream. The backward pass runs in a thread of its own, with what
+is recomputed there; a CUDA graph is captured on a stream of its own.
 
-Confirmed, sizes and conditions, against PyTorch 2.11's own host code and CUDA allocator, without a GPU
-(`benchmarks/standin`): capabilities 8.0, 8.9, 9.0, 10.0 and 12.0, with no environment variable set.
-"""  # noqa: E501  (a table has its width)
+Confirmed, sizes and conditions, against the host code and the CUDA allocator of PyTorch 2.11 to
+2.15, without a GPU (`benchmarks/standin`), with no environment variable set.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from tritter_mem.config.card import CUBLASLT_BYTES, GpuCard
+from tritter_mem.config import pytorch
+from tritter_mem.config.card import GpuCard
 from tritter_model import labels
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ CUBLAS_OPERATORS = frozenset({
 
 
 class Libraries:
-    """Tells, operator by operator, what libraries newly hold.
+    """Tells, operator by operator, what libraries allocate.
 
     Args:
         card: that is simulated.
@@ -44,19 +45,19 @@ class Libraries:
 
     Attributes:
         card: that is simulated.
-        held_bytes: of all workspaces so far.
+        keep: whether what they allocate stays; it goes with the call otherwise.
     """
 
     def __init__(self, card: GpuCard, in_backward: Callable[[], bool]) -> None:
         self.card = card
-        self.held_bytes = 0
+        self.keep = pytorch.keeps_workspaces()
         self._in_backward = in_backward
         self._handles: set[tuple[str, bool, bool]] = set()
 
     def newly_held(
         self, operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[tuple[str, int]]:
-        """Names and bytes of workspaces that are held from this call of an operator on.
+        """Names and bytes of workspaces that this call of an operator takes.
 
         Args:
             operator: such as `aten.addmm.default`.
@@ -65,17 +66,24 @@ class Libraries:
         """
         if operator not in CUBLAS_OPERATORS:
             return
-        yield from self._first(CUBLAS, self.card.cublas_workspace_bytes)
-        if operator in _LT and _LT[operator](*args, **kwargs):
-            yield from self._first(CUBLASLT, CUBLASLT_BYTES)
+        with_lt = operator in _LT and _LT[operator](*args, **kwargs)
+        if self.keep or not with_lt:
+            yield from self._first(CUBLAS, self.card.cublas_workspace_bytes)
+        if with_lt and pytorch.cublaslt_workspace_bytes():
+            yield from self._first(CUBLASLT, pytorch.cublaslt_workspace_bytes())
 
     def _first(self, library: str, workspace_bytes: int) -> Iterator[tuple[str, int]]:
-        """The workspace, where this is the first call of the library's handle."""
+        """The workspace, where this is the first call of a handle that keeps it."""
         handle = library, self._in_backward(), bool(labels.current_place())
         if handle not in self._handles:
-            self._handles.add(handle)
-            self.held_bytes += workspace_bytes
+            if self.keep:
+                self._handles.add(handle)
             yield library, workspace_bytes
+
+
+def is_workspace(operator: str) -> bool:
+    """Whether an event's operator is a library's workspace: `cuBLAS workspace, aten.mm.default`."""
+    return operator.startswith((f"{CUBLAS}, ", f"{CUBLASLT}, "))
 
 
 def _adds_row(

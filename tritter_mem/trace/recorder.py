@@ -142,17 +142,23 @@ class Recorder:
 
     def _beside_results(self, libraries: Libraries, operator: str, inputs: Any) -> None:
         """What a card allocates for an operator beside its results, which no run here shows."""
-        if operator in CUBLAS_OPERATORS:
+        if operator in CUBLAS_OPERATORS or operator in SCRATCH_RULES:
             with labels.label(labels.WORKSPACE):
-                for library, size in libraries.newly_held(operator, *inputs):
-                    self._came(size, f"{library}, {operator}")
-        if operator in SCRATCH_RULES:
-            with labels.label(labels.WORKSPACE):
-                self._inside(operator, scratch_bytes(libraries.card, operator, *inputs))
+                held = self._workspaces(libraries, operator, inputs)
+                self._inside(operator, scratch_bytes(libraries.card, operator, *inputs), held)
 
-    def _inside(self, operator: str, sizes: Iterator[int]) -> None:
-        """Scratch that comes (+) and goes (-) in order; what is left goes with the operator."""
-        held: list[tuple[int, int]] = []
+    def _workspaces(
+        self, libraries: Libraries, operator: str, inputs: Any
+    ) -> list[tuple[int, int]]:
+        """Workspaces that come; those that go with the operator."""
+        came = [
+            (self._came(size, f"{library}, {operator}"), size)
+            for library, size in libraries.newly_held(operator, *inputs)
+        ]
+        return [] if libraries.keep else came
+
+    def _inside(self, operator: str, sizes: Iterator[int], held: list[tuple[int, int]]) -> None:
+        """Scratch that comes (+) and goes (-) in order; what is left, and held, goes at the end."""
         for size in filter(None, sizes):
             if size > 0:
                 held.append((self._came(size, f"inside {operator}"), size))

@@ -21,7 +21,7 @@ from tritter_mem.results import Estimate, Phase, Timeline
 from tritter_mem.trace.bundled import run_settings
 from tritter_mem.trace.events import EventLog
 from tritter_mem.trace.files import save_log
-from tritter_mem.trace.libraries import Libraries
+from tritter_mem.trace.libraries import Libraries, is_workspace
 from tritter_mem.trace.peaks import Peaks, find_peaks
 from tritter_mem.trace.playback import (
     Played,
@@ -123,7 +123,7 @@ def simulate_run(
         save_trace: where to write the run's events; nowhere without it.
     """
     settings = parse_alloc_conf(allocator_conf)
-    log, libraries = _record(run, card)
+    log = _record(run, card)
     if save_trace is not None:
         save_log(log, save_trace)
     played = play(log, settings)
@@ -132,13 +132,13 @@ def simulate_run(
     fits = surely_fits(played, settings, capacity, context)
     return replace(
         _estimate(peaks, played, card),
-        library_workspace_bytes=min(libraries.held_bytes, peaks.components.workspace_bytes),
+        library_workspace_bytes=log.live_bytes(peaks.peak_level, is_workspace),
         out_of_memory=None if fits else find_out_of_memory(log, settings, capacity, context),
         segments=segments_at(log, settings, peaks.peak_level),
     )
 
 
-def trace(workload: Workload, card: GpuCard) -> tuple[EventLog, Libraries]:
+def trace(workload: Workload, card: GpuCard) -> EventLog:
     """Record a run on `meta`, with what the card's libraries would allocate."""
     return _record(_phases_only(workload), card)
 
@@ -147,7 +147,7 @@ def _phases_only(workload: Workload) -> Run:
     return lambda device, recorder: workload(device, recorder.phase)
 
 
-def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
+def _record(run: Run, card: GpuCard) -> EventLog:
     import torch
 
     from tritter_mem.trace.recorder import Recorder
@@ -155,7 +155,7 @@ def _record(run: Run, card: GpuCard) -> tuple[EventLog, Libraries]:
     libraries = Libraries(card, lambda: torch._C._current_graph_task_id() != -1)
     with Recorder("meta", libraries) as recorder:
         run("meta", recorder)
-    return recorder.log, libraries
+    return recorder.log
 
 
 def _estimate(peaks: Peaks, played: Played, card: GpuCard) -> Estimate:
