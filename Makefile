@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu bench clean
+.PHONY: demo test lint types wheel gpu standin clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,5 +42,10 @@ wheel: $(STAMP)
 gpu:
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu
 
+# What is simulated, against PyTorch's own CUDA allocator without a GPU: docs/pytorch-allocator.md.
+standin: $(STAMP)
+	$(BIN)/python -m benchmarks.standin.install
+	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
+
 clean:
-	rm -rf .venv out dist build
+	rm -rf .venv .standin out dist build

@@ -59,7 +59,7 @@ def counted(profile: Profile) -> tuple[EventLog, int]:
     card, counter = find_gpu("h100"), FlopCounter()
     case = bundled_workload(profile, card, Progress())
     with counter:
-        log, _ = trace(lambda device, phase: case(device, both(counter.phase, phase)), card)
+        log = trace(lambda device, phase: case(device, both(counter.phase, phase)), card)
     return log, counter.by_phase["forward"] + counter.by_phase["backward"]
 
 

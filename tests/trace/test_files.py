@@ -59,8 +59,7 @@ def test_what_was_saved_comes_back(log: EventLog, tmp_path: Path) -> None:
 
 
 def recorded(profile: Profile) -> EventLog:
-    log, _ = trace(bundled_workload(profile, card(), Progress()), card())
-    return log
+    return trace(bundled_workload(profile, card(), Progress()), card())
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])

@@ -23,7 +23,7 @@ from tritter_model.layer import Layer
 
 
 def events(profile: Profile) -> list[Event]:
-    log, _ = trace(bundled_workload(profile, card(), Progress()), card())
+    log = trace(bundled_workload(profile, card(), Progress()), card())
     return list(log)
 
 
