@@ -42,6 +42,22 @@ def test_embedding_is_its_reference(
     assert (ours[:2] == 3).all()
 
 
+def test_ids_may_lie_apart(device: torch.device, both: Both) -> None:
+    """As those of the last token of each sequence do; the same rows, and the same gradient."""
+    ids = torch.arange(12).view(3, 4)[:, -1]
+    table, grad = torch.randn(12, 34), torch.randn(3, 34)
+
+    def rows() -> tuple[Tensor, Tensor]:
+        sums = torch.empty_like(table)
+        embedding._embed_backward(grad, ids, sums)
+        return embed(ids, table, None, None, torch.empty(3, 34)), sums
+
+    ours, theirs = both(rows)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[0], table[3::4])
+    torch.testing.assert_close(ours[1], theirs[1])
+
+
 def test_an_id_beyond_the_table_is_never_read(device: torch.device, kernels: None) -> None:
     table, out = torch.ones(7, 34), torch.ones(3, 34)
     embed(torch.tensor([1, 7, 2]), table, None, None, out)

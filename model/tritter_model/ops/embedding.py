@@ -78,20 +78,20 @@ def _embed(ids: Tensor, table: Tensor, scale: Tensor | None, out: Tensor) -> Non
 
 @_embed.kernel
 def _launch(ids: Tensor, table: Tensor, scale: Tensor | None, out: Tensor) -> None:
-    for name, tensor in (("token ids", ids), ("the table", table), ("the result", out)):
+    for name, tensor in (("the table", table), ("the result", out)):
         expect_contiguous(name, tensor)
     (tokens, width), vocabulary = out.shape, table.shape[0]
     _embed_kernel[(tokens, -(-width // BLOCK))](
-        ids, table, scale, out, vocabulary, width, BLOCK=BLOCK
+        ids, ids.stride(0), table, scale, out, vocabulary, width, BLOCK=BLOCK
     )
 
 
 @jit
-def _embed_kernel(ids, table, scale, out, vocabulary, width, BLOCK: tl.constexpr):
+def _embed_kernel(ids, ids_stride, table, scale, out, vocabulary, width, BLOCK: tl.constexpr):
     """A program copies a part of a row; ids that the table does not have become NaN."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    token, inside = tl.load(ids + row), column < width
+    token, inside = tl.load(ids + row * ids_stride), column < width
     known = token < vocabulary
     value = tl.load(table + token * width + column, mask=inside & (token >= 0) & known, other=0)
     value = value.to(tl.float32)
@@ -111,19 +111,18 @@ def _embed_backward(grad: Tensor, ids: Tensor, grad_table: Tensor) -> None:
 
 @_embed_backward.kernel
 def _launch_backward(grad: Tensor, ids: Tensor, grad_table: Tensor) -> None:
-    expect_contiguous("token ids", ids)
     expect_adjacent("the table's gradient", grad_table)
     rows, width = grad_table.shape
     columns = min(max(block(width), 128), WIDEST_SUM)
     _embed_backward_kernel[(rows, -(-width // columns))](
-        grad, ids, grad_table, *grad.stride(), grad_table.stride(0), ids.shape[0], width,
-        TOKENS=1024, BLOCK=columns,
+        grad, ids, ids.stride(0), grad_table, *grad.stride(), grad_table.stride(0),
+        ids.shape[0], width, TOKENS=1024, BLOCK=columns,
     )  # fmt: skip
 
 
 @jit
 def _embed_backward_kernel(
-    grad, ids, grad_table, row_stride, column_stride, out_stride, tokens, width,
+    grad, ids, ids_stride, grad_table, row_stride, column_stride, out_stride, tokens, width,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program looks through the tokens for its row's: summed in their order, without scratch."""
@@ -133,7 +132,8 @@ def _embed_backward_kernel(
     sums = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, tokens, TOKENS):
         token = start + tl.arange(0, TOKENS)
-        found = tl.load(ids + token, mask=token < tokens, other=-1) == row
+        ids_here = ids + token.to(tl.int64) * ids_stride
+        found = tl.load(ids_here, mask=token < tokens, other=-1) == row
         at = tl.min(tl.where(found, token, tokens), 0)
         while at < tokens:
             slope = tl.load(slopes + at.to(tl.int64) * row_stride, mask=column < width, other=0)

@@ -1,0 +1,51 @@
+"""Every launch of a run on a GPU passes its own checks: told on `meta`, without the kernels."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from tests.planner.cases import KV_TYPES, card, profiles, tiny
+from tritter_mem.config.schema import Profile
+from tritter_mem.trace.bundled import run_settings
+from tritter_model.ops.registry import Operator
+from tritter_model.run import run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def launches() -> Iterator[None]:
+    """Operators do on `meta` what they do on a GPU, up to the kernel itself."""
+    jit = pytest.importorskip("triton.runtime.jit")
+
+    def call(operator: Operator, *args: Any) -> None:
+        assert operator.launch is not None
+        operator.overload(*args)
+        operator.launch(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit.KernelInterface, "__getitem__", lambda kernel, grid: _nothing)
+        patch.setattr(Operator, "__call__", call)
+        yield
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """In the place of a kernel."""
+
+
+def launched(profile: Profile) -> None:
+    run(run_settings(profile, card()), "meta", lambda _: nullcontext())
+
+
+@settings(max_examples=80, deadline=None)
+@given(profiles())
+def test_every_launch_takes_what_the_model_gives_it(profile: Profile) -> None:
+    launched(profile)
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_a_last_chunk_of_one_token_a_sequence_is_taken(kv_type: str) -> None:
+    """Its ids lie a whole prompt apart."""
+    launched(tiny(workload__batch=3, workload__context=76, workload__prefill_chunk=37,
+                  workload__new_tokens=1, kv_cache__dtype=kv_type))  # fmt: skip
