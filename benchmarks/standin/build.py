@@ -40,7 +40,7 @@ LIBRARIES = {
 SOURCES = {"libcuda.so.1": ("driver.c", "capture.c"), "libcudart.so.13": ("runtime.c",),
            "libnvidia-ml.so.1": ("nvml.c",)}  # fmt: skip
 OTHERS = ("libraries.c",)
-LOOKED_UP = (
+LOOKED_UP = {"libcuda.so.1": (
     "cuCtxFromGreenCtx", "cuDevResourceGenerateDesc", "cuDevSmResourceSplitByCount",
     "cuDeviceGetDevResource", "cuGreenCtxCreate", "cuGreenCtxDestroy", "cuGreenCtxStreamCreate",
     "cuLogsRegisterCallback", "cuLogsUnregisterCallback", "cuMemGetAddressRange",
@@ -48,8 +48,11 @@ LOOKED_UP = (
     "cuMemImportFromShareableHandle", "cuMemRetainAllocationHandle", "cuMemsetD32Async",
     "cuMulticastAddDevice", "cuMulticastBindMem", "cuMulticastCreate", "cuMulticastUnbind",
     "cuStreamWriteValue32",
-)  # fmt: skip
-"""The driver's functions that PyTorch looks up by name, all at its first use of any."""
+), "libnvidia-ml.so.1": (
+    "nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGpuFabricInfoV",
+    "nvmlDeviceGetNvLinkRemoteDeviceType", "nvmlDeviceGetNvLinkRemotePciInfo_v2",
+)}  # fmt: skip
+"""Functions that PyTorch looks up by name, all at its first use of any of their library."""
 
 
 def symbols(library: Path, which: str) -> dict[str, str]:
@@ -63,7 +66,7 @@ def symbols(library: Path, which: str) -> dict[str, str]:
 def wanted(torch: Path) -> dict[str, dict[str, str]]:
     """The functions and versions that PyTorch's libraries ask of each other library."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    found["libcuda.so.1"] = dict.fromkeys(LOOKED_UP, "")
+    found |= {library: dict.fromkeys(names, "") for library, names in LOOKED_UP.items()}
     for library in sorted((torch / "lib").glob("lib*.so")):
         for name, version in symbols(library, "--undefined-only").items():
             owner = next((LIBRARIES[start] for start in LIBRARIES if name.startswith(start)), None)

@@ -1,11 +1,14 @@
 """Make the folder `.standin`: PyTorch's CUDA build in an environment of its own, and stand-ins.
 
+    python -m benchmarks.standin.install --torch 2.14.1 --triton 3.8.0
+
 PyTorch comes without what it requires, which is CUDA itself, gigabytes of it: the stand-ins take
 its place. Only the headers are NVIDIA's.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".standin"
 PYTHON = FOLDER / "env" / "bin" / "python"
 LIBRARIES = FOLDER / "lib"
-PINNED = ("torch==2.11.0", "triton==3.6.0")
+TORCH, TRITON = "2.11.0", "3.6.0"
 HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
 REQUIRED = (
     "filelock", "fsspec", "jinja2", "networkx", "setuptools<82", "sympy", "typing-extensions",
@@ -26,15 +29,16 @@ REQUIRED = (
 """What PyTorch and the project import; a package that required PyTorch would bring CUDA."""
 
 
-def install() -> None:
-    """Make the folder, or bring it up to date."""
+def install(torch: str = TORCH, triton: str = TRITON) -> None:
+    """Make the folder, or bring it to these releases; PyTorch's of CUDA 13, so from 2.11 on."""
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", FOLDER / "env"], check=True)
-    _pip("install", "--no-deps", "--no-compile", *PINNED)
+    pinned = f"torch==={torch}", f"triton=={triton}"  # `===`: not a build for the CPU
+    _pip("install", "--no-deps", "--no-compile", *pinned)
     _pip("install", "--constraint", str(ROOT / "constraints.txt"), *REQUIRED)
     _pip("install", "--no-deps", "--upgrade", "--target", str(FOLDER / "headers"), *HEADERS)
-    [torch] = FOLDER.glob("env/lib/python*/site-packages/torch")
-    build(torch, FOLDER / "headers" / "nvidia" / "cu13" / "include", LIBRARIES)
+    [package] = FOLDER.glob("env/lib/python*/site-packages/torch")
+    build(package, FOLDER / "headers" / "nvidia" / "cu13" / "include", LIBRARIES)
 
 
 def _pip(*arguments: str) -> None:
@@ -46,4 +50,8 @@ def _pip(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    install()
+    parser = argparse.ArgumentParser(description="Install PyTorch's CUDA build, and stand-ins.")
+    parser.add_argument("--torch", default=TORCH)
+    parser.add_argument("--triton", default=TRITON, help="the release that PyTorch's asks for")
+    asked = parser.parse_args()
+    install(asked.torch, asked.triton)

@@ -11,7 +11,7 @@ from tests.report.records import planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.errors import InputError, OutputError
 from tritter_mem.report import files
 from tritter_mem.report.files import check_writable, read_results, write_text_atomically
-from tritter_mem.results import Result
+from tritter_mem.results import COMPONENTS, Result
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -109,6 +109,19 @@ def test_ragged_timelines_and_infinite_numbers_are_refused(tmp_path: Path) -> No
     assert problems(path) == [
         "profile.odd: found inf, expected a finite number",
         "measured.timeline.rows[3]: found 2 numbers, expected 11",
+    ]
+
+
+def test_unknown_components_are_refused(tmp_path: Path) -> None:
+    record = json.loads(json.dumps(training_1b().to_dict()))
+    record["simulated"]["segments"][0]["blocks"][0]["component"] = "odd"
+    record["simulated"]["held_at_peak"][1]["component"] = "total"
+    path = write(tmp_path, record)
+    where = ["simulated.held_at_peak[1].component", "simulated.segments[0].blocks[0].component"]
+    expected = f"expected one of {', '.join(COMPONENTS)}"
+    assert problems(path) == [
+        f"{where[0]}: found total, {expected}",
+        f"{where[1]}: found odd, {expected}",
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tritter_mem.config import pytorch
 from tritter_mem.config.gpus import find_gpu
 from tritter_mem.trace.as_on_cuda import as_on_cuda
 from tritter_mem.trace.libraries import Libraries
@@ -164,6 +165,16 @@ def test_a_matrix_that_cublas_cannot_read_is_copied() -> None:
     assert inside(lambda: y[::2, ::2] @ x) == [64 * 64 * 4]
     assert inside(lambda: y[::2, :64] @ x.t()) == []
     assert inside(lambda: torch.addmm(ones(64), x, y[::2, ::2])) == [64 * 64 * 4]
+
+
+@pytest.mark.parametrize(("release", "copies"), [((2, 11), 3), ((2, 14), 3), ((2, 15), 2)])
+def test_draws_with_replacement_copy_the_probabilities(
+    release: pytorch.Release, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each release's CUDA build does."""
+    monkeypatch.setattr(pytorch, "release", lambda: release)
+    drawn = inside(lambda: torch.multinomial(ones(8, 1000), 4, replacement=True))
+    assert drawn == [8 * 1000 * 4] * copies
 
 
 def test_what_comes_and_goes_is_not_held_at_once() -> None:

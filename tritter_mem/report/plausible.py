@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tritter_mem.report.words import printable
-from tritter_mem.results import Result, Timeline
+from tritter_mem.results import COMPONENTS, Result, Timeline
 
 MAX_MEMORY_BYTES = 1 << 62
 MAX_OPERATIONS = 1 << 100
@@ -18,8 +18,8 @@ def implausible(result: Result, place: str) -> Iterator[tuple[str, str]]:
     """Each key path under `place` with what is wrong there.
 
     Memory is 0 to 2**62 bytes (what is left of a budget may be negative), a step takes 0 to 2**100
-    operations, numbers are finite, and a timeline has one number for each of its columns in every
-    row.
+    operations, numbers are finite, a timeline has one number for each of its columns in every row,
+    and components are known ones; what is free of a segment has none.
     """
     yield from _values(result.to_dict(), place)
     for kind, estimate in result.estimates().items():
@@ -34,12 +34,21 @@ def _values(value: Any, place: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list | tuple) and not place.endswith(".rows"):
         for index, part in enumerate(value):
             yield from _values(part, f"{place}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield place, f"found {value}, expected a finite number"
-    elif isinstance(value, int):
+    elif wrong := _wrong(value, place):
+        yield place, wrong
+
+
+def _wrong(value: Any, place: str) -> str:
+    """What is wrong with a single value; empty where it may be."""
+    if isinstance(value, str) and place.endswith(".component") and value not in (*COMPONENTS, ""):
+        return f"found {printable(value, 40)}, expected one of {', '.join(COMPONENTS)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"found {value}, expected a finite number"
+    if isinstance(value, int):
         least, most, unit = _range(place)
         if unit and not least <= value <= most:
-            yield place, f"found {printable(value, 40)}, expected {least} to {most} {unit}"
+            return f"found {printable(value, 40)}, expected {least} to {most} {unit}"
+    return ""
 
 
 def _range(place: str) -> tuple[int, int, str]:

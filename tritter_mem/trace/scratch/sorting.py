@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tritter_mem.config import pytorch
 from tritter_mem.config.card import GpuCard
 from tritter_mem.trace.scratch.indexing import INDEX_BYTES
 
@@ -89,9 +90,12 @@ def _items(card: GpuCard, numbers: int) -> int:
 def _multinomial(
     card: GpuCard, x: Tensor, samples: int, replacement: bool = False, **more: Any
 ) -> Iterator[int]:
-    """`Distributions.cpp`: exponential numbers, or with replacement sums of probabilities."""
+    """`Distributions.cpp`: exponential numbers, or with replacement sums of probabilities.
+
+    PyTorch 2.15 takes two of the three (seen on its CUDA build).
+    """
     if replacement and samples > 1:
-        yield from [x.nbytes] * 3
+        yield from [x.nbytes] * (3 if pytorch.release() < (2, 15) else 2)
         return
     yield x.nbytes
     if samples > 1:
