@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,10 +28,12 @@ Case = tuple[str, Callable[[], None]]
 
 
 def cases() -> Iterator[Case]:
-    """One token of one sequence behind 128K others, in a cache of each type."""
+    """One token of one sequence behind 128K others, in a cache of each type; one in float32."""
     for dtype in ("int4", "int8", "int2", "bfloat16", "fp8"):
         run = RunConfig(model=ModelConfig(**MODEL), cache=CacheConfig(dtype=dtype), context=CONTEXT)
         yield f"decode, {dtype}", partial(launch, run)
+    wide = replace(run, model=replace(run.model, weight_format="float32"), cache=CacheConfig())
+    yield "decode in float32, int4", partial(launch, wide)
 
 
 def launch(run: RunConfig) -> None:
@@ -38,7 +41,7 @@ def launch(run: RunConfig) -> None:
     layer, model = KVCache(run, torch.device("meta")).layers[0], run.model
     heads = model.num_attention_heads
     rows = (1, heads + 2 * model.num_key_value_heads, model.head_dim)
-    qkv = torch.empty(rows, dtype=torch.bfloat16, device="meta")
+    qkv = torch.empty(rows, dtype=layer.sink_values.dtype, device="meta")
     position = torch.empty(1, dtype=torch.int32, device="meta")
     partial = decode.partial_outputs(qkv, layer, heads, MULTIPROCESSORS)
     out = qkv.new_empty((1, heads * model.head_dim))

@@ -146,7 +146,7 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
         "PTX": digits_ptx(digit, words=False),
         "UNIT": 4 if segment % 4 == 0 else 1,
         "WORDS_PTX": digits_ptx(digit, words=True),
-        "num_warps": 4,
+        "num_warps": 8 if layer.sink_values.dtype == torch.float32 else 4,
         "num_stages": 3,
     }
 

@@ -68,7 +68,7 @@ def tile(q: Tensor, hopper: Tile, others: Tile, wide: Tile) -> Tile:
         wide: for heads wider than 128.
     """
     if q.dtype == torch.float32:  # multiplied without tensor cores
-        return Tile(16, 16, 4, 1)
+        return Tile(16, 16, 8, 1)
     if q.shape[-1] > 128:
         return wide
     return hopper if capability() == 90 else others

@@ -38,7 +38,8 @@ def expand_history(cache: LayerCache, tokens: range, position: int, out: Tensor)
         cache.keys.shape[2], cache.slots, max(cache.groups, 1), out.shape[3],
         BITS=cache.bits, FLOAT8=cache.keys.dtype == torch.float8_e4m3fn, GROUP=cache.group,
         VALUE_GROUP=cache.value_group if cache.bits else width,
-        WIDTH=width, PACKED=packed, COLUMNS=block(packed), TOKENS=together, num_warps=4,
+        WIDTH=width, PACKED=packed, COLUMNS=block(packed), TOKENS=together,
+        num_warps=8 if block(packed) * together > 2048 else 4,
     )  # fmt: skip
 
 
