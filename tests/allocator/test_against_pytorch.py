@@ -1,8 +1,8 @@
 """What PyTorch's own allocator answered to random sequences of operations, played again.
 
-The files in data/ hold PyTorch 2.11's CUDA caching allocator over stand-ins for the driver's
-libraries: the allocator's decisions are real, no GPU took part. `python -m
-benchmarks.standin.allocator --record tests/allocator/data` writes them.
+The files in data/ hold PyTorch's CUDA caching allocator of the release that their folder names,
+over stand-ins for the driver's libraries: the allocator's decisions are real, no GPU took part.
+`python -m benchmarks.standin.allocator --record tests/allocator/data/2.11` writes them.
 """
 
 import gzip
@@ -19,8 +19,12 @@ from benchmarks.standin.allocator.state import differences
 from tests.allocator.build import dump
 from tritter_mem.allocator.replay import replay
 from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.config import pytorch
 
-FILES = sorted((Path(__file__).parent / "data").glob("*.json.gz"))
+FILES = sorted((Path(__file__).parent / "data").glob("*/*.json.gz"))
+each_file = pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: f"{path.parent.name}-{path.name.removesuffix('.json.gz')}"
+)
 
 
 def recorded(path: Path) -> dict[str, Any]:
@@ -33,10 +37,13 @@ def test_there_are_recordings_of_many_settings() -> None:
     assert all("without a GPU" in recorded(path)["source"] for path in FILES)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name.removesuffix(".json.gz"))
-def test_every_answer_is_pytorchs(path: Path) -> None:
+@each_file
+def test_every_answer_is_pytorchs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address of each request or its failure, every statistic after it, and all blocks."""
     found = recorded(path)
+    assert found["source"].startswith(f"PyTorch {path.parent.name}.")
+    major, minor = map(int, path.parent.name.split("."))
+    monkeypatch.setattr(pytorch, "release", lambda: (major, minor))
     for entry in found["sequences"]:
         sequence = Sequence.from_json(entry)
         allocator = SimulatedAllocator(sequence, parse_alloc_conf(found["conf"]))
@@ -48,7 +55,7 @@ def test_every_answer_is_pytorchs(path: Path) -> None:
             assert differences(real, simulated) == [], f"operation {number}: {operation}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name.removesuffix(".json.gz"))
+@each_file
 def test_a_snapshot_is_replayed_as_it_was_recorded(path: Path, tmp_path: Path) -> None:
     """A whole recording, one that begins late, and the last events of one."""
     for number, snapshot in enumerate(recorded(path)["snapshots"]):

@@ -9,6 +9,7 @@ from tritter_mem.allocator.blocks import PrivateStream
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.simulator import FIRST_ADDRESS as START
 from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
+from tritter_mem.config import pytorch
 from tritter_mem.errors import UsageError
 from tritter_mem.units import GiB, KiB, MiB
 
@@ -235,14 +236,28 @@ def test_a_memory_fraction_limits_segments() -> None:
         a.malloc(512)
 
 
-def test_a_private_pool_does_not_have_the_cache_released_for_it() -> None:
-    """PyTorch gives a pool memory while a graph is captured: nothing can be waited for then."""
+@pytest.mark.parametrize(
+    ("pool_id", "release"), [((1, 0), (2, 11)), ((1, 0), (2, 13)), ((0, 1), (2, 12))]
+)
+def test_a_pool_of_a_capture_does_not_have_the_cache_released_for_it(
+    pool_id: tuple[int, int], release: pytorch.Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be waited for then; up to 2.12 any pool in use counts as a capture's."""
+    monkeypatch.setattr(pytorch, "release", lambda: release)
     a = allocator(capacity=100 * MiB)
     a.free(a.malloc(60 * MiB))
     with pytest.raises(OutOfMemoryError):
-        a.malloc(90 * MiB, stream=PrivateStream(0, (0, 1)))
+        a.malloc(90 * MiB, stream=PrivateStream(0, pool_id))
     assert a.reserved_bytes == 60 * MiB
     assert (a.statistics["num_alloc_retries"], a.statistics["num_ooms"]) == (0, 1)
+
+
+def test_a_pool_in_use_is_no_capture_from_2_13_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytorch, "release", lambda: (2, 13))
+    a = allocator(capacity=100 * MiB)
+    a.free(a.malloc(60 * MiB))
+    a.malloc(90 * MiB, stream=PrivateStream(0, (0, 1)))
+    assert a.statistics["num_alloc_retries"] == 1
 
 
 def test_throw_on_oom_keeps_the_cache() -> None:

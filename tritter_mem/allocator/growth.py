@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tritter_mem.allocator import expandable, reclaim
-from tritter_mem.allocator.blocks import FREE, Block, BlockPool, ExpandableSegment, Stream
+from tritter_mem.allocator.blocks import (
+    FREE,
+    Block,
+    BlockPool,
+    ExpandableSegment,
+    PrivateStream,
+    Stream,
+)
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES, round_up, segment_bytes
+from tritter_mem.config import pytorch
 from tritter_mem.units import TiB
 
 if TYPE_CHECKING:
@@ -50,13 +58,22 @@ def _retry(allocator: CachingAllocator, pool: BlockPool, size: int, wanted: int)
     block = None
     if reclaim.release_oversize(allocator, pool, size):
         block = _grow(allocator, pool, size, wanted)
-    # A private pool is asked for memory while its capture is under way: nothing waits then, and
-    # the cache stays.
-    if block is None and not pool.private:
+    if block is None and not _captures(pool):
         allocator.empty_cache()
         allocator.counters.num_alloc_retries += 1
         block = _grow(allocator, pool, size, wanted)
     return block
+
+
+def _captures(pool: BlockPool) -> bool:
+    """Whether PyTorch takes it that a graph is captured: then nothing waits, and the cache stays.
+
+    A private pool is asked for memory while it is in use, by a capture or, where its number comes
+    second, maybe by `use_mem_pool`, which up to PyTorch 2.12 counts as one.
+    """
+    if not isinstance(pool.stream, PrivateStream):
+        return False
+    return pool.stream.pool_id[0] > 0 or pytorch.release() < (2, 13)
 
 
 def _grow(allocator: CachingAllocator, pool: BlockPool, size: int, wanted: int) -> Block | None:

@@ -6,7 +6,7 @@ from tritter_mem.allocator.blocks import PrivateStream, Stream
 from tritter_mem.allocator.simulator import CachingAllocator
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 
-_STREAMS: dict[str, Stream] = {"": 0, SIDE_STREAM: 1, GRAPH_POOL: PrivateStream(1, (0, 1))}
+_STREAMS: dict[str, Stream] = {"": 0, SIDE_STREAM: 1, GRAPH_POOL: PrivateStream(1, (1, 0))}
 
 
 class Places:

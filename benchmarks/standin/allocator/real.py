@@ -120,9 +120,14 @@ def _block(block: dict[str, Any]) -> SeenBlock:
     return SeenBlock(block["size"], 0 if state == "free" else block["requested_size"], state)
 
 
+_OF_LATER_RELEASES = ("reserved_bytes_by_private_pools",)
+"""From 2.13 on; what they count is not simulated."""
+
+
 def statistics() -> dict[str, int]:
     """What PyTorch counts."""
-    return flat(torch._C._cuda_memoryStats(0))
+    counted = torch._C._cuda_memoryStats(0)
+    return flat({name: of for name, of in counted.items() if name not in _OF_LATER_RELEASES})
 
 
 _STREAM_LIST: list[torch.cuda.Stream] = []

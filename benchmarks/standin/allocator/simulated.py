@@ -20,6 +20,7 @@ from tritter_mem.allocator.blocks import FREE, Block, PrivateStream, Stream
 from tritter_mem.allocator.segments import SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.simulator import Ascending, CachingAllocator, OutOfMemoryError
+from tritter_mem.config import pytorch
 
 
 class SimulatedAllocator:
@@ -47,7 +48,7 @@ class SimulatedAllocator:
         )
 
     def _alloc(self, operation: Operation) -> int | str:
-        if self._inside is None:
+        if not self._captures:
             self._process_events()
         stream: Stream = operation.stream
         if self._inside is not None:
@@ -68,7 +69,7 @@ class SimulatedAllocator:
             self.allocator.free(block)
             return
         ticket = self.allocator.request_free(block)
-        if self._inside is None:
+        if not self._captures:
             self._insert_events(ticket, uses)
         else:
             self._deferred.append((ticket, uses))
@@ -82,7 +83,7 @@ class SimulatedAllocator:
         self._finished[operation.stream] = self._recorded[operation.stream]
 
     def _empty(self, operation: Operation) -> None:
-        if self._inside is None:  # PyTorch releases nothing while a capture is under way
+        if not self._captures:  # PyTorch releases nothing while a capture is under way
             self.allocator.empty_cache()
 
     def _enter(self, operation: Operation) -> None:
@@ -91,6 +92,11 @@ class SimulatedAllocator:
 
     def _leave(self, operation: Operation) -> None:
         self._inside = None
+
+    @property
+    def _captures(self) -> bool:
+        """Whether PyTorch takes it that a graph is captured: up to 2.12 in any entered pool."""
+        return self._inside is not None and pytorch.release() < (2, 13)
 
     def _insert_events(self, ticket: int, uses: set[int]) -> None:
         self._recorded.update(uses)
