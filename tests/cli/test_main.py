@@ -92,6 +92,17 @@ def test_wrong_usage_is_explained_with_exit_code_2(arguments: list[str], words: 
         (MeasureError("no card"), 3, "error: no card\n"),
         (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted\n"),
         (
+            ModuleNotFoundError("No module named 'pydantic_core'", name="pydantic_core"),
+            2,
+            "error: this needs pydantic, which is not installed: pip install pydantic\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'tritter_mem.odd'", name="tritter_mem.odd"),
+            EXIT_BUG,
+            "error: a bug in tritter-mem: ModuleNotFoundError: No module named 'tritter_mem.odd'; "
+            "--debug shows where\n",
+        ),
+        (
             ZeroDivisionError("division\nby zero"),
             EXIT_BUG,
             "error: a bug in tritter-mem: ZeroDivisionError: division by zero; "

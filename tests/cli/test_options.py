@@ -9,6 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tritter_mem.cli import options
+from tritter_mem.cli.main import app
 from tritter_mem.cli.options import ProfileOptions, complete_gpus, complete_profiles, with_options
 from tritter_mem.config.loading import load_profile
 from tritter_mem.errors import ConfigError, UsageError
@@ -167,3 +169,11 @@ def test_the_wrong_example_of_the_manual_is_refused_as_shown(tmp_path: Path) -> 
     path.write_text(text + "workload:\n  context: 64k\n  batch: -1\n")
     shown = re.findall(r"^error: (.*)$", MANUAL, re.MULTILINE)
     assert [p.removeprefix(f"{tmp_path}/") for p in problems(config=[str(path)])] == shown
+
+
+def test_a_page_without_plotly_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["profile", "--config", "tiny", "--html", "never.html"])
+    assert done.exit_code == 2
+    assert "--html needs plotly, which is not installed: pip install plotly" in done.stderr
+    assert not Path("never.html").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
+from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -33,6 +34,13 @@ def complete_gpus(incomplete: str) -> list[str]:
     from tritter_mem.config.gpus import AUTO, card_names
 
     return [name for name in (AUTO, *card_names()) if name.startswith(incomplete)]
+
+
+def _needs_plotly(html: Path | None) -> Path | None:
+    """Refuse a page that could not be made, before a run rather than after it."""
+    if html is not None and find_spec("plotly") is None:
+        raise UsageError("--html needs plotly, which is not installed: pip install plotly")
+    return html
 
 
 def _completer(section: str, field: str) -> Callable[[str], list[str]]:
@@ -115,7 +123,13 @@ Settings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write a report as one HTML page.")
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write a report as one HTML page.",
+        callback=_needs_plotly,
+    ),
 ]
 PlotlyJs = Annotated[
     Literal["inline", "cdn", "directory"],
