@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import sys
 
+from benchmarks.standin.build import NVML
 from benchmarks.standin.install import LIBRARIES, PYTHON, ROOT, install
 
 
 def environment() -> dict[str, str]:
     """The libraries, and the checkout, which is not installed there, first on their paths."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "model")])
-    libraries = {name: str(LIBRARIES) for name in ("LD_LIBRARY_PATH", "TRITON_LIBCUDA_PATH")}
+    folders = (
+        [LIBRARIES] if os.environ.get("STANDIN_NVML") == "off" else [LIBRARIES, LIBRARIES / NVML]
+    )
+    libraries = {
+        "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders)),
+        "TRITON_LIBCUDA_PATH": str(LIBRARIES),
+    }
     return os.environ | libraries | {"PYTHONPATH": paths, "TRITTER_MEM_HISTORY": "off"}
 
 

@@ -40,6 +40,8 @@ LIBRARIES = {
 SOURCES = {"libcuda.so.1": ("driver.c", "capture.c"), "libcudart.so.13": ("runtime.c",),
            "libnvidia-ml.so.1": ("nvml.c",)}  # fmt: skip
 OTHERS = ("libraries.c",)
+NVML = "nvml"
+"""NVML's folder within the libraries', for containers lack it now and then."""
 LOOKED_UP = {"libcuda.so.1": (
     "cuCtxFromGreenCtx", "cuDevResourceGenerateDesc", "cuDevSmResourceSplitByCount",
     "cuDeviceGetDevResource", "cuGreenCtxCreate", "cuGreenCtxDestroy", "cuGreenCtxStreamCreate",
@@ -104,6 +106,9 @@ def build(torch: Path, headers: Path, output: Path) -> None:
     asked = wanted(torch)
     for name in dict.fromkeys(["libcuda.so.1", *LIBRARIES.values()]):
         compile_library(name, asked[name], headers, output)
+    apart = output / NVML
+    apart.mkdir(exist_ok=True)
+    (output / LIBRARIES["nvml"]).replace(apart / LIBRARIES["nvml"])
 
 
 def parse() -> argparse.Namespace:
