@@ -177,6 +177,22 @@ def test_draws_with_replacement_copy_the_probabilities(
     assert drawn == [8 * 1000 * 4] * copies
 
 
+@pytest.mark.parametrize(
+    ("release", "dtype", "sizes"),
+    [
+        ((2, 11), torch.float32, [256]), ((2, 14), torch.bfloat16, [256]),
+        ((2, 11), torch.float64, [512]), ((2, 15), torch.float64, [40, 160]),
+    ],
+)  # fmt: skip
+def test_norms_of_many_tensors_have_a_part_for_each_chunk(
+    release: pytorch.Release, dtype: torch.dtype, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded from each release's CUDA build, without a GPU."""
+    monkeypatch.setattr(pytorch, "release", lambda: release)
+    tensors = [ones(size, dtype=dtype) for size in (10, 70_000, 1 << 20, 65_536)]
+    assert inside(lambda: torch._foreach_norm(tensors, 2.0)) == sizes
+
+
 def test_what_comes_and_goes_is_not_held_at_once() -> None:
     assert peak_bytes([1000, -1000, 2000, 1]) == 2048 + 512
 

@@ -8,6 +8,7 @@ beside them, where that grows with the tensors.
 | sums, means, norms, variances, extrema, `all`, `any` over much | a partial result for each block of threads, and counters; sums of integers: the input as int64 | `reductions.py` |
 | `_softmax_backward_data` | gradient times output | `elementwise.py` |
 | `mse_loss`, `smooth_l1_loss`, `huber_loss` that are reduced | the loss of each element, twice | `elementwise.py` |
+| `_foreach_norm`, as in `clip_grad_norm_` | a float32 for each tensor's chunks of 65,536 elements | `elementwise.py` |
 | `_safe_softmax` | which scores are infinite, and whole rows of them | `elementwise.py` |
 | `native_layer_norm_backward`, `_fused_rms_norm_backward` over more than 65,536 rows | sums over 32 rows each, then as any sum | `elementwise.py` |
 | `mm`, `addmm`, `bmm` and their kin | a copy of a matrix in which neither rows nor columns lie side by side | `products.py` |

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritter_mem.config import pytorch
 from tritter_mem.config.card import GpuCard
 from tritter_mem.trace.scratch.reductions import accumulated_bytes, reduce
 
@@ -17,6 +18,8 @@ _MANY_ROWS = 65_536
 _ROWS_A_SUM = 32
 _WARP = 32
 _GRID = 65_535
+_CHUNK = 65_536
+_OFFSET_BYTES = 8
 
 
 def _softmax_backward(
@@ -68,11 +71,28 @@ def _row_sums(rows: int, width: int) -> int:
     return -(-rows // each)
 
 
+def _foreach_norm(
+    card: GpuCard, tensors: Sequence[Tensor], *rest: Any, **more: Any
+) -> Iterator[int]:
+    """`ForeachReduceOp.cu`: a partial norm for each chunk, in as many chunks as the longest has.
+
+    PyTorch 2.15 has each tensor's own chunks, and where they begin.
+    """
+    chunks = [-(-tensor.numel() // _CHUNK) for tensor in tensors]
+    partial = 8 if tensors[0].dtype == torch.float64 else 4
+    if pytorch.release() < (2, 15):
+        yield len(chunks) * max(chunks) * partial
+    else:
+        yield (len(chunks) + 1) * _OFFSET_BYTES
+        yield sum(chunks) * partial
+
+
 RULES: dict[str, Callable[..., Iterator[int]]] = {
     "aten._softmax_backward_data.default": _softmax_backward,
     "aten._safe_softmax.default": _safe_softmax,
     "aten.mse_loss.default": _loss,
     "aten.smooth_l1_loss.default": _loss,
     "aten.huber_loss.default": _loss,
+    "aten._foreach_norm.Scalar": _foreach_norm,
     "aten.native_layer_norm_backward.default": _layer_norm_backward,
 }
