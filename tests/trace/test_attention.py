@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tritter_mem.config import pytorch
 from tritter_mem.trace.as_on_cuda import as_on_cuda
 from tritter_mem.trace.attention import Attention, choose
 from tritter_mem.trace.events import EventLog
@@ -51,6 +52,22 @@ SINGLE = Attention(*(heads(dtype=torch.float32) for _ in range(3)))
 )
 def test_choice(call: Attention, capability: tuple[int, int], backend: str) -> None:
     assert choose(call, capability) == backend
+
+
+@pytest.mark.parametrize(("release", "backend"), [((2, 13), "math"), ((2, 14), "efficient")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_grouped_heads_go_to_the_efficient_kernel_from_2_14_on(
+    release: pytorch.Release, backend: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where flash does not take them; as the CUDA builds of 2.13, 2.14 and 2.15 chose."""
+    monkeypatch.setattr(pytorch, "release", lambda: release)
+    dtype = torch.bfloat16 if masked else torch.float32
+    mask = torch.ones(T, T, device="meta", dtype=dtype) if masked else None
+    key, value = heads(2, dtype=dtype), heads(2, dtype=dtype)
+    call = Attention(heads(dtype=dtype), key, value, mask=mask, grouped=True)
+    assert choose(call, AMPERE) == backend
+    assert choose(replace(call, grouped=False), AMPERE) == "math"
+    assert choose(replace(call, key=heads(3, dtype=dtype)), AMPERE) == "math"
 
 
 def test_backends_that_the_code_names_are_heeded() -> None:

@@ -193,6 +193,16 @@ def test_norms_of_many_tensors_have_a_part_for_each_chunk(
     assert inside(lambda: torch._foreach_norm(tensors, 2.0)) == sizes
 
 
+def test_efficient_backward_with_grouped_heads_expands_gradients() -> None:
+    """Recorded from the CUDA builds of PyTorch 2.14 and 2.15, without a GPU."""
+    query, key = ones(2, 8, 1024, 64), ones(2, 2, 1024, 64)
+    name = "aten._scaled_dot_product_efficient_attention_backward.default"
+    expanded, product, delta = 4_194_304, 4_194_304, 65_536
+    assert list(scratch_bytes(H100, name, (query, query, key, key), {})) == [
+        expanded, expanded, product, delta, delta, -delta, -product, 4_198_400,
+    ]  # fmt: skip
+
+
 def test_what_comes_and_goes_is_not_held_at_once() -> None:
     assert peak_bytes([1000, -1000, 2000, 1]) == 2048 + 512
 

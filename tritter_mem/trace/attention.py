@@ -6,7 +6,8 @@ On `meta` PyTorch takes the math path, whose score matrices no CUDA run has. The
 1. flash: float16 or bfloat16, capability 8.0 or newer, no mask, equal head widths of at most 256,
    and queries as many as keys where the mask is causal;
 2. memory-efficient: float16, float32, and from capability 8.0 on bfloat16, as many key heads as
-   query heads, widths that are multiples of 8 (half types) or 4 (float32); masks are fine;
+   query heads (from PyTorch 2.14 on grouped ones too), widths that are multiples of 8 (half types)
+   or 4 (float32); masks are fine;
 3. math.
 
 Capabilities 9.0 and 10.x prefer cuDNN's kernel where cuDNN is new enough. It saves what flash
@@ -23,6 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from tritter_mem.config import pytorch
 
 Backend = Literal["flash", "efficient", "math"]
 _HALF = (torch.float16, torch.bfloat16)
@@ -83,25 +86,29 @@ def _shapes_suit(call: Attention) -> bool:
 
 
 def _flash_suits(call: Attention, capability: tuple[int, int]) -> bool:
-    heads, groups = call.query.shape[1], call.key.shape[1]
     return (
         capability >= (8, 0)
         and call.query.dtype in _HALF
         and call.mask is None
         and _widths(call) <= {min(call.query.shape[-1], _FLASH_WIDTH)}
         and not (call.causal and call.query.shape[2] != call.key.shape[2])
-        and call.value.shape[1] == groups
-        and (heads == groups or (call.grouped and heads % groups == 0))
+        and _heads_suit(call, grouped=True)
     )
+
+
+def _heads_suit(call: Attention, *, grouped: bool) -> bool:
+    """As many heads of each, or, where a kernel takes that, so many queries' heads a group."""
+    heads, groups = call.query.shape[1], call.key.shape[1]
+    together = grouped and call.grouped and heads % groups == 0
+    return call.value.shape[1] == groups and (heads == groups or together)
 
 
 def _efficient_suits(call: Attention, capability: tuple[int, int]) -> bool:
     dtypes = (torch.float16, torch.float32, *([torch.bfloat16] if capability >= (8, 0) else []))
     multiple = 8 if call.query.dtype in _HALF else 4
-    heads = {tensor.shape[1] for tensor in (call.query, call.key, call.value)}
     return (
         call.query.dtype in dtypes
-        and len(heads) == 1
+        and _heads_suit(call, grouped=pytorch.release() >= (2, 14))
         and call.query.shape[-1] == call.key.shape[-1]
         and all(width % multiple == 0 for width in _widths(call))
     )

@@ -15,7 +15,7 @@ beside them, where that grows with the tensors.
 | flash attention | for few queries: sums and outputs of each part of the keys | `attention.py` |
 | flash attention, backward | output and its gradient where they are not [B, T, H, D] in memory; gradient of the queries in float32, a float32 a query and head; with grouped heads, gradients of keys and values for every head | `attention.py` |
 | efficient attention | from heads of over 128 of half types: the output in float32 | `attention.py` |
-| efficient attention, backward | a float32 a query and head; gradient of the queries in float32 in whole blocks, with a lock and a counter each; from heads of over 128 of half types those of keys and values | `attention.py` |
+| efficient attention, backward | a float32 a query and head; gradient of the queries in float32 in whole blocks, with a lock and a counter each; from heads of over 128 of half types those of keys and values; with grouped heads (from PyTorch 2.14 on) theirs for every head | `attention.py` |
 | `embedding_dense_backward` over 3,072 tokens, `_embedding_bag_backward` | indices sorted and in their old order, offsets of segments, and a float32 row for each partial sum: tokens / 10 + min(tokens, rows) of them | `indexing.py` |
 | `index_put` and its kin, accumulating | four arrays of indices, and what a sort of two of them takes | `indexing.py` |
 | `sort` | rows up to 4,096: the numbers of a row; over that by one of three ways, with what cub's sorts take | `sorting.py` |

@@ -112,8 +112,10 @@ def _efficient_backward(
     card: GpuCard, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any,
     **more: Any,
 ) -> Iterator[int]:  # fmt: skip
-    """Queries [B, H, Q, D], values [B, H, K, E]."""
+    """Queries [B, H, Q, D], values [B, G, K, E]; gradients for every head where G is less."""
     batch, heads, queries, width = query.shape
+    if key.shape[1] < heads:
+        yield from (tensor.nbytes // tensor.shape[1] * heads for tensor in (key, value))
     rows = batch * heads
     delta = rows * queries * _FLOAT_BYTES
     if query.dtype not in _HALF:  # the kernel leaves the sums over output times gradient outside
