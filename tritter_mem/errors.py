@@ -9,6 +9,8 @@ EXIT_DOES_NOT_FIT = 1
 EXIT_USAGE = 2
 EXIT_NOT_MEASURED = 3
 EXIT_INTERRUPTED = 130
+_REQUIRED = ("jinja2", "pandas", "plotly", "pydantic", "rich", "torch", "triton")
+_PACKAGES = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "pydantic_core": "pydantic"}
 
 
 class TritterMemError(Exception):
@@ -53,3 +55,10 @@ class MemoryBudgetExceeded(TritterMemError):  # noqa: N818  (the specification's
     """The peak went over the budget."""
 
     exit_code = EXIT_DOES_NOT_FIT
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to install, where the missing module is of a package that this project requires."""
+    module = (error.name or "").partition(".")[0]
+    package = _PACKAGES.get(module, module if module in _REQUIRED else None)
+    return package and f"this needs {package}, which is not installed: pip install {package}"

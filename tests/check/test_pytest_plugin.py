@@ -351,6 +351,16 @@ def test_wrong_options_end_the_session_before_it_begins(
     result.stderr.fnmatch_lines([expected])
 
 
+def test_a_package_that_is_not_installed_is_named_before_the_session_begins(
+    session: Session,
+) -> None:
+    session.write(test_it=NOTHING, conftest="import sys; sys.modules['pydantic_core'] = None")
+    (session.path / "baseline.json").write_text("{}")
+    result = session.run("--memory-baseline", "baseline.json")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*this needs pydantic, which is not installed: pip install *"])
+
+
 def test_without_the_plugin_the_mark_is_unknown_and_nothing_else_changes(
     session: Session,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tritter_mem.errors import InputError, TritterMemError
+from tritter_mem.errors import InputError, TritterMemError, missing_package
 
 if TYPE_CHECKING:
     from tritter_mem.check.baseline import Baseline
@@ -42,7 +42,8 @@ class Files:
         """The baseline: empty where it is to be made, None where none is named.
 
         Raises:
-            pytest.UsageError: it cannot be read, or a file not be written; known before tests run.
+            pytest.UsageError: it cannot be read, a file not be written, or a package is
+                missing; known before tests run.
         """
         if self.update and self.baseline is None:
             raise pytest.UsageError("--memory-update-baseline: only with --memory-baseline FILE")
@@ -51,6 +52,10 @@ class Files:
             return None if self.baseline is None else self._read(self.baseline)
         except TritterMemError as error:
             raise pytest.UsageError(*error.problems) from error
+        except ModuleNotFoundError as error:
+            if (words := missing_package(error)) is None:
+                raise
+            raise pytest.UsageError(words) from error
 
     def _check_writable(self) -> None:
         for path in filter(None, (self.report, self.baseline if self.update else None)):

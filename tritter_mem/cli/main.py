@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tritter_mem.errors import EXIT_INTERRUPTED, EXIT_USAGE, TritterMemError
+from tritter_mem.errors import EXIT_INTERRUPTED, EXIT_USAGE, TritterMemError, missing_package
 
 # Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, its
 # function `command`.
@@ -27,8 +27,6 @@ COMMANDS = {
     "doctor": "Show the environment, and what works in it.",
 }
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-_REQUIRED = ("jinja2", "pandas", "plotly", "pydantic", "rich", "torch", "triton")
-_PACKAGES = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "pydantic_core": "pydantic"}
 EXIT_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 
 
@@ -80,20 +78,13 @@ def _explains_itself(error: BaseException) -> bool:
     return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "show")
 
 
-def _required(error: ModuleNotFoundError) -> str | None:
-    """The package that has the missing module, where it is one that this project requires."""
-    module = (error.name or "").partition(".")[0]
-    return _PACKAGES.get(module, module if module in _REQUIRED else None)
-
-
 def explain(error: BaseException) -> tuple[list[str], int]:
     """Lines for people, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"], EXIT_INTERRUPTED
     if isinstance(error, TritterMemError):
         return [f"error: {problem}" for problem in error.problems], error.exit_code
-    if isinstance(error, ModuleNotFoundError) and (package := _required(error)):
-        words = f"this needs {package}, which is not installed: pip install {package}"
+    if isinstance(error, ModuleNotFoundError) and (words := missing_package(error)):
         return [f"error: {words}"], EXIT_USAGE
     words = " ".join(f"{type(error).__name__}: {error}".split())
     return [f"error: a bug in tritter-mem: {words}; --debug shows where"], EXIT_BUG
