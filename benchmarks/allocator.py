@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from tritter_mem.allocator.replay import replay
-from tritter_mem.allocator.scenarios import STANDARD
+from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.simulator import CachingAllocator
-from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot_of
+from tritter_mem.allocator.snapshot import Recorder, save_snapshot, snapshot_of
+from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.scenarios import STANDARD
 from tritter_mem.units import GiB, format_bytes
 
 WIDTH, LAYERS = 2048, 24

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import load_profile
-from tritter_mem.trace.bundled import run_settings
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.bundled import run_settings
 from tritter_model.config import RunConfig
 from tritter_model.decode_graph import DecodeGraph
 from tritter_model.kv_cache import KVCache

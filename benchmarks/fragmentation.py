@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK
-from tritter_mem.measure.answer import MeasurementFailedError
-from tritter_mem.measure.module import ModuleProfile, profile_module
-from tritter_mem.report.files import write_text_atomically
-from tritter_mem.results import Estimate, Result
-from tritter_mem.trace.user_code import read_case
+from tritter_mem.models.user_code import read_case
+from tritter_mem.profiling.profiler import MeasurementFailedError, ModuleProfile, profile_module
+from tritter_mem.results.run import Estimate, Result
+from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.units import MiB
 
 ROOT = Path(__file__).parent.parent

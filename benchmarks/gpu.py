@@ -23,7 +23,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from tritter_mem.report.validation_files import folder_of
+from tritter_mem.evidence.validate import folder_of
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 530.0
@@ -43,12 +43,12 @@ class Outcome:
 
 MEASURING = (
     "tests/measure/test_cuda.py",
-    "tests/measure/test_device.py",
-    "tests/measure/test_manager.py",
-    "tests/check/test_pytest_plugin.py",
+    "tests/devices/test_device.py",
+    "tests/oom/test_manager.py",
+    "tests/test_pytest_plugin.py",
     "tests/docs/test_out_of_memory.py",
-    "tests/measure/test_probes.py",
-    "tests/measure/test_validate.py",
+    "tests/evidence/test_probes.py",
+    "tests/evidence/test_validate.py",
 )
 """These measure the device's memory, so nothing may run beside them."""
 

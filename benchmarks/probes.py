@@ -14,14 +14,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tritter_mem.config.finding import profiles_root
-from tritter_mem.config.gpus import GpuCard, known_as
+from tritter_mem.config.bundled_files import profiles_root
+from tritter_mem.config.cards import GpuCard, known_as
+from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError
-from tritter_mem.measure.card_entry import difference, source_of, updated
-from tritter_mem.measure.environment import collect_environment
-from tritter_mem.measure.probes import Reading, probe
+from tritter_mem.evidence.probes import Reading, difference, probe, source_of, updated
 from tritter_mem.measure.target import Asked, locate
-from tritter_mem.report.files import write_text_atomically
+from tritter_mem.results.writing import write_text_atomically
 
 SCHEMA = "tritter-mem.probes/1"
 

@@ -16,13 +16,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tritter_mem.config.finding import bundled_profiles
-from tritter_mem.config.gpus import find_gpu
+from tritter_mem.config.bundled_files import bundled_profiles
 from tritter_mem.config.loading import load_profile
-from tritter_mem.measure.cpu import resident_peak_bytes
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.measure.cpu_run import resident_peak_bytes
 from tritter_mem.planner.compose import plan
-from tritter_mem.results import Components
-from tritter_mem.trace.simulate import simulate
+from tritter_mem.results.run import Components
+from tritter_mem.simulation.simulate import simulate
 
 ALLOCATED, COMPONENT, COUNTED = 0.02, 0.03, 0.01
 SECONDS, RESIDENT_BYTES = 15.0, 2 << 30

@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritter_mem.allocator.snapshot_in import read_pickle
-from tritter_mem.allocator.snapshot_out import save_snapshot
-from tritter_mem.config.gpus import GpuCard
+from tritter_mem.allocator.snapshot import read_pickle, save_snapshot
+from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
+from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError
-from tritter_mem.measure import cuda
-from tritter_mem.measure.environment import collect_environment
+from tritter_mem.measure import runs
 from tritter_mem.measure.target import Asked, Target, locate
-from tritter_mem.measure.work import Work
-from tritter_mem.report.files import write_text_atomically
-from tritter_mem.results import Estimate
-from tritter_mem.trace.bundled import run_settings
-from tritter_mem.trace.simulate import simulate
-from tritter_mem.trace.third_party import simulate_module
-from tritter_mem.trace.user_code import read_case
+from tritter_mem.measure.workload import Work
+from tritter_mem.models.bundled import run_settings
+from tritter_mem.models.user_code import read_case
+from tritter_mem.results.run import Estimate
+from tritter_mem.results.writing import write_text_atomically
+from tritter_mem.simulation.simulate import simulate
+from tritter_mem.simulation.user_module import simulate_module
 
 MODULE = Path(__file__).parent.parent / "docs" / "examples" / "growing_cache.py"
 MOST_BYTES = 300_000
@@ -119,7 +118,7 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
         whole = Path(name) / "snapshot.pickle"
         asked = Asked(device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole)
         target = Target(card=card, index=0, asked=asked, allocator_conf=case.conf)
-        cuda.save_snapshot(work_of(case, card), target)
+        runs.save_snapshot(work_of(case, card), target)
         keep(whole, folder / f"{case.name}.pickle")
     return figures(case, simulated_case(case, card))
 

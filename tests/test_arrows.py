@@ -1,54 +1,94 @@
-"""Imports go one way: units, errors, results, then config, planner, trace, and so on up to cli."""
+"""Imports go down only, file by file; ORDER is the order, from the ground up."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+ORDER = (
+    "version",
+    "units",
+    "errors",
+    "text",
+    "torch_release",
+    "results",
+    "config",
+    "models",
+    "allocator",
+    "recordings",
+    "devices",
+    "planner",
+    "simulation",
+    "measure",
+    "oom",
+    "profiling",
+    "check",
+    "evidence",
+    "report",
+    "pytest_plugin",
+    "cli",
+    "__main__",
+)
+"""Packages, and files beside them. Each imports those above it in this list, and its own files."""
+
 ROOT = Path(__file__).parent.parent
-LAYERS = [
-    {"units", "errors", "results", "differences", "history", "validation"},
-    {"config"},
-    {"planner", "trace", "allocator"},
-    {"measure"},
-    {"report", "check"},
-    {"cli", "__main__"},
-]
+FACADE = "tritter_mem"
+
+
+def module_of(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+TOOL = {module_of(path, ROOT): path for path in sorted((ROOT / "tritter_mem").rglob("*.py"))}
+MODEL = {module_of(path, ROOT / "model"): path for path in sorted((ROOT / "model").rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, at any depth of its code."""
+    """Modules that a file imports, at any depth of its code and under TYPE_CHECKING too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = submodules & (TOOL.keys() | MODEL.keys())
+            found |= modules if len(modules) == len(node.names) else modules | {str(node.module)}
     return found
 
 
-def layer_of(package: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if package in layer)
+ARROWS = {name: imports(path) & TOOL.keys() - {name} for name, path in TOOL.items()}
 
 
-TOOL_FILES = sorted(
-    p
-    for p in (ROOT / "tritter_mem").rglob("*.py")
-    if p.parent.name != "tritter_mem" or p.stem != "__init__"
-)
-MODEL_FILES = sorted((ROOT / "model").rglob("*.py"))
+def package_of(module: str) -> str:
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("path", TOOL_FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_tool_imports_no_later_layer(path: Path) -> None:
-    own = path.relative_to(ROOT / "tritter_mem").parts[0].removesuffix(".py")
-    for name in imports(path):
-        parts = name.split(".")
-        # `from tritter_mem import x` names the facade; only submodules carry arrows.
-        if parts[0] == "tritter_mem" and len(parts) > 1 and not parts[1].startswith("_"):
-            assert layer_of(parts[1]) <= layer_of(own), f"{own} must not import {name}"
+@pytest.mark.parametrize("module", [name for name in TOOL if name != FACADE])
+def test_a_file_imports_only_what_is_below_it(module: str) -> None:
+    own = ORDER.index(package_of(module))
+    assert FACADE not in ARROWS[module], "the facade is for users"
+    above = {name for name in ARROWS[module] if ORDER.index(package_of(name)) > own}
+    assert above == KNOWN.get(module, set())
 
 
-@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_model_knows_nothing_of_the_tool(path: Path) -> None:
-    assert not {name for name in imports(path) if name.split(".")[0] == "tritter_mem"}
+def test_no_files_import_each_other_in_a_circle() -> None:
+    arrows = {name: found for name, found in ARROWS.items() if name != FACADE}
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", MODEL)
+def test_the_model_knows_nothing_of_the_tool(module: str) -> None:
+    assert not {name for name in imports(MODEL[module]) if name.split(".")[0] == FACADE}
+
+
+KNOWN = {
+    "tritter_mem.check.budget": {"tritter_mem.report.budget_report"},
+    "tritter_mem.devices.cuda": {"tritter_mem.oom.components"},
+    "tritter_mem.results.replay": {"tritter_mem.allocator.caching_allocator"},
+}
+"""Arrows up that are still there."""

@@ -8,29 +8,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tritter_mem.version import __version__
+
 if TYPE_CHECKING:
-    from tritter_mem.allocator.replay import replay as replay
     from tritter_mem.errors import MemoryBudgetExceeded as MemoryBudgetExceeded
-    from tritter_mem.measure.manager import MemoryManager as MemoryManager
-    from tritter_mem.measure.profile import profile as profile
     from tritter_mem.measure.tracker import MemorySnapshot as MemorySnapshot
     from tritter_mem.measure.tracker import MemoryTracker as MemoryTracker
-    from tritter_mem.planner.budget import calculate_memory_budget as calculate_memory_budget
+    from tritter_mem.oom.manager import MemoryManager as MemoryManager
     from tritter_mem.planner.compose import plan as plan
-    from tritter_mem.trace.simulate import simulate as simulate
-
-__version__ = "0.1.0"
+    from tritter_mem.planner.result import calculate_memory_budget as calculate_memory_budget
+    from tritter_mem.profiling.profiler import profile as profile
+    from tritter_mem.recordings.replay import replay as replay
+    from tritter_mem.simulation.simulate import simulate as simulate
 
 _HOMES = {
     "MemoryBudgetExceeded": "tritter_mem.errors",
-    "MemoryManager": "tritter_mem.measure.manager",
+    "MemoryManager": "tritter_mem.oom.manager",
     "MemorySnapshot": "tritter_mem.measure.tracker",
     "MemoryTracker": "tritter_mem.measure.tracker",
-    "calculate_memory_budget": "tritter_mem.planner.budget",
+    "calculate_memory_budget": "tritter_mem.planner.result",
     "plan": "tritter_mem.planner.compose",
-    "profile": "tritter_mem.measure.profile",
-    "replay": "tritter_mem.allocator.replay",
-    "simulate": "tritter_mem.trace.simulate",
+    "profile": "tritter_mem.profiling.profiler",
+    "replay": "tritter_mem.recordings.replay",
+    "simulate": "tritter_mem.simulation.simulate",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)
 

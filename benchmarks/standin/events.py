@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.simulator import CachingAllocator
-from tritter_mem.config.gpus import GpuCard, find_gpu
-from tritter_mem.measure.cuda_case import Place, Session, measure, open_cuda
-from tritter_mem.measure.driver import Driver
-from tritter_mem.results import Estimate
-from tritter_mem.trace.events import EventLog
-from tritter_mem.trace.files import load_log
-from tritter_mem.trace.places import Places
-from tritter_mem.trace.third_party import simulate_module
-from tritter_mem.trace.user_code import ModuleCase, read_case
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.devices.nvml import Driver, find_gpu
+from tritter_mem.measure.cuda_run import Place, Session, measure, open_cuda
+from tritter_mem.models.user_code import ModuleCase, read_case
+from tritter_mem.results.run import Estimate
+from tritter_mem.simulation.events import EventLog
+from tritter_mem.simulation.playback import Places
+from tritter_mem.simulation.trace_file import load_log
+from tritter_mem.simulation.user_module import simulate_module
 
 _ENTRIES = 2_000_000
 _FRAMES = 5

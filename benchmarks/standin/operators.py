@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.standin.operator_cases import CASES, INDICES, SORTS, Case, Tensors
-from tritter_mem.config.gpus import find_gpu
-from tritter_mem.report.files import write_text_atomically
-from tritter_mem.trace.as_on_cuda import as_on_cuda
-from tritter_mem.trace.libraries import Libraries
-from tritter_mem.trace.recorder import Recorder
-from tritter_mem.trace.scratch import peak_bytes
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.results.writing import write_text_atomically
+from tritter_mem.simulation.cuda.dispatch import as_on_cuda
+from tritter_mem.simulation.cuda.libraries import Libraries
+from tritter_mem.simulation.cuda.scratch import peak_bytes
+from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.units import KiB
 
 SCHEMA = "tritter-mem.operators/1"

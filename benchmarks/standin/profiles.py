@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from benchmarks.standin.events import Happened, first_difference, of_history, of_log
 from tests.planner.cases import profiles
-from tritter_mem.config.gpus import GpuCard, find_gpu
-from tritter_mem.config.schema import Profile
-from tritter_mem.measure.work import Timed, perform
-from tritter_mem.trace.bundled import run_settings
-from tritter_mem.trace.files import load_log
-from tritter_mem.trace.simulate import simulate
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.profile import Profile
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.measure.workload import Timed, perform
+from tritter_mem.models.bundled import run_settings
+from tritter_mem.simulation.simulate import simulate
+from tritter_mem.simulation.trace_file import load_log
 
 _ENTRIES = 200_000
 compared: list[int] = []

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from tritter_mem import MemoryManager
-from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import load_profile
-from tritter_mem.measure.device import CudaDevice, Device
-from tritter_mem.measure.ladder import AS_IT_IS
-from tritter_mem.measure.limit import memory_fraction
-from tritter_mem.measure.simulated_device import SimulatedDevice
-from tritter_mem.measure.training_job import training_job
-from tritter_mem.results import Ladder
-from tritter_mem.trace.bundled import run_settings
+from tritter_mem.devices.cuda import CudaDevice, Device, memory_fraction
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.bundled import run_settings
+from tritter_mem.oom.jobs import training_job
+from tritter_mem.oom.ladder import AS_IT_IS
+from tritter_mem.oom.simulated_device import SimulatedDevice
+from tritter_mem.results.run import Ladder
 from tritter_mem.units import GB, parse_bytes
 from tritter_model.config import ModelConfig, TrainingConfig
 from tritter_model.optim import AdamW

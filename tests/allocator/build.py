@@ -4,10 +4,9 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from tritter_mem.allocator.history import History, make_history
-from tritter_mem.allocator.simulator import CachingAllocator
-from tritter_mem.allocator.snapshot_in import devices_of
-from tritter_mem.allocator.snapshot_out import Recorder, save_snapshot, snapshot_of
+from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.snapshot import Recorder, devices_of, save_snapshot, snapshot_of
+from tritter_mem.recordings.memory_history import History, make_history
 from tritter_mem.units import MiB
 
 BASE = 0x7000_0000_0000

@@ -17,9 +17,9 @@ from benchmarks.standin.allocator.record import decoded
 from benchmarks.standin.allocator.simulated import SimulatedAllocator
 from benchmarks.standin.allocator.state import differences
 from tests.allocator.build import dump
-from tritter_mem.allocator.replay import replay
+from tritter_mem import torch_release
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.config import pytorch
+from tritter_mem.recordings.replay import replay
 
 FILES = sorted((Path(__file__).parent / "data").glob("*/*.json.gz"))
 each_file = pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_answer_is_pytorchs(path: Path, monkeypatch: pytest.MonkeyPatch) -
     found = recorded(path)
     assert found["source"].startswith(f"PyTorch {path.parent.name}.")
     major, minor = map(int, path.parent.name.split("."))
-    monkeypatch.setattr(pytorch, "release", lambda: (major, minor))
+    monkeypatch.setattr(torch_release, "release", lambda: (major, minor))
     for entry in found["sequences"]:
         sequence = Sequence.from_json(entry)
         allocator = SimulatedAllocator(sequence, parse_alloc_conf(found["conf"]))

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tritter_mem.allocator.caching_allocator import FIRST_ADDRESS as START
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.simulator import FIRST_ADDRESS as START
-from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
 from tritter_mem.units import GiB, MiB
 
 Segments = list[tuple[int, list[tuple[int, str]]]]

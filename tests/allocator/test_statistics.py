@@ -3,8 +3,8 @@
 import re
 from itertools import product
 
+from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.simulator import CachingAllocator
 from tritter_mem.units import MiB
 
 # Statistics of other things: pinned memory, and the allocator's own configuration.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from tritter_mem.allocator.blocks import Block, PrivateStream, Stream
-from tritter_mem.allocator.simulator import CachingAllocator, OutOfMemoryError
-from tritter_mem.allocator.snapshot_out import Recorder
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
+from tritter_mem.allocator.snapshot import Recorder
 from tritter_mem.units import MiB
 
 CONFS = (

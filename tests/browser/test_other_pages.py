@@ -6,9 +6,9 @@ from typing import Any
 from tests.allocator.build import fragmented_snapshot
 from tests.browser.actions import assert_fits_a_desk_and_a_phone, show
 from tests.report.test_history_page import run
-from tritter_mem.allocator.replay import replay
+from tritter_mem.recordings.replay import replay
 from tritter_mem.report.history_page import render_history_html
-from tritter_mem.report.replay import render_replay_html
+from tritter_mem.report.replay_report import render_replay_html
 from tritter_mem.units import GiB
 
 

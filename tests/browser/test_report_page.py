@@ -28,10 +28,10 @@ from tests.report.records import (
     training_1b,
 )
 from tritter_mem.config.loading import load_profile
-from tritter_mem.planner.verdict import planned_result
+from tritter_mem.planner.result import planned_result
 from tritter_mem.report.html import render_html
 from tritter_mem.report.page import PlotlyJs, write_page
-from tritter_mem.results import Result
+from tritter_mem.results.run import Result
 
 CASES = {
     "planned": [planned_7b()],

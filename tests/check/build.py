@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tritter_mem.check.baseline import Baseline, Entry, Figures, PhasePeaks, Tolerance
 from tritter_mem.check.compare import Rules, compare
-from tritter_mem.check.outcome import CheckReport, Outcome
-from tritter_mem.report.holdings import HeldBySame
+from tritter_mem.results.baseline import Baseline, Entry, Figures, PhasePeaks, Tolerance
+from tritter_mem.results.check import CheckReport, Outcome
+from tritter_mem.results.run import HeldBySame
 from tritter_mem.units import GiB, MiB
 
 PEAK = 8 * GiB

@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 
-from tritter_mem.check.budget_item import Budgeted
-from tritter_mem.check.budget_mark import read_mark
+from tritter_mem.check.budget import Budgeted, read_mark
 
 
 class Held:

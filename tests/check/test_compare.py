@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from tests.check.build import PEAK, checked, entry, every_status, figures, regression
 from tests.report.records import record, training_1b, training_estimate
-from tritter_mem.check.baseline import Case, Entry, Tolerance
 from tritter_mem.check.compare import Rules, entry_of, explain, figures_of
-from tritter_mem.check.outcome import CheckReport
-from tritter_mem.report.holdings import HeldBySame
-from tritter_mem.results import Holding
+from tritter_mem.results.baseline import Case, Entry, Tolerance
+from tritter_mem.results.check import CheckReport
+from tritter_mem.results.run import HeldBySame, Holding
 from tritter_mem.units import GiB, MiB
 
 

@@ -52,7 +52,7 @@ def test_the_hook_of_the_page_is_the_one_that_is_defined() -> None:
 def test_the_example_of_settings_is_one() -> None:
     from pydantic import TypeAdapter
 
-    from tritter_mem.check.baseline import Tolerance
+    from tritter_mem.results.baseline import Tolerance
 
     (settings,) = blocks("json")
     assert settings["gate"] in ("allocated", "reserved")

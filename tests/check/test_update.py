@@ -4,11 +4,19 @@ from dataclasses import replace
 
 from tests.check.build import EXACT, entry, figures
 from tests.report.records import training_1b
-from tritter_mem.check.baseline import Baseline, Case
 from tritter_mem.check.compare import Rules
-from tritter_mem.check.outcome import CheckReport
-from tritter_mem.check.run import KINDS, Profiled, Task, from_file, listed_tasks, outcomes_of
-from tritter_mem.check.update import update, updated
+from tritter_mem.check.run import (
+    KINDS,
+    Profiled,
+    Task,
+    from_file,
+    listed_tasks,
+    outcomes_of,
+    update,
+    updated,
+)
+from tritter_mem.results.baseline import Baseline, Case
+from tritter_mem.results.check import CheckReport
 from tritter_mem.units import GiB
 
 TASK = Task(case=Case(config="1b"), kinds=KINDS)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.planner.test_audit import run_of
+from tests.evidence.test_audit import run_of
 from tritter_mem.cli.main import app
-from tritter_mem.planner import answers
+from tritter_mem.evidence import audit
 
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The formulas stand for the simulation, which takes a minute."""
-    monkeypatch.setattr(answers, "Simulated", lambda progress: answers.Planned())
+    monkeypatch.setattr(audit, "Simulated", lambda progress: audit.Planned())
 
 
 def shown(*arguments: str, columns: int = 80) -> str:
@@ -26,7 +26,7 @@ def shown(*arguments: str, columns: int = 80) -> str:
 
 
 def test_by_default_nothing_is_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "Simulated", None)
+    monkeypatch.setattr(audit, "Simulated", None)
     assert "simulated" not in shown()
     assert all(row["simulated"] is None for row in json.loads(shown("--json"))["rows"])
 

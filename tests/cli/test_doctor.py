@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from tritter_mem.cli import doctor
 from tritter_mem.cli.main import app
-from tritter_mem.results import Environment
+from tritter_mem.results.run import Environment
 
 
 def run(*arguments: str) -> Result:
@@ -65,7 +65,7 @@ def test_without_pytorch_planning_still_works(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_gpu_that_pytorch_cannot_use_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     card = Environment(python="3.11", gpu="NVIDIA H200", total_bytes=143771 << 20)
-    monkeypatch.setattr("tritter_mem.measure.environment.collect_environment", lambda: card)
+    monkeypatch.setattr("tritter_mem.devices.environment.collect_environment", lambda: card)
     monkeypatch.setattr(doctor, "_cuda_works", lambda: False)
     assert checks()["GPU"]["found"] == "NVIDIA H200, 140.40 GiB; PyTorch cannot use it"
     monkeypatch.setattr(doctor, "_cuda_works", lambda: True)

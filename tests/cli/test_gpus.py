@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from tritter_mem.cli.main import app
-from tritter_mem.config import gpus
-from tritter_mem.config.gpus import card_names, find_gpu
+from tritter_mem.config import cards as gpus
+from tritter_mem.config.cards import card_names
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.units import GiB, MiB
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tritter_mem import __version__
 from tritter_mem.cli.main import COMMANDS, EXIT_BUG, EXIT_PIPE, app
 from tritter_mem.errors import EXIT_INTERRUPTED, ConfigError, MeasureError, TritterMemError
+from tritter_mem.version import __version__
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = [name for name in COMMANDS if find_spec(f"tritter_mem.cli.{name}")]

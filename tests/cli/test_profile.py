@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from tritter_mem.cli.main import app
 from tritter_mem.config.loading import load_profile
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
 from tritter_mem.errors import (
     EXIT_DOES_NOT_FIT,
     EXIT_INTERRUPTED,
@@ -23,8 +23,8 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
 )
-from tritter_mem.report.files import read_results
-from tritter_mem.trace.files import load_log
+from tritter_mem.results.writing import read_results
+from tritter_mem.simulation.trace_file import load_log
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,7 @@ def test_ctrl_c_leaves_no_child_and_keeps_what_is_finished(tmp_path: Path) -> No
 def test_an_interruption_keeps_what_is_finished(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tritter_mem.measure import profile as module
+    from tritter_mem.profiling import profiler as module
 
     real = module.profile
 
@@ -203,7 +203,7 @@ def test_an_interruption_keeps_what_is_finished(
 
 
 def test_a_failed_measurement_simulates_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tritter_mem.measure import profile as module
+    from tritter_mem.profiling import profiler as module
 
     simulated = []
     real = module.simulate
@@ -218,7 +218,7 @@ def test_a_failed_measurement_simulates_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the profiles that are asked for; each gets the tiny one's result."""
-    from tritter_mem.measure import profile as module
+    from tritter_mem.profiling import profiler as module
 
     real, names = module.profile, []
 

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from tritter_mem.cli.main import app
-from tritter_mem.config.finding import bundled_profiles
+from tritter_mem.config.bundled_files import bundled_profiles
 from tritter_mem.config.json_schema import profile_json_schema
 from tritter_mem.config.loading import load_profile, profile_hash
 

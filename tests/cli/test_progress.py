@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tritter_mem.cli import progress as shown
-from tritter_mem.trace.progress import Progress
+from tritter_mem.simulation.progress import Progress
 
 
 def drawn(progress: Progress) -> str:

@@ -154,6 +154,6 @@ def test_a_replay_loads_neither_torch_nor_pandas(fragmented: Path) -> None:
 
 def test_the_library_has_the_same_function() -> None:
     import tritter_mem
-    from tritter_mem.allocator.replay import replay
+    from tritter_mem.recordings.replay import replay
 
     assert tritter_mem.replay is replay

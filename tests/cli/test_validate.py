@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.test_validation import validated
-from tritter_mem import results
+from tests.results.test_validation import validated
 from tritter_mem.cli.main import app
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
 from tritter_mem.errors import (
     EXIT_DOES_NOT_FIT,
     EXIT_INTERRUPTED,
@@ -21,9 +20,10 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
 )
-from tritter_mem.measure import validate
-from tritter_mem.measure.answer import ProfileInterrupted
-from tritter_mem.report.files import read_results
+from tritter_mem.evidence import validate
+from tritter_mem.profiling.profiler import ProfileInterrupted
+from tritter_mem.results import run as results
+from tritter_mem.results.writing import read_results
 
 SHORT = """
 extends: tiny

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tritter_mem.config.finding import bundled_profiles, find_profile
-from tritter_mem.config.gpus import find_gpu
+from tritter_mem.config.bundled_files import bundled_profiles, find_profile
 from tritter_mem.config.loading import load_profile, profile_hash, profile_yaml
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.units import parse_count
 
 NAMES = bundled_profiles()

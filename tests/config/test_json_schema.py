@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tritter_mem.config.fields import Section
 from tritter_mem.config.json_schema import field_documentation, profile_json_schema
-from tritter_mem.config.schema import Profile
-from tritter_mem.config.sections import Section
+from tritter_mem.config.profile import Profile
 
 SCHEMA = profile_json_schema()
 DOCS = Path(__file__).parents[2] / "docs" / "profiles.md"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tritter_mem.config.loading import load_profile, merged
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
 from tritter_mem.errors import ConfigError
 
 # What breaks one rule of the tiny profile, and the whole line that says so.

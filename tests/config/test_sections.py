@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tritter_mem.config.schema import Checkpointing, Model, Profile, Training, Workload
+from tritter_mem.config.profile import Checkpointing, Model, Profile, Training, Workload
 from tritter_mem.errors import ConfigError
 
 MODEL: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fragmentation import SETTINGS, run, table
-from tritter_mem.results import Result
+from tritter_mem.results.run import Result
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fragmentation.md").read_text()
 

@@ -12,11 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritter_mem.config.gpus import find_gpu
-from tritter_mem.measure.jobs import Job
-from tritter_mem.measure.ladder import CLEAR_CACHE, rungs
-from tritter_mem.measure.predict import predictor
-from tritter_mem.measure.training_job import training_job
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.oom.jobs import predictor, training_job
+from tritter_mem.oom.ladder import CLEAR_CACHE, Job, rungs
 from tritter_mem.units import GB, MiB
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from tritter_mem.config.gpus import find_gpu
-from tritter_mem.trace.third_party import simulate_module
-from tritter_mem.trace.user_code import ModuleCase
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.simulation.user_module import simulate_module
 
 PAGE = (Path(__file__).parents[2] / "docs" / "third-party.md").read_text()
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from tests.planner.cases import KV_TYPES, card, profiles, tiny
-from tritter_mem.config.schema import Profile
-from tritter_mem.trace.bundled import run_settings
+from tritter_mem.config.profile import Profile
+from tritter_mem.models.bundled import run_settings
 from tritter_model.ops.registry import Operator
 from tritter_model.run import run
 

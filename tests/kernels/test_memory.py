@@ -15,8 +15,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import tritter_model
-from tritter_mem.trace.events import Event
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.simulation.events import Event
+from tritter_mem.simulation.recorder import Recorder
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig, TrainingConfig
 from tritter_model.ops.layer_norm import layer_norm
 from tritter_model.ops.registry import Operator

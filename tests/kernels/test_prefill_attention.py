@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tests.kernels.test_attention import cosine, error
-from tritter_mem.trace.events import Event
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.simulation.events import Event
+from tritter_mem.simulation.recorder import Recorder
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops import append, prefill_attention

@@ -12,8 +12,8 @@ import torch
 
 import tritter_model.ops
 from tests.kernels.test_memory import CASE
-from tritter_mem.trace.operators import OperatorMode
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.simulation.operators import OperatorMode
+from tritter_mem.simulation.recorder import Recorder
 from tritter_model.config import RunConfig, TrainingConfig
 from tritter_model.ops.registry import Operator
 from tritter_model.run import run

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.measure.nets import CLASSES, WIDTH, Net
-from tritter_mem.measure.limit import memory_fraction
+from tests.oom.nets import CLASSES, WIDTH, Net
+from tritter_mem.devices.cuda import memory_fraction
 from tritter_mem.units import MiB
 
 

@@ -11,14 +11,21 @@ from typing import Any
 import torch
 
 from tritter_mem.allocator.blocks import Stream
+from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings
-from tritter_mem.allocator.simulator import Action, CachingAllocator, OutOfMemoryError
-from tritter_mem.allocator.snapshot_in import DeviceSnapshot
-from tritter_mem.allocator.trace import ACTIONS, ALLOC, FREE_COMPLETED, FREE_REQUESTED, OOM, Trace
-from tritter_mem.measure.driver import Usage
-from tritter_mem.measure.meter import Calls, Refused
-from tritter_mem.trace.operators import Operator
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.allocator.snapshot import (
+    ACTIONS,
+    ALLOC,
+    FREE_COMPLETED,
+    FREE_REQUESTED,
+    OOM,
+    DeviceSnapshot,
+    Trace,
+)
+from tritter_mem.devices.cuda import Calls, Refused
+from tritter_mem.devices.nvml import Usage
+from tritter_mem.simulation.operators import Operator
+from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.units import MiB
 
 CREATED, FIRST_KERNEL, LOADED = 300 * MiB, 310 * MiB, 400 * MiB

@@ -10,17 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import load_profile
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import EXIT_NOT_MEASURED, MeasureError
-from tritter_mem.measure import answer, cuda, target
-from tritter_mem.measure.answer import MeasurementFailedError, find_where
+from tritter_mem.measure import child, runs, target
 from tritter_mem.measure.child import Job, run_in_child
-from tritter_mem.measure.module import ModuleProfile, profile_module
-from tritter_mem.measure.profile import profile
-from tritter_mem.measure.target import Asked, Target
-from tritter_mem.measure.trouble import explain_cuda
-from tritter_mem.results import (
+from tritter_mem.measure.failures import explain_cuda
+from tritter_mem.measure.target import Asked, Target, find_where
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.profiling import profiler
+from tritter_mem.profiling.profiler import (
+    MeasurementFailedError,
+    ModuleProfile,
+    profile,
+    profile_module,
+)
+from tritter_mem.results.run import (
     AllocatorStats,
     Components,
     DeviceRun,
@@ -28,7 +33,6 @@ from tritter_mem.results import (
     OutOfMemory,
     Result,
 )
-from tritter_mem.trace.user_code import ModuleCase
 from tritter_mem.units import GiB, MiB
 from tritter_model.config import ModelConfig, RunConfig
 
@@ -52,11 +56,11 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
         function="os:getenv",
         arguments={"key": "PYTORCH_ALLOC_CONF"},
         time_limit_seconds=60,
-        environment=cuda.environment("expandable_segments:True"),
+        environment=child.environment("expandable_segments:True"),
     )
     assert run_in_child(job) == "expandable_segments:True"
     assert run_in_child(replace(job, arguments={"key": "PYTORCH_CUDA_ALLOC_CONF"})) is None
-    assert run_in_child(replace(job, environment=cuda.environment(""))) is None
+    assert run_in_child(replace(job, environment=child.environment(""))) is None
     assert run_in_child(replace(job, arguments={"key": "TRITTER_KERNELS"})) == "triton"
 
 
@@ -83,7 +87,7 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_trouble_says_what_to_do(said: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tritter_mem.measure.trouble.driver_version", lambda: "470.57")
+    monkeypatch.setattr("tritter_mem.measure.failures.driver_version", lambda: "470.57")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(explain_cuda(said, 3))
@@ -103,7 +107,7 @@ def test_devices_that_are_hidden_are_said_to_be(
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
 def test_child_that_finds_no_cuda_says_so_in_one_line() -> None:
     with pytest.raises(MeasureError, match="this PyTorch is built without CUDA") as caught:
-        cuda.probe(0, H100, 60)
+        target.probe(0, H100, 60)
     assert caught.value.exit_code == EXIT_NOT_MEASURED
 
 
@@ -137,9 +141,9 @@ def test_out_of_memory_at_the_limit_is_an_answer(
     reserved: int, limit: int, capped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = out_of_memory(reserved, limit, capped)
-    monkeypatch.setattr(cuda, "read_estimate", lambda answer: found)
-    monkeypatch.setattr(cuda, "run_in_child", lambda job: None)
-    assert cuda.measure(WORK, on()) == found
+    monkeypatch.setattr(runs, "read_estimate", lambda answer: found)
+    monkeypatch.setattr(runs, "run_in_child", lambda job: None)
+    assert runs.measure_on_gpu(WORK, on()) == found
 
 
 @pytest.mark.parametrize(("limit", "capped"), [(15 * GiB, True), (80 * GiB, False)])
@@ -147,19 +151,19 @@ def test_out_of_memory_below_the_limit_says_who_holds_the_rest(
     limit: int, capped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = out_of_memory(8 * GiB, limit, capped)
-    monkeypatch.setattr(cuda, "read_estimate", lambda answer: found)
-    monkeypatch.setattr(cuda, "run_in_child", lambda job: None)
+    monkeypatch.setattr(runs, "read_estimate", lambda answer: found)
+    monkeypatch.setattr(runs, "run_in_child", lambda job: None)
     with pytest.raises(MeasureError, match=r"has 80.00 GiB, of which other processes hold 70.00"):
-        cuda.measure(WORK, on())
+        runs.measure_on_gpu(WORK, on())
 
 
 def test_failed_recording_leaves_the_measured_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(job: object) -> None:
         raise MeasureError("the run was killed by SIGKILL")
 
-    monkeypatch.setattr(cuda, "run_in_child", killed)
+    monkeypatch.setattr(runs, "run_in_child", killed)
     measured = replace(out_of_memory(8, 15 * GiB, True), out_of_memory=None)
-    found = cuda.with_recorded_components(measured, WORK, on())
+    found = runs.with_recorded_components(measured, WORK, on())
     assert found.allocated_peak_bytes == measured.allocated_peak_bytes
     assert found.run is not None
     assert found.run.components_reason == "the run was killed by SIGKILL"
@@ -175,7 +179,7 @@ def test_simulated_card_is_the_one_that_measures_with_the_budget_for_its_memory(
 
 def test_pytorch_has_the_last_word_on_the_card() -> None:
     found = {"compute_capability": [9, 0], "multiprocessors": 114}
-    assert cuda.seen_by_pytorch(H100, found) == replace(H100, multiprocessors=114)
+    assert target.seen_by_pytorch(H100, found) == replace(H100, multiprocessors=114)
 
 
 def test_card_that_nvml_does_not_describe_is_found_by_its_name(
@@ -183,8 +187,8 @@ def test_card_that_nvml_does_not_describe_is_found_by_its_name(
 ) -> None:
     found = {"title": "NVIDIA H100 80GB HBM3", "compute_capability": [9, 0],
              "multiprocessors": 132, "total_bytes": 79 * GiB}  # fmt: skip
-    monkeypatch.setattr(cuda, "run_in_child", lambda job: found)
-    card = cuda.probe(0, None, 60)
+    monkeypatch.setattr(target, "run_in_child", lambda job: found)
+    card = target.probe(0, None, 60)
     assert (card.name, card.total_bytes) == ("h100", 79 * GiB)
 
 
@@ -194,8 +198,8 @@ def test_card_that_neither_nvml_nor_the_table_knows_is_what_pytorch_says(
     found = {"title": "NVIDIA Something New", "compute_capability": [12, 1], "multiprocessors": 96,
              "total_bytes": 24 * GiB, "memory_kilohertz": 14_000_000,
              "memory_bus_lines": 256}  # fmt: skip
-    monkeypatch.setattr(cuda, "run_in_child", lambda job: found)
-    card = cuda.probe(0, None, 60)
+    monkeypatch.setattr(target, "run_in_child", lambda job: found)
+    card = target.probe(0, None, 60)
     assert (card.name, card.title, card.total_bytes) == ("auto", "NVIDIA Something New", 24 * GiB)
     assert (card.compute_capability, card.multiprocessors) == ((12, 1), 96)
     assert card.bandwidth_bytes_per_second == 896_000_000_000
@@ -214,8 +218,8 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> list[Target]:
         asked.append(on)
         return out_of_memory(14 * GiB + 1, 15 * GiB, True)
 
-    monkeypatch.setattr(answer, "locate", lambda asked: H100)
-    monkeypatch.setattr(answer.runs, "measure", measured)
+    monkeypatch.setattr(target, "locate", lambda asked: H100)
+    monkeypatch.setattr(profiler.runs, "measure", measured)
     return asked
 
 
@@ -268,7 +272,7 @@ def _old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(target, "cuda_of_torch", lambda: "12.8")
-    monkeypatch.setattr(cuda, "probe", probe)
+    monkeypatch.setattr(target, "probe", probe)
 
 
 @pytest.mark.usefixtures("_old_driver")
@@ -347,7 +351,7 @@ def test_budget_that_is_too_small_is_out_of_memory_on_a_device() -> None:
 
 @pytest.mark.gpu
 def test_snapshot_of_a_device_replays(tmp_path: Path) -> None:
-    from tritter_mem.allocator.replay import replay
+    from tritter_mem.recordings.replay import replay
 
     path = tmp_path / "snapshot.pickle"
     profile(load_profile("tiny"), device="cuda", snapshot=path)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tritter_mem.config.gpus import find_gpu
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import runs
 from tritter_mem.measure.runs import PartlyMeasuredError, figures_of, measure, together
 from tritter_mem.measure.target import Asked, Target
-from tritter_mem.results import Components, Estimate, OutOfMemory, Phase
-from tritter_mem.trace.user_code import ModuleCase
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.results.run import Components, Estimate, OutOfMemory, Phase
 
 WORK = ModuleCase(path="code.py", function="build")
 REFUSED = OutOfMemory(operator="", module="", phase="load", requested_bytes=1, allocated_bytes=0,
@@ -69,7 +69,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Estimate | MeasureError]:
             raise found
         return found
 
-    monkeypatch.setattr(runs.cpu, "measure", answer)
+    monkeypatch.setattr(runs.cpu_run, "measure", answer)
     return left
 
 
@@ -112,9 +112,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
         asked.append("snapshot")
         raise MeasureError("--snapshot: s cannot be written: No space left on device")
 
-    monkeypatch.setattr(runs.cuda, "measure", lambda *a: asked.append("measure") or run(5, 1.0))
-    monkeypatch.setattr(runs.cuda, "with_recorded_components", recorded)
-    monkeypatch.setattr(runs.cuda, "save_snapshot", snapshot)
+    monkeypatch.setattr(runs, "measure_on_gpu", lambda *a: asked.append("measure") or run(5, 1.0))
+    monkeypatch.setattr(runs, "with_recorded_components", recorded)
+    monkeypatch.setattr(runs, "save_snapshot", snapshot)
     return asked
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tritter_mem.measure.speed import Stopwatch, phase_tokens, with_speed
-from tritter_mem.results import Components, Estimate, Phase
+from tritter_mem.measure.phases import Stopwatch, phase_tokens, with_speed
+from tritter_mem.results.run import Components, Estimate, Phase
 from tritter_model.config import ModelConfig, RunConfig
 
 MODEL = ModelConfig(

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tritter_mem.config.pytorch import random_state_bytes
-from tritter_mem.trace.events import Event
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.simulation.events import Event
+from tritter_mem.simulation.recorder import Recorder
+from tritter_mem.torch_release import random_state_bytes
 from tritter_model import labels
 from tritter_model.config import RunConfig
 from tritter_model.decode_graph import DecodeGraph

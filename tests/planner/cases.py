@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from tritter_mem.config.gpus import GpuCard, find_gpu
+from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.bundled import run_settings
 from tritter_mem.planner.compose import plan
-from tritter_mem.results import Estimate
-from tritter_mem.trace.bundled import run_settings
-from tritter_mem.trace.peaks import Peaks, find_peaks
-from tritter_mem.trace.recorder import Recorder
+from tritter_mem.results.run import Estimate
+from tritter_mem.simulation.peaks import Peaks, find_peaks
+from tritter_mem.simulation.recorder import Recorder
 from tritter_model.run import run
 
 KV_TYPES = ("bfloat16", "float16", "fp8", "int8", "int4", "int2")

@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.planner.cases import KV_TYPES, POLICIES, assert_plan_is_exact, card, profiles, tiny
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
+from tritter_mem.models.bundled import run_settings
 from tritter_mem.planner.weights import parameters
-from tritter_mem.trace.bundled import run_settings
 from tritter_model.transformer import Transformer
 
 # Each example runs a model, so a failing one is shown as it was found: shrinking takes minutes.

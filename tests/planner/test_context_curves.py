@@ -2,11 +2,11 @@
 
 import pytest
 
-from tritter_mem.config.gpus import find_gpu
 from tritter_mem.config.loading import load_profile
-from tritter_mem.planner.compose import plan
-from tritter_mem.planner.context_curves import ContextCurve, context_curves
-from tritter_mem.planner.verdict import budget_of
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.solve import context_curves
+from tritter_mem.results.run import ContextCurve
 
 
 def curve(name: str, dtype: str, heads: int) -> ContextCurve:

@@ -8,7 +8,7 @@ from tests.planner.cases import card
 from tritter_mem.config.loading import load_profile
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.kv_cache import kv_cache_bytes
-from tritter_mem.planner.verdict import planned_result
+from tritter_mem.planner.result import planned_result
 from tritter_mem.planner.weights import (
     embedding_parameters,
     embeddings_bytes,

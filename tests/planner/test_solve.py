@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from tests.planner.cases import card, profiles, tiny
 from tritter_mem.config.loading import load_profile
-from tritter_mem.config.schema import Profile
-from tritter_mem.planner.change import changed
+from tritter_mem.config.profile import Profile, changed
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.largest import find_largest
-from tritter_mem.planner.solve import Unknown, largest, smallest, solve, with_value
+from tritter_mem.planner.solve import Unknown, find_largest, largest, smallest, solve, with_value
 
 
 def footprint(profile: Profile) -> int:

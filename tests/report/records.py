@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tritter_mem.differences import compare, judge
-from tritter_mem.results import (
+from tritter_mem.results.run import (
     CheckpointCase,
     Components,
     Environment,
@@ -21,6 +20,7 @@ from tritter_mem.results import (
     Suggestion,
     Timeline,
 )
+from tritter_mem.results.verdict import compare, judge
 from tritter_mem.units import GiB, MiB
 
 PLANNING = Environment(python="3.11.2")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.report.records import training_1b
 from tritter_mem.errors import InputError
-from tritter_mem.report.files import read_results
 from tritter_mem.report.html import render_html
 from tritter_mem.report.terminal import make_console, render_results
+from tritter_mem.results.writing import read_results
 
 GOOD = json.dumps(training_1b().to_dict())
 values = st.recursive(

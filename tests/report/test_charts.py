@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from tests.report.records import hostile, many, planned_7b, record, tiny_on_cpu, training_1b
-from tritter_mem.report.chart import Chart, Scale, plotly_text
-from tritter_mem.report.charts import (
+from tritter_mem.report.charts.axes import Chart, Scale, plotly_text
+from tritter_mem.report.charts.budget_chart import (
     budget_chart,
     comparison_chart,
     parts_of,
     waterfall_chart,
 )
+from tritter_mem.report.charts.timeline_chart import timeline_chart
 from tritter_mem.report.tables import held
-from tritter_mem.report.timeline_chart import timeline_chart
-from tritter_mem.results import Result, Timeline
+from tritter_mem.results.run import Result, Timeline
 from tritter_mem.units import GiB, MiB
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b()]

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tritter_mem.report.chart import color
-from tritter_mem.report.charts import PARTS
+from tritter_mem.report.charts.axes import color
+from tritter_mem.report.charts.budget_chart import PARTS
 from tritter_mem.report.page import TEMPLATES
 
 Rgb = tuple[float, float, float]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from tests.report.records import planned_7b, training_1b
 from tritter_mem.config.loading import load_profile
-from tritter_mem.planner.context_curves import context_curves
-from tritter_mem.planner.verdict import planned_result
-from tritter_mem.report.chart import Chart
-from tritter_mem.report.context_chart import context_chart
+from tritter_mem.planner.result import planned_result
+from tritter_mem.planner.solve import context_curves
+from tritter_mem.report.charts.axes import Chart
+from tritter_mem.report.charts.context_chart import context_chart
 
 
 def chart_of(name: str) -> Chart:

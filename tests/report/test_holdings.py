@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import planned_7b, training_1b
-from tritter_mem.report.holdings import ROWS, held_by_same, holdings_table
-from tritter_mem.results import COMPONENTS, Holding, Result
+from tritter_mem.report.tables import ROWS, holdings_table
+from tritter_mem.results.run import COMPONENTS, Holding, Result, held_by_same
 
 
 def holding(module: str, size: int, component: str = "activations") -> Holding:

@@ -25,8 +25,8 @@ from tests.report.records import (
 from tritter_mem.errors import OutputError, UsageError
 from tritter_mem.report.html import render_html
 from tritter_mem.report.page import PLOTLY_FILE, plotly_source, write_page
-from tritter_mem.report.words import printable
-from tritter_mem.results import Result
+from tritter_mem.results.run import Result
+from tritter_mem.text import printable
 
 VOID = {"meta", "link", "br", "input"}
 

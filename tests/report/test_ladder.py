@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from tests.report.records import planned_7b, training_1b
 from tritter_mem.report.html import render_html
-from tritter_mem.report.ladder import ladder_tables, ladders_compared
+from tritter_mem.report.tables import ladder_tables, ladders_compared
 from tritter_mem.report.terminal import make_console, render_results
-from tritter_mem.results import Ladder, LadderStep, Result
+from tritter_mem.results.run import Ladder, LadderStep, Result
 from tritter_mem.units import GiB
 
 CURED = Ladder(

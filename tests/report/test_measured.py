@@ -4,14 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from tests.report.records import TRADE_OFF, planned_7b, training_1b
-from tritter_mem.differences import compare, judge
-from tritter_mem.report.checkpointing import checkpointing_table
 from tritter_mem.report.html import render_html
-from tritter_mem.report.measured import measured_table
-from tritter_mem.report.table import Table
-from tritter_mem.report.tables import budget_table
-from tritter_mem.report.words import notes
-from tritter_mem.results import (
+from tritter_mem.report.table import Table, notes
+from tritter_mem.report.tables import budget_table, checkpointing_table, measured_table
+from tritter_mem.results.run import (
     AllocatorStats,
     Components,
     DeviceRun,
@@ -21,6 +17,7 @@ from tritter_mem.results import (
     RunFigures,
     Spread,
 )
+from tritter_mem.results.verdict import compare, judge
 from tritter_mem.units import GiB, MiB
 
 STATS = AllocatorStats(

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from tests.report.records import training_1b
-from tritter_mem.report.page_size import BLOCKS, HOLDINGS, cut_result, fit_page
-from tritter_mem.results import Holding, Result, Segment, SegmentBlock
+from tritter_mem.report.html import BLOCKS, HOLDINGS, cut_result, fit_page
+from tritter_mem.results.run import Holding, Result, Segment, SegmentBlock
 
 
 def heavy() -> Result:

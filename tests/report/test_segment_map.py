@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import planned_7b, training_1b
-from tritter_mem.report.chart import Chart
-from tritter_mem.report.segment_map import segment_map
-from tritter_mem.results import Result, Segment, SegmentBlock
+from tritter_mem.report.charts.axes import Chart
+from tritter_mem.report.charts.segment_map import segment_map
+from tritter_mem.results.run import Result, Segment, SegmentBlock
 from tritter_mem.units import MiB
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from tests.report.records import many, planned_7b, record, tiny_on_cpu, training_1b
-from tritter_mem.differences import judge
 from tritter_mem.report.table import Row, Table
 from tritter_mem.report.tables import (
     basis_of,
@@ -16,7 +15,8 @@ from tritter_mem.report.tables import (
     profile_table,
     total_bytes,
 )
-from tritter_mem.results import COMPONENTS, Estimate, Kind, Result
+from tritter_mem.results.run import COMPONENTS, Estimate, Kind, Result
+from tritter_mem.results.verdict import judge
 from tritter_mem.units import GiB
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b(), record()]

@@ -25,7 +25,7 @@ from tests.report.records import (
 from tritter_mem.report.html import render_html
 from tritter_mem.report.table import Bars
 from tritter_mem.report.terminal import bar_text, make_console, render_results
-from tritter_mem.results import Result
+from tritter_mem.results.run import Result
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {

@@ -7,21 +7,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import planned_7b, profile, record, tiny_on_cpu, training_1b
-from tritter_mem.report.words import (
+from tritter_mem.report.table import (
     LABELS,
     flatten,
     headroom_words,
     label,
     notes,
     percent,
-    printable,
     setup_facts,
     signed_bytes,
     suggestion_options,
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results import COMPONENTS, Suggestion
+from tritter_mem.results.run import COMPONENTS, Suggestion
+from tritter_mem.text import printable
 from tritter_mem.units import GiB, MiB
 
 

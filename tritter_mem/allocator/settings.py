@@ -12,11 +12,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
-from tritter_mem.allocator.rules import (
-    DIVISION_INTERVALS,
-    LARGE_SEGMENT_BYTES,
-    OWN_SEGMENT_BYTES,
-)
+from tritter_mem.allocator.rules import DIVISION_INTERVALS, LARGE_SEGMENT_BYTES, OWN_SEGMENT_BYTES
 from tritter_mem.errors import ConfigError
 from tritter_mem.units import MiB
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tritter_mem.check.baseline import (
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
+from tritter_mem.results.baseline import (
     Baseline,
     Case,
     CheckedKind,
@@ -16,10 +17,8 @@ from tritter_mem.check.baseline import (
     PhasePeaks,
     Tolerance,
 )
-from tritter_mem.check.outcome import Change, Group, Moved, Outcome, Reason, Status
-from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_USAGE
-from tritter_mem.report.holdings import HeldBySame, held_by_same
-from tritter_mem.results import Estimate, Result
+from tritter_mem.results.check import Change, Group, Moved, Outcome, Reason, Status
+from tritter_mem.results.run import Estimate, HeldBySame, Result, held_by_same
 
 _NUMBER = re.compile(r"(?<=\.)\d+\b")
 _EXIT_CODES: dict[Status, int] = {

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritter_mem.cli.listing import print_json, print_table
 from tritter_mem.cli.options import Json
+from tritter_mem.cli.outputs import print_json, print_table
 
 if TYPE_CHECKING:
-    from tritter_mem.planner.answers import Measured
-    from tritter_mem.planner.audit import AuditRow, Unit
+    from tritter_mem.evidence.audit import AuditRow, Measured, Unit
 
 Simulate = Annotated[
     bool, typer.Option("--simulate", help="Simulate too what can be; takes about a minute.")
@@ -39,7 +38,7 @@ def command(
 
     Example: tritter-mem audit
     """
-    from tritter_mem.planner.audit import audit, to_dict
+    from tritter_mem.evidence.audit import audit, to_dict
 
     runs = None if measured is None else _runs(measured)
     rows = _simulated(runs, shown=not as_json) if simulate else audit(measured=runs)
@@ -52,16 +51,15 @@ def command(
 
 def _runs(path: Path) -> Measured:
     """The runs of a result file, or of all that are in a folder."""
-    from tritter_mem.planner.answers import Measured
-    from tritter_mem.report.files import read_results, read_results_below
+    from tritter_mem.evidence.audit import Measured
+    from tritter_mem.results.writing import read_results, read_results_below
 
     return Measured(read_results_below(path) if path.is_dir() else read_results(path))
 
 
 def _simulated(runs: Measured | None, shown: bool) -> tuple[AuditRow, ...]:
     from tritter_mem.cli.progress import showing
-    from tritter_mem.planner.answers import Simulated
-    from tritter_mem.planner.audit import audit
+    from tritter_mem.evidence.audit import Simulated, audit
 
     with showing(shown) as progress:
         return audit(Simulated(progress), runs)

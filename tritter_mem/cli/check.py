@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.formats import Format, show_check
 from tritter_mem.cli.options import Json, ProfileOptions, with_options
+from tritter_mem.cli.outputs import Format, show_check
 from tritter_mem.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.check.baseline import Baseline, CheckedKind
     from tritter_mem.check.compare import Rules
-    from tritter_mem.check.outcome import CheckReport
     from tritter_mem.check.run import Profiled, Task
+    from tritter_mem.results.baseline import Baseline, CheckedKind
+    from tritter_mem.results.check import CheckReport
 
 BASELINE = Path("reports/baseline.json")
 File = Annotated[Path, typer.Option("--baseline", metavar="FILE", help="The committed baseline.")]
@@ -149,8 +149,8 @@ class Ask:
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
-        from tritter_mem.check.baseline import Case
         from tritter_mem.check.run import Task, listed_tasks
+        from tritter_mem.results.baseline import Case
 
         if not self.options.config:
             return listed_tasks(baseline, self.kinds)
@@ -166,7 +166,7 @@ class Ask:
         """Profile every case; what fails is part of the answer."""
         from tritter_mem.check.run import run_task
         from tritter_mem.cli.progress import showing
-        from tritter_mem.history import remember
+        from tritter_mem.profiling.history import remember
 
         with showing(not self.quiet) as progress:
             found = [
@@ -201,9 +201,9 @@ def _size(text: str | None) -> int | None:
 
 
 def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
-    from tritter_mem.check.files import read_baseline
-    from tritter_mem.check.outcome import CheckReport
+    from tritter_mem.check.baseline_file import read_baseline
     from tritter_mem.check.run import outcomes_of
+    from tritter_mem.results.check import CheckReport
 
     baseline = read_baseline(file)
     tasks = ask.tasks(baseline)
@@ -219,10 +219,10 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
     """Check what was profiled before; what the baseline lists besides is told, not failed."""
-    from tritter_mem.check.files import read_baseline
-    from tritter_mem.check.outcome import CheckReport
+    from tritter_mem.check.baseline_file import read_baseline
     from tritter_mem.check.run import KINDS, from_file, listed_tasks, outcomes_of
-    from tritter_mem.report.files import read_results
+    from tritter_mem.results.check import CheckReport
+    from tritter_mem.results.writing import read_results
 
     baseline = read_baseline(file)
     read = (result for path in results for result in read_results(path))
@@ -236,11 +236,11 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
 
 def _update(file: Path, ask: Ask) -> CheckReport:
     """Write the baseline anew, unless something could not be profiled."""
-    from tritter_mem.check.baseline import Baseline
-    from tritter_mem.check.files import read_baseline
-    from tritter_mem.check.outcome import CheckReport
-    from tritter_mem.check.update import update
-    from tritter_mem.report.files import check_writable
+    from tritter_mem.check.baseline_file import read_baseline
+    from tritter_mem.check.run import update
+    from tritter_mem.results.baseline import Baseline
+    from tritter_mem.results.check import CheckReport
+    from tritter_mem.results.writing import check_writable
 
     baseline = read_baseline(file) if file.exists() or not ask.options.config else Baseline()
     check_writable(file)
@@ -254,8 +254,8 @@ def _update(file: Path, ask: Ask) -> CheckReport:
 
 def _write(file: Path, baseline: Baseline) -> bool:
     """Write a baseline, unless the file has it already; whether it was written."""
-    from tritter_mem.check.files import baseline_text
-    from tritter_mem.report.files import write_text_atomically
+    from tritter_mem.check.baseline_file import baseline_text
+    from tritter_mem.results.writing import write_text_atomically
 
     text = baseline_text(baseline)
     if file.exists() and file.read_text(encoding="utf-8") == text:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.options import Json
+from tritter_mem.cli.outputs import print_json
 
 if TYPE_CHECKING:
-    from tritter_mem.results import Environment
+    from tritter_mem.results.run import Environment
 
 CONF_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -48,7 +48,7 @@ def command(as_json: Json = False) -> None:
 
 def examine() -> Iterator[Check]:
     """Look at each part in turn, then say which commands that is enough for."""
-    from tritter_mem.measure.environment import collect_environment
+    from tritter_mem.devices.environment import collect_environment
 
     environment = collect_environment()
     torch_error = _torch_error()

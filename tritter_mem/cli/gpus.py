@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tritter_mem.cli.listing import print_json, print_table
 from tritter_mem.cli.options import Json
+from tritter_mem.cli.outputs import print_json, print_table
 
 if TYPE_CHECKING:
-    from tritter_mem.config.gpus import GpuCard
+    from tritter_mem.config.cards import GpuCard
 
 HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
 NOTE = "* measured on such a card; elsewhere what the CUDA context takes is assumed"
@@ -26,7 +26,7 @@ def command(as_json: Json = False) -> None:
 
     Example: tritter-mem gpus
     """
-    from tritter_mem.config.gpus import card_names, read_card
+    from tritter_mem.config.cards import card_names, read_card
 
     cards = sorted(map(read_card, card_names()), key=lambda card: (card.total_bytes, card.name))
     if as_json:

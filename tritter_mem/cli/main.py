@@ -106,7 +106,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from tritter_mem import __version__
+        from tritter_mem.version import __version__
 
         typer.echo(f"tritter-mem {__version__}")
         raise typer.Exit

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tritter_mem.cli.listing import print_json
-from tritter_mem.errors import UsageError
+import typer
+
+from tritter_mem.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.results import Result
+    from tritter_mem.results.check import CheckReport
+    from tritter_mem.results.run import Result
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> None:
+    """Print a table.
+
+    Args:
+        headings: one for each column; the last column wraps.
+        rows: cells in the order of the headings.
+        numeric: how many columns after the first hold numbers, which are aligned to the right.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from tritter_mem.report.terminal import make_console
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, heading in enumerate(headings):
+        right, last = 1 <= index <= numeric, index == len(headings) - 1
+        table.add_column(heading, justify="right" if right else "left", no_wrap=not last)
+    for row in rows:
+        table.add_row(*row)
+    make_console().print(table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +62,7 @@ class Outputs:
             UsageError: two outputs, `others` among them, are one file.
             OutputError: one cannot be written.
         """
-        from tritter_mem.report.files import check_writable
+        from tritter_mem.results.writing import check_writable
 
         paths = [path for path in (self.output, self.html, *others) if path is not None]
         for path in paths:
@@ -43,7 +74,7 @@ class Outputs:
         """Remember, write and show what there is."""
         if not results:
             return
-        from tritter_mem.history import remember
+        from tritter_mem.profiling.history import remember
 
         remember(results)
         try:
@@ -54,7 +85,7 @@ class Outputs:
     def _write(self, results: Sequence[Result]) -> None:
         import json
 
-        from tritter_mem.report.files import write_text_atomically
+        from tritter_mem.results.writing import write_text_atomically
 
         if self.output is not None:
             text = json.dumps(_document(results), ensure_ascii=False)
@@ -79,3 +110,47 @@ def _document(results: Sequence[Result]) -> object:
     """One record, or a list of them where several profiles were asked for."""
     records = [result.to_dict() for result in results]
     return records[0] if len(records) == 1 else records
+
+
+Format = Literal["text", "json", "markdown", "junit", "github"]
+
+
+def show_check(report: CheckReport, form: Format) -> None:
+    """Print a check as one of the formats; for GitHub its step summary is added to as well."""
+    if form == "json":
+        print_json(report.to_dict())
+    elif form == "text":
+        from tritter_mem.report.check_report import render_check
+        from tritter_mem.report.terminal import make_console
+
+        render_check(report, make_console())
+    elif form == "junit":
+        from tritter_mem.report.check_report import render_junit
+
+        typer.echo(render_junit(report), nl=False)
+    else:
+        _show_markdown(report, annotations=form == "github")
+
+
+def _show_markdown(report: CheckReport, annotations: bool) -> None:
+    from tritter_mem.report.check_report import counts, render_annotations, render_markdown
+
+    text = render_markdown(report)
+    if not annotations:
+        typer.echo(text, nl=False)
+        return
+    typer.echo(render_annotations(report), nl=False)
+    typer.echo(f"memory: {counts(report)}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _add_to_summary(Path(summary), text)
+
+
+def _add_to_summary(path: Path, text: str) -> None:
+    from tritter_mem.report.check_report import fitting_summary
+
+    try:
+        written = path.stat().st_size if path.exists() else 0
+        with path.open("a", encoding="utf-8") as file:
+            file.write(fitting_summary(text, written))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

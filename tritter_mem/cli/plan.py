@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.options import Json, ProfileOptions, Units, with_options
+from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 
 if TYPE_CHECKING:
-    from tritter_mem.planner.largest import Largest
-    from tritter_mem.results import Result
+    from tritter_mem.planner.solve import Largest
+    from tritter_mem.results.run import Result
 
 Unknown = Literal["context", "batch"]
 Max = Annotated[
@@ -43,7 +43,7 @@ def command(
 
 
 def _plan(options: ProfileOptions, units: str, as_json: bool) -> None:
-    from tritter_mem.planner.verdict import planned_result
+    from tritter_mem.planner.result import planned_result
 
     results = [planned_result(profile) for profile in options.profiles()]
     if as_json:
@@ -62,7 +62,7 @@ def _render(results: Sequence[Result], units: str) -> None:
 
 
 def _solve(options: ProfileOptions, unknown: Unknown, units: str, as_json: bool) -> None:
-    from tritter_mem.planner.largest import find_largest
+    from tritter_mem.planner.solve import find_largest
 
     found = [find_largest(profile, unknown) for profile in options.profiles()]
     if as_json:

@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.module import Arguments, Module, Steps, Warmup, read_module
-from tritter_mem.cli.options import Html, Json, PlotlyJs, ProfileOptions, Units, with_options
+from tritter_mem.cli.options import (
+    Arguments,
+    Html,
+    Json,
+    Module,
+    PlotlyJs,
+    ProfileOptions,
+    Steps,
+    Units,
+    Warmup,
+    read_module,
+    with_options,
+)
 from tritter_mem.cli.outputs import Outputs
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.schema import Profile
-    from tritter_mem.measure.module import ModuleProfile
-    from tritter_mem.results import Result
+    from tritter_mem.config.profile import Profile
+    from tritter_mem.profiling.profiler import ModuleProfile
+    from tritter_mem.results.run import Result
 
     Ask = Callable[..., Result]
 
@@ -161,14 +172,14 @@ def _of_profiles(options: ProfileOptions, how: Mapping[str, Any]) -> list[tuple[
     """For each profile its name and what gives its result."""
     profiles = _asked_for(options).profiles()
     _check_one_file(how, profiles)
-    from tritter_mem.measure.profile import profile as answer
+    from tritter_mem.profiling.profiler import profile as answer
 
     ask = partial(answer, checkpointing=options.checkpoint == ALL, **how)
     return [(profile.name, partial(ask, profile)) for profile in profiles]
 
 
 def _of_module(module: ModuleProfile, how: Mapping[str, Any]) -> tuple[str, Ask]:
-    from tritter_mem.measure.module import profile_module
+    from tritter_mem.profiling.profiler import profile_module
 
     # What goes wrong names its own file and line.
     return "", partial(profile_module, module, **how)
@@ -176,7 +187,7 @@ def _of_module(module: ModuleProfile, how: Mapping[str, Any]) -> tuple[str, Ask]
 
 def _answer(name: str, ask: Callable[[], Result], results: list[Result]) -> Sequence[str]:
     """Add a result, whole or as far as it came; what went wrong with a measurement is returned."""
-    from tritter_mem.measure.answer import MeasurementFailedError, ProfileInterrupted
+    from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterrupted
 
     try:
         results.append(ask())

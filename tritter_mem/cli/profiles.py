@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.listing import print_json, print_table
 from tritter_mem.cli.options import Json, complete_profiles
+from tritter_mem.cli.outputs import print_json, print_table
 
 if TYPE_CHECKING:
-    from tritter_mem.config.schema import Profile
+    from tritter_mem.config.profile import Profile
 
 Show = Annotated[
     str | None,
@@ -52,7 +52,7 @@ def _show(name: str, as_json: bool) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from tritter_mem.config.finding import bundled_profiles
+    from tritter_mem.config.bundled_files import bundled_profiles
     from tritter_mem.config.loading import load_profile
 
     profiles = {name: load_profile(name) for name in bundled_profiles()}

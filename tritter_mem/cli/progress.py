@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tritter_mem.trace.progress import Progress
+    from tritter_mem.simulation.progress import Progress
 
 QUIET_SECONDS = 1.0
 BAR_COLUMNS = 24
@@ -25,7 +25,7 @@ def showing(wanted: bool = True) -> Iterator[Progress]:
         wanted: whether it may be shown at all.
     """
     from tritter_mem.report.terminal import make_console
-    from tritter_mem.trace.progress import Progress
+    from tritter_mem.simulation.progress import Progress
 
     progress, console = Progress(), make_console(sys.stderr)
     if not wanted or not console.is_terminal:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.options import Json
+from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.allocator.replay import OnProgress
+    from tritter_mem.recordings.replay import OnProgress
 
 Snapshot = Annotated[
     Path,
@@ -60,7 +60,7 @@ def command(
 
     Example: tritter-mem replay snapshot.pickle --capacity 15GiB --alloc-conf max_split_size_mb:32
     """
-    from tritter_mem.allocator.replay import replay
+    from tritter_mem.recordings.replay import replay
 
     capacity_bytes = None if capacity is None else _capacity_bytes(capacity)
     if html is not None:
@@ -74,14 +74,14 @@ def command(
             on_progress=on_progress,
         )
     if html is not None:
-        from tritter_mem.report.files import write_text_atomically
-        from tritter_mem.report.replay import render_replay_html
+        from tritter_mem.report.replay_report import render_replay_html
+        from tritter_mem.results.writing import write_text_atomically
 
         write_text_atomically(html, render_replay_html(found))
     if as_json:
         print_json(found.to_dict())
     else:
-        from tritter_mem.report.replay import render_replay
+        from tritter_mem.report.replay_report import render_replay
         from tritter_mem.report.terminal import make_console
 
         render_replay(found, make_console())
@@ -99,7 +99,7 @@ def _capacity_bytes(text: str) -> int:
 
 
 def _check_page(html: Path, snapshot: Path) -> None:
-    from tritter_mem.report.files import check_writable
+    from tritter_mem.results.writing import check_writable
 
     if html.resolve() == snapshot.resolve():
         raise UsageError(f"--html: found {html}, which is the snapshot; name another file")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.options import Html, Json, PlotlyJs, Units
+from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.results import Result
+    from tritter_mem.results.run import Result
 
 Results = Annotated[
     list[Path], typer.Argument(metavar="RESULT...", help="Files that --json or --output wrote.")
@@ -81,7 +81,7 @@ def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, his
 
 
 def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
-    from tritter_mem.report.files import check_writable
+    from tritter_mem.results.writing import check_writable
 
     if option == "--export":
         from tritter_mem.report.export import check_export
@@ -95,7 +95,7 @@ def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
 
 
 def _show_history(wanted: Wanted) -> None:
-    from tritter_mem.history import FILE, read_history
+    from tritter_mem.profiling.history import FILE, read_history
 
     try:
         found = read_history()
@@ -114,7 +114,7 @@ def _show_history(wanted: Wanted) -> None:
         page = render_history_html(found, plotlyjs=wanted.plotlyjs, units=wanted.units)
         write_page(wanted.html, page, wanted.plotlyjs)
     else:
-        from tritter_mem.report.history import render_history
+        from tritter_mem.report.history_page import render_history
         from tritter_mem.report.terminal import make_console
 
         render_history(found, make_console(), wanted.units)
@@ -143,7 +143,7 @@ def _write_page(html: Path, results: Sequence[Result], wanted: Wanted) -> None:
 
 def _read(files: Sequence[Path]) -> list[Result]:
     """The results of all files, or the problems of all files."""
-    from tritter_mem.report.files import read_results
+    from tritter_mem.results.writing import read_results
 
     results: list[Result] = []
     problems: list[str] = []

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.listing import print_json
 from tritter_mem.cli.options import Budget, Html, Json, complete_profiles
+from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.gpus import GpuCard
+    from tritter_mem.config.cards import GpuCard
+    from tritter_mem.evidence.validate import CaseFiles
     from tritter_mem.measure.target import Asked
-    from tritter_mem.report.validation_files import CaseFiles
-    from tritter_mem.validation import Validated, Validation
+    from tritter_mem.results.validation import Validated, Validation
 
 Configs = Annotated[
     list[str],
@@ -70,9 +70,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     Example: tritter-mem validate --config tiny --device cpu --output out
     """
+    from tritter_mem.evidence.validate import CaseFiles, folder_of
     from tritter_mem.measure.target import Asked
-    from tritter_mem.report.files import check_writable
-    from tritter_mem.report.validation_files import CaseFiles, folder_of
+    from tritter_mem.results.writing import check_writable
 
     asked = Asked(device=device, time_limit_seconds=time_limit)
     card = _located(asked)
@@ -110,7 +110,7 @@ class _Run:
     def __init__(
         self, asked: Asked, card: GpuCard | None, configs: list[str], budget: str | None
     ) -> None:
-        from tritter_mem.measure import validate
+        from tritter_mem.evidence import validate
 
         self._asked, self._card = asked, card
         self._started = datetime.now(UTC)
@@ -128,7 +128,7 @@ class _Run:
     def go(self, files: CaseFiles, again: bool, shown: bool) -> None:
         """Run the cases; each is kept and told of as soon as it has ended."""
         from tritter_mem.cli.progress import showing
-        from tritter_mem.measure.validate import validate
+        from tritter_mem.evidence.validate import validate
 
         with showing(shown) as progress:
             cases = validate(
@@ -151,9 +151,9 @@ class _Run:
 
     def validation(self) -> Validation:
         """What there is."""
-        from tritter_mem import __version__
-        from tritter_mem.measure.environment import collect_environment
-        from tritter_mem.validation import Validation
+        from tritter_mem.devices.environment import collect_environment
+        from tritter_mem.results.validation import Validation
+        from tritter_mem.version import __version__
 
         return Validation(
             created=self._started.isoformat(timespec="seconds"),
@@ -176,8 +176,8 @@ def _finish(validation: Validation, files: CaseFiles, html: Path | None, as_json
 
 
 def _write_page(validation: Validation, html: Path | None) -> None:
-    from tritter_mem.report.files import write_text_atomically
     from tritter_mem.report.html import render_html
+    from tritter_mem.results.writing import write_text_atomically
 
     results = [case.result for case in validation.cases if case.result is not None]
     if html is not None and results:
@@ -186,7 +186,7 @@ def _write_page(validation: Validation, html: Path | None) -> None:
 
 def _show(validation: Validation, as_json: bool) -> None:
     from tritter_mem.report.terminal import make_console
-    from tritter_mem.report.validation import render_validation
+    from tritter_mem.report.validation_report import render_validation
 
     if as_json:
         print_json(validation.to_dict())

@@ -8,9 +8,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from tritter_mem.config import schema
-from tritter_mem.config.schema import Profile
-from tritter_mem.config.sections import Section
+from tritter_mem.config import profile
+from tritter_mem.config.fields import Section
+from tritter_mem.config.profile import Profile
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 EXTENDS = "Another profile, by name or by path from this file; this one's keys go over its keys."
@@ -53,7 +53,7 @@ def _field(section: type[Section], name: str) -> dict[str, Any]:
 @cache
 def _documentation() -> dict[str, dict[str, str]]:
     """Section and field name to the text that stands below the field in `schema.py`."""
-    classes = [n for n in ast.parse(inspect.getsource(schema)).body if isinstance(n, ast.ClassDef)]
+    classes = [n for n in ast.parse(inspect.getsource(profile)).body if isinstance(n, ast.ClassDef)]
     return {found.name: _texts(found.body) for found in classes}
 
 

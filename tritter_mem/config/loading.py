@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from tritter_mem.config.finding import find_profile, label_of
-from tritter_mem.config.gpus import AUTO, find_gpu, unknown_card
+from tritter_mem.config.bundled_files import find_profile, label_of
+from tritter_mem.config.cards import AUTO, find_card, unknown_card
+from tritter_mem.config.fields import KeyPath, Problem, build, check
+from tritter_mem.config.profile import Profile
 from tritter_mem.config.reading import Document, read_document
-from tritter_mem.config.schema import Profile
-from tritter_mem.config.sections import KeyPath, Problem, build, check
 from tritter_mem.errors import ConfigError
 
 MAX_EXTENDS = 8
@@ -64,9 +64,9 @@ def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
     text = unknown_card(name)
     if text:
         return [Problem(("gpu", "name"), text)]
-    if name == AUTO or budget is None or budget <= find_gpu(name).total_bytes:
+    if name == AUTO or budget is None or budget <= find_card(name).total_bytes:
         return []
-    allowed = f"at most {find_gpu(name).total_bytes:,}, the memory of {name}"
+    allowed = f"at most {find_card(name).total_bytes:,}, the memory of {name}"
     return [Problem(("gpu", "budget"), f"found {budget:,}; allowed: {allowed}")]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tritter_mem.config.sections import KeyPath, shown
+from tritter_mem.config.fields import KeyPath, shown
 from tritter_mem.errors import ConfigError
 
 MAX_BYTES = 1 << 20

@@ -20,6 +20,54 @@ from pathlib import Path
 from typing import IO, Any
 
 from tritter_mem.errors import MeasureError
+from tritter_mem.results.reading import from_plain
+from tritter_mem.results.run import Estimate
+
+
+def read_estimate(answer: Any) -> Estimate:
+    """Read what a child left.
+
+    Raises:
+        MeasureError: it is no `Estimate`.
+    """
+    try:
+        return from_plain(Estimate, answer)
+    except ValueError as error:
+        raise MeasureError(f"the run left a result that is none: {error}") from error
+
+
+_UNSET = (
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_HIP_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUBLASLT_WORKSPACE_SIZE",
+    "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+)
+"""What is inherited and would change the memory: what the profile says counts alone."""
+
+
+def environment(allocator_conf: str) -> dict[str, str | None]:
+    """The variables of a process that measures; None removes one.
+
+    PyTorch reads PYTORCH_ALLOC_CONF, and where that is not set its older names. Devices are
+    numbered as the driver and `nvidia-smi` do.
+    """
+    return {
+        **dict.fromkeys(_UNSET),
+        "PYTORCH_ALLOC_CONF": allocator_conf or None,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+
+
+def _job(function: str, arguments: Mapping[str, Any], limit: float, allocator_conf: str) -> Job:
+    return Job(
+        function=f"tritter_mem.measure.cuda_run:{function}",
+        arguments=arguments,
+        time_limit_seconds=limit,
+        environment=environment(allocator_conf),
+    )
+
 
 GRACE_SECONDS = 5.0
 """How long a process group that reached its time limit has from SIGTERM to SIGKILL."""

@@ -3,14 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median_low
+from typing import Any
 
+from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES
 from tritter_mem.errors import MeasureError
-from tritter_mem.measure import cpu, cuda
+from tritter_mem.measure import cpu_run
+from tritter_mem.measure.child import _job, read_estimate, run_in_child
+from tritter_mem.measure.cuda_run import Place
+from tritter_mem.measure.phases import with_components, with_fragmentation
 from tritter_mem.measure.target import Target
-from tritter_mem.measure.work import Work
-from tritter_mem.results import Estimate, RunFigures, Spread
+from tritter_mem.measure.workload import Work, to_plain
+from tritter_mem.results.run import DeviceRun, Estimate, OutOfMemory, RunFigures, Spread
+from tritter_mem.units import format_bytes
+
+
+def measure_on_gpu(work: Work, target: Target) -> Estimate:
+    """Run a case in a process of its own; components are not known yet.
+
+    Raises:
+        MeasureError: the run failed, or other processes left too little memory; says how.
+    """
+    found = read_estimate(_run("run_case", work, target))
+    if found.out_of_memory is not None and found.run is not None:
+        _refuse_if_crowded(found.out_of_memory, found.run, found.context_bytes)
+    return found
+
+
+def with_recorded_components(measured: Estimate, work: Work, target: Target) -> Estimate:
+    """Run the case once more, recorded: where the bytes are, and how they lie at the peak.
+
+    Where either is not known, the estimate says why.
+    """
+    try:
+        recorded = read_estimate(_run("record_case", work, target))
+    except MeasureError as error:
+        why = str(error)
+        run = measured.run and replace(
+            measured.run, components_reason=why, fragmentation_reason=why
+        )
+        return replace(measured, run=run)
+    return with_fragmentation(with_components(measured, recorded), recorded)
+
+
+def save_snapshot(work: Work, target: Target) -> None:
+    """Run the case once more with the allocator's history on, and write PyTorch's snapshot.
+
+    Raises:
+        MeasureError: the run failed, or the file cannot be written.
+    """
+    if target.asked.snapshot is not None:
+        _run("snapshot_case", work, target, path=str(target.asked.snapshot.resolve()))
+
+
+def _run(function: str, work: Work, target: Target, **more: str) -> Any:
+    place = Place(
+        index=target.index,
+        budget_bytes=target.budget_bytes,
+        assumed_context_bytes=target.card.context_bytes if target.card else ASSUMED_CONTEXT_BYTES,
+    )
+    arguments = {"work": to_plain(work), "place": asdict(place), **more}
+    limit = target.asked.time_limit_seconds
+    return run_in_child(_job(function, arguments, limit, target.allocator_conf))
+
+
+def _refuse_if_crowded(refused: OutOfMemory, run: DeviceRun, context_bytes: int | None) -> None:
+    """An error below the limit says that the device was full, and nothing of the case.
+
+    Raises:
+        MeasureError: says who holds the rest.
+    """
+    outside = 0 if run.allocator_limit_bytes is not None else context_bytes or 0
+    wanted = refused.reserved_bytes + refused.requested_bytes + outside
+    if not refused.requested_bytes or wanted > refused.limit_bytes:
+        return
+    others = run.other_processes_bytes
+    held = "" if others is None else f", of which other processes hold {format_bytes(others)}"
+    raise MeasureError(
+        f"the device refused {format_bytes(refused.requested_bytes)} with "
+        f"{format_bytes(refused.reserved_bytes)} reserved, below the limit of "
+        f"{format_bytes(refused.limit_bytes)}: it has {format_bytes(run.total_bytes)}{held}; end "
+        "those, choose another device (--device cuda:1), or lower the budget (--budget)"
+    )
+
 
 LOAD = "load"
 
@@ -37,8 +113,8 @@ def measure(work: Work, target: Target) -> Estimate:
     runs = _repeated(work, target, problems)
     found = together(runs)
     if target.card is not None:
-        found = cuda.with_recorded_components(found, work, target)
-        problems += _trouble(lambda: cuda.save_snapshot(work, target))
+        found = with_recorded_components(found, work, target)
+        problems += _trouble(lambda: save_snapshot(work, target))
     if problems:
         raise PartlyMeasuredError(*problems, estimate=found)
     return found
@@ -64,8 +140,8 @@ def measure_once(work: Work, target: Target) -> Estimate:
         MeasureError: the run failed.
     """
     if target.card is None:
-        return cpu.measure(work, target.asked.time_limit_seconds)
-    return cuda.measure(work, target)
+        return cpu_run.measure(work, target.asked.time_limit_seconds)
+    return measure_on_gpu(work, target)
 
 
 def _trouble(act: Callable[[], None]) -> Sequence[str]:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from tritter_mem.devices.cuda import CudaPeak, cuda_device
 from tritter_mem.errors import MemoryBudgetExceeded, UsageError
-from tritter_mem.measure.cuda_peak import CudaPeak
-from tritter_mem.measure.device import cuda_device
 from tritter_mem.units import GB
 
 if TYPE_CHECKING:
     import torch
 
-    from tritter_mem.trace.recorder import Recorder
+    from tritter_mem.simulation.recorder import Recorder
 
 _DEVICES = re.compile(r"cuda(:\d{1,3})?|(cpu|meta)(:0)?")
 
@@ -197,6 +196,6 @@ class _Recording:
             self._recorder.__exit__(None, None, None)
 
     def _entered(self) -> Recorder:
-        from tritter_mem.trace.recorder import Recorder
+        from tritter_mem.simulation.recorder import Recorder
 
         return Recorder(self._name).__enter__()

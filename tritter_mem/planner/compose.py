@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tritter_mem.config.gpus import GpuCard
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.profile import Profile
 from tritter_mem.planner.inference import inference_moments
 from tritter_mem.planner.kv_cache import kv_cache_bytes
-from tritter_mem.planner.live import Moment, highest
+from tritter_mem.planner.moments import Moment, highest, library_bytes
 from tritter_mem.planner.training import optimizer_state_bytes, training_moments
 from tritter_mem.planner.vision import vision_bytes
 from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
-from tritter_mem.planner.workspace import library_bytes
-from tritter_mem.results import Estimate, Phase
+from tritter_mem.results.run import Estimate, Phase
+
+
+def budget_of(profile: Profile, card: GpuCard) -> int:
+    """What may be used: the profile's budget, else the card's memory less a margin."""
+    return profile.gpu.budget or card.default_budget_bytes
 
 
 def plan(profile: Profile, card: GpuCard) -> Estimate:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tritter_mem.config.pytorch import random_state_bytes
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.profile import Profile
 from tritter_mem.planner.kv_cache import cache_slots
-from tritter_mem.planner.live import Moment, activation_bytes, alive, highest, row_bytes
-from tritter_mem.planner.sizes import (
+from tritter_mem.planner.moments import (
     DTYPE_BYTES,
     EXPANDED_ROWS,
+    Moment,
     Sizes,
+    activation_bytes,
+    alive,
+    captures,
     ceil_div,
     compute_dtype,
+    highest,
     layers_by_window,
+    row_bytes,
     sizes_of,
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
-from tritter_mem.planner.workspace import captures
+from tritter_mem.torch_release import random_state_bytes
 
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256

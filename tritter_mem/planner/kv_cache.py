@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tritter_mem.config.schema import QUANTISED_KV_BITS, Profile
-from tritter_mem.planner.sizes import DTYPE_BYTES, ceil_div, compute_dtype, layers_by_window
+from tritter_mem.config.profile import QUANTISED_KV_BITS, Profile
+from tritter_mem.planner.moments import DTYPE_BYTES, ceil_div, compute_dtype, layers_by_window
 
 
 def kv_cache_bytes(profile: Profile) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from tritter_mem.config.gpus import GpuCard
-from tritter_mem.config.schema import VISION_PREFIX_TOKENS, Profile
-from tritter_mem.planner.compose import plan
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.profile import VISION_PREFIX_TOKENS, Profile, changed
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.errors import ConfigError
+from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.results.run import ContextCurve
 
 Unknown = Literal["context", "batch"]
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
@@ -60,3 +64,133 @@ def smallest(profile: Profile, unknown: Unknown) -> int:
     prefix = VISION_PREFIX_TOKENS.get(profile.model.vision or "", 0)
     generated = profile.workload.new_tokens if profile.workload.mode == "inference" else 0
     return max(prefix + generated, profile.kv_cache.attention_sinks) + 1
+
+
+CACHE_TYPES = ("bfloat16", "int8", "int4", "int2")
+SHORTEST = 4096
+LONGEST = 1 << 20
+
+
+def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
+    """Plan the profile at lengths around its own, for each cache type and number of KV heads.
+
+    The head counts are those that people choose between: as many as query heads, 8, and the
+    profile's own.
+
+    Args:
+        profile: a resolved profile; what it says of anything but cache and context stays.
+
+    Returns:
+        One curve for each combination that the rules for profiles allow, and none for training,
+        which has no cache.
+
+    Raises:
+        ConfigError: the card is unknown.
+    """
+    if profile.workload.mode == "training":
+        return ()
+    card = find_gpu(profile.gpu.name)
+    types = dict.fromkeys((*CACHE_TYPES, profile.kv_cache.dtype))
+    return tuple(
+        _curve(variant, card, own=(dtype, heads) == _cache_of(profile))
+        for heads in _head_counts(profile)
+        for dtype in types
+        if (variant := _variant(profile, dtype, heads)) is not None
+    )
+
+
+def _cache_of(profile: Profile) -> tuple[str, int]:
+    return profile.kv_cache.dtype, profile.model.kv_heads
+
+
+def _head_counts(profile: Profile) -> list[int]:
+    heads, own = profile.model.num_attention_heads, profile.model.kv_heads
+    usual = {8} if heads % 8 == 0 else set()
+    return sorted({heads, own} | usual, reverse=True)
+
+
+def _variant(profile: Profile, dtype: str, kv_heads: int) -> Profile | None:
+    """The profile with another cache; None where the rules refuse it."""
+    settings = {"kv_cache.dtype": dtype, "model.num_key_value_heads": kv_heads}
+    try:
+        return changed(profile, settings)
+    except ConfigError:
+        return None
+
+
+def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
+    dtype, kv_heads = _cache_of(profile)
+    return ContextCurve(
+        cache_dtype=dtype,
+        kv_heads=kv_heads,
+        own=own,
+        points=tuple((length, _need(profile, card, length)) for length in _lengths(profile)),
+        largest_context=solve(profile, card, budget_of(profile, card), "context"),
+    )
+
+
+def _lengths(profile: Profile) -> list[int]:
+    """Four lengths an octave up to twice the profile's context, and that context itself."""
+    most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST)
+    least = max(smallest(profile, "context"), SHORTEST)
+    octaves = [1 << p for p in range(SHORTEST.bit_length() - 1, most.bit_length())]
+    steps = (start * quarter // 4 for start in octaves for quarter in range(4, 8))
+    lengths = {length for length in steps if least <= length <= most}
+    return sorted(lengths | {profile.workload.context})
+
+
+def _need(profile: Profile, card: GpuCard, context: int) -> int:
+    return plan(with_value(profile, "context", context), card).footprint_bytes
+
+
+SCHEMA = "tritter-mem.max/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """What was solved for.
+
+    Attributes:
+        value: the largest that fits; None where not even the smallest does.
+        footprint_bytes: what it needs; where nothing fits, what the smallest needs.
+        next_footprint_bytes: what one more would need; None where a profile may hold no more.
+    """
+
+    name: str
+    gpu: str
+    unknown: Unknown
+    value: int | None
+    budget_bytes: int
+    footprint_bytes: int
+    next_footprint_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def find_largest(profile: Profile, unknown: Unknown) -> Largest:
+    """Solve for one unknown of a profile, on its card and budget.
+
+    Raises:
+        ConfigError: the card is unknown.
+    """
+    card = find_gpu(profile.gpu.name)
+    budget = budget_of(profile, card)
+    value = solve(profile, card, budget, unknown)
+    at = smallest(profile, unknown) if value is None else value
+    return Largest(
+        name=profile.name,
+        gpu=card.name,
+        unknown=unknown,
+        value=value,
+        budget_bytes=budget,
+        footprint_bytes=_need_at(profile, card, unknown, at),
+        next_footprint_bytes=(
+            None if at >= LIMITS[unknown] else _need_at(profile, card, unknown, at + 1)
+        ),
+    )
+
+
+def _need_at(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+    return plan(with_value(profile, unknown, value), card).footprint_bytes

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tritter_mem.config.gpus import GpuCard
-from tritter_mem.config.schema import Profile
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.profile import Profile, changed
 from tritter_mem.errors import ConfigError
-from tritter_mem.planner.change import changed
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import Unknown, solve
-from tritter_mem.results import Suggestion
+from tritter_mem.results.run import Suggestion
 from tritter_mem.units import MiB, format_count
 
 WORTH_BYTES = 64 * MiB

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from tritter_mem.config.schema import Profile
-from tritter_mem.planner.live import (
+from tritter_mem.config.profile import Profile
+from tritter_mem.planner.moments import (
+    TRAINED_PER_BYTE,
     Moment,
+    Sizes,
     activation_bytes,
     alive,
     highest,
     rounded_weight_bytes,
     row_bytes,
+    sizes_of,
 )
-from tritter_mem.planner.sizes import TRAINED_PER_BYTE, Sizes, sizes_of
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
 from tritter_mem.planner.weights import (
     embedding_parameters,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tritter_mem.config.schema import VISION_PREFIX_TOKENS, Profile
-from tritter_mem.planner.live import Moment, activation_bytes
-from tritter_mem.planner.sizes import DTYPE_BYTES, compute_dtype, sizes_of
+from tritter_mem.config.profile import VISION_PREFIX_TOKENS, Profile
+from tritter_mem.planner.moments import (
+    DTYPE_BYTES,
+    Moment,
+    activation_bytes,
+    compute_dtype,
+    sizes_of,
+)
 
 WIDTH, LAYERS, INNER = 768, 12, 3072
 PATCHES, PIXELS = 196, 3 * 224 * 224

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tritter_mem.config.schema import Profile
-from tritter_mem.planner.sizes import (
+from tritter_mem.config.profile import Profile
+from tritter_mem.planner.moments import (
     DTYPE_BYTES,
     INT4_GROUP,
     TERNARY_PER_BYTE,

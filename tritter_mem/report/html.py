@@ -3,45 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
-from tritter_mem.report.chart import Chart
-from tritter_mem.report.charts import budget_chart, comparison_chart, waterfall_chart
-from tritter_mem.report.checkpointing import checkpointing_table
-from tritter_mem.report.checkpointing_chart import checkpointing_chart
-from tritter_mem.report.context_chart import context_chart
-from tritter_mem.report.data import to_csv
-from tritter_mem.report.differences import notable_differences
-from tritter_mem.report.holdings import holdings_table
-from tritter_mem.report.ladder import ladder_tables
-from tritter_mem.report.measured import measured_table
+from tritter_mem.report.charts.axes import Chart
+from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
+from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
+from tritter_mem.report.charts.context_chart import context_chart
+from tritter_mem.report.charts.segment_map import largest_first, segment_map
+from tritter_mem.report.charts.timeline_chart import thin, timeline_chart
+from tritter_mem.report.export import to_csv
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.page_size import fit_page
-from tritter_mem.report.segment_map import segment_map
-from tritter_mem.report.table import Table, Tone
-from tritter_mem.report.tables import (
-    basis_of,
-    budget_table,
-    comparison_table,
-    environment_facts,
-    phase_table,
-    profile_table,
-)
-from tritter_mem.report.timeline_chart import timeline_chart
-from tritter_mem.report.words import (
+from tritter_mem.report.table import (
     NAME_LIMIT,
+    Table,
+    Tone,
     fragmentation_sentence,
     headroom_words,
     name_of,
     notes,
-    printable,
     setup_facts,
     suggestion_options,
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results import Result
+from tritter_mem.report.tables import (
+    basis_of,
+    budget_table,
+    checkpointing_table,
+    comparison_table,
+    environment_facts,
+    holdings_table,
+    ladder_tables,
+    measured_table,
+    notable_differences,
+    phase_table,
+    profile_table,
+)
+from tritter_mem.results.run import Estimate, Result, Segment
+from tritter_mem.text import printable
+
+TIMELINE_NUMBERS = 10_000
+BLOCKS = 6_000
+HOLDINGS = 6_000
+"""What a page holds at most of each, in all its results together."""
+
+
+def fit_page(results: Sequence[Result]) -> list[Result]:
+    """Cut timelines, segments and holdings so that the page stays small; peaks are kept."""
+    estimates = [e for result in results for e in result.estimates().values()]
+    columns = sum(len(e.timeline.columns) for e in estimates if e.timeline is not None)
+    rows = max(TIMELINE_NUMBERS // max(columns, 1), 20)
+    blocks = BLOCKS // max(sum(bool(e.segments) for e in estimates), 1)
+    holdings = HOLDINGS // max(sum(bool(e.held_at_peak) for e in estimates), 1)
+    return [cut_result(result, rows, blocks, holdings) for result in results]
+
+
+def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
+    """The result with no estimate above so many timeline rows, blocks and holdings."""
+
+    def cut(estimate: Estimate | None) -> Estimate | None:
+        if estimate is None:
+            return None
+        return replace(
+            estimate,
+            timeline=estimate.timeline and thin(estimate.timeline, rows),
+            segments=_with_blocks(estimate.segments, blocks),
+            held_at_peak=estimate.held_at_peak[:holdings],
+        )
+
+    kinds = (result.planned, result.simulated, result.measured)
+    planned, simulated, measured = map(cut, kinds)
+    return replace(result, planned=planned, simulated=simulated, measured=measured)
+
+
+def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:
+    """All segments, or the largest: as many as have `most` blocks together, one in any case."""
+    if sum(len(segment.blocks) for segment in segments) <= most:
+        return segments
+    ordered = largest_first(segments)
+    blocks = accumulate(len(segment.blocks) for segment in ordered)
+    return tuple(ordered[: max(sum(count <= most for count in blocks), 1)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

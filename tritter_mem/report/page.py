@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tritter_mem.errors import UsageError
-from tritter_mem.report.files import write_text_atomically
+from tritter_mem.results.writing import write_text_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment

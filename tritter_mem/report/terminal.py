@@ -7,22 +7,13 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
-from tritter_mem.report.checkpointing import checkpointing_table
-from tritter_mem.report.differences import notable_differences
-from tritter_mem.report.holdings import holdings_table
-from tritter_mem.report.ladder import ladder_tables, ladders_compared
-from tritter_mem.report.measured import measured_table
-from tritter_mem.report.table import Bars, Column, Table, Tone
-from tritter_mem.report.tables import (
-    basis_of,
-    budget_table,
-    comparison_table,
-    environment_facts,
-    phase_table,
-)
-from tritter_mem.report.words import (
+from tritter_mem.report.table import (
     MINUS,
     MISSING,
+    Bars,
+    Column,
+    Table,
+    Tone,
     fragmentation_sentence,
     missing_kinds,
     name_of,
@@ -32,7 +23,20 @@ from tritter_mem.report.words import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results import Result
+from tritter_mem.report.tables import (
+    basis_of,
+    budget_table,
+    checkpointing_table,
+    comparison_table,
+    environment_facts,
+    holdings_table,
+    ladder_tables,
+    ladders_compared,
+    measured_table,
+    notable_differences,
+    phase_table,
+)
+from tritter_mem.results.run import Result
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,11 +16,15 @@ from benchmarks.standin.allocator.operations import (
     Sequence,
 )
 from benchmarks.standin.allocator.state import Answer, SeenBlock, SeenSegment
+from tritter_mem import torch_release
 from tritter_mem.allocator.blocks import FREE, Block, PrivateStream, Stream
-from tritter_mem.allocator.segments import SegmentState
+from tritter_mem.allocator.caching_allocator import (
+    Ascending,
+    CachingAllocator,
+    OutOfMemoryError,
+    SegmentState,
+)
 from tritter_mem.allocator.settings import AllocatorSettings
-from tritter_mem.allocator.simulator import Ascending, CachingAllocator, OutOfMemoryError
-from tritter_mem.config import pytorch
 
 
 class SimulatedAllocator:
@@ -96,7 +100,7 @@ class SimulatedAllocator:
     @property
     def _captures(self) -> bool:
         """Whether PyTorch takes it that a graph is captured: up to 2.12 in any entered pool."""
-        return self._inside is not None and pytorch.release() < (2, 13)
+        return self._inside is not None and torch_release.release() < (2, 13)
 
     def _insert_events(self, ticket: int, uses: set[int]) -> None:
         self._recorded.update(uses)

@@ -1,0 +1,603 @@
+"""Reading a PyTorch memory snapshot: untrusted input, from PyTorch 2.1 to 2.13.
+
+`torch.cuda.memory._dump_snapshot` writes a pickle of dicts, lists, strings and numbers. Nothing
+else is needed to read one, so every global in the file is refused: it could run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+import secrets
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from tritter_mem.allocator.blocks import ALLOCATED, FREE, WAITING, Block, PrivateStream, Stream
+from tritter_mem.allocator.caching_allocator import (
+    Action,
+    BlockState,
+    CachingAllocator,
+    OutOfMemoryError,
+    SegmentState,
+)
+from tritter_mem.allocator.rules import DIVISION_INTERVALS, round_request
+from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
+from tritter_mem.errors import ConfigError, InputError, OutputError
+from tritter_mem.units import GiB, format_bytes
+
+ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE = range(5)
+SEGMENT_MAP, SEGMENT_UNMAP, OOM = range(5, 8)
+ACTIONS = {
+    "alloc": ALLOC,
+    "free_requested": FREE_REQUESTED,
+    "free_completed": FREE_COMPLETED,
+    "segment_alloc": SEGMENT_ALLOC,
+    "segment_free": SEGMENT_FREE,
+    "segment_map": SEGMENT_MAP,
+    "segment_unmap": SEGMENT_UNMAP,
+    "oom": OOM,
+}
+IGNORED = {"snapshot", "user_defined"}  # marks, which change no memory
+LIMIT = 1 << 63
+DEFAULT_POOL = (0, 0)
+POOL_KEYS = ("segment_pool_id", "pool_id")
+
+
+class Trace:
+    """Events in the order in which they happened: action, address, bytes and stream of each.
+
+    For an out-of-memory event the address is the free memory that the device reported.
+    """
+
+    __slots__ = ("_streams", "actions", "addresses", "sizes", "stream_numbers", "streams")
+
+    def __init__(self) -> None:
+        self.actions = bytearray()
+        self.addresses = array("q")
+        self.sizes = array("q")
+        self.stream_numbers = array("i")
+        self.streams: list[Stream] = []
+        self._streams: dict[Stream, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def append(self, action: int, address: int, size: int, stream: Stream) -> None:
+        """Add an event."""
+        number = self._streams.get(stream)
+        if number is None:
+            number = self._streams[stream] = len(self.streams)
+            self.streams.append(stream)
+        self.actions.append(action)
+        self.addresses.append(address)
+        self.sizes.append(size)
+        self.stream_numbers.append(number)
+
+    def stream(self, event: int) -> Stream:
+        """The stream of an event."""
+        return self.streams[self.stream_numbers[event]]
+
+
+def read_trace(
+    entries: Sequence[Any], where: str, segments: Sequence[SegmentState]
+) -> tuple[Trace, tuple[str, ...]]:
+    """Turn dumped events into columns; returns them with warnings about unknown ones.
+
+    Args:
+        entries: the dicts of one device, oldest first.
+        where: what to call the list in an error.
+        segments: the segments at the end. Older versions tell an event's private pool by address
+            alone.
+
+    Raises:
+        InputError: an entry is no event; names it.
+    """
+    trace, unknown = Trace(), Counter[str]()
+    private = _PrivateRanges(segments)
+    append, actions = trace.append, ACTIONS
+    for index, entry in enumerate(entries):
+        try:
+            name = entry["action"]
+            action = actions.get(name)
+            if action is None:
+                unknown[repr(name)[:40]] += name not in IGNORED
+                continue
+            address = entry["device_free" if action == OOM else "addr"]
+            size, stream = entry["size"], entry.get("stream", 0)
+            if not 0 <= address < LIMIT or not 0 <= size < LIMIT:
+                raise ValueError(f"address {address}, size {size}")
+            pool = pool_of(entry) or (private and private.pool_at(address))
+            append(action, address, size, PrivateStream(stream, pool) if pool else stream)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(
+                f"{where}[{index}]: not an event as PyTorch dumps it: {why(error)}"
+            ) from error
+    return trace, tuple(
+        f"{where}: events of unknown kind {name}, left out: {count:,}"
+        for name, count in unknown.items()
+        if count
+    )
+
+
+def pool_of(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """The private pool that an event or segment belongs to; None for the default pool."""
+    for key in POOL_KEYS:
+        pool = entry.get(key, DEFAULT_POOL)
+        if pool is not DEFAULT_POOL and tuple(pool) != DEFAULT_POOL:
+            first, second = pool
+            return int(first), int(second)
+    return None
+
+
+class _PrivateRanges:
+    """Which addresses belong to a private pool."""
+
+    def __init__(self, segments: Sequence[SegmentState]) -> None:
+        own = [s for s in segments if isinstance(s.stream, PrivateStream)]
+        self._starts = [segment.address for segment in own]
+        self._segments = own
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def pool_at(self, address: int) -> tuple[int, int] | None:
+        """The pool of the segment that holds an address."""
+        at = bisect_right(self._starts, address) - 1
+        if at < 0:
+            return None
+        segment = self._segments[at]
+        inside = address < segment.address + segment.size
+        return segment.stream.pool_id if inside and isinstance(
+            segment.stream, PrivateStream) else None  # fmt: skip
+
+
+def why(error: Exception) -> str:
+    """What is wrong with an entry, in a few words that are safe to print."""
+    return f"no {error}" if isinstance(error, KeyError) else repr(str(error)[:80])
+
+
+MAX_FILE_BYTES = 4 * GiB
+MAX_DEVICES = 1024
+MAX_ADDRESS = 1 << 63
+DUMP_HINT = "expected the file that torch.cuda.memory._dump_snapshot wrote"
+
+# What else people hand over: first bytes, what it is, what to do.
+_LOOKALIKES = (
+    (b"{", "JSON", DUMP_HINT),
+    (b"[", "JSON", DUMP_HINT),
+    (b"<", "HTML or XML", f"{DUMP_HINT}, not what the viewer made of it"),
+    (b"PK\x03\x04", "a zip archive, such as torch.save writes", DUMP_HINT),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE"),
+)
+_STATES = {
+    "active_allocated": ALLOCATED,
+    "active_awaiting_free": WAITING,
+    "active_pending_free": WAITING,  # as older versions call it
+    "inactive": FREE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSnapshot:
+    """One device of a snapshot: its segments when it was dumped, and its history.
+
+    Attributes:
+        warnings: what was found and left out, one line each.
+    """
+
+    device: int
+    segments: tuple[SegmentState, ...]
+    trace: Trace
+    settings: AllocatorSettings
+    warnings: tuple[str, ...] = ()
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Takes dicts, lists, strings and numbers, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        wanted = f"{module}.{name}"[:80]
+        raise InputError(
+            f"the pickle asks for {wanted!r}: refused, as loading it could run code; "
+            "a memory snapshot needs no such thing"
+        )
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise InputError("the pickle refers to objects outside of it; a memory snapshot does not")
+
+
+def load_snapshot(path: Path, max_bytes: int = MAX_FILE_BYTES) -> list[DeviceSnapshot]:
+    """Read a snapshot file; one entry for each device that has segments or history.
+
+    Raises:
+        InputError: the file cannot be read, is too large, or is no snapshot.
+    """
+    try:
+        return devices_of(read_pickle(path, max_bytes))
+    except InputError as error:
+        raise InputError(*(f"{path}: {problem}" for problem in error.problems)) from error
+
+
+def read_pickle(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
+    """Read the file's dict with every global refused.
+
+    Raises:
+        InputError: says what was found instead.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            _refuse_unfit(file, size, max_bytes)
+            found = _unpickle(file)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}") from error
+    return _checked_root(found)
+
+
+def _refuse_unfit(file: BinaryIO, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise InputError(f"too large: {format_bytes(size)}; at most {format_bytes(max_bytes)}")
+    first = file.read(8)
+    file.seek(0)
+    if not first:
+        raise InputError(f"the file is empty; {DUMP_HINT}")
+    for prefix, what, hint in _LOOKALIKES:
+        if first.startswith(prefix):
+            raise InputError(f"no snapshot: this is {what}; {hint}")
+
+
+def _unpickle(file: BinaryIO) -> Any:
+    try:
+        return _DataUnpickler(file).load()
+    except InputError:
+        raise
+    except EOFError as error:
+        raise InputError(
+            "the pickle is truncated: it ends before its end; copy it again"
+        ) from error
+    except Exception as error:  # a broken pickle can make the unpickler raise almost anything
+        if "truncated" in str(error):
+            raise InputError("the pickle is truncated; copy it again") from error
+        why = repr(str(error)[:80])
+        raise InputError(f"no pickle, or a damaged one ({why}); {DUMP_HINT}") from error
+
+
+def _checked_root(found: Any) -> dict[str, Any]:
+    if isinstance(found, list):
+        raise InputError(
+            "a list of segments without history, as torch.cuda.memory_snapshot() gives it; "
+            "record with torch.cuda.memory._record_memory_history() and use _dump_snapshot()"
+        )
+    if not isinstance(found, dict):
+        raise InputError(f"found {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
+    for key in ("segments", "device_traces"):
+        if not isinstance(found.get(key, []), list):
+            raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
+    if "segments" not in found:
+        keys = ", ".join(sorted(repr(key)[:40] for key in found)[:8])
+        raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")
+    return found
+
+
+def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
+    """Check a snapshot's dict and sort it by device; the dict's histories are used up.
+
+    Raises:
+        InputError: the structure is not a snapshot's; names the entry.
+    """
+    settings, warnings = recorded_settings(snapshot.get("allocator_settings"))
+    segments = _by_device([
+        _segment(entry, f"segments[{i}]") for i, entry in enumerate(snapshot["segments"])
+    ])  # fmt: skip
+    traces = snapshot.get("device_traces", [])
+    count = max(len(traces), *segments, -1) + 1 if segments else len(traces)
+    found = []
+    for device in range(count):
+        entries = traces[device] if device < len(traces) else []
+        if not isinstance(entries, list):
+            raise InputError(f"device_traces[{device}]: found {_kind(entries)}, expected a list")
+        own = segments.get(device, ())
+        if not entries and not own:
+            continue
+        trace, unknown = read_trace(entries, f"device_traces[{device}]", own)
+        entries.clear()  # the columns are a tenth of its size
+        found.append(
+            DeviceSnapshot(
+                device=device,
+                segments=own,
+                trace=trace,
+                settings=settings,
+                warnings=(*warnings, *unknown),
+            )
+        )
+    return found
+
+
+def _by_device(
+    segments: Sequence[tuple[int, SegmentState]],
+) -> dict[int, tuple[SegmentState, ...]]:
+    found: dict[int, list[SegmentState]] = {}
+    for device, segment in segments:
+        found.setdefault(device, []).append(segment)
+    return {
+        device: tuple(sorted(own, key=lambda segment: segment.address))
+        for device, own in found.items()
+    }
+
+
+def _segment(entry: Any, where: str) -> tuple[int, SegmentState]:
+    try:
+        address = _number(entry["address"], MAX_ADDRESS)
+        size = _number(entry["total_size"], MAX_ADDRESS)
+        segment = SegmentState(
+            address=address,
+            size=size,
+            stream=_stream(entry),
+            small=entry["segment_type"] == "small",
+            expandable=bool(entry.get("is_expandable", False)),
+            blocks=tuple(_blocks(entry["blocks"], address)),
+        )
+        device = _number(entry.get("device", 0), MAX_DEVICES)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: not a segment as PyTorch dumps it: {why(error)}") from error
+    if sum(block.size for block in segment.blocks) != size:
+        raise InputError(f"{where}: its blocks do not add up to its size of {size} bytes")
+    return device, segment
+
+
+def _blocks(entries: Any, address: int) -> list[BlockState]:
+    blocks = []
+    for entry in entries:
+        size = _number(entry["size"], MAX_ADDRESS)
+        state = _STATES[entry["state"]]
+        requested = _number(entry.get("requested_size", size), MAX_ADDRESS)
+        blocks.append(BlockState(address, size, 0 if state is FREE else requested, state))
+        address += size
+    return blocks
+
+
+def _stream(entry: dict[str, Any]) -> Stream:
+    stream = entry.get("stream", 0)
+    if not isinstance(stream, int):
+        raise TypeError(f"'stream' is {_kind(stream)}")
+    pool = pool_of(entry)
+    return PrivateStream(stream, pool) if pool else stream
+
+
+def _number(value: Any, limit: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
+    return value
+
+
+def recorded_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:
+    """The settings that a snapshot was recorded with, and warnings about them.
+
+    Versions before the settings were recorded give PyTorch's defaults.
+    """
+    if not isinstance(found, dict):
+        return AllocatorSettings(), ("no allocator settings recorded: PyTorch's defaults assumed",)
+    conf = str(found.get("PYTORCH_CUDA_ALLOC_CONF") or "")
+    try:
+        return parse_alloc_conf(conf), ()
+    except ConfigError as error:
+        values = _settings_by_value(found)
+        return values, tuple(f"recorded {problem}" for problem in error.problems)
+
+
+def _settings_by_value(found: dict[str, Any]) -> AllocatorSettings:
+    """From the values that the snapshot lists beside the text."""
+    split = found.get("max_split_size")
+    divisions = found.get("roundup_power2_divisions")
+    steps: tuple[int, ...] = ()
+    if isinstance(divisions, dict):
+        steps = tuple(v for v in divisions.values() if isinstance(v, int))
+    threshold = found.get("garbage_collection_threshold")
+    return AllocatorSettings(
+        expandable_segments=found.get("expandable_segments") is True,
+        max_split_bytes=split if isinstance(split, int) and split > 0 else None,
+        roundup_power2_divisions=(
+            steps if len(steps) == DIVISION_INTERVALS and any(n > 1 for n in steps) else None
+        ),
+        garbage_collection_threshold=threshold if isinstance(threshold, float) else 0.0,
+    )
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a dict", list: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), repr(value)[:40])
+
+
+# The viewer refuses protocol 5, and cuts off what lies beyond so many events.
+PROTOCOL = 4
+MAX_VIEWER_EVENTS = 600_000
+
+_NAMES = {code: name for name, code in ACTIONS.items()}
+_STATES_OUT = {ALLOCATED: "active_allocated", WAITING: "active_awaiting_free", FREE: "inactive"}
+
+
+class Recorder:
+    """An allocator whose history is kept, as `_record_memory_history` keeps it.
+
+    Args:
+        allocator: the allocator to record; its observer is replaced.
+    """
+
+    def __init__(self, allocator: CachingAllocator) -> None:
+        self.allocator = allocator
+        self.trace = Trace()
+        allocator.observer = self._observe
+
+    def malloc(self, size_bytes: int, stream: Stream = 0) -> Block:
+        """As `CachingAllocator.malloc`.
+
+        Raises:
+            OutOfMemoryError: as there; the event is recorded.
+        """
+        try:
+            block = self.allocator.malloc(size_bytes, stream)
+        except OutOfMemoryError as error:
+            size = round_request(size_bytes, self.allocator.settings.roundup_power2_divisions)
+            self.trace.append(OOM, error.limit_bytes - error.reserved_bytes, size, stream)
+            raise
+        self.trace.append(ALLOC, block.address, size_bytes, stream)
+        return block
+
+    def free(self, block: Block) -> None:
+        """As `CachingAllocator.free`."""
+        address, requested, stream = block.address, block.requested, block.pool.stream
+        self.allocator.free(block)
+        self.trace.append(FREE_REQUESTED, address, requested, stream)
+        self.trace.append(FREE_COMPLETED, address, requested, stream)
+
+    def request_free(self, block: Block) -> int:
+        """As `CachingAllocator.request_free`."""
+        self.trace.append(FREE_REQUESTED, block.address, block.requested, block.pool.stream)
+        return self.allocator.request_free(block)
+
+    def complete_free(self, ticket: int) -> None:
+        """As `CachingAllocator.complete_free`."""
+        self.allocator.complete_free(ticket)
+
+    def empty_cache(self) -> None:
+        """As `CachingAllocator.empty_cache`."""
+        self.allocator.empty_cache()
+
+    def _observe(self, action: Action, address: int, size: int, stream: Stream) -> None:
+        self.trace.append(ACTIONS[action], address, size, stream)
+
+
+def snapshot_of(
+    recorder: Recorder, device: int = 0, max_events: int = MAX_VIEWER_EVENTS
+) -> dict[str, Any]:
+    """What `torch.cuda.memory._snapshot` returns, for the recorder's allocator.
+
+    Args:
+        recorder: the allocator and its history.
+        device: number of the device that it stands for.
+        max_events: more are thinned: short of anything else, small requests that were freed go.
+    """
+    allocator = recorder.allocator
+    events = _events(recorder.trace, max_events)
+    return {
+        "segments": [_segment_out(segment, device) for segment in allocator.segments()],
+        "device_traces": [*([] for _ in range(device)), events],
+        "allocator_settings": _settings(allocator.settings),
+        "external_annotations": [],
+    }
+
+
+def save_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
+    """Write a snapshot whole or not at all.
+
+    Raises:
+        OutputError: the path cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            pickle.dump(snapshot, file, protocol=PROTOCOL)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; name a file in a folder that takes files"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _events(trace: Trace, max_events: int) -> list[dict[str, Any]]:
+    return [_event(trace, index) for index in _kept(trace, max_events)]
+
+
+def _kept(trace: Trace, max_events: int) -> Sequence[int]:
+    """Which events to keep, in order.
+
+    What is left out are requests that were freed, with both events of their frees, the smallest
+    first: so the picture misses small things and shows nothing wrong. If that is not enough, the
+    oldest events go, as in PyTorch's own ring buffer.
+    """
+    surplus = len(trace) - max_events
+    if surplus <= 0:
+        return range(len(trace))
+    lives = sorted(_freed_requests(trace), key=lambda events: (trace.sizes[events[0]], events))
+    dropped = {event for events in lives[: -(-surplus // 3)] for event in events}
+    return [event for event in range(len(trace)) if event not in dropped][-max_events:]
+
+
+def _freed_requests(trace: Trace) -> list[tuple[int, int, int]]:
+    """The three events of each request that was freed: alloc, free requested, free completed."""
+    live: dict[int, list[int]] = {}
+    found = []
+    for event, (action, address) in enumerate(zip(trace.actions, trace.addresses, strict=True)):
+        if action == ALLOC:
+            live[address] = [event]
+        elif action in (FREE_REQUESTED, FREE_COMPLETED) and address in live:
+            live[address].append(event)
+            if action == FREE_COMPLETED and len(live[address]) == 3:
+                first, second, third = live.pop(address)
+                found.append((first, second, third))
+    return found
+
+
+def _event(trace: Trace, index: int) -> dict[str, Any]:
+    action, (stream, pool) = trace.actions[index], _stream_out(trace.stream(index))
+    return {
+        "action": _NAMES[action],
+        "device_free" if action == OOM else "addr": trace.addresses[index],
+        "size": trace.sizes[index],
+        "stream": stream,
+        "time_us": index,
+        "segment_pool_id": pool,
+        "frames": [],
+    }
+
+
+def _segment_out(segment: SegmentState, device: int) -> dict[str, Any]:
+    stream, pool = _stream_out(segment.stream)
+    active = [block for block in segment.blocks if block.state is not FREE]
+    return {
+        "device": device,
+        "address": segment.address,
+        "total_size": segment.size,
+        "allocated_size": segment.allocated_bytes,
+        "active_size": sum(block.size for block in active),
+        "requested_size": sum(block.requested for block in active),
+        "stream": stream,
+        "segment_type": "small" if segment.small else "large",
+        "segment_pool_id": pool,
+        "is_expandable": segment.expandable,
+        "frames": [],
+        "blocks": [_block(block) for block in segment.blocks],
+    }
+
+
+def _block(block: BlockState) -> dict[str, Any]:
+    return {
+        "address": block.address,
+        "size": block.size,
+        "requested_size": 0 if block.state is FREE else block.requested,
+        "state": _STATES_OUT[block.state],
+        "frames": [],
+    }
+
+
+def _stream_out(stream: Stream) -> tuple[int, tuple[int, int]]:
+    if isinstance(stream, PrivateStream):
+        return stream.stream, stream.pool_id
+    return stream, DEFAULT_POOL
+
+
+def _settings(settings: AllocatorSettings) -> dict[str, Any]:
+    steps = settings.roundup_power2_divisions or (0,) * 16
+    return {
+        "PYTORCH_CUDA_ALLOC_CONF": settings.conf,
+        "max_split_size": settings.max_split_bytes or -1,
+        "garbage_collection_threshold": settings.garbage_collection_threshold,
+        "expandable_segments": settings.expandable_segments,
+        "roundup_power2_divisions": {str(1 << i): count for i, count in enumerate(steps)},
+    }

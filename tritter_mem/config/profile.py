@@ -1,0 +1,409 @@
+"""A profile: what model runs, how, and on which card. One class a section.
+
+Sizes in tokens accept `128k` and `1M`, sizes in bytes `15 GiB` and `15 GB`. `model` uses the key
+names of a Hugging Face `config.json`. Unknown keys are errors, and a wrong profile reports all its
+problems at once. The text below each field is its documentation, in the JSON Schema too.
+"""
+
+# No `from __future__ import annotations`: the annotations are read as objects, not as text.
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from tritter_mem.config.fields import (
+    Problem,
+    Real,
+    Section,
+    Text,
+    UnknownValueError,
+    Whole,
+    count,
+    memory,
+)
+
+VISION_PREFIX_TOKENS = {"siglip-base": 196}
+QUANTISED_KV_BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+Tokens = Annotated[int, count(1, 1 << 30)]
+TokensOrZero = Annotated[int, count(0, 1 << 30)]
+Width = Annotated[int, count(1, 1 << 20)]
+Vocabulary = Annotated[int, count(1, 1 << 24)]
+Small = Annotated[int, Whole(1, 4096)]
+Bytes = Annotated[int, memory(1, 1 << 50)]
+
+
+class Model(Section):
+    """The architecture, in Hugging Face's key names."""
+
+    hidden_size: Width
+    """Width of the residual stream."""
+    num_hidden_layers: Small
+    """Number of transformer layers."""
+    num_attention_heads: Small
+    """Number of query heads."""
+    num_key_value_heads: Small | None = None
+    """Number of key and value heads; default: as many as query heads (no grouping)."""
+    head_dim: Width | None = None
+    """Width of one head; default: hidden_size / num_attention_heads."""
+    intermediate_size: Width
+    """Width of the gated MLP."""
+    vocab_size: Vocabulary
+    """Number of tokens in the vocabulary."""
+    tie_word_embeddings: bool = False
+    """Whether the output projection shares the input embedding's weights."""
+    rms_norm_eps: Annotated[float, Real(0, 1)] = 1e-5
+    """Epsilon of every RMSNorm."""
+    rope_theta: Annotated[float, Real(0, 1e12)] = 500_000.0
+    """Base of the rotary position embedding."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys, per head, before the rotary embedding."""
+    sliding_window: Tokens | None = None
+    """Attend to this many last tokens only (and to the attention sinks); null: to all."""
+    global_attention_every: Small | None = None
+    """With a window: every n-th layer attends to all tokens."""
+    vision: Literal["siglip-base"] | None = None
+    """Frozen vision tower whose patch embeddings are a prefix of the prompt; null: none."""
+
+    @classmethod
+    def derived(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """As many key and value heads as query heads; heads that share the hidden size out."""
+        heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+        if heads and values.get("num_key_value_heads", 0) is None:
+            values["num_key_value_heads"] = heads
+        if heads and hidden and hidden % heads == 0 and values.get("head_dim", 0) is None:
+            values["head_dim"] = hidden // heads
+        return values
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads, never None."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, never None."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class Weights(Section):
+    """How weights are stored for inference; in training the master weights stand for them."""
+
+    format: Literal[
+        "ternary-2bit", "ternary-1.6bit", "bfloat16", "float16", "float32", "int8", "int4"
+    ] = "ternary-2bit"
+    """Storage of the linear layers."""
+    embedding_dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
+    """Storage of the token embedding and the output projection."""
+
+
+class KVCache(Section):
+    """The key-value cache of inference."""
+
+    dtype: Literal["bfloat16", "float16", "fp8", "int8", "int4", "int2"] = "int4"
+    """Storage of keys and values."""
+    group_size: Annotated[int, Whole(8, 4096)] = 128
+    """Tokens that share a key's scale and minimum; channels that share a value's."""
+    attention_sinks: TokensOrZero = 4
+    """First tokens that stay in the cache, in full precision, whatever the window."""
+
+
+class Workload(Section):
+    """What is run."""
+
+    mode: Literal["inference", "training"] = "inference"
+    """inference: prefill and decode; training: forward, backward, optimizer."""
+    context: Tokens = 4096
+    """Tokens of each sequence: prompt and new tokens together, or the training sequence."""
+    batch: Annotated[int, Whole(1, 65536)] = 1
+    """Sequences at once."""
+    prefill_chunk: Tokens = 2048
+    """Tokens of the prompt that run at a time."""
+    new_tokens: Tokens = 32
+    """Tokens that inference generates; part of the context."""
+    cuda_graph: bool = False
+    """Whether decode replays a CUDA graph of its step, which has a memory pool of its own."""
+
+
+class Checkpointing(Section):
+    """Which activations training recomputes instead of keeping."""
+
+    policy: Literal[
+        "none", "every-layer", "every-nth", "segments", "selective-attention", "selective-matmul"
+    ] = "none"
+    """none; every-layer; every-nth: the layers with i % n == 0; segments: n layers each;
+    selective-attention: every layer, attention output kept; selective-matmul: every second
+    matrix product kept too."""
+    n: Small = 1
+    """The n of every-nth and segments."""
+
+
+class Training(Section):
+    """Settings that only training uses."""
+
+    optimizer: Literal["adamw", "adamw-8bit", "sgd"] = "adamw"
+    """Optimizer; its state is kept in float32, or in 8 bits with a scale for each block."""
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of the trained (shadow) weights and of their gradients."""
+    checkpointing: Checkpointing = Checkpointing()
+    """Which activations are recomputed."""
+    loss_chunk: Tokens = 2048
+    """Tokens whose logits exist at a time."""
+
+
+class Gpu(Section):
+    """The card to fit."""
+
+    name: Annotated[str, Text(1, 100)] = "rtx-5080"
+    """A name of `tritter-mem gpus`, or `auto` for the card that is present."""
+    budget: Bytes | None = None
+    """Memory that may be used; default: the card's memory less a margin."""
+
+
+class Allocator(Section):
+    """PyTorch's CUDA caching allocator."""
+
+    conf: Annotated[str, Text(0, 1000)] = ""
+    """Settings as in PYTORCH_CUDA_ALLOC_CONF."""
+
+
+class Profile(Section):
+    """One profile, resolved: every default filled in, every size a number."""
+
+    name: Annotated[str, Text(1, 200)]
+    """What reports call it."""
+    description: Annotated[str, Text(0, 2000)] = ""
+    """One line for `tritter-mem profiles`."""
+    model: Model
+    weights: Weights = Weights()
+    kv_cache: KVCache = KVCache()
+    workload: Workload = Workload()
+    training: Training = Training()
+    gpu: Gpu = Gpu()
+    allocator: Allocator = Allocator()
+
+    @classmethod
+    def broken_rules(cls, known: Any) -> list[Problem]:
+        """Rules between fields, of one section or of several."""
+        return broken_rules(known)
+
+
+# No machine is near this many parameters, or elements of one kind of tensor.
+ABSURD = 1 << 50
+Rule = Callable[[Any], Iterator[Problem]]
+
+
+def broken_rules(profile: Any) -> list[Problem]:
+    """Every rule that a profile breaks.
+
+    Args:
+        profile: a `Profile`, or the right values of a wrong one (`Known`): a rule that needs a
+            value which is wrong itself is left out.
+    """
+    return [problem for rule in RULES for problem in _broken(rule, profile)]
+
+
+def _broken(rule: Rule, profile: Any) -> list[Problem]:
+    try:
+        return list(rule(profile))
+    except UnknownValueError:
+        return []
+
+
+def _problem(path: str, text: str) -> Problem:
+    return Problem(tuple(path.split(".")), text)
+
+
+def _heads_share_the_hidden_size(profile: Any) -> Iterator[Problem]:
+    model = profile.model
+    if model.head_dim is None:
+        yield _problem(
+            "model.hidden_size",
+            f"found {model.hidden_size}; allowed: a multiple of num_attention_heads "
+            f"({model.num_attention_heads}); or give head_dim",
+        )
+
+
+def _query_heads_share_kv_heads(profile: Any) -> Iterator[Problem]:
+    heads, kv_heads = profile.model.num_attention_heads, profile.model.num_key_value_heads
+    if heads % kv_heads:
+        yield _problem(
+            "model.num_key_value_heads",
+            f"found {kv_heads}; allowed: a divisor of num_attention_heads ({heads}), "
+            f"such as {_nearest_divisor(heads, kv_heads)}",
+        )
+
+
+def _nearest_divisor(whole: int, wanted: int) -> int:
+    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+    return min(divisors, key=lambda n: abs(n - wanted))
+
+
+def _channels_pair_and_pack(profile: Any) -> Iterator[Problem]:
+    head_dim, dtype = profile.model.head_dim, profile.kv_cache.dtype
+    step, why = (4, "int2 packs 4 channels a byte") if dtype == "int2" else (
+        2, "rotary embeddings turn pairs of channels, and int4 packs 2 a byte")  # fmt: skip
+    if head_dim is not None and head_dim % step:
+        yield _problem(
+            "model.head_dim",
+            f"found {head_dim}; allowed: a multiple of {step} ({why}), "
+            f"such as {head_dim + step - head_dim % step}",
+        )
+
+
+def _groups_divide_the_channels(profile: Any) -> Iterator[Problem]:
+    head_dim, cache = profile.model.head_dim, profile.kv_cache
+    if cache.dtype in QUANTISED_KV_BITS and head_dim and head_dim % min(cache.group_size, head_dim):
+        yield _problem(
+            "kv_cache.group_size",
+            f"found {cache.group_size}; allowed: a divisor of head_dim ({head_dim}), "
+            f"or {head_dim} and more: values share a scale along the channels",
+        )
+
+
+def _global_layers_need_a_window(profile: Any) -> Iterator[Problem]:
+    model = profile.model
+    if model.global_attention_every is not None and model.sliding_window is None:
+        yield _problem(
+            "model.global_attention_every",
+            f"found {model.global_attention_every} without sliding_window; allowed: null; "
+            "or set sliding_window, such as 4k",
+        )
+
+
+def _new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
+    work = profile.workload
+    if work.mode == "inference" and work.new_tokens >= work.context:
+        yield _problem(
+            "workload.new_tokens",
+            f"found {work.new_tokens}; allowed: fewer than context ({work.context}), "
+            "which holds the prompt and the new tokens",
+        )
+
+
+def _training_has_no_graph(profile: Any) -> Iterator[Problem]:
+    if profile.workload.cuda_graph and profile.workload.mode == "training":
+        yield _problem(
+            "workload.cuda_graph",
+            "found true; allowed in training: false; or set workload.mode to inference, where "
+            "decode replays a graph",
+        )
+
+
+def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
+    if profile.model.vision is None:
+        return
+    work, prefix = profile.workload, VISION_PREFIX_TOKENS[profile.model.vision]
+    taken = prefix + (work.new_tokens if work.mode == "inference" else 0)
+    if work.context <= taken:
+        yield _problem(
+            "workload.context",
+            f"found {work.context}; allowed: more than {taken}, because {profile.model.vision} "
+            f"puts {prefix} tokens before the text; or set model.vision to null",
+        )
+
+
+def _sinks_are_within_the_context(profile: Any) -> Iterator[Problem]:
+    sinks, context = profile.kv_cache.attention_sinks, profile.workload.context
+    if sinks >= context:
+        yield _problem(
+            "kv_cache.attention_sinks", f"found {sinks}; allowed: fewer than context ({context})"
+        )
+
+
+def _trained_weights_are_floats(profile: Any) -> Iterator[Problem]:
+    if profile.workload.mode != "training":
+        return
+    advice = "whole numbers have no gradient; or set workload.mode to inference"
+    if profile.weights.format in ("int8", "int4"):
+        yield _problem(
+            "weights.format",
+            f"found {profile.weights.format}; allowed in training: ternary-2bit, "
+            f"ternary-1.6bit, bfloat16, float16, float32: {advice}",
+        )
+    if profile.weights.embedding_dtype == "int8":
+        yield _problem(
+            "weights.embedding_dtype",
+            f"found int8; allowed in training: bfloat16, float16, float32: {advice}",
+        )
+
+
+def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
+    checkpointing, layers = profile.training.checkpointing, profile.model.num_hidden_layers
+    counts = profile.workload.mode == "training" and checkpointing.policy in (
+        "every-nth", "segments")  # fmt: skip
+    if counts and checkpointing.n > layers:
+        yield _problem(
+            "training.checkpointing.n",
+            f"found {checkpointing.n}; allowed: at most num_hidden_layers ({layers})",
+        )
+
+
+def _digits_fill_a_row(profile: Any) -> Iterator[Problem]:
+    """Below 17 inputs a row is as long at 1.6 bits as at 2, and its length tells the format."""
+    m = profile.model
+    if profile.weights.format != "ternary-1.6bit" or m.head_dim is None:
+        return
+    narrowest = min(m.hidden_size, m.intermediate_size, m.num_attention_heads * m.head_dim)
+    if narrowest < 17:
+        yield _problem(
+            "weights.format",
+            f"found ternary-1.6bit for a layer of {narrowest} inputs; allowed: 17 or more, "
+            "or ternary-2bit",
+        )
+
+
+def _parameters_are_possible(profile: Any) -> Iterator[Problem]:
+    m = profile.model
+    if m.head_dim is None:
+        return
+    attention = 2 * m.hidden_size * m.head_dim * (m.num_attention_heads + m.num_key_value_heads)
+    layers = m.num_hidden_layers * (attention + 3 * m.hidden_size * m.intermediate_size)
+    found = layers + 2 * m.vocab_size * m.hidden_size
+    if found > ABSURD:
+        yield _problem("model", f"found {found:,} parameters; allowed: at most {ABSURD:,}")
+
+
+def _tensors_are_possible(profile: Any) -> Iterator[Problem]:
+    m, work = profile.model, profile.workload
+    tokens = work.context * work.batch
+    cache = 2 * m.num_hidden_layers * m.num_key_value_heads * (m.head_dim or 1) * tokens
+    for name, found in (("hidden state", tokens * m.hidden_size), ("key-value cache", cache)):
+        if found > ABSURD:
+            yield _problem(
+                "workload.context",
+                f"found {work.context:,} for a batch of {work.batch:,}: a {name} of {found:,} "
+                f"elements; allowed: at most {ABSURD:,}",
+            )
+
+
+RULES: tuple[Rule, ...] = (
+    _heads_share_the_hidden_size,
+    _query_heads_share_kv_heads,
+    _channels_pair_and_pack,
+    _groups_divide_the_channels,
+    _global_layers_need_a_window,
+    _new_tokens_leave_a_prompt,
+    _training_has_no_graph,
+    _vision_prefix_leaves_text,
+    _sinks_are_within_the_context,
+    _trained_weights_are_floats,
+    _checkpoints_count_layers,
+    _digits_fill_a_row,
+    _parameters_are_possible,
+    _tensors_are_possible,
+)
+
+
+def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+    """Copy a profile with values replaced by dotted key, `workload.context` for example.
+
+    Raises:
+        ConfigError: the changed profile breaks a rule.
+    """
+    values = profile.model_dump()
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        target[last] = value
+    return Profile.model_validate(values)

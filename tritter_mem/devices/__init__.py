@@ -1,0 +1,1 @@
+"""The devices of this machine: what PyTorch, the driver and the environment say of them."""

@@ -1,0 +1,321 @@
+"""Small probes of what a simulation assumes: context, libraries' workspaces, operators' scratch.
+
+Each is a reading of PyTorch's allocator, or of the driver, around one call. They run in a process
+of their own, before which nothing was allocated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from difflib import unified_diff
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tritter_mem import torch_release
+from tritter_mem.allocator.rules import LARGE_SEGMENT_BYTES, SMALL_SEGMENT_BYTES, round_request
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.loading import load_profile
+from tritter_mem.devices.cuda import Meter
+from tritter_mem.devices.nvml import Driver, find_gpu
+from tritter_mem.errors import MeasureError
+from tritter_mem.measure.child import Job, environment, run_in_child
+from tritter_mem.measure.cuda_run import Place, Session, open_cuda
+from tritter_mem.measure.workload import Timed, perform
+from tritter_mem.results.reading import from_plain
+from tritter_mem.simulation.cuda.scratch import peak_bytes, scratch_bytes
+from tritter_mem.units import KiB, MiB
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONTEXT = "CUDA context, kernels loaded"
+CUBLAS = "cuBLAS workspace, first product"
+EXPANDABLE = "expandable_segments:True"
+TIME_LIMIT_SECONDS = 120.0
+TINY = {"workload.context": 64, "workload.prefill_chunk": 32, "workload.new_tokens": 4,
+        "training.loss_chunk": 32}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One probe.
+
+    Attributes:
+        name: what was probed.
+        measured_bytes: None where it could not be read.
+        assumed_bytes: what a simulation takes; None where it takes nothing.
+    """
+
+    name: str
+    measured_bytes: int | None
+    assumed_bytes: int | None = None
+
+
+class Beyond(NamedTuple):
+    """What a call takes beyond what it returns: at its peak, and what stays."""
+
+    peak_bytes: int
+    kept_bytes: int
+
+
+def beyond(meter: Meter, call: Callable[[], Any]) -> Beyond:
+    """Read the allocator around a call.
+
+    Args:
+        meter: the device.
+        call: returns a tensor, or several; what is no tensor counts nothing.
+    """
+    meter.synchronize()
+    before = meter.stats()["allocated_bytes.all.current"]
+    meter.reset_peaks()
+    returned = call()
+    meter.synchronize()
+    stats = meter.stats()
+    base = before + _blocks(returned)
+    return Beyond(
+        stats["allocated_bytes.all.peak"] - base, stats["allocated_bytes.all.current"] - base
+    )
+
+
+def _blocks(returned: Any) -> int:
+    """Bytes of the blocks that returned tensors are in, each storage once."""
+    import torch
+
+    found = returned if isinstance(returned, tuple) else (returned,)
+    tensors = [value for value in found if isinstance(value, torch.Tensor) and value.numel()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(map(round_request, storages.values()))
+
+
+def probe(card: GpuCard, index: int = 0) -> list[Reading]:
+    """Make every probe on a device.
+
+    Args:
+        card: the device, whose assumed figures stand beside the readings.
+        index: of the device.
+
+    Raises:
+        MeasureError: a probe failed; says how.
+    """
+    plain = _in_child("probe_device", {"index": index, "card": asdict(card)}, "")
+    assumed = {CONTEXT: card.context_bytes, CUBLAS: card.cublas_workspace_bytes}
+    readings = [
+        from_plain(Reading, one)
+        for one in plain + _in_child("probe_pages", {"index": index}, EXPANDABLE)
+    ]
+    return [
+        Reading(name=r.name, measured_bytes=r.measured_bytes,
+                assumed_bytes=assumed.get(r.name, r.assumed_bytes))
+        for r in readings
+    ]  # fmt: skip
+
+
+def _in_child(function: str, arguments: dict[str, Any], allocator_conf: str) -> list[Any]:
+    found: list[Any] = run_in_child(
+        Job(
+            function=f"tritter_mem.evidence.probes:{function}",
+            arguments=arguments,
+            time_limit_seconds=TIME_LIMIT_SECONDS,
+            environment=environment(allocator_conf),
+        )
+    )
+    return found
+
+
+def probe_device(index: int, card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The job that probes libraries, operators and, last, what all of that loads."""
+    session = Session(Place(index=index), Driver(index), open_cuda)
+    operators = _operators(session.meter, from_plain(GpuCard, card))
+    readings = [*_libraries(session.meter), *operators, *_context(session)]
+    return [asdict(reading) for reading in readings]
+
+
+def probe_pages(index: int) -> list[dict[str, Any]]:
+    """The job that probes what expandable segments map at least; its allocator is set so."""
+    return [asdict(reading) for reading in pages(open_cuda(index))]
+
+
+def pages(meter: Meter) -> Iterator[Reading]:
+    """What one small, and one large request reserves."""
+    import torch
+
+    held = []
+    for name, size, assumed in (
+        ("expandable segment's page, small", 512, SMALL_SEGMENT_BYTES),
+        ("expandable segment's page, large", 2 * MiB, LARGE_SEGMENT_BYTES),
+    ):
+        before = meter.stats()["reserved_bytes.all.current"]
+        held.append(torch.empty(size, dtype=torch.uint8, device=meter.name))
+        found = meter.stats()["reserved_bytes.all.current"] - before
+        yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)
+
+
+def _libraries(meter: Meter) -> Iterator[Reading]:
+    """Each product is the first of its handle and stream; a workspace then stays."""
+    import torch
+
+    def ones(*shape: int, grad: bool = False) -> Tensor:
+        return torch.ones(shape, dtype=torch.bfloat16, device=meter.name, requires_grad=grad)
+
+    a, b, weight, bias = ones(256, 256), ones(256, 256), ones(256, 256, grad=True), ones(256)
+
+    def backward() -> Tensor | None:
+        (a @ weight).sum().backward()
+        return weight.grad
+
+    def other_stream() -> Tensor:
+        with torch.cuda.stream(torch.cuda.Stream(meter.name)):
+            return a @ b
+
+    first = beyond(meter, lambda: a @ b).peak_bytes
+    stays = first if torch_release.keeps_workspaces() else 0
+    yield Reading(name=CUBLAS, measured_bytes=first)
+    again = beyond(meter, lambda: a @ b).kept_bytes
+    yield Reading(name="cuBLAS workspace, second product", measured_bytes=again, assumed_bytes=0)
+    for name, call in (("backward thread", backward), ("second stream", other_stream)):
+        found = beyond(meter, call).kept_bytes
+        yield Reading(name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=stays)
+    with_bias = torch_release.cublaslt_workspace_bytes() if stays else 0
+    for which, assumed in (("first", with_bias), ("second", 0)):
+        found = beyond(meter, lambda: torch.addmm(bias, a, b)).kept_bytes
+        name = f"cuBLASLt workspace, {which} product with a bias"
+        yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)
+
+
+def _operators(meter: Meter, card: GpuCard) -> Iterator[Reading]:
+    for name, make in OPERATORS.items():
+        operator, args = make(meter.name)
+        assumed = peak_bytes(scratch_bytes(card, str(operator), args, {}))
+        found = beyond(meter, lambda operator=operator, args=args: operator(*args))  # type: ignore[misc]
+        yield Reading(name=name, measured_bytes=found.peak_bytes, assumed_bytes=assumed)
+
+
+def _context(session: Session) -> Iterator[Reading]:
+    """The context as it grew; at the end with the kernels of a small inference and training run."""
+    from tritter_mem.models.bundled import run_settings
+
+    yield Reading(name="CUDA context as made", measured_bytes=session.readings.created_bytes)
+    first = session.readings.first_kernel_bytes
+    yield Reading(name="CUDA context, first kernel", measured_bytes=first)
+    yield Reading(name="CUDA context, cuBLAS loaded", measured_bytes=session.context_bytes())
+    for mode in ("inference", "training"):
+        profile = load_profile("tiny", {**TINY, "workload.mode": mode})
+        work = run_settings(profile, find_gpu(profile.gpu.name))
+        perform(work, session.meter.name, Timed())
+    yield Reading(name=CONTEXT, measured_bytes=session.context_bytes())
+
+
+def _embedding(device: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    indices = torch.arange(8 * KiB, device=device) % 1000
+    grad = torch.ones(8 * KiB, 256, dtype=torch.bfloat16, device=device)
+    operator = torch.ops.aten.embedding_dense_backward.default
+    return operator, (grad, indices, 1000, -1, False)
+
+
+def _heads(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of 8 heads, keys and values: [1, 8, 1024, 64] in bfloat16."""
+    import torch
+
+    q, k, v = (torch.ones(1, 8, 1024, 64, dtype=torch.bfloat16, device=device) for _ in range(3))
+    return q, k, v
+
+
+def _flash(device: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    heads = _heads(device)
+    forward = torch.ops.aten._scaled_dot_product_flash_attention.default
+    out, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = forward(*heads, 0.0, True)
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
+    found = (out, lse, cum_q, cum_k, max_q, max_k)
+    return operator, (torch.ones_like(out), *heads, *found, 0.0, True, seed, offset)
+
+
+def _efficient(device: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    heads = _heads(device)
+    forward = torch.ops.aten._scaled_dot_product_efficient_attention.default
+    out, lse, seed, offset = forward(*heads, None, True, 0.0, True)
+    operator = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
+    wanted = [True, True, True, False]
+    grad = torch.ones_like(out)
+    return operator, (grad, *heads, None, out, lse, seed, offset, 0.0, wanted, True)
+
+
+def _index_put(device: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    target = torch.zeros(4096, device=device)
+    indices = torch.arange(64 * KiB, device=device) % 4096
+    values = torch.ones(64 * KiB, device=device)
+    return torch.ops.aten.index_put_.default, (target, [indices], values, True)
+
+
+def _sort(device: str) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    return torch.ops.aten.sort.default, (torch.ones(16, 8 * KiB, device=device), -1, False)
+
+
+OPERATORS: dict[str, Callable[[str], tuple[Any, tuple[Any, ...]]]] = {
+    "embedding_dense_backward, 8,192 tokens": _embedding,
+    "flash attention, backward": _flash,
+    "efficient attention, backward": _efficient,
+    "index_put, accumulating": _index_put,
+    "sort, rows of 8,192": _sort,
+}
+"""Each row of `trace.scratch`'s table: what makes an operator and its arguments on a device."""
+
+MEASURED = "measured: "
+
+
+def source_of(torch: str, driver: str | None, date: str) -> str:
+    """Where a measured figure is from: `measured: torch 2.11.0, driver 580.1, 2026-01-05`."""
+    return f"{MEASURED}torch {torch}, driver {driver or 'unknown'}, {date}"
+
+
+def updated(entry: str, readings: Sequence[Reading], source: str) -> str:
+    """A card's file with what is measured in place of what was assumed.
+
+    What could not be read stays as it is.
+
+    Args:
+        entry: the file's text.
+        readings: of `probes.probe`.
+        source: of `source_of`.
+
+    Raises:
+        MeasureError: nothing that the entry holds could be read.
+    """
+    found = {r.name: r.measured_bytes for r in readings if r.measured_bytes}
+    if not found.keys() & {CONTEXT, CUBLAS}:
+        raise MeasureError(
+            "neither the CUDA context nor cuBLAS's workspace could be read: the card's entry stays"
+        )
+    text = entry
+    if CONTEXT in found:
+        text = with_key(text, "context_mib", str(-(-found[CONTEXT] // MiB)))
+        text = with_key(text, "context_source", f'"{source}"')
+    if CUBLAS in found:
+        text = with_key(text, "cublas_workspace_bytes", str(found[CUBLAS]))
+        text = with_key(text, "cublas_source", f'"{source}"')
+    return text
+
+
+def with_key(text: str, key: str, value: str) -> str:
+    """A flat YAML mapping's text with one key set; a new key comes last."""
+    line = f"{key}: {value}\n"
+    block = re.compile(rf"^{re.escape(key)}:.*\n?(?:[ \t]+.*\n?)*", re.MULTILINE)
+    if block.search(text):
+        return block.sub(lambda _: line, text, count=1)
+    return text + ("" if text.endswith("\n") or not text else "\n") + line
+
+
+def difference(before: str, after: str, name: str) -> str:
+    """What changes in the file, as `diff -u` shows it; empty where nothing does."""
+    old, new = (text.splitlines(keepends=True) for text in (before, after))
+    return "".join(unified_diff(old, new, f"a/{name}", f"b/{name}"))

@@ -1,0 +1,302 @@
+"""The recorded run on a device as an estimate: where the bytes are, and how they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tritter_mem.allocator.snapshot import ALLOC, FREE_REQUESTED, DeviceSnapshot, Trace
+from tritter_mem.devices.cuda import Calls, Meter
+from tritter_mem.errors import MeasureError
+from tritter_mem.recordings.fidelity import verify
+from tritter_mem.recordings.memory_history import DO_ALLOC, DO_RETRY, History, make_history
+from tritter_mem.recordings.scenarios import plans_for, run_scenario
+from tritter_mem.results.replay import Scenario
+from tritter_mem.results.run import DeviceRun, Estimate
+from tritter_mem.simulation.events import Event, EventLog, Span
+from tritter_mem.simulation.peaks import find_peaks
+from tritter_mem.simulation.playback import play
+from tritter_mem.simulation.recorder import Recorder
+from tritter_model import labels
+from tritter_model.labels import WORKSPACE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tritter_mem.simulation.operators import Operator
+
+
+def replay_to_peak(snapshot: DeviceSnapshot) -> Scenario:
+    """Replay a device's history under the settings that it was recorded with.
+
+    Where memory ran out, up to there.
+
+    Raises:
+        MeasureError: the replay is not what was recorded; says how far off.
+    """
+    history = _up_to_failure(make_history(snapshot))
+    _, fidelity = verify(history, _untold)
+    if not fidelity.exact:
+        raise MeasureError(
+            "the allocator's history does not replay as recorded: "
+            f"{fidelity.segments_missed + fidelity.segments_extra:,} segments differ, and "
+            f"{fidelity.addresses_total - fidelity.addresses_matched:,} of "
+            f"{fidelity.addresses_total:,} blocks lie elsewhere"
+        )
+    recorded, *_ = plans_for(history, ())
+    return run_scenario(history, recorded, None, _untold)
+
+
+def _up_to_failure(history: History) -> History:
+    """Without the request that ran out of memory, and what came after it."""
+    if not history.failures:
+        return history
+    end = history.failures[0].step
+    served = history.steps[:end]
+    allocations = served.count(DO_ALLOC) + served.count(DO_RETRY)
+    return replace(
+        history,
+        steps=served,
+        numbers=history.numbers[:end],
+        events=history.events[:end],
+        recorded=replace(history.recorded, allocations=allocations),
+    )
+
+
+def _untold(steps: int) -> None:
+    """Nobody waits for the progress."""
+
+
+class Mark(NamedTuple):
+    """A point of a run, at the end of an operator.
+
+    Attributes:
+        allocations: that the allocator has served since the recording began.
+        storages: that the recorder has seen since.
+        operator: which ended here.
+        module: that ran it; empty outside of any.
+        place: where it allocated, as in `EventLog.places`.
+    """
+
+    allocations: int
+    storages: int
+    operator: str
+    module: str
+    place: str
+
+
+class MarkedRecorder(Recorder):
+    """Records a run on a device whose allocator keeps its history meanwhile.
+
+    Args:
+        meter: the device.
+
+    Attributes:
+        marks: where the allocator or the recorder went on, in order.
+        spans: the phases, by calls of the allocator in place of events of the log.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(meter.name)
+        self.marks = [Mark(0, 0, "", "", "")]
+        self.spans: list[Span] = []
+        self._meter = meter
+        self._before = meter.calls()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Mark a phase of the run."""
+        start = self._calls()
+        try:
+            with super().phase(name):
+                yield
+        finally:
+            self.spans.append(Span(name, sum(start), sum(self._calls())))
+
+    def adopt(self, tensor: Tensor, category: str) -> None:
+        """Account a tensor's storage to a category."""
+        super().adopt(tensor, category)
+        self._mark("")
+
+    def _ran(self, operator: Operator, inputs: Any, result: Any) -> None:
+        super()._ran(operator, inputs, result)
+        self._mark(operator.name)
+
+    def _mark(self, operator: str) -> None:
+        at = self._calls().allocations, self.log.storages
+        if at != self.marks[-1][:2]:
+            self.marks.append(Mark(*at, operator, self._module.running, labels.current_place()))
+
+    def _calls(self) -> Calls:
+        now, before = self._meter.calls(), self._before
+        return Calls(now.allocations - before.allocations, now.frees - before.frees)
+
+
+_NEVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A run's events.
+
+    Attributes:
+        log: storages are numbered as the allocator's requests are.
+        inside: the storages that no tensor holds.
+    """
+
+    log: EventLog
+    inside: frozenset[int]
+
+
+class _Request(NamedTuple):
+    """One request of the allocator; `freed` is the request count at which its block went."""
+
+    size: int
+    freed: int
+
+
+def merge(log: EventLog, marks: Sequence[Mark], spans: Sequence[Span], trace: Trace) -> Merged:
+    """Put the two together.
+
+    Args:
+        log: of the recorder.
+        marks: which storages and which requests belong to which operator.
+        spans: the phases, by the allocator's calls.
+        trace: the allocator's history of the same run, from its beginning on.
+    """
+    requests = _requests(trace)
+    seen = [event for event in log if event.kind == "alloc"]
+    tensors: dict[int, Event] = {}
+    inside: dict[int, Mark] = {}
+    for before, mark in pairwise([*marks, _end(marks, requests)]):
+        own = range(before.allocations, mark.allocations)
+        found = _matched(seen[before.storages : mark.storages], own, requests)
+        tensors |= found
+        inside |= {number: mark for number in own if number not in found}
+    merged = EventLog()
+    for number, came in _calls(trace):
+        if not came:
+            merged.free(number, module="")
+        elif number in tensors:
+            _append(merged, requests[number].size, tensors[number])
+        else:
+            _append(merged, requests[number].size, _inside(inside[number]))
+    merged.spans += spans
+    return Merged(merged, frozenset(inside))
+
+
+def _end(marks: Sequence[Mark], requests: Sequence[_Request]) -> Mark:
+    """What came after the last operator."""
+    return marks[-1]._replace(allocations=len(requests), operator="", module="")
+
+
+def _calls(trace: Trace) -> Iterator[tuple[int, bool]]:
+    """Each request with its number and True, each free with the number of its request."""
+    at: dict[int, int] = {}
+    count = 0
+    for action, address in zip(trace.actions, trace.addresses, strict=True):
+        if action == ALLOC:
+            at[address] = count
+            yield count, True
+            count += 1
+        elif action == FREE_REQUESTED:
+            yield at.pop(address), False
+
+
+def _requests(trace: Trace) -> list[_Request]:
+    sizes = [s for a, s in zip(trace.actions, trace.sizes, strict=True) if a == ALLOC]
+    freed: dict[int, int] = {}
+    count = 0
+    for number, came in _calls(trace):
+        count += came
+        if not came:
+            freed[number] = count
+    return [_Request(size, freed.get(number, _NEVER)) for number, size in enumerate(sizes)]
+
+
+def _matched(seen: Sequence[Event], own: range, requests: Sequence[_Request]) -> dict[int, Event]:
+    """An operator's tensors by the number of their requests.
+
+    Of several requests of a tensor's size, one that outlived the operator is taken: scratch does
+    not.
+    """
+    left = sorted(own, key=lambda number: (requests[number].freed <= own.stop, number))
+    found = {}
+    for event in seen:
+        number = next((n for n in left if requests[n].size == event.bytes), None)
+        if number is not None:  # else the storage is older than the operator
+            left.remove(number)
+            found[number] = event
+    return found
+
+
+def _inside(mark: Mark) -> Event:
+    operator = f"inside {mark.operator}" if mark.operator else ""
+    return Event("alloc", 0, 0, operator, mark.module, "", WORKSPACE, mark.place)
+
+
+def _append(log: EventLog, size: int, event: Event) -> None:
+    number = log.alloc(size, operator=event.operator, module=event.module, category=event.category)
+    if event.place:
+        log.places[number] = event.place
+
+
+SOURCE = "the recorded run: its allocator's history, replayed to the reserved peak"
+
+
+def estimate_of(
+    recorder: MarkedRecorder, snapshot: DeviceSnapshot, device: str, run: DeviceRun
+) -> Estimate:
+    """What a recorded run comes to.
+
+    Args:
+        recorder: which saw the tensors.
+        snapshot: the allocator's history of the same run.
+        device: such as `cuda:0`.
+        run: what else was read; the peak of what was asked for, and where fragmentation comes from,
+            are filled in here.
+    """
+    merged = merge(recorder.log, recorder.marks, recorder.spans, snapshot.trace)
+    played = play(merged.log, snapshot.settings)
+    peaks = find_peaks(played.log, requested=merged.log)
+    asked = find_peaks(merged.log).allocated_peak_bytes
+    run = replace(run, allocator=replace(run.allocator, requested_peak_bytes=asked))
+    estimate = Estimate(
+        device=device,
+        components=peaks.components,
+        phases=peaks.phases,
+        allocated_peak_bytes=peaks.allocated_peak_bytes,
+        peak_at=peaks.peak_at,
+        held_at_peak=peaks.held,
+        timeline=peaks.timeline,
+        library_workspace_bytes=_live_inside(merged, peaks.peak_level),
+        run=run,
+    )
+    return _with_fragmentation(estimate, snapshot, run)
+
+
+def _live_inside(merged: Merged, level: int) -> int:
+    """Bytes of what no tensor held, after so many events."""
+    return sum(
+        size if came else -size
+        for storage, came, size in merged.log.requests(0, level)
+        if storage in merged.inside
+    )
+
+
+def _with_fragmentation(estimate: Estimate, snapshot: DeviceSnapshot, run: DeviceRun) -> Estimate:
+    try:
+        peak = replay_to_peak(snapshot)
+    except MeasureError as error:
+        return replace(estimate, run=replace(run, fragmentation_reason=str(error)))
+    if not peak.reserved_peak_bytes:  # memory ran out at the first request
+        return replace(estimate, reserved_peak_bytes=0)
+    return replace(
+        estimate,
+        reserved_peak_bytes=peak.reserved_peak_bytes,
+        fragmentation=peak.fragmentation,
+        run=replace(run, fragmentation_source=SOURCE),
+    )

@@ -1,0 +1,72 @@
+"""What a child process runs, of the bundled model or of third-party code, as data that travels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from tritter_mem.measure.phases import Stopwatch
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.results.reading import from_plain
+from tritter_model.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tritter_mem.simulation.user_module import Watch
+
+Work = RunConfig | ModuleCase
+_KINDS: dict[str, type[Any]] = {"bundled": RunConfig, "third-party": ModuleCase}
+
+
+def to_plain(work: Work) -> dict[str, Any]:
+    """The work as plain data."""
+    kind = next(name for name, found in _KINDS.items() if isinstance(work, found))
+    return {"kind": kind, "settings": asdict(work)}
+
+
+def read_work(data: Mapping[str, Any]) -> Work:
+    """The work that `to_plain` made data of."""
+    found: Work = from_plain(_KINDS[data["kind"]], data["settings"])
+    return found
+
+
+def perform(work: Work, device: str, watch: Watch) -> None:
+    """Run it.
+
+    Args:
+        work: what to run.
+        device: `cpu`, `cuda:0`.
+        watch: entered around each phase; of third-party code told what tensors are for, too.
+    """
+    if isinstance(work, ModuleCase):
+        from tritter_mem.simulation.user_module import run_module
+
+        run_module(work, device, watch)
+    else:
+        from tritter_model.run import run
+
+        run(work, device, watch.phase)
+
+
+class Timed:
+    """A watch that times phases and asks nothing of memory."""
+
+    def __init__(self) -> None:
+        self._stopwatch = Stopwatch()
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Of each phase so far."""
+        return self._stopwatch.seconds
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        with self._stopwatch.phase(name):
+            yield
+
+    def adopt(self, tensor: Tensor, category: str) -> None:
+        """Nothing: what tensors are for is another run's."""

@@ -1,0 +1,1 @@
+"""What a model is: bundled ones, and code that the user names."""

@@ -1,0 +1,1 @@
+"""Running work again with less when memory runs out."""

@@ -1,0 +1,124 @@
+"""A profile's plan as a result record, with verdict and suggestions."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from tritter_mem.config.loading import profile_hash
+from tritter_mem.config.profile import Profile
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.suggest import suggest
+from tritter_mem.results.run import Components, Environment, Result
+from tritter_mem.results.verdict import compare, judge
+from tritter_mem.units import GB
+from tritter_mem.version import __version__
+
+NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
+NOT_MEASURED = "`plan` computes by formula only; `profile` measures"
+
+
+def planned_result(profile: Profile) -> Result:
+    """Plan a profile and hold it against its card's budget.
+
+    Raises:
+        ConfigError: the card is unknown.
+    """
+    card = find_gpu(profile.gpu.name)
+    estimate = plan(profile, card)
+    budget = budget_of(profile, card)
+    return Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool_version=__version__,
+        environment=Environment(
+            python=sys.version.split()[0], allocator_conf=profile.allocator.conf
+        ),
+        profile=profile.model_dump(),
+        profile_hash=profile_hash(profile),
+        planned=estimate,
+        simulated_reason=NOT_SIMULATED,
+        measured_reason=NOT_MEASURED,
+        verdict=judge({"planned": estimate}, budget, suggest(profile, card, budget)),
+        differences=compare({"planned": estimate}),
+    )
+
+
+class SpecificationConfig(Protocol):
+    """The attributes that the specification's configuration has.
+
+    `intermediate_size` and `vocab_size` are taken where they are there; the specification leaves
+    them out, and then they are the 7B model's, in proportion to the hidden size.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    use_bitnet: bool
+    int4_kv_cache: bool
+    use_sliding_window: bool
+    sliding_window_size: int
+
+
+def calculate_memory_budget(config: Profile | SpecificationConfig) -> dict[str, float]:
+    """Plan the memory of a configuration, before anything is run.
+
+    What the specification's sketch leaves out is in: embeddings that stay in bfloat16, scales and
+    minima of the cache, attention sinks, the prompt in chunks, workspaces and the CUDA context.
+
+    Args:
+        config: a profile, or an object with the specification's attributes.
+
+    Returns:
+        Decimal gigabytes (10⁹ bytes): `weights` (linear layers, embeddings, vision), `kv_cache`,
+        `activations` (logits among them), `overhead` (workspaces and the CUDA context) and `total`;
+        in training also `gradients` and `optimizer_state`. All but `total` sum to it.
+
+    Raises:
+        ConfigError: the configuration is not possible.
+    """
+    profile = config if isinstance(config, Profile) else _profile_of(config)
+    estimate = plan(profile, find_gpu(profile.gpu.name))
+    parts = _parts(estimate.components, estimate.context_bytes or 0)
+    budget = {name: count / GB for name, count in parts.items()}
+    return {**budget, "total": sum(parts.values()) / GB}
+
+
+def _parts(found: Components, context_bytes: int) -> dict[str, int]:
+    trained = {
+        "gradients": found.gradients_bytes,
+        "optimizer_state": found.optimizer_state_bytes,
+    }
+    return {
+        "weights": found.weights_bytes + found.embeddings_bytes + found.vision_bytes,
+        "kv_cache": found.kv_cache_bytes,
+        "activations": found.activations_bytes + found.logits_bytes,
+        "overhead": found.workspace_bytes + context_bytes,
+        **{name: count for name, count in trained.items() if count},
+    }
+
+
+def _profile_of(config: SpecificationConfig) -> Profile:
+    return Profile.model_validate({
+        "name": "specification",
+        "model": _model_of(config),
+        "weights": {"format": "ternary-2bit" if config.use_bitnet else "bfloat16"},
+        "kv_cache": {"dtype": "int4" if config.int4_kv_cache else "bfloat16"},
+        "workload": {"context": config.max_position_embeddings},
+    })  # fmt: skip
+
+
+def _model_of(config: SpecificationConfig) -> dict[str, Any]:
+    hidden = config.hidden_size
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": getattr(config, "intermediate_size", hidden * 11008 // 4096),
+        "vocab_size": getattr(config, "vocab_size", 65536),
+        "sliding_window": config.sliding_window_size if config.use_sliding_window else None,
+    }

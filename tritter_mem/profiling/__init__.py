@@ -1,0 +1,1 @@
+"""Questions that take several kinds of answer: profile, checkpointing, ladder, history."""

@@ -1,0 +1,354 @@
+"""A profile's answers side by side: planned, simulated, measured, and the verdict that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.loading import profile_hash
+from tritter_mem.config.profile import Profile
+from tritter_mem.devices.environment import collect_environment
+from tritter_mem.errors import MeasureError, SimulationError
+from tritter_mem.measure import runs
+from tritter_mem.measure.target import (
+    DEFAULT_TIME_LIMIT_SECONDS,
+    Asked,
+    Where,
+    find_where,
+)
+from tritter_mem.measure.workload import Work
+from tritter_mem.models.bundled import run_settings
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.suggest import suggest
+from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
+from tritter_mem.profiling.ladder_profile import profile_ladders
+from tritter_mem.results.run import KINDS, Estimate, Kind, Result
+from tritter_mem.results.verdict import compare, judge
+from tritter_mem.simulation.progress import Progress
+from tritter_mem.simulation.simulate import simulate
+from tritter_mem.simulation.user_module import simulate_module
+from tritter_mem.version import __version__
+
+INTERRUPTED = "interrupted"
+
+
+class MeasurementFailedError(MeasureError):
+    """A measurement failed; `result` is the record with all that is there, and the reason."""
+
+    def __init__(self, *problems: str, result: Result) -> None:
+        super().__init__(*problems)
+        self.result = result
+
+
+class ProfileInterrupted(KeyboardInterrupt):
+    """Ctrl-C; `result` is the record with what was finished before."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__()
+        self.result = result
+
+
+class Answer:
+    """A record that grows.
+
+    Args:
+        result: the record so far.
+        judged: adds verdict and differences to a record.
+
+    Attributes:
+        result: the record so far.
+        problems: what ends the command with an error, though the record stands.
+    """
+
+    def __init__(self, result: Result, judged: Callable[[Result], Result]) -> None:
+        self.result = result
+        self.problems: list[str] = []
+        self._judged = judged
+
+    def add(self, **found: Any) -> None:
+        """Replace fields of the record."""
+        self.result = replace(self.result, **found)
+
+    def fail(self, problems: Iterable[str]) -> None:
+        """Note what went wrong."""
+        self.problems += problems
+
+    def measure(self, work: Work, where: Where, asked: Asked) -> None:
+        """Add what is measured, or why nothing is."""
+        if where.target is None:
+            self.add(measured_reason=where.reason)
+            if asked.must:
+                self.fail([_not_here(asked, where.reason or "")])
+            return
+        try:
+            self.add(measured=runs.measure(work, where.target))
+        except runs.PartlyMeasuredError as error:
+            self.add(measured=error.estimate)
+            self.fail(error.problems)
+        except MeasureError as error:
+            self.add(measured_reason=str(error))
+            self.fail(error.problems)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Hand what is finished over to whoever catches an interruption.
+
+        Raises:
+            ProfileInterrupted: in place of KeyboardInterrupt.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            missing = {
+                f"{kind}_reason": INTERRUPTED
+                for kind in KINDS
+                if getattr(self.result, kind) is None
+                and getattr(self.result, f"{kind}_reason") is None
+            }
+            self.add(**missing)
+            raise ProfileInterrupted(self._judged(self.result)) from None
+
+    def finished(self) -> Result:
+        """The record with its verdict.
+
+        Raises:
+            MeasurementFailedError: something went wrong on the way.
+        """
+        result = self._judged(self.result)
+        if self.problems:
+            raise MeasurementFailedError(*self.problems, result=result)
+        return result
+
+
+def _not_here(asked: Asked, reason: str) -> str:
+    if asked.device == "auto":
+        return f"snapshot: {reason}"
+    return f"device {asked.device}: {reason}; use --device cpu, or none to plan only"
+
+
+__all__ = ["MeasurementFailedError", "of_the_card", "profile"]
+
+
+def profile(  # noqa: PLR0913  (one keyword an option of the command)
+    profile: Profile,
+    *,
+    device: str = "auto",
+    time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
+    repeat: int = 1,
+    snapshot: Path | None = None,
+    checkpointing: bool = False,
+    ladder: bool = False,
+    fast: bool = False,
+    progress: Progress | None = None,
+    save_trace: Path | None = None,
+    where: Where | None = None,
+) -> Result:
+    """Plan a profile, simulate it and, where there is a device for it, measure it.
+
+    On a CUDA device, plan and simulation are for the card that measures, and the verdict holds them
+    against the budget of the profile's card: so like is compared with like. A budget that the
+    profile names caps the run.
+
+    Args:
+        profile: a resolved profile.
+        device: where to measure, in a child process: `cpu`, `cuda`, `cuda:1`; `none`: nowhere;
+            `auto`: on CUDA where it can be, else nowhere.
+        time_limit_seconds: for each run; the child is ended when it takes longer.
+        repeat: runs, each in a process of its own; figures of the median one, and the spread.
+        snapshot: where to write PyTorch's memory snapshot of one more run, on CUDA.
+        checkpointing: simulate every checkpointing policy too, and measure each where the profile
+            is measured; for training.
+        ladder: where the profile does not fit, go down the out-of-memory ladder to the first rung
+            that does: simulated, and measured where the profile is measured on a GPU.
+        fast: simulate without the chunks and tokens that take the memory of those before them.
+        progress: told how far the work is.
+        save_trace: where to write the simulated run's memory events.
+        where: the device, where it was looked for already.
+
+    Returns:
+        The record. What is missing in it has its reason there. The verdict follows what was
+        measured on a GPU, else what was simulated: a run on the CPU has neither a GPU's context nor
+        its libraries' workspaces, so it tells whether the plan is right, not whether it fits. Out
+        of memory on a GPU is an answer: what was measured up to there, and that it does not fit.
+
+    Raises:
+        MeasurementFailedError: a device was named, and the measurement failed; the rest is there.
+        OutputError: the trace cannot be written.
+        ProfileInterrupted: Ctrl-C; what was finished is there.
+        UsageError: there is no such kind of device, the time limit is no time, or the checkpointing
+            of inference was asked for.
+    """
+    asked = Asked(
+        device=device, time_limit_seconds=time_limit_seconds, repeat=repeat, snapshot=snapshot
+    )
+    told, gpu = progress or Progress(), profile.gpu
+    where = where or find_where(asked, gpu.name, profile.allocator.conf, gpu.budget)
+    card = where.simulated
+    answer = Answer(_planned(profile, where, asked), partial(_judged, profile, where))
+    with answer.kept():
+        if checkpointing:
+            answer.add(checkpointing=checkpointing_trade_off(profile, told, card))
+        told.begin(profile.name)
+        simulated = simulate(profile, fast=fast, progress=told, save_trace=save_trace, card=card)
+        answer.add(simulated=simulated)
+        told.begin(f"{profile.name}: measuring")
+        answer.measure(run_settings(profile, card), where, asked)
+        simulated_cases = answer.result.checkpointing
+        for cases, problems in measured_trade_off(profile, simulated_cases, where, told):
+            answer.add(checkpointing=cases)
+            answer.fail(problems)
+        if ladder:
+            for ladders, problems in profile_ladders(profile, where, answer.result, told):
+                answer.add(ladders=ladders)
+                answer.fail(problems)
+    return answer.finished()
+
+
+def _planned(profile: Profile, where: Where, asked: Asked) -> Result:
+    return Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool_version=__version__,
+        environment=collect_environment(profile.allocator.conf, asked.index),
+        profile=profile.model_dump(),
+        profile_hash=profile_hash(profile),
+        planned=plan(profile, where.simulated),
+    )
+
+
+def _judged(profile: Profile, where: Where, result: Result) -> Result:
+    """The record with its verdict and the differences between its kinds of answer."""
+    budget, found = budget_of(profile, where.fitted), result.estimates()
+    verdict = judge(of_the_card(found), budget, suggest(profile, where.simulated, budget))
+    return replace(result, verdict=verdict, differences=compare(found))
+
+
+def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
+    """The estimates that tell whether a card holds it: not those of the CPU."""
+    return {kind: found for kind, found in estimates.items() if found.device != "cpu"}
+
+
+DEFAULT_GPU = "rtx-5080"
+_NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleProfile:
+    """Third-party code, and the card to fit.
+
+    Attributes:
+        case: the code and what to run of it.
+        gpu: the card's name; `auto`: the one present.
+        budget_bytes: memory that may be used; default: the card's less a margin.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+    """
+
+    case: ModuleCase
+    gpu: str = DEFAULT_GPU
+    budget_bytes: int | None = None
+    allocator_conf: str = ""
+
+    def resolved(self) -> dict[str, Any]:
+        """What the record holds as its profile."""
+        return {
+            "name": self.case.name,
+            "module": asdict(self.case),
+            "gpu": {"name": self.gpu, "budget": self.budget_bytes},
+            "allocator": {"conf": self.allocator_conf},
+        }
+
+
+def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
+    profile: ModuleProfile,
+    *,
+    device: str = "auto",
+    time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
+    repeat: int = 1,
+    snapshot: Path | None = None,
+    progress: Progress | None = None,
+    save_trace: Path | None = None,
+) -> Result:
+    """Simulate third-party code and, where there is a device for it, measure it.
+
+    On a CUDA device the simulation is for the card that measures, as in `profile.profile`.
+
+    Args:
+        profile: the code and the card to fit.
+        device: where to measure, in a child process: `cpu`, `cuda`, `cuda:1`; `none`: nowhere;
+            `auto`: on CUDA where it can be, else nowhere.
+        time_limit_seconds: for each run.
+        repeat: runs, each in a process of its own; figures of the median one, and the spread.
+        snapshot: where to write PyTorch's memory snapshot of one more run, on CUDA.
+        progress: told what runs.
+        save_trace: where to write the simulated run's memory events.
+
+    Returns:
+        The record; what is missing in it has its reason there.
+
+    Raises:
+        InputError: the code failed; the message names its line.
+        MeasurementFailedError: nothing could be simulated, or not measured where it was asked for;
+            the record without it is there.
+        ProfileInterrupted: Ctrl-C; what was finished is there.
+        UsageError: wrong arguments of the code, or a wrong device.
+    """
+    asked = Asked(
+        device=device, time_limit_seconds=time_limit_seconds, repeat=repeat, snapshot=snapshot
+    )
+    told, name = progress or Progress(), profile.case.name
+    where = find_where(asked, profile.gpu, profile.allocator_conf, profile.budget_bytes)
+    answer = Answer(_empty(profile, asked), partial(_judged_module, profile, where))
+    with answer.kept():
+        told.begin(f"{name}: simulating")
+        problems = _simulate(answer, profile, where.simulated, save_trace)
+        told.begin(f"{name}: measuring")
+        answer.measure(profile.case, where, asked)
+    if answer.result.measured is None:  # nobody could say anything
+        answer.problems[:0] = problems
+    return answer.finished()
+
+
+def _empty(profile: ModuleProfile, asked: Asked) -> Result:
+    resolved = profile.resolved()
+    return Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tool_version=__version__,
+        environment=collect_environment(profile.allocator_conf, asked.index),
+        profile=resolved,
+        profile_hash=_content_hash(resolved),
+        planned_reason=_NOT_PLANNED,
+    )
+
+
+def _simulate(
+    answer: Answer, profile: ModuleProfile, card: GpuCard, save_trace: Path | None
+) -> Sequence[str]:
+    """Add what is simulated, or the reason why it cannot be, which is returned too."""
+    try:
+        found = simulate_module(profile.case, card, profile.allocator_conf, save_trace)
+    except SimulationError as error:
+        answer.add(simulated_reason=str(error))
+        return error.problems
+    answer.add(simulated=found)
+    return ()
+
+
+def _judged_module(profile: ModuleProfile, where: Where, result: Result) -> Result:
+    found = result.estimates()
+    budget = profile.budget_bytes or where.fitted.default_budget_bytes
+    return replace(result, verdict=judge(of_the_card(found), budget), differences=compare(found))
+
+
+def _content_hash(resolved: dict[str, Any]) -> str:
+    """16 hex digits of SHA-256, as profiles have; the name is not content."""
+    content = {key: value for key, value in resolved.items() if key != "name"}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

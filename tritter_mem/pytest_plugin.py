@@ -1,0 +1,264 @@
+"""The pytest plugin: `memory_budget`, `memory_tracker`, `--memory-baseline`, `--memory-report`.
+
+pytest loads this module in every session of an environment that has the tool, so it imports nothing
+until a test or an option asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tritter_mem.errors import InputError, TritterMemError, missing_package
+
+if TYPE_CHECKING:
+    from tritter_mem.check.budget import Budgeted
+    from tritter_mem.measure.tracker import MemoryTracker
+    from tritter_mem.results.baseline import Baseline
+    from tritter_mem.results.check import Outcome
+    from tritter_mem.results.run import Result
+
+MARK = "memory_budget"
+_MARKER = (
+    f"{MARK}(budget, *, profile=None, module=None, ...): the test fails where the profile, the "
+    "third-party code or, without either, its own body needs more memory than the budget"
+)
+_BUDGETED: pytest.StashKey[Budgeted] = pytest.StashKey()
+_BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("tritter-mem", "GPU memory (tritter-mem)")
+    group.addoption(
+        "--memory-baseline",
+        metavar="FILE",
+        type=Path,
+        help="Compare the peak of each test that is marked memory_budget with this baseline.",
+    )
+    group.addoption(
+        "--memory-update-baseline",
+        action="store_true",
+        help="Write the peaks of the tests that pass into --memory-baseline instead.",
+    )
+    group.addoption(
+        "--memory-report",
+        metavar="FILE",
+        type=Path,
+        help="Write the results of the marked tests as JSON, for `tritter-mem report`.",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark, read the baseline, and collect results in the session's main process."""
+    config.addinivalue_line("markers", _MARKER)
+
+    files = Files(
+        baseline=config.getoption("memory_baseline"),
+        update=config.getoption("memory_update_baseline"),
+        report=config.getoption("memory_report"),
+    )
+    baseline = files.read()
+    config.stash[_BASELINE] = None if files.update else baseline
+    if not hasattr(config, "workerinput"):  # a worker of xdist hands its results over
+        config.pluginmanager.register(Session(files, baseline), "tritter_mem_session")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Find what a marked test needs, once its marks to skip have not skipped it."""
+    if item.get_closest_marker(MARK) is not None:
+        from tritter_mem.check.budget import prepare
+
+        item.stash[_BUDGETED] = prepare(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Hold a marked test against its budget."""
+    budgeted = item.stash.get(_BUDGETED, None)
+    if budgeted is None:
+        return (yield)
+    with budgeted.around_body(item.config.stash[_BASELINE]):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Lay the result into the report, which travels from xdist's workers."""
+    report = yield
+    budgeted = item.stash.get(_BUDGETED, None)
+    if call.when == "call" and budgeted is not None and budgeted.result is not None:
+        attach(report, budgeted.result)
+    return report
+
+
+@pytest.fixture
+def memory_tracker(request: pytest.FixtureRequest) -> Iterator[MemoryTracker]:
+    """A `MemoryTracker` that begins with the test: of CUDA where it is there, else of the CPU.
+
+    Parametrize it indirectly for another device: `cpu`, `cuda:1`, `meta`.
+    """
+    import torch
+
+    from tritter_mem.measure.tracker import MemoryTracker
+
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    with MemoryTracker(getattr(request, "param", here)) as tracker:
+        yield tracker
+
+
+_ATTRIBUTE = "memory_result"
+
+
+def attach(report: pytest.TestReport, result: Result) -> None:
+    """Lay a test's record into its report, in a form that xdist can send."""
+    setattr(report, _ATTRIBUTE, json.dumps(result.to_dict()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """What the options name.
+
+    Attributes:
+        baseline: to compare with.
+        update: whether to write it rather than to compare.
+        report: where to write the results.
+    """
+
+    baseline: Path | None
+    update: bool
+    report: Path | None
+
+    def read(self) -> Baseline | None:
+        """The baseline: empty where it is to be made, None where none is named.
+
+        Raises:
+            pytest.UsageError: it cannot be read, a file not be written, or a package is
+                missing; known before tests run.
+        """
+        if self.update and self.baseline is None:
+            raise pytest.UsageError("--memory-update-baseline: only with --memory-baseline FILE")
+        try:
+            self._check_writable()
+            return None if self.baseline is None else self._read(self.baseline)
+        except TritterMemError as error:
+            raise pytest.UsageError(*error.problems) from error
+        except ModuleNotFoundError as error:
+            if (words := missing_package(error)) is None:
+                raise
+            raise pytest.UsageError(words) from error
+
+    def _check_writable(self) -> None:
+        for path in filter(None, (self.report, self.baseline if self.update else None)):
+            from tritter_mem.results.writing import check_writable
+
+            check_writable(path)
+
+    def _read(self, path: Path) -> Baseline:
+        from tritter_mem.check.baseline_file import read_baseline
+        from tritter_mem.results.baseline import Baseline
+
+        if path.exists():
+            return read_baseline(path)
+        if self.update:
+            return Baseline()
+        make = f"pytest --memory-baseline {path} --memory-update-baseline"
+        raise InputError(f"{path}: no such baseline; make it: {make}")
+
+
+class Session:
+    """Takes the results of marked tests from their reports, wherever the tests ran.
+
+    Args:
+        files: what to write.
+        baseline: as it is before the session; None where there is none.
+    """
+
+    def __init__(self, files: Files, baseline: Baseline | None) -> None:
+        self._files = files
+        self._baseline = baseline
+        self._texts: dict[str, str] = {}
+        self._passed: set[str] = set()
+        self._results: list[Result] = []
+        self._outcomes: dict[str, Outcome] = {}
+        self._notes: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test came to; of one that is run again, the last."""
+        text = getattr(report, _ATTRIBUTE, None)
+        if text is not None:
+            self._texts[report.nodeid] = text
+            (self._passed.add if report.passed else self._passed.discard)(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Compare with the baseline or make it anew, and write the report."""
+        if not self._texts:
+            return
+        from tritter_mem.profiling.history import remember
+
+        read = {nodeid: _read_result(text) for nodeid, text in sorted(self._texts.items())}
+        self._results = list(read.values())
+        remember(self._results)
+        try:
+            self._write_report()
+            if self._files.update:
+                self._accept([result for nodeid, result in read.items() if nodeid in self._passed])
+            else:
+                self._compare()
+        except TritterMemError as error:
+            self._notes += error.problems
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show a row for each marked test."""
+        if not self._results:
+            return
+        from tritter_mem.report.budget_report import summary
+
+        width = terminalreporter.config.get_terminal_writer().fullwidth
+        terminalreporter.section("tritter-mem")
+        for line in (*summary(self._results, self._outcomes, width), *self._notes):
+            terminalreporter.write_line(line)
+
+    def _write_report(self) -> None:
+        from tritter_mem.results.writing import write_text_atomically
+
+        if self._files.report is not None:
+            records = [result.to_dict() for result in self._results]
+            write_text_atomically(self._files.report, json.dumps(records) + "\n")
+            self._notes.append(f"{self._files.report}: {len(records)} results")
+
+    def _compare(self) -> None:
+        from tritter_mem.check.budget import compared
+
+        if self._baseline is not None:
+            self._outcomes = {r.name: compared(r, self._baseline) for r in self._results}
+
+    def _accept(self, results: list[Result]) -> None:
+        """Write the baseline with what passed; the entries of other tests stay as they are."""
+        from tritter_mem.check.baseline_file import baseline_text
+        from tritter_mem.check.budget import accepted
+        from tritter_mem.results.baseline import Baseline
+        from tritter_mem.results.writing import write_text_atomically
+
+        path, before = self._files.baseline, self._baseline or Baseline()
+        if path is None:
+            return
+        new, outcomes = accepted(results, before)
+        self._outcomes = {outcome.label: outcome for outcome in outcomes}
+        write_text_atomically(path, baseline_text(new))
+        self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
+
+
+def _read_result(text: str) -> Result:
+    from tritter_mem.results.reading import from_plain
+    from tritter_mem.results.run import Result
+
+    return from_plain(Result, json.loads(text))

@@ -1,0 +1,1 @@
+"""Recorded memory snapshots, replayed under other allocator settings."""

@@ -1,0 +1,136 @@
+"""A replay with the recorded settings, held against the recording."""
+
+from __future__ import annotations
+
+from tritter_mem.allocator import caching_allocator
+from tritter_mem.allocator.blocks import PrivateStream, Stream
+from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, SegmentAction
+from tritter_mem.recordings.memory_history import (
+    DO_ALLOC,
+    DO_FREE,
+    DO_RELEASE,
+    DO_RETRY,
+    DO_TRY,
+    History,
+    NewSegment,
+    Release,
+)
+from tritter_mem.recordings.player import STEPS_A_CALL, Player, Progress, ascending_beyond
+from tritter_mem.results.replay import Fidelity, Recorded
+
+
+class _Witness:
+    """Stands in for the driver in a replay that is held against the recording."""
+
+    def __init__(self, history: History) -> None:
+        self.matched = self.missed = self.extra = 0
+        self._due: list[NewSegment] = []
+        self._beyond = ascending_beyond(history)
+
+    def expect(self, due: list[NewSegment]) -> None:
+        """The recording took these for the step that comes now."""
+        self._due = due
+
+    def settle(self) -> None:
+        """The step is done: what it did not take was missed."""
+        self.missed += len(self._due)
+        self._due = []
+
+    def place(self, action: SegmentAction, size: int, stream: Stream) -> int:
+        """The address that the recording gave it."""
+        mapped = action == "segment_map"
+        for new in self._due:
+            if new.mapped == mapped and new.stream == stream and (mapped or new.size == size):
+                return new.address
+        return self._beyond(action, size, stream)
+
+    def observe(self, action: Action, address: int, size: int, stream: Stream) -> None:
+        """Count what the simulation takes."""
+        if action not in ("segment_alloc", "segment_map"):
+            return
+        same = [n for n in self._due if (n.address, n.size, n.stream) == (address, size, stream)]
+        if same:
+            self._due.remove(same[0])
+            self.matched += 1
+        else:
+            self.extra += 1
+
+
+def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
+    """Replay with the recorded settings and count what is as recorded.
+
+    Every release of cached segments is marked: whether it released all there was.
+    """
+    witness = _Witness(history)
+    allocator = CachingAllocator(history.settings, place=witness.place, observer=witness.observe)
+    player = Player(history, allocator)
+    player.start_recorded()
+    reserved_start = allocator.reserved_bytes
+    due: dict[int, list[NewSegment]] = {}
+    for new in history.new_segments:
+        due.setdefault(new.step, []).append(new)
+    matched = _play_and_compare(player, witness, due, progress)
+    fidelity = Fidelity(
+        segments_matched=witness.matched,
+        segments_missed=witness.missed,
+        segments_extra=witness.extra,
+        addresses_matched=matched,
+        addresses_total=history.recorded.allocations,
+    )
+    replayed = Recorded(
+        reserved_start_bytes=reserved_start,
+        reserved_peak_bytes=allocator.counters.reserved.peak,
+        reserved_end_bytes=allocator.reserved_bytes,
+        allocations=history.recorded.allocations,
+        segment_allocations=allocator.counters.num_device_alloc,
+        segment_releases=allocator.counters.num_device_free,
+    )
+    return replayed, fidelity
+
+
+def _play_and_compare(player: Player, witness: _Witness, due: dict[int, list[NewSegment]],
+                      progress: Progress) -> int:  # fmt: skip
+    """Do every step; returns how many requests got the recorded address."""
+    history, matched = player.history, 0
+    for index, (step, number) in enumerate(zip(history.steps, history.numbers, strict=True)):
+        if index in due:
+            witness.expect(due[index])
+            matched += _same_address(player, step, number)
+            witness.settle()
+        else:
+            matched += _same_address(player, step, number)
+        if index % STEPS_A_CALL == STEPS_A_CALL - 1:
+            progress(STEPS_A_CALL)
+    progress(len(history.steps) % STEPS_A_CALL)
+    return matched
+
+
+def _same_address(player: Player, step: int, number: int) -> bool:
+    """Do a step; whether it served a request at the recorded address."""
+    history, allocator = player.history, player.allocator
+    if step in (DO_ALLOC, DO_RETRY):
+        block = allocator.malloc(
+            history.sizes[number], history.stream(number), new_memory=step == DO_RETRY
+        )
+        player.blocks[number] = block
+        return block.address == history.addresses[number]
+    if step == DO_FREE:
+        allocator.free(player.blocks.pop(number))
+    elif step == DO_RELEASE:
+        _release_and_mark(allocator, history.releases[number])
+    elif step != DO_TRY:  # which failed when it was recorded
+        player.rare(step, number)
+    return False
+
+
+def _release_and_mark(allocator: CachingAllocator, release: Release) -> None:
+    if release.pages:  # only the whole cache is ever unmapped
+        release.complete = True
+        allocator.empty_cache()
+        return
+    shared = False
+    for address, _ in release.segments:
+        block = allocator.segments_by_address.get(address)
+        private = block is not None and isinstance(block.pool.stream, PrivateStream)
+        shared |= caching_allocator.release_at(allocator, address) and not private
+    release.complete = shared and not caching_allocator.releasable(allocator)

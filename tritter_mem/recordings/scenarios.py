@@ -1,0 +1,292 @@
+"""The recorded requests under other settings: which ones to try, and one run of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from tritter_mem.allocator.blocks import PrivateStream, Stream
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError, SegmentState
+from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
+from tritter_mem.allocator.statistics import PeakMoment
+from tritter_mem.recordings.memory_history import History
+from tritter_mem.recordings.player import (
+    SERVING,
+    STEPS_A_CALL,
+    Player,
+    Progress,
+    RecordedAddresses,
+    ascending_beyond,
+)
+from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, OutOfMemory, Scenario
+from tritter_mem.results.run import Fragmentation, Timeline
+from tritter_mem.units import MiB, format_bytes
+
+TIMELINE_ROWS = 500
+AS_RECORDED = "as recorded"
+FRESH_START = "as recorded, fresh start"
+DEFAULTS = "PyTorch's defaults"
+EXPANDABLE = "expandable_segments:True"
+STANDARD = (
+    "",
+    EXPANDABLE,
+    "max_split_size_mb:64",
+    "max_split_size_mb:128",
+    "max_split_size_mb:256",
+    "roundup_power2_divisions:4",
+    "garbage_collection_threshold:0.8",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A scenario to run; `fresh` ones begin with an empty cache."""
+
+    name: str
+    settings: AllocatorSettings
+    fresh: bool = True
+
+
+def plans_for(history: History, alloc_confs: Sequence[str]) -> list[Plan]:
+    """The recorded settings first, then the standard ones that differ, then those asked for.
+
+    Raises:
+        ConfigError: a configuration is wrong.
+    """
+    asked = [
+        Plan(name=conf or DEFAULTS, settings=parse_alloc_conf(conf))
+        for conf in dict.fromkeys(alloc_confs)
+        if conf not in STANDARD
+    ]
+    standard = [
+        Plan(name=conf or DEFAULTS, settings=settings)
+        for conf in STANDARD
+        if (settings := parse_alloc_conf(conf)) != history.settings
+    ]
+    return [*_as_recorded(history), *standard, *asked]
+
+
+def _as_recorded(history: History) -> Iterator[Plan]:
+    yield Plan(name=AS_RECORDED, settings=history.settings, fresh=False)
+    if history.start:
+        yield Plan(name=FRESH_START, settings=history.settings)
+
+
+def run_scenario(
+    history: History, plan: Plan, capacity_bytes: int | None, progress: Progress
+) -> Scenario:
+    """Replay the history under a scenario's settings, up to its end or to running out of memory.
+
+    Args:
+        history: what to replay; `verify` has marked its releases.
+        plan: the settings, and how to begin.
+        capacity_bytes: what segments may take; None: no limit.
+        progress: told how many steps are done.
+    """
+    player = _player(history, plan, capacity_bytes)
+    failure: OutOfMemory | None = None
+    rows: list[tuple[float, ...]] = []
+    try:
+        _start(player, plan)
+        rows.append(_row(history, player, 0))
+        for first, last in _stretches(len(history.steps)):
+            player.play(first, last)
+            rows.append(_row(history, player, last))
+            progress(last - first)
+    except OutOfMemoryError as error:
+        failure = _failure(player, error)
+        rows.append(_row(history, player, max(player.failed_step or 0, 0)))
+    return _scenario(plan, player.allocator, failure, rows)
+
+
+def segments_at_peak(
+    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
+) -> tuple[SegmentState, ...]:
+    """Run a scenario again up to its fullest moment at the reserved peak, and read its segments."""
+    player = _player(history, plan, capacity_bytes)
+    try:
+        _start(player, plan)
+    except OutOfMemoryError:  # then that is as far as it came the first time
+        return tuple(player.allocator.segments())
+    left = scenario.allocations_at_peak - player.allocator.counters.allocations
+    player.play(0, _step_after(history, left))
+    return tuple(player.allocator.segments())
+
+
+def _step_after(history: History, allocations: int) -> int:
+    """How many steps serve so many requests."""
+    serving = (i for i, step in enumerate(history.steps) if step in SERVING)
+    return next(islice(serving, allocations - 1, None), -1) + 1 if allocations > 0 else 0
+
+
+def _player(history: History, plan: Plan, capacity_bytes: int | None) -> Player:
+    if plan.fresh:
+        place = ascending_beyond(history)
+        return Player(history, CachingAllocator(plan.settings, capacity_bytes, place=place))
+    recorded = RecordedAddresses(history)
+    return Player(
+        history,
+        CachingAllocator(
+            plan.settings, capacity_bytes, place=recorded.place, observer=recorded.observe
+        ),
+    )
+
+
+def _start(player: Player, plan: Plan) -> None:
+    if plan.fresh:
+        player.start_fresh()
+    else:
+        player.start_recorded()
+    player.allocator.lap()
+
+
+def _stretches(steps: int) -> Iterator[tuple[int, int]]:
+    """Runs of steps: one for each row of the timeline, and short enough to show progress."""
+    length = min(max(steps // TIMELINE_ROWS, 1), STEPS_A_CALL)
+    for first in range(0, steps, length):
+        yield first, min(first + length, steps)
+
+
+def _row(history: History, player: Player, step: int) -> tuple[float, ...]:
+    """The recorded event that comes next, and the peaks since the row before."""
+    done = step >= len(history.steps)
+    event = history.recorded_events if done else history.events[step]
+    return (event, *player.allocator.lap())
+
+
+def _failure(player: Player, error: OutOfMemoryError) -> OutOfMemory:
+    history, step = player.history, player.failed_step
+    stream: Stream = 0
+    if step is not None and step >= 0:
+        stream = history.stream(history.numbers[step])
+    return OutOfMemory(
+        event=None if step is None or step < 0 else history.events[step],
+        stream=stream.stream if isinstance(stream, PrivateStream) else stream,
+        requested_bytes=error.requested_bytes,
+        segment_bytes=error.segment_bytes,
+        allocated_bytes=error.allocated_bytes,
+        reserved_bytes=error.reserved_bytes,
+    )
+
+
+def _scenario(
+    plan: Plan,
+    allocator: CachingAllocator,
+    failure: OutOfMemory | None,
+    rows: Sequence[tuple[float, ...]],
+) -> Scenario:
+    moment = allocator.peak_moment
+    return Scenario(
+        name=plan.name,
+        conf=plan.settings.conf,
+        fresh=plan.fresh,
+        allocated_peak_bytes=allocator.counters.allocated_peak_bytes,
+        reserved_peak_bytes=allocator.counters.reserved.peak,
+        fragmentation=_fragmentation(moment),
+        alloc_retries=allocator.counters.num_alloc_retries,
+        out_of_memory=failure,
+        without_effect=plan.settings.without_effect,
+        timeline=Timeline(columns=TIMELINE_COLUMNS, rows=tuple(rows)),
+        allocations_at_peak=moment.allocations,
+    )
+
+
+def _fragmentation(moment: PeakMoment) -> Fragmentation:
+    unused = moment.reserved_bytes - moment.allocated_bytes
+    return Fragmentation(
+        reserved_not_allocated_bytes=unused,
+        ratio=unused / moment.reserved_bytes if moment.reserved_bytes else 0.0,
+        largest_free_block_bytes=moment.largest_free_block_bytes,
+        inactive_split_bytes=moment.inactive_split_bytes,
+    )
+
+
+# A change of settings must save this much to be worth it.
+WORTHWHILE_RATIO = 0.01
+WORTHWHILE_BYTES = 20 * MiB
+# Savings this close count as equal; the first in the table wins.
+EQUAL_RATIO = 0.005
+
+
+def advise(
+    scenarios: Sequence[Scenario], capacity_bytes: int | None, needed: Scenario | None = None
+) -> Advice:
+    """Say which setting to use, and when none helps.
+
+    Args:
+        scenarios: the recorded settings first.
+        capacity_bytes: what segments may take; None: no limit.
+        needed: where nothing fits, the scenario that needs least, run without a limit.
+    """
+    recorded = scenarios[0]
+    if recorded.fits:
+        return _saving(scenarios, "" if capacity_bytes is None else _room(recorded, capacity_bytes))
+    fitting = [scenario for scenario in scenarios if scenario.fits]
+    if capacity_bytes is not None and fitting:
+        return _rescue(fitting, capacity_bytes)
+    return _hopeless(capacity_bytes, needed)
+
+
+def _room(scenario: Scenario, capacity_bytes: int) -> str:
+    spare = format_bytes(capacity_bytes - scenario.reserved_peak_bytes)
+    return f"The recorded settings fit, with {spare} to spare. "
+
+
+def _saving(scenarios: Sequence[Scenario], room: str) -> Advice:
+    # The recorded cache may stem from earlier work, so settings are compared from a fresh start.
+    base = next((s for s in scenarios if s.fresh and s.conf == scenarios[0].conf), scenarios[0])
+    best = _least([scenario for scenario in scenarios if scenario.fits])
+    saved = base.reserved_peak_bytes - best.reserved_peak_bytes
+    if best.conf == base.conf or saved < _worthwhile(base):
+        return Advice(
+            text=f"{room}No setting helps: none reserves noticeably less than "
+            f"{format_bytes(base.reserved_peak_bytes)} for a peak of "
+            f"{format_bytes(base.allocated_peak_bytes)} allocated."
+        )
+    return Advice(
+        text=f"{room}Use {_named(best)}: reserves {format_bytes(best.reserved_peak_bytes)} at the "
+        f"peak, {format_bytes(saved)} less.",
+        conf=best.conf,
+    )
+
+
+def _rescue(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
+    best = _least(fitting)
+    spare = format_bytes(capacity_bytes - best.reserved_peak_bytes)
+    return Advice(
+        text=f"The recorded settings do not fit. Use {_named(best)}: every request is served, "
+        f"{format_bytes(best.reserved_peak_bytes)} reserved at the peak, {spare} to spare.",
+        conf=best.conf,
+    )
+
+
+def _hopeless(capacity_bytes: int | None, needed: Scenario | None) -> Advice:
+    text = "No setting helps: none of them fits."
+    if needed is None or capacity_bytes is None:
+        return Advice(text=text)
+    allocated = needed.allocated_peak_bytes
+    if allocated > capacity_bytes:
+        short = format_bytes(allocated - capacity_bytes)
+        why = f"The live tensors alone need {format_bytes(allocated)}, {short} more than there is"
+    else:
+        why = f"The live tensors need {format_bytes(allocated)}"
+    return Advice(
+        text=f"{text} {why}; with {_named(needed)} {format_bytes(needed.reserved_peak_bytes)} "
+        "would have to be reserved."
+    )
+
+
+def _least(scenarios: Sequence[Scenario]) -> Scenario:
+    least = min(scenario.reserved_peak_bytes for scenario in scenarios)
+    return next(s for s in scenarios if s.reserved_peak_bytes <= least * (1 + EQUAL_RATIO))
+
+
+def _worthwhile(base: Scenario) -> float:
+    return max(WORTHWHILE_RATIO * base.reserved_peak_bytes, WORTHWHILE_BYTES)
+
+
+def _named(scenario: Scenario) -> str:
+    if scenario.conf:
+        return scenario.conf
+    return "PyTorch's defaults" if scenario.fresh else "the recorded settings"

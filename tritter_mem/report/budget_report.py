@@ -1,0 +1,155 @@
+"""What a test over its budget or its baseline says, and the table at the end of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from tritter_mem.report.check_report import TIGHTEN, details, headline
+from tritter_mem.report.table import (
+    BLANK,
+    NAME_LIMIT,
+    Cell,
+    Column,
+    Row,
+    Table,
+    bytes_cell,
+    headroom_cell,
+    label,
+    signed_bytes,
+    suggestion_options,
+    suggestion_sentence,
+    verdict_sentence,
+)
+from tritter_mem.report.tables import OUTSIDE
+from tritter_mem.results.run import Estimate, Result, Verdict, held_by_same
+from tritter_mem.text import printable
+from tritter_mem.units import format_bytes
+
+if TYPE_CHECKING:
+    from tritter_mem.results.check import Outcome
+
+UNITS = "GiB"
+UPDATE = "pytest --memory-baseline FILE --memory-update-baseline"
+SUGGESTIONS = 4
+CAPTION = "Memory of marked tests"
+COMPARED = ("ok", "gain", "regression", "updated")
+COLUMNS = (
+    Column(label="test", numeric=False),
+    Column(label="kind", numeric=False, wide=True),
+    Column(label="GPU", numeric=False, wide=True),
+    Column(label="needs"),
+    Column(label="budget"),
+    Column(label="headroom"),
+    Column(label="baseline", numeric=False),
+)
+
+
+def over_budget(result: Result, verdict: Verdict) -> str:
+    """Say what does not fit, what holds most of it, and what to change."""
+    estimate = result.estimates()[verdict.basis]
+    lines = [_figure(estimate), *_most(estimate), *_changes(result, verdict)]
+    return "\n  ".join((verdict_sentence(verdict, UNITS), *lines))
+
+
+def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
+    """What `plan` suggests, or that by its formulas nothing has to change."""
+    planned = result.planned.footprint_bytes if result.planned is not None else None
+    if verdict.suggestions:
+        yield "what to change, as planned:"
+    elif planned is not None and planned <= verdict.budget_bytes:
+        yield f"`plan` suggests nothing: by its formulas {format_bytes(planned, UNITS)}, which fits"
+    for suggestion in verdict.suggestions[:SUGGESTIONS]:
+        yield f"  {suggestion_sentence(suggestion, UNITS)}"
+        yield f"    {suggestion_options(suggestion)}"
+
+
+def _figure(estimate: Estimate) -> str:
+    """Which figure is held against the budget."""
+    if estimate.reserved_peak_bytes is None:
+        return "needed is the largest sum of live tensors"
+    reserved = format_bytes(estimate.reserved_peak_bytes, UNITS)
+    rest = format_bytes(estimate.footprint_bytes - estimate.reserved_peak_bytes, UNITS)
+    return f"needed is the device peak: {reserved} reserved by PyTorch, {rest} CUDA context"
+
+
+def _most(estimate: Estimate) -> Iterator[str]:
+    """The component, phase and module with most, as far as they are known."""
+    total = format_bytes(estimate.allocated_peak_bytes, UNITS)
+    components = estimate.components.items()
+    name = max(components, key=components.__getitem__)
+    if components[name]:
+        size = format_bytes(components[name], UNITS)
+        yield f"component {label(name)}: {size} of {total} allocated at the peak"
+    if estimate.phases:
+        phase = max(estimate.phases, key=lambda phase: phase.allocated_peak_bytes)
+        size = format_bytes(phase.allocated_peak_bytes, UNITS)
+        yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(estimate)}"
+    for held in held_by_same(estimate.held_at_peak)[:1]:
+        many = f", {held.count} of them" if held.count > 1 else ""
+        module = printable(held.module, NAME_LIMIT) or OUTSIDE
+        size = format_bytes(held.allocated_bytes, UNITS)
+        yield f"module {module}{many} ({label(held.component)}): {size}"
+
+
+def _at(estimate: Estimate) -> str:
+    return f", the peak at {printable(estimate.peak_at, 200)}" if estimate.peak_at else ""
+
+
+def against_baseline(outcome: Outcome) -> str:
+    """Say what grew, or why nothing can be compared."""
+    if outcome.gated is not None and outcome.status == "regression":
+        return "\n".join((headline(outcome, UNITS), *(f"  {line}" for line in details(outcome))))
+    # The rest of the message is on the command `check`.
+    what = printable(outcome.message.partition(";")[0], 200)
+    return f"{outcome.status}: {what}; where that is meant: {UPDATE}"
+
+
+def summary(results: Sequence[Result], outcomes: Mapping[str, Outcome], width: int) -> list[str]:
+    """The table at the end of a session, and what to do about gains.
+
+    Args:
+        results: of marked tests, named by their ids.
+        outcomes: how they compare with a baseline, by id; empty without one.
+        width: columns of the terminal.
+    """
+    from tritter_mem.report.terminal import make_console, render_table
+
+    text = StringIO()
+    console = make_console(text)
+    console.width = width
+    rows = [_row(result, outcomes.get(result.name)) for result in results]
+    columns = COLUMNS if outcomes else COLUMNS[:-1]
+    render_table(Table(caption=CAPTION, columns=columns, rows=rows), console)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    gains = sum(outcome.status == "gain" for outcome in outcomes.values())
+    if gains:
+        lines.append(f"{gains} {TIGHTEN}{UPDATE}")
+    return lines
+
+
+def _row(result: Result, outcome: Outcome | None) -> Row:
+    verdict = result.verdict
+    if verdict is None:
+        return Row(cells=(Cell(text=printable(result.name)), *[BLANK] * (len(COLUMNS) - 1)))
+    return Row(
+        cells=(
+            Cell(text=printable(result.name)),
+            Cell(text=verdict.basis),
+            Cell(text=printable(result.gpu_of(verdict.basis), NAME_LIMIT)),
+            bytes_cell(verdict.budget_bytes - verdict.headroom_bytes, UNITS),
+            bytes_cell(verdict.budget_bytes, UNITS),
+            headroom_cell(verdict.headroom_bytes, UNITS, words=False),
+            BLANK if outcome is None else Cell(text=_moved(outcome)),
+        )
+    )
+
+
+def _moved(outcome: Outcome) -> str:
+    """`+192.0 MiB regression`; the status alone where nothing is compared."""
+    change = outcome.gated
+    if change is None or outcome.status not in COMPARED:
+        return outcome.status
+    size = signed_bytes(change.growth_bytes, UNITS) if change.growth_bytes else "equal"
+    return f"{size} {outcome.status}"

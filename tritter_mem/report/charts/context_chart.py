@@ -1,0 +1,167 @@
+"""Memory against context length: a curve for each kind of cache, and where it meets the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tritter_mem.config.profile import Profile
+from tritter_mem.errors import ConfigError
+from tritter_mem.planner.solve import LONGEST, context_curves
+from tritter_mem.report.charts.axes import Chart, Json, Scale, budget_note, limit_line, plotly_text
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, name_of, on_scale
+from tritter_mem.results.run import ContextCurve, Result
+from tritter_mem.units import format_bytes, format_count
+
+COLORS = ("--c-weights", "--c-kv-cache", "--c-gradients", "--c-logits", "--c-embeddings")
+DASHES = {"solid": "full lines", "dash": "dashed", "dot": "dotted"}
+OF_BUDGET = 2
+"""How far above the budget the axis goes, as its multiple: beyond it curves only run away."""
+
+
+def context_chart(result: Result, units: str) -> Chart | None:
+    """Plan the profile at many lengths; None where its record holds no profile to plan.
+
+    The budget is that of the verdict's: both read it from the profile.
+    """
+    if result.verdict is None:
+        return None
+    try:
+        curves = context_curves(Profile.model_validate(result.profile))
+    except ConfigError:
+        return None
+    return _chart(result, curves, result.verdict.budget_bytes, units) if curves else None
+
+
+def _chart(result: Result, curves: Sequence[ContextCurve], budget_bytes: int, units: str) -> Chart:
+    most = max(need for curve in curves for _, need in curve.points)
+    near = on_scale(budget_bytes, most)
+    scale = Scale.of(min(most, OF_BUDGET * budget_bytes) if near else most, units)
+    types = list(dict.fromkeys(curve.cache_dtype for curve in curves))
+    heads = list(dict.fromkeys(curve.kv_heads for curve in curves))
+    dashes = dict(zip(heads, DASHES, strict=False))
+    title = f"Memory against context length (planned): {_dashes_in_words(dashes)}"
+    data = [
+        _line(curve, (COLORS[types.index(curve.cache_dtype)], dashes[curve.kv_heads]), scale, units)
+        for curve in curves
+    ]
+    if near:
+        data.append(_crossings(curves, budget_bytes, scale))
+    return Chart(
+        title=title,
+        description=_says(name_of(result), curves),
+        figure={
+            "data": data,
+            "layout": _layout(curves, budget_bytes if near else None, scale, units),
+        },
+        table=_table(curves, title, units),
+        height=380,
+        legend=[(COLORS[i], f"{dtype} cache") for i, dtype in enumerate(types)],
+    )
+
+
+def _dashes_in_words(dashes: Mapping[int, str]) -> str:
+    return ", ".join(f"{DASHES[dash]} {heads} KV heads" for heads, dash in dashes.items())
+
+
+def _says(name: str, curves: Sequence[ContextCurve]) -> str:
+    own = next((curve for curve in curves if curve.own), None)
+    start = f"What {name} would need at each context length, for {len(curves)} kinds of KV cache."
+    return start if own is None else f"{start} Its own fits {_longest(own)}."
+
+
+def _longest(curve: ContextCurve) -> str:
+    if curve.largest_context is None:
+        return "at no length"
+    if curve.largest_context >= LONGEST:
+        return f"beyond {format_count(LONGEST)} tokens"
+    return f"up to {curve.largest_context:,} tokens"
+
+
+def _line(curve: ContextCurve, look: tuple[str, str], scale: Scale, units: str) -> Json:
+    color, dash = look
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": plotly_text(f"{curve.cache_dtype}, {curve.kv_heads} KV heads"),
+        "x": [length for length, _ in curve.points],
+        "y": [scale.of_bytes(need) for _, need in curve.points],
+        "line": {"color": color, "dash": dash, "width": 4 if curve.own else 1.5},
+        "customdata": [
+            f"{format_count(length)} tokens, {format_bytes(need, units)}"
+            for length, need in curve.points
+        ],
+        "hovertemplate": "%{fullData.name}: %{customdata}<extra></extra>",
+    }
+
+
+def _crossings(curves: Sequence[ContextCurve], budget_bytes: int, scale: Scale) -> Json:
+    """Where each curve that does meets the budget."""
+    crossed = [
+        (curve.largest_context, curve)
+        for curve in curves
+        if curve.largest_context is not None and curve.largest_context < curve.points[-1][0]
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "fits up to",
+        "x": [length for length, _ in crossed],
+        "y": [scale.of_bytes(budget_bytes)] * len(crossed),
+        "marker": {"color": "--limit", "size": 7},
+        "customdata": [
+            plotly_text(f"{curve.cache_dtype}, {curve.kv_heads} KV heads: {_longest(curve)}")
+            for _, curve in crossed
+        ],
+        "hovertemplate": "%{customdata}<extra></extra>",
+    }
+
+
+def _layout(
+    curves: Sequence[ContextCurve], budget_bytes: int | None, scale: Scale, units: str
+) -> Json:
+    lengths = [length for length, _ in curves[0].points]
+    powers = [length for length in lengths if length & (length - 1) == 0]
+    layout: Json = {
+        "xaxis": {
+            "type": "log",
+            "title": {"text": "context, tokens"},
+            "tickvals": powers,
+            "ticktext": [format_count(length) for length in powers],
+            "fixedrange": True,
+        },
+        "yaxis": scale.axis(),
+        "hovermode": "closest",
+    }
+    if budget_bytes is None:
+        return layout
+    at = scale.of_bytes(budget_bytes)
+    note = budget_note(budget_bytes, scale, units) | {"x": 0, "xref": "paper", "xanchor": "left"}
+    return layout | {
+        "shapes": [limit_line((lengths[0], at), (lengths[-1], at))],
+        "annotations": [note | {"y": at, "yref": "y"}],
+    }
+
+
+def _table(curves: Sequence[ContextCurve], caption: str, units: str) -> Table:
+    lengths = [n for n, _ in curves[0].points if n & (n - 1) == 0]
+    return Table(
+        caption=caption,
+        columns=(
+            Column(label="KV cache", numeric=False),
+            Column(label="Fits", numeric=False),
+            *(Column(label=format_count(length)) for length in lengths),
+        ),
+        rows=[_row(curve, lengths, units) for curve in curves],
+    )
+
+
+def _row(curve: ContextCurve, lengths: Sequence[int], units: str) -> Row:
+    need = dict(curve.points)
+    name = f"{curve.cache_dtype}, {curve.kv_heads} heads"
+    return Row(
+        cells=(
+            Cell(text=f"{name} (this profile)" if curve.own else name),
+            Cell(text=_longest(curve), value=curve.largest_context or 0),
+            *(bytes_cell(need[length], units) for length in lengths),
+        )
+    )

@@ -1,0 +1,148 @@
+"""A validation as one table: each case's peaks, and how far plan and simulation are off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tritter_mem.report.table import (
+    BLANK,
+    NAME_LIMIT,
+    TEXT_LIMIT,
+    UNKNOWN,
+    Cell,
+    Column,
+    Row,
+    Table,
+    Tone,
+    bytes_cell,
+    label,
+    percent,
+)
+from tritter_mem.report.tables import tone_of
+from tritter_mem.report.terminal import STYLES, render_line, render_table
+from tritter_mem.results.run import KINDS, Difference, Kind
+from tritter_mem.results.validation import HELD, Status, Validated, Validation
+from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
+from tritter_mem.text import printable
+from tritter_mem.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TONES: dict[Status, Tone] = {
+    "within": "good",
+    "beyond": "bad",
+    "out of memory": "bad",
+    "not measured": "warn",
+}
+RESERVED = "  reserved"
+ON_CPU = (
+    "the CPU has no libraries' workspaces and no allocator that rounds: the comparison leaves both "
+    "out, and what is reserved"
+)
+
+
+def render_validation(validation: Validation, console: Console, units: str = "GiB") -> None:
+    """Draw the table, what is wrong with which case, and how many are within.
+
+    Args:
+        validation: what to draw.
+        console: where.
+        units: `GiB` for binary, `GB` for decimal units.
+    """
+    if validation.cases:
+        render_table(validation_table(validation, units), console)
+    render_line(console, "")
+    for text, tone in remarks(validation, units):
+        render_line(console, text, STYLES[tone])
+
+
+def validation_table(validation: Validation, units: str) -> Table:
+    """Two rows a case: the allocated peak under its name and, where it is known, the reserved."""
+    return Table(
+        caption=f"Allocated and reserved peaks against {printable(validation.device, NAME_LIMIT)}",
+        columns=(
+            Column(label="Case", numeric=False),
+            *(Column(label=kind.capitalize()) for kind in KINDS),
+            *(Column(label=f"vs {first}") for first, _ in HELD),
+        ),
+        rows=[row for case in validation.cases for row in _rows(case, units)],
+    )
+
+
+def _rows(case: Validated, units: str) -> Iterator[Row]:
+    name = Cell(text=printable(case.name, NAME_LIMIT), tone=TONES[case.status])
+    if not case.peaks:
+        yield Row(cells=(name, *[UNKNOWN] * len(KINDS), *[BLANK] * len(HELD)))
+    for peak in case.peaks:
+        first = name if peak.name == "allocated_peak" else Cell(text=RESERVED)
+        sizes = (getattr(peak, f"{kind}_bytes") for kind in KINDS)
+        cells = (bytes_cell(size, units) for size in sizes)
+        yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in HELD)))
+
+
+def _error(peak: Difference, pair: tuple[Kind, Kind]) -> Cell:
+    ratio: float | None = getattr(peak, f"{pair[0]}_vs_{pair[1]}")
+    if ratio is None:
+        return BLANK
+    tone = tone_of(ratio, tolerance_of(peak.name, pair))
+    return Cell(text=percent(ratio), value=ratio, tone=tone)
+
+
+def remarks(validation: Validation, units: str) -> Iterator[tuple[str, Tone]]:
+    """A line for each case that is not within, and the count."""
+    for case in validation.cases:
+        for text in _remarks_on(case, units):
+            yield f"{printable(case.name, NAME_LIMIT)}: {text}", TONES[case.status]
+    for one in validation.left_out:
+        needs, budget = (format_bytes(size, units) for size in (one.needs_bytes, one.budget_bytes))
+        yield f"{printable(one.name, NAME_LIMIT)}: left out: needs {needs} of {budget}", "muted"
+    if validation.device == "cpu":
+        yield ON_CPU, "muted"
+    yield _count(validation), ""
+
+
+def _remarks_on(case: Validated, units: str) -> Iterator[str]:
+    if case.status == "beyond":
+        for peak, pair, ratio in case.beyond():
+            allowed = f"{tolerance_of(peak.name, pair):.1%}"
+            what = f"{label(peak.name)}, measured against {pair[0]}"
+            yield f"{what}: {percent(ratio)}, beyond {allowed}{_pressed(case, peak)}"
+    elif case.status == "out of memory":
+        yield _out_of_memory(case, units)
+    elif case.status == "not measured":
+        reason = case.result.measured_reason if case.result else None
+        why = case.problem or reason or "nothing to compare"
+        yield f"not measured: {printable(why, TEXT_LIMIT)}"
+
+
+def _pressed(case: Validated, peak: Difference) -> str:
+    """A cap that made the allocator give memory back lowers what it reserves."""
+    run = case.result.measured.run if case.result and case.result.measured else None
+    retries = run.allocator.retries if run and peak.name == "reserved_peak" else 0
+    return f"; {retries} requests were served after a retry, under the cap" if retries else ""
+
+
+def _out_of_memory(case: Validated, units: str) -> str:
+    measured = case.result.measured if case.result else None
+    refused = measured.out_of_memory if measured else None
+    if refused is None:
+        return "out of memory"
+    asked, limit = (format_bytes(n, units) for n in (refused.requested_bytes, refused.limit_bytes))
+    where = printable(refused.phase or "load", NAME_LIMIT)
+    return f"out of memory in {where}: {asked} refused at a limit of {limit}"
+
+
+def _count(validation: Validation) -> str:
+    cases = validation.cases
+    within = sum(case.status == "within" for case in cases)
+    kept = sum(case.kept for case in cases)
+    allowed = ", ".join(f"{first} {TOLERANCES[first, last]:.1%}" for first, last in HELD)
+    parts = [
+        f"{within} of {len(cases)} within the tolerances ({allowed}; "
+        f"reserved {RESERVED_TOLERANCE:.1%})",
+        *([f"{kept} kept from before; --again measures anew"] if kept else []),
+        *(["interrupted: run it again to go on"] if validation.interrupted else []),
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,104 @@
+"""Kinds of answer held against each other, and the best of them against the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tritter_mem.results.run import (
+    COMPONENTS,
+    KINDS,
+    Difference,
+    Estimate,
+    Kind,
+    Suggestion,
+    Verdict,
+)
+
+TOLERANCES: dict[tuple[Kind, Kind], float] = {
+    ("planned", "simulated"): 0.02,
+    ("simulated", "measured"): 0.005,
+    ("planned", "measured"): 0.02,
+}
+"""How far one kind of answer may be from the next."""
+RESERVED_TOLERANCE = 0.01
+"""What is reserved depends on the order of all requests: it may differ a little more."""
+
+
+def tolerance_of(name: str, pair: tuple[Kind, Kind]) -> float:
+    """How far a component or total of two kinds of answer may be apart, as a ratio."""
+    return RESERVED_TOLERANCE if name == "reserved_peak" else TOLERANCES[pair]
+
+
+def compare(estimates: dict[Kind, Estimate]) -> tuple[Difference, ...]:
+    """Set every component and the peaks side by side; rows of zeros are left out.
+
+    The reserved peak is there where two kinds of answer know it. A run on the CPU has no libraries'
+    workspaces and no allocator that rounds: against it the ratios leave both out.
+    """
+    known = [e for e in estimates.values() if e.reserved_peak_bytes is not None]
+    names = [*COMPONENTS, "allocated_peak", *(["reserved_peak"] if len(known) > 1 else [])]
+    rows = (_difference(name, estimates) for name in names)
+    return tuple(row for row in rows if row is not None)
+
+
+def _bytes_of(estimate: Estimate, name: str) -> int | None:
+    if name in ("allocated_peak", "reserved_peak"):
+        found: int | None = getattr(estimate, f"{name}_bytes")
+        return found
+    return estimate.components.items()[name] if estimate.components_known else None
+
+
+def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None:
+    found = {kind: _bytes_of(estimate, name) for kind, estimate in estimates.items()}
+    if not any(found.values()):
+        return None
+    planned, simulated, measured = (found.get(kind) for kind in KINDS)
+    on_cpu = {
+        kind: None if size is None else size - _beyond_the_cpu(estimates[kind], name)
+        for kind, size in found.items()
+    }
+    held = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
+    return Difference(
+        name=name,
+        planned_bytes=planned,
+        simulated_bytes=simulated,
+        measured_bytes=measured,
+        planned_vs_simulated=_ratio(planned, simulated),
+        simulated_vs_measured=_ratio(held.get("simulated"), measured),
+        planned_vs_measured=_ratio(held.get("planned"), measured),
+    )
+
+
+def _beyond_the_cpu(estimate: Estimate, name: str) -> int:
+    workspace, rounding = estimate.library_workspace_bytes, estimate.components.rounding_bytes
+    beyond = {
+        "workspace": workspace,
+        "rounding": rounding,
+        "allocated_peak": workspace + rounding,
+    }
+    return beyond.get(name, 0)
+
+
+def _ratio(first: int | None, second: int | None) -> float | None:
+    if not first or second is None:
+        return None
+    return second / first - 1
+
+
+def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
+          suggestions: Iterable[Suggestion] = ()) -> Verdict | None:  # fmt: skip
+    """Hold the best kind of answer there is against the budget; None where there is no answer."""
+    basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
+    if basis is None:
+        return None
+    # A measured run that went out of memory ends there: it needs the refused request at least.
+    refused = estimates[basis].out_of_memory if basis == "measured" else None
+    needs = estimates[basis].footprint_bytes + (refused.requested_bytes if refused else 0)
+    headroom = budget_bytes - needs
+    return Verdict(
+        fits=headroom >= 0 and refused is None,
+        budget_bytes=budget_bytes,
+        headroom_bytes=headroom,
+        basis=basis,
+        suggestions=tuple(suggestions),
+    )

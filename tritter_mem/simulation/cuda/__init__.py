@@ -1,0 +1,1 @@
+"""What a card does that the `meta` device does not."""
