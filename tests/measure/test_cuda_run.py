@@ -420,7 +420,7 @@ def test_culprit_is_the_last_line_outside_of_pytorch() -> None:
     with pytest.raises(RuntimeError) as caught:
         nn.Sequential(nn.Identity(), nn.Linear(2, 2))(torch.ones(3))
     line, module = culprit(caught.value)
-    assert line.startswith("test_cuda_case.py:")
+    assert line.startswith("test_cuda_run.py:")
     assert module == "Sequential.1"
     with pytest.raises(RuntimeError) as caught:
         torch.empty(-1)

@@ -39,6 +39,7 @@ from tritter_mem.simulation.cuda.scratch import (
     attention,
     elementwise,
     indexing,
+    products,
     reductions,
     sorting,
 )
@@ -48,7 +49,7 @@ RULES: dict[str, Rule] = {
     **attention.RULES,
     **elementwise.RULES,
     **indexing.RULES,
-    **indexing.RULES,
+    **products.RULES,
     **reductions.RULES,
     **sorting.RULES,
 }

@@ -66,29 +66,3 @@ RULES: dict[str, Callable[..., Iterator[int]]] = {
     "aten._index_put_impl.default": _index_put,
     "aten._unsafe_index_put.default": _index_put,
 }
-
-
-def _product(card: GpuCard, left: Tensor, right: Tensor, *rest: Any, **more: Any) -> Iterator[int]:
-    for matrix in (left, right):
-        if not _readable(matrix):
-            yield matrix.numel() * matrix.element_size()
-
-
-def _sum_and_product(
-    card: GpuCard, added: Tensor, left: Tensor, right: Tensor, *rest: Any, **more: Any
-) -> Iterator[int]:
-    yield from _product(card, left, right)
-
-
-def _readable(matrix: Tensor) -> bool:
-    """Whether rows, or columns, lie side by side and do not overlap."""
-    (rows, columns), (down, along) = matrix.shape[-2:], matrix.stride()[-2:]
-    by_rows = along == 1 and down >= max(1, columns)
-    by_columns = down == 1 and along >= max(1, rows)
-    return by_rows or by_columns or matrix.is_contiguous()
-
-
-PRODUCT_RULES: dict[str, Callable[..., Iterator[int]]] = {
-    **{f"aten.{name}.default": _product for name in ("mm", "bmm")},
-    **{f"aten.{name}.default": _sum_and_product for name in ("addmm", "baddbmm")},
-}
