@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.planner.cases import KV_TYPES, POLICIES, assert_plan_is_exact, card, profiles, tiny
 from tritter_mem.config.profile import Profile
-from tritter_mem.models.bundled import run_settings
-from tritter_mem.planner.weights import parameters
+from tritter_mem.models.bundled import architecture_of, run_settings
 from tritter_model.transformer import Transformer
 
 # Each example runs a model, so a failing one is shown as it was found: shrinking takes minutes.
@@ -36,7 +35,7 @@ def test_planned_parameters_are_those_of_the_model(profile: Profile) -> None:
     if not trainable and profile.weights.format not in ("bfloat16", "float16", "float32"):
         return  # packed tensors do not have one element a parameter
     model = Transformer(config, torch.device("meta"), trainable=trainable)
-    assert sum(p.numel() for p in model.parameters()) == parameters(profile)
+    assert sum(p.numel() for p in model.parameters()) == architecture_of(profile.model).parameters
 
 
 @pytest.mark.parametrize("weights", ["ternary-2bit", "ternary-1.6bit"])

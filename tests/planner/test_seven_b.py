@@ -6,34 +6,33 @@ import pytest
 
 from tests.planner.cases import card
 from tritter_mem.config.loading import load_profile
-from tritter_mem.planner.compose import plan
-from tritter_mem.planner.kv_cache import kv_cache_bytes
+from tritter_mem.planner.case import Case
+from tritter_mem.planner.compose import kv_cache_bytes, plan
 from tritter_mem.planner.result import planned_result
-from tritter_mem.planner.weights import (
-    embedding_parameters,
-    embeddings_bytes,
-    linear_parameters,
-    packed_linear_bytes,
-)
+from tritter_mem.planner.weights import embeddings_bytes, packed_linear_bytes
 from tritter_mem.units import GB
 
 # Tokens behind the 4 sinks; groups of 128 tokens; 32 layers of 32 heads of 128.
 BEHIND, GROUPS, LAYERS, HEADS, WIDTH = 131_068, 1_023, 32, 32, 128
 
 
+def case(name: str, settings: dict[str, int] | None = None) -> Case:
+    return Case.of(load_profile(name, settings), card())
+
+
 def test_parameters_and_packed_weights() -> None:
-    profile = load_profile("7b")
-    assert linear_parameters(profile) == 6_476_005_376
-    assert embedding_parameters(profile) == 536_870_912
-    assert packed_linear_bytes(profile) == 1_619_001_344
-    assert embeddings_bytes(profile) == 1_073_741_824
+    found = case("7b")
+    assert found.architecture.linear_parameters == 6_476_005_376
+    assert found.architecture.embedding_parameters == 536_870_912
+    assert packed_linear_bytes(found) == 1_619_001_344
+    assert embeddings_bytes(found) == 1_073_741_824
 
 
 def test_kv_cache_by_hand() -> None:
     keys = GROUPS * (128 * WIDTH // 2 + 2 * 2 * WIDTH)
     values = BEHIND * (WIDTH // 2 + 2 * 2)
     tail_and_sinks = 128 * WIDTH * 2 + 2 * 4 * WIDTH * 2
-    found = kv_cache_bytes(load_profile("7b"))
+    found = kv_cache_bytes(case("7b"))
     assert found == LAYERS * HEADS * (keys + values + tail_and_sinks)
     assert 18.25 * GB <= found <= 18.40 * GB
 
@@ -41,8 +40,8 @@ def test_kv_cache_by_hand() -> None:
 def test_bytes_a_token() -> None:
     """4.25 bits an element: 139,264 bytes a token with 32 KV heads, 34,816 with 8."""
     for name, a_token in (("7b", 139_264), ("7b-128k-gqa", 34_816)):
-        more = load_profile(name, {"workload.context": 131_072 + 128})
-        assert kv_cache_bytes(more) - kv_cache_bytes(load_profile(name)) == 128 * a_token
+        more = case(name, {"workload.context": 131_072 + 128})
+        assert kv_cache_bytes(more) - kv_cache_bytes(case(name)) == 128 * a_token
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,33 @@ class Section:
         return {name: value.model_dump() if isinstance(value, Section) else value
                 for name, value in vars(self).items()}  # fmt: skip
 
+    def replaced(self, values: Mapping[str, Any]) -> Self:
+        """Copy with some values replaced, sections key by key; the rest is not read again.
+
+        Raises:
+            ConfigError: a new value is wrong, or a rule is broken.
+        """
+        copy, problems = self._with(values, ())
+        problems = problems or self.broken_rules(Known(copy))
+        if problems:
+            raise ConfigError(*map(str, problems))
+        return build(type(self), copy)
+
+    def _with(
+        self, values: Mapping[str, Any], path: KeyPath
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        copy, problems = {**vars(self)}, []
+        for name, value in values.items():
+            own, here = copy.get(name), (*path, name)
+            if isinstance(own, Section) and isinstance(value, Mapping):
+                copy[name], found = own._with(value, here)
+            elif name in self.kinds:
+                copy[name], found = _read(self.kinds[name], value, here)
+            else:
+                found = [Problem(here, unknown_key(name, type(self)))]
+            problems += found
+        return (copy if problems else self.derived(copy)), problems
+
     def model_copy(self, *, update: Mapping[str, Any]) -> Self:
         """Copy with fields replaced by values that the caller knows to be right: unchecked."""
         return build(type(self), {**vars(self), **update})
@@ -327,6 +354,17 @@ class Known:
             raise UnknownValueError(name)
         value = self._values[name]
         return Known(value) if isinstance(value, dict) else value
+
+
+def set_value(values: dict[str, Any], path: KeyPath, value: Any) -> list[Problem]:
+    """Set one value of nested mappings in place, unless what is there leaves no room for it."""
+    *sections, last = path
+    for depth, name in enumerate(sections, 1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            return [Problem(path, f"unknown key; {'.'.join(path[:depth])} holds no keys")]
+    values[last] = value
+    return []
 
 
 def _kind(annotation: Any) -> Any:

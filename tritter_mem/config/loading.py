@@ -13,7 +13,7 @@ import yaml
 
 from tritter_mem.config.bundled_files import find_profile, label_of
 from tritter_mem.config.cards import AUTO, find_card, unknown_card
-from tritter_mem.config.fields import KeyPath, Problem, build, check
+from tritter_mem.config.fields import KeyPath, Problem, build, check, set_value
 from tritter_mem.config.profile import Profile
 from tritter_mem.config.reading import Document, read_document
 from tritter_mem.errors import ConfigError
@@ -46,7 +46,7 @@ def load_profile(
     problems = [
         problem
         for key, value in (overrides or {}).items()
-        for problem in _override(document.values, paths[key], value)
+        for problem in set_value(document.values, paths[key], value)
     ]
     values, wrong = check(Profile, document.values)
     problems += [*wrong, *_card_problems(values)]
@@ -110,17 +110,6 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         result[key] = merged(base[key], value) if both else value
     return result
-
-
-def _override(values: dict[str, Any], path: KeyPath, value: Any) -> list[Problem]:
-    """Set one value in place, unless what is there leaves no room for it."""
-    *sections, last = path
-    for depth, name in enumerate(sections, 1):
-        values = values.setdefault(name, {})
-        if not isinstance(values, dict):
-            return [Problem(path, f"unknown key; {'.'.join(path[:depth])} holds no keys")]
-    values[last] = value
-    return []
 
 
 @dataclass(frozen=True)

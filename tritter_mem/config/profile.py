@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from tritter_mem.config.fields import (
+    Choice,
     Problem,
     Real,
     Section,
@@ -18,10 +19,10 @@ from tritter_mem.config.fields import (
     Whole,
     count,
     memory,
+    set_value,
 )
-
-VISION_PREFIX_TOKENS = {"siglip-base": 196}
-QUANTISED_KV_BITS = {"int8": 8, "int4": 4, "int2": 2}
+from tritter_mem.models.formats import Use, formats_for, storage_format
+from tritter_mem.models.vision_towers import VISION_TOWERS
 
 Tokens = Annotated[int, count(1, 1 << 30)]
 TokensOrZero = Annotated[int, count(0, 1 << 30)]
@@ -60,7 +61,7 @@ class Model(Section):
     """Attend to this many last tokens only (and to the attention sinks); null: to all."""
     global_attention_every: Small | None = None
     """With a window: every n-th layer attends to all tokens."""
-    vision: Literal["siglip-base"] | None = None
+    vision: Annotated[str, Choice(tuple(VISION_TOWERS))] | None = None
     """Frozen vision tower whose patch embeddings are a prefix of the prompt; null: none."""
 
     @classmethod
@@ -87,18 +88,16 @@ class Model(Section):
 class Weights(Section):
     """How weights are stored for inference; in training the master weights stand for them."""
 
-    format: Literal[
-        "ternary-2bit", "ternary-1.6bit", "bfloat16", "float16", "float32", "int8", "int4"
-    ] = "ternary-2bit"
+    format: Annotated[str, Choice(formats_for("weights"))] = "ternary-2bit"
     """Storage of the linear layers."""
-    embedding_dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
+    embedding_dtype: Annotated[str, Choice(formats_for("embeddings"))] = "bfloat16"
     """Storage of the token embedding and the output projection."""
 
 
 class KVCache(Section):
     """The key-value cache of inference."""
 
-    dtype: Literal["bfloat16", "float16", "fp8", "int8", "int4", "int2"] = "int4"
+    dtype: Annotated[str, Choice(formats_for("kv_cache"))] = "int4"
     """Storage of keys and values."""
     group_size: Annotated[int, Whole(8, 4096)] = 128
     """Tokens that share a key's scale and minimum; channels that share a value's."""
@@ -251,7 +250,8 @@ def _channels_pair_and_pack(profile: Any) -> Iterator[Problem]:
 
 def _groups_divide_the_channels(profile: Any) -> Iterator[Problem]:
     head_dim, cache = profile.model.head_dim, profile.kv_cache
-    if cache.dtype in QUANTISED_KV_BITS and head_dim and head_dim % min(cache.group_size, head_dim):
+    grouped = not storage_format(cache.dtype).is_float
+    if grouped and head_dim and head_dim % min(cache.group_size, head_dim):
         yield _problem(
             "kv_cache.group_size",
             f"found {cache.group_size}; allowed: a divisor of head_dim ({head_dim}), "
@@ -291,7 +291,7 @@ def _training_has_no_graph(profile: Any) -> Iterator[Problem]:
 def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
     if profile.model.vision is None:
         return
-    work, prefix = profile.workload, VISION_PREFIX_TOKENS[profile.model.vision]
+    work, prefix = profile.workload, VISION_TOWERS[profile.model.vision].patches
     taken = prefix + (work.new_tokens if work.mode == "inference" else 0)
     if work.context <= taken:
         yield _problem(
@@ -313,17 +313,18 @@ def _trained_weights_are_floats(profile: Any) -> Iterator[Problem]:
     if profile.workload.mode != "training":
         return
     advice = "whole numbers have no gradient; or set workload.mode to inference"
-    if profile.weights.format in ("int8", "int4"):
-        yield _problem(
-            "weights.format",
-            f"found {profile.weights.format}; allowed in training: ternary-2bit, "
-            f"ternary-1.6bit, bfloat16, float16, float32: {advice}",
-        )
-    if profile.weights.embedding_dtype == "int8":
-        yield _problem(
-            "weights.embedding_dtype",
-            f"found int8; allowed in training: bfloat16, float16, float32: {advice}",
-        )
+    weights = profile.weights
+    uses: tuple[tuple[Use, str, str], ...] = (
+        ("weights", "format", weights.format),
+        ("embeddings", "embedding_dtype", weights.embedding_dtype),
+    )
+    for use, key, found in uses:
+        if not storage_format(found).is_trainable:
+            names = (name for name in formats_for(use) if storage_format(name).is_trainable)
+            allowed = ", ".join(names)
+            yield _problem(
+                f"weights.{key}", f"found {found}; allowed in training: {allowed}: {advice}"
+            )
 
 
 def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
@@ -399,11 +400,7 @@ def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
     Raises:
         ConfigError: the changed profile breaks a rule.
     """
-    values = profile.model_dump()
+    values: dict[str, Any] = {}
     for key, value in settings.items():
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target[section]
-        target[last] = value
-    return Profile.model_validate(values)
+        set_value(values, tuple(key.split(".")), value)
+    return profile.replaced(values)

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol, cast
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.bundled import architecture_of
+from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.moments import sizes_of
-from tritter_mem.planner.vision import vision_bytes
-from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
+from tritter_mem.planner.weights import embeddings_bytes, vision_bytes, weights_bytes
 from tritter_mem.profiling.checkpointing import simulate_policy
 from tritter_mem.results.run import COMPONENTS, Components, Estimate, Phase, Result
 from tritter_mem.simulation.progress import Progress
@@ -55,7 +55,8 @@ class Planned:
         checkpointing = {"policy": policy, "n": n}
         phases = self.estimate(changed(profile, {"training.checkpointing": checkpointing})).phases
         peak = max(p.components.activations_bytes for p in phases if p.components is not None)
-        weights = {name: math.prod(shape) for name, shape in sizes_of(profile, 1).linears.items()}
+        model = architecture_of(profile.model)
+        weights = {n: math.prod(s) for n, s in model.layers[0].linears(model.hidden).items()}
         again = 1 - weights["down"] / sum(weights.values())
         return peak, 0.0 if policy == "none" else again / 3 / n
 
@@ -256,14 +257,15 @@ def _stored(parts: Components) -> int:
 
 def _weights(answers: Answers) -> Iterator[AuditRow]:
     packed = _7b(weights__format="ternary-1.6bit")
-    small = weights_bytes(packed) + embeddings_bytes(packed)
+    case = Case.of(packed, find_gpu(packed.gpu.name))
+    small = weights_bytes(case) + embeddings_bytes(case)
     yield _row(
         "1.2, 2.1", "weights, inference", 1.4, _stored(answers.estimate(_7b()).components),
         "1.58 bits is the entropy: stored are 2 bits, and embeddings stay in bfloat16; "
         f"{small / GB:.2f} GB at 1.6 bits",
     )  # fmt: skip
     vision = _short(model__vision="siglip-base")
-    wide = 2 * vision_bytes(vision)
+    wide = 2 * vision_bytes(Case.of(vision, find_gpu(vision.gpu.name)))
     yield _row(
         "1.2", "vision encoder", 0.4, answers.estimate(vision).components.vision_bytes,
         f"93 M parameters in bfloat16, and a projection; {wide / GB:.2f} GB in float32",

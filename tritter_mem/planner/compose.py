@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
+from tritter_mem import torch_release
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
+from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import inference_moments
-from tritter_mem.planner.kv_cache import kv_cache_bytes
-from tritter_mem.planner.moments import Moment, highest, library_bytes
-from tritter_mem.planner.training import optimizer_state_bytes, training_moments
-from tritter_mem.planner.vision import vision_bytes
-from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
+from tritter_mem.planner.moments import Moment, highest
+from tritter_mem.planner.training import training_moments
+from tritter_mem.planner.weights import (
+    embeddings_bytes,
+    optimizer_state_bytes,
+    vision_bytes,
+    weights_bytes,
+)
 from tritter_mem.results.run import Estimate, Phase
 
 
@@ -32,16 +37,17 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
         card: the card; it decides the libraries' workspaces, the context, and how far attention is
             split.
     """
-    library = library_bytes(profile, card)
+    case = Case.of(profile, card)
+    library = library_bytes(case)
     loaded = {
-        "weights": weights_bytes(profile),
-        "embeddings": embeddings_bytes(profile),
-        "vision": vision_bytes(profile),
-        "kv_cache": kv_cache_bytes(profile),
+        "weights": weights_bytes(case),
+        "embeddings": embeddings_bytes(case),
+        "vision": vision_bytes(case),
+        "kv_cache": kv_cache_bytes(case),
     }
     # Workspaces and the optimizer's state are there from the warm-up on.
-    warm = {"optimizer_state": optimizer_state_bytes(profile), "workspace": library}
-    load, *later = [moment.plus(loaded) for moment in _moments(profile, card)]
+    warm = {"optimizer_state": optimizer_state_bytes(case), "workspace": library}
+    load, *later = [moment.plus(loaded) for moment in _moments(case)]
     moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
     return Estimate(
@@ -56,10 +62,32 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
     )
 
 
-def _moments(profile: Profile, card: GpuCard) -> Iterable[Moment]:
-    if profile.workload.mode == "training":
-        return training_moments(profile)
-    return inference_moments(profile, card.multiprocessors)
+def kv_cache_bytes(case: Case) -> int:
+    """The whole cache, all layers and sequences; 0 in training."""
+    if case.trains:
+        return 0
+    layers = case.architecture.counted_layers
+    return sum(count * layer.cache_bytes(case.cache) for layer, count in layers.items())
+
+
+def library_bytes(case: Case) -> int:
+    """Workspaces of cuBLAS: one a handle and stream, and each thread has its own handle.
+
+    Training has two, because the backward pass runs in a thread of its own; so has a decode step
+    that is captured, on a separate stream. The vision tower's products have a bias, for which
+    cuBLASLt may take one more in the first thread. Where PyTorch gives a workspace back after each
+    call, the plan takes it that one is there at the peak, which is one too many for some peaks.
+    """
+    workspace = case.card.cublas_workspace_bytes
+    if not torch_release.keeps_workspaces():
+        return workspace
+    handles = 2 if case.trains or case.captures else 1
+    has_bias = case.architecture.vision is not None
+    return handles * workspace + has_bias * torch_release.cublaslt_workspace_bytes()
+
+
+def _moments(case: Case) -> Iterator[Moment]:
+    return training_moments(case) if case.trains else inference_moments(case)
 
 
 def _phase(moment: Moment) -> Phase:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.config.profile import VISION_PREFIX_TOKENS, Profile, changed
+from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.bundled import architecture_of
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.results.run import ContextCurve
 
@@ -61,7 +62,8 @@ def smallest(profile: Profile, unknown: Unknown) -> int:
     """The smallest value that the rules for profiles allow."""
     if unknown == "batch":
         return 1
-    prefix = VISION_PREFIX_TOKENS.get(profile.model.vision or "", 0)
+    tower = architecture_of(profile.model).vision
+    prefix = 0 if tower is None else tower.patches
     generated = profile.workload.new_tokens if profile.workload.mode == "inference" else 0
     return max(prefix + generated, profile.kv_cache.attention_sinks) + 1
 

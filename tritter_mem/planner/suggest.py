@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import Unknown, solve
 from tritter_mem.results.run import Suggestion
@@ -107,9 +108,7 @@ def _cache_changes(profile: Profile) -> Iterator[Change]:
         yield Change(
             f"{group} KV heads (needs a model trained so)", {"model.num_key_value_heads": group}
         )
-    for dtype in ("int8", "int4", "int2"):
-        loss = {"int8": "", "int4": "", "int2": " (costs quality)"}[dtype]
-        yield Change(f"{dtype} KV cache{loss}", {"kv_cache.dtype": dtype})
+    yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
@@ -120,12 +119,23 @@ def _cache_changes(profile: Profile) -> Iterator[Change]:
 
 
 def _weight_changes(profile: Profile) -> Iterator[Change]:
-    yield Change("weights in 1.6 bits", {"weights.format": "ternary-1.6bit"})
-    if not profile.weights.format.startswith("ternary"):
-        yield Change("ternary weights (needs a model trained so)", {
-            "weights.format": "ternary-2bit"})  # fmt: skip
-        yield Change("int4 weights (costs quality)", {"weights.format": "int4"})
-    yield Change("int8 embeddings", {"weights.embedding_dtype": "int8"})
+    weights = profile.weights
+    yield from _smaller("weights", weights.format, "weights.format", "weights")
+    yield from _smaller(
+        "embeddings", weights.embedding_dtype, "weights.embedding_dtype", "embeddings"
+    )
+
+
+def _smaller(use: Use, now: str, key: str, what: str) -> Iterator[Change]:
+    """Formats of fewer bits than the one in use that are no floating-point type."""
+    own = storage_format(now)
+    for name in formats_for(use):
+        other = storage_format(name)
+        if other.is_float or other.bits >= own.bits:
+            continue
+        # What a ternary model costs has been paid already.
+        caveat = "" if own.is_ternary and other.is_ternary else other.caveat(use)
+        yield Change(f"{other.label} {what}" + (f" ({caveat})" if caveat else ""), {key: name})
 
 
 def _training_changes(profile: Profile) -> Iterator[Change]:

@@ -1,0 +1,248 @@
+"""What a model is, described once: its widths and its layers, as data.
+
+A layer is a sequence of blocks, such as attention and an MLP. A kind of block carries its own
+formulas: its weights, its cache, which tensors are alive at each step, and what training keeps.
+The planner adds them up without knowing the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from tritter_mem.models.formats import TRAINED_PACKING, StorageFormat
+from tritter_mem.models.vision_towers import VisionTower
+
+Shape = tuple[int, int]
+"""Outputs and inputs of a linear layer."""
+Tensors = Mapping[str, int]
+"""Bytes of tensors by name; 0, or no entry, for what a case does not have."""
+
+EXPANDED_ROWS = 4096
+"""Rows of int8 and int4 weights that are expanded at a time."""
+_SCALE_AND_SUM_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Tokens that run at once, and how their numbers are stored.
+
+    Attributes:
+        tokens: of all sequences together.
+        batch: sequences.
+        hidden: width of the residual stream.
+        weights: storage of the linear layers in inference.
+        compute: storage of activations.
+        master: storage of trained weights and of their gradients.
+    """
+
+    tokens: int
+    batch: int
+    hidden: int
+    weights: StorageFormat
+    compute: StorageFormat
+    master: StorageFormat
+
+    def activation_bytes(self, width: int) -> int:
+        """Rows of so many channels in the activations' type."""
+        return self.tokens * width * self.compute.element_bytes
+
+    def input_bytes(self, width: int) -> int:
+        """What a linear layer makes of its input: int8 rows for ternary weights, else nothing.
+
+        int8 rows are codes, and for each token a float32 scale and an int32 sum.
+        """
+        return self.tokens * (width + _SCALE_AND_SUM_BYTES) if self.weights.is_ternary else 0
+
+    def expanded_bytes(self, shape: Shape) -> int:
+        """int8 and int4 weights are expanded for a product, a block of rows at a time."""
+        if self.weights.is_trainable:
+            return 0
+        outputs, inputs = shape
+        return min(EXPANDED_ROWS, outputs) * inputs * self.compute.element_bytes
+
+    def rounded_bytes(self, shape: Shape) -> int:
+        """What a training product makes of its weights: packed ones and a scale, or a cast."""
+        outputs, inputs = shape
+        if self.weights.is_ternary:
+            return outputs * (TRAINED_PACKING.code_bytes(inputs) + TRAINED_PACKING.scale_bytes)
+        return outputs * inputs * self.compute.element_bytes if self.casts else 0
+
+    @property
+    def casts(self) -> bool:
+        """Whether activations have another type than trained weights."""
+        return self.compute.name != self.master.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """The key-value cache of a case.
+
+    Attributes:
+        format: storage of keys and values.
+        compute: storage of activations, and so of sinks and tail.
+        group: tokens that share a key's scale and minimum; channels that share a value's.
+        sinks: first tokens that stay, in the activations' type.
+        context: tokens of each sequence.
+        batch: sequences.
+    """
+
+    format: StorageFormat
+    compute: StorageFormat
+    group: int
+    sinks: int
+    context: int
+    batch: int
+
+
+class Block(ABC):
+    """One block of a layer, between two points of the residual stream; a kind is a subclass.
+
+    Tables name the tensors that are alive at each step, without what other blocks of the layer
+    hold. `x` is the block's input, `y` its last product, `sum` the residual stream behind it.
+
+    Attributes:
+        INFERENCE: step to the tensors that are alive.
+        FORWARD: the same for the forward pass of training. The last two steps are the block's last
+            product, and the sum.
+        SAVED_SINCE: what the backward pass needs, and the number of the step from which it is kept.
+        RESULTS: steps whose result a selective checkpointing policy may keep.
+        KEPT: what a selective policy keeps beside the layer's input.
+        BACKWARD: step to the tensors that are alive, and to the gradients of the block's weights
+            that are there.
+    """
+
+    __slots__ = ()
+    INFERENCE: ClassVar[Mapping[str, str]]
+    FORWARD: ClassVar[Mapping[str, str]]
+    SAVED_SINCE: ClassVar[Mapping[str, int]]
+    RESULTS: ClassVar[Mapping[str, str]]
+    KEPT: ClassVar[Mapping[str, tuple[str, ...]]]
+    BACKWARD: ClassVar[Mapping[str, tuple[str, str]]]
+
+    @abstractmethod
+    def linears(self, hidden: int) -> dict[str, Shape]:
+        """Its linear layers by name, for a residual stream of `hidden` channels."""
+
+    @abstractmethod
+    def norms(self, hidden: int) -> dict[str, int]:
+        """Elements of its norms' weights by name; 0 for one that it does not have."""
+
+    def parameters(self, hidden: int) -> dict[str, int]:
+        """Elements of all its weights by name, norms included."""
+        linears = {name: rows * columns for name, (rows, columns) in self.linears(hidden).items()}
+        return linears | self.norms(hidden)
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """Its part of the key-value cache, all sequences."""
+        del cache
+        return 0
+
+    def cache_scratch_bytes(
+        self, rows: Rows, cache: Cache, cached: bool, multiprocessors: int
+    ) -> int:
+        """What reading the cache takes beside it: `attention_scratch` in `INFERENCE`.
+
+        Args:
+            rows: the tokens that run.
+            cache: the case's cache.
+            cached: whether the cache holds tokens before them.
+            multiprocessors: of the card, for which attention of one token a sequence is split.
+        """
+        del rows, cache, cached, multiprocessors
+        return 0
+
+    @abstractmethod
+    def tensors(self, rows: Rows) -> Tensors:
+        """Bytes of the tensors of `INFERENCE`, `attention_scratch` aside."""
+
+    @abstractmethod
+    def trained_tensors(self, rows: Rows) -> Tensors:
+        """Bytes of the tensors of `FORWARD` and `BACKWARD`."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: its blocks, in the order in which they run."""
+
+    blocks: tuple[Block, ...]
+
+    def linears(self, hidden: int) -> dict[str, Shape]:
+        """Linear layers of all blocks by name."""
+        return {name: shape for b in self.blocks for name, shape in b.linears(hidden).items()}
+
+    def norms(self, hidden: int) -> dict[str, int]:
+        """Elements of the norms' weights of all blocks by name."""
+        return {name: count for b in self.blocks for name, count in b.norms(hidden).items()}
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """Its part of the key-value cache, all sequences."""
+        return sum(block.cache_bytes(cache) for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A language model.
+
+    Attributes:
+        name: of the architecture, as `model_type` of a `config.json`.
+        hidden: width of the residual stream.
+        vocabulary: rows of the embedding.
+        tied: whether the output projection is the embedding.
+        layers: in order; equal ones are one object, or compare equal.
+        vision: the tower before it; None: none.
+    """
+
+    name: str
+    hidden: int
+    vocabulary: int
+    tied: bool
+    layers: tuple[Layer, ...]
+    vision: VisionTower | None = None
+
+    @cached_property
+    def counted_layers(self) -> Mapping[Layer, int]:
+        """Each different layer, and how many there are of it."""
+        return Counter(self.layers)
+
+    @property
+    def tables(self) -> int:
+        """Embedding tables: one, or two where the output projection has weights for itself."""
+        return 1 if self.tied else 2
+
+    @property
+    def linear_parameters(self) -> int:
+        """Parameters of all linear layers."""
+        return sum(
+            count * outputs * inputs
+            for layer, count in self.counted_layers.items()
+            for outputs, inputs in layer.linears(self.hidden).values()
+        )
+
+    @property
+    def norm_parameters(self) -> int:
+        """Parameters of all norms, the last one included."""
+        return self.hidden + sum(
+            count * sum(layer.norms(self.hidden).values())
+            for layer, count in self.counted_layers.items()
+        )
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding and, unless it is tied, of the output projection."""
+        return self.tables * self.vocabulary * self.hidden
+
+    @property
+    def vision_parameters(self) -> int:
+        """Parameters of the vision tower and its projection; 0 without one."""
+        return 0 if self.vision is None else self.vision.parameters(self.hidden)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, the vision tower's included."""
+        language = self.linear_parameters + self.norm_parameters + self.embedding_parameters
+        return language + self.vision_parameters
