@@ -37,8 +37,12 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
         card: the card; it decides the libraries' workspaces, the context, and how far attention is
             split.
     """
-    case = Case.of(profile, card)
-    library = library_bytes(case)
+    return plan_case(Case.of(profile, card))
+
+
+def plan_case(case: Case) -> Estimate:
+    """The plan of a case, see `plan`."""
+    card, library = case.card, library_bytes(case)
     loaded = {
         "weights": weights_bytes(case),
         "embeddings": embeddings_bytes(case),
