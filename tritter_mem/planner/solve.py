@@ -1,4 +1,4 @@
-"""The largest context or batch that fits a budget, exactly."""
+"""The largest context or batch that fits a budget, and memory against context length."""
 
 from __future__ import annotations
 
@@ -35,9 +35,13 @@ def solve(
     """
 
     def fits(value: int) -> bool:
-        return plan(with_value(profile, unknown, value), card).footprint_bytes <= budget_bytes
+        return _footprint_bytes(profile, card, unknown, value) <= budget_bytes
 
     return largest(fits, smallest(profile, unknown), most or LIMITS[unknown])
+
+
+def _footprint_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+    return plan(with_value(profile, unknown, value), card).footprint_bytes
 
 
 def with_value(profile: Profile, unknown: Unknown, value: int) -> Profile:
@@ -66,6 +70,55 @@ def smallest(profile: Profile, unknown: Unknown) -> int:
     prefix = 0 if tower is None else tower.patches
     generated = profile.workload.new_tokens if profile.workload.mode == "inference" else 0
     return max(prefix + generated, profile.kv_cache.attention_sinks) + 1
+
+
+SCHEMA = "tritter-mem.max/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """What was solved for.
+
+    Attributes:
+        value: the largest that fits; None where not even the smallest does.
+        footprint_bytes: what it needs; where nothing fits, what the smallest needs.
+        next_footprint_bytes: what one more would need; None where a profile may hold no more.
+    """
+
+    name: str
+    gpu: str
+    unknown: Unknown
+    value: int | None
+    budget_bytes: int
+    footprint_bytes: int
+    next_footprint_bytes: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def find_largest(profile: Profile, unknown: Unknown) -> Largest:
+    """Solve for one unknown of a profile, on its card and budget.
+
+    Raises:
+        ConfigError: the card is unknown.
+    """
+    card = find_gpu(profile.gpu.name)
+    budget = budget_of(profile, card)
+    value = solve(profile, card, budget, unknown)
+    at = smallest(profile, unknown) if value is None else value
+    return Largest(
+        name=profile.name,
+        gpu=card.name,
+        unknown=unknown,
+        value=value,
+        budget_bytes=budget,
+        footprint_bytes=_footprint_bytes(profile, card, unknown, at),
+        next_footprint_bytes=(
+            None if at >= LIMITS[unknown] else _footprint_bytes(profile, card, unknown, at + 1)
+        ),
+    )
 
 
 CACHE_TYPES = ("bfloat16", "int8", "int4", "int2")
@@ -126,7 +179,10 @@ def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
         cache_dtype=dtype,
         kv_heads=kv_heads,
         own=own,
-        points=tuple((length, _need(profile, card, length)) for length in _lengths(profile)),
+        points=tuple(
+            (length, _footprint_bytes(profile, card, "context", length))
+            for length in _lengths(profile)
+        ),
         largest_context=solve(profile, card, budget_of(profile, card), "context"),
     )
 
@@ -139,60 +195,3 @@ def _lengths(profile: Profile) -> list[int]:
     steps = (start * quarter // 4 for start in octaves for quarter in range(4, 8))
     lengths = {length for length in steps if least <= length <= most}
     return sorted(lengths | {profile.workload.context})
-
-
-def _need(profile: Profile, card: GpuCard, context: int) -> int:
-    return plan(with_value(profile, "context", context), card).footprint_bytes
-
-
-SCHEMA = "tritter-mem.max/1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Largest:
-    """What was solved for.
-
-    Attributes:
-        value: the largest that fits; None where not even the smallest does.
-        footprint_bytes: what it needs; where nothing fits, what the smallest needs.
-        next_footprint_bytes: what one more would need; None where a profile may hold no more.
-    """
-
-    name: str
-    gpu: str
-    unknown: Unknown
-    value: int | None
-    budget_bytes: int
-    footprint_bytes: int
-    next_footprint_bytes: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
-def find_largest(profile: Profile, unknown: Unknown) -> Largest:
-    """Solve for one unknown of a profile, on its card and budget.
-
-    Raises:
-        ConfigError: the card is unknown.
-    """
-    card = find_gpu(profile.gpu.name)
-    budget = budget_of(profile, card)
-    value = solve(profile, card, budget, unknown)
-    at = smallest(profile, unknown) if value is None else value
-    return Largest(
-        name=profile.name,
-        gpu=card.name,
-        unknown=unknown,
-        value=value,
-        budget_bytes=budget,
-        footprint_bytes=_need_at(profile, card, unknown, at),
-        next_footprint_bytes=(
-            None if at >= LIMITS[unknown] else _need_at(profile, card, unknown, at + 1)
-        ),
-    )
-
-
-def _need_at(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
-    return plan(with_value(profile, unknown, value), card).footprint_bytes
