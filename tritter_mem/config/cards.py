@@ -1,4 +1,4 @@
-"""What a card is, and what its file in the table holds."""
+"""The table of cards: one YAML file a card, read when that card is asked for."""
 
 # No `from __future__ import annotations`: the annotations are read as objects, not as text.
 import re

@@ -1,4 +1,4 @@
-"""Sections: immutable groups of fields that are checked, all problems at once.
+"""What a field may be, and sections: immutable groups of fields, checked all at once.
 
 The annotations of a section say what its fields may be: `Annotated[int, Whole(1, 8)]`, `Literal`,
 `bool`, another section, and `| None` where null is allowed. Type checkers treat a section like a

@@ -1,4 +1,7 @@
-"""The qualified name of the module that runs, and of those that hold weights."""
+"""Which module runs, and whose each storage is.
+
+A module runs in its forward pass, and in the backward pass while nodes run that its forward made.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class Nodes:
 
 
 def _ignore(tensor: Tensor, module: str) -> None:
-    """Nobody asks whose weights they are."""
+    """For those who do not ask whose weights they are."""
 
 
 class ModulePath:
@@ -159,6 +162,12 @@ def _nothing() -> None:
 
 class Owners:
     """Gives the storages of a log to modules.
+
+    A parameter or buffer belongs to the first module that holds it, other memory to the module
+    whose forward or backward pass allocated it. What was allocated outside of any module belongs
+    where the first of the operator's inputs does: an optimizer's state goes to the parameter's
+    module, a loss to the module whose output it is made from. Where they belong to none either, as
+    for a key-value cache, the first module whose forward uses the storage has it.
 
     Args:
         log: has the storages.

@@ -28,6 +28,12 @@ from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_model import labels
 
+Adopt = Callable[[Tensor, str], None]
+"""Takes a tensor, and the category of its storage."""
+PhaseHook = Callable[[str], AbstractContextManager[None]]
+"""Entered with a phase's name around it."""
+FORWARD, BACKWARD, OPTIMIZER, STEP = "forward", "backward", "optimizer", "step"
+_ENGINE = "_engine_run_backward"  # what `backward` and `grad` call
 _FIND_PACKED = "find_packed_sequence_indices"
 
 
@@ -38,7 +44,7 @@ class Watch(Protocol):
         """Entered around each phase."""
 
     def adopt(self, tensor: Tensor, category: str) -> None:
-        """Told what a tensor is for."""
+        """Called with a tensor and what it is for."""
 
 
 def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
@@ -54,8 +60,6 @@ def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
         SimulationError: it needed what `meta` does not have.
         UsageError: it does not take the arguments.
     """
-    import torch
-
     build = load(case)
     categories = Categories(watch.adopt)
     with categories, _one_device(case, device), explained(case):
@@ -119,9 +123,7 @@ def _one_sequence_a_row(device: str) -> Iterator[None]:
 
 
 def _check_step(step: Any, case: ModuleCase) -> None:
-    from torch.nn import Module
-
-    if not callable(step) or isinstance(step, Module):
+    if not callable(step) or isinstance(step, nn.Module):
         raise InputError(
             f"{case.name}: returned {type(step).__name__}; it must return a function of no "
             "arguments that runs one step"
@@ -131,7 +133,6 @@ def _check_step(step: Any, case: ModuleCase) -> None:
 @contextmanager
 def _one_device(case: ModuleCase, device: str) -> Iterator[None]:
     """Refuse a module whose weights and inputs are on two devices: CUDA does, `meta` does not."""
-    from torch.nn.modules.module import register_module_forward_pre_hook
 
     def check(module: nn.Module, args: Any) -> None:
         weights = {name: weight.device.type for name, weight in module.named_parameters("", False)}
@@ -139,7 +140,7 @@ def _one_device(case: ModuleCase, device: str) -> Iterator[None]:
         if {*weights.values(), *given} >= {"cpu", device}:
             raise InputError(f"{case.name}: {_two_devices(module, weights, given, device)}")
 
-    handle = None if device == "cpu" else register_module_forward_pre_hook(check)
+    handle = None if device == "cpu" else hooks.register_module_forward_pre_hook(check)
     try:
         yield
     finally:
@@ -157,11 +158,13 @@ def _two_devices(module: nn.Module, weights: dict[str, str], given: set[str], de
     )
 
 
-Adopt = Callable[[Tensor, str], None]
-
-
 class Categories:
-    """Follows modules and optimizers, of whatever code, while it is entered.
+    """What the memory of third-party code is for, found by hooks while it is entered.
+
+    The code does not say, so PyTorch's structures are read: the parameters and buffers of every
+    module, the gradients of parameters, the state of optimizers. A storage keeps its category from
+    its allocation on, so it suffices to look when each of these is complete. All else is
+    activations.
 
     Args:
         adopt: takes a tensor and the category of its storage.
@@ -235,13 +238,12 @@ def _kind(module: nn.Module) -> str:
     return labels.EMBEDDINGS if isinstance(module, nn.Embedding) else labels.WEIGHTS
 
 
-PhaseHook = Callable[[str], AbstractContextManager[None]]
-_ENGINE = "_engine_run_backward"  # what `backward` and `grad` call
-FORWARD, BACKWARD, OPTIMIZER, STEP = "forward", "backward", "optimizer", "step"
-
-
 class Steps:
-    """Follows what third-party code does, while it is entered.
+    """The phases of third-party code: forward, backward, optimizer, where a step has them.
+
+    Forward begins with the call of an outermost module, backward with autograd's engine, optimizer
+    with an optimizer's step; each lasts until the next begins. What comes before the first is in no
+    phase. A step that showed neither backward nor optimizer in its warm-up is one phase, `step`.
 
     Args:
         phase: entered with each phase's name around it.
