@@ -6,11 +6,11 @@ New segments get ascending addresses from `START`, so an address tells segment a
 import pytest
 
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import PrivateStream
 from tritter_mem.allocator.caching_allocator import FIRST_ADDRESS as START
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.errors import UsageError
+from tritter_mem.results.segments import PrivateStream
 from tritter_mem.units import GiB, KiB, MiB
 
 

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tritter_mem.allocator.blocks import Block, PrivateStream, Stream
+from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
-from tritter_mem.allocator.snapshot import Recorder
+from tritter_mem.allocator.snapshot import RecordingAllocator
+from tritter_mem.results.segments import PrivateStream, Stream
 from tritter_mem.units import MiB
 
 CONFS = (
@@ -50,7 +51,7 @@ WORKLOADS = st.lists(st.one_of(ALLOC, ALLOC, ALLOC, FREE, FREE, RARE), max_size=
 class Run:
     """A workload on an allocator."""
 
-    def __init__(self, allocator: CachingAllocator | Recorder) -> None:
+    def __init__(self, allocator: CachingAllocator | RecordingAllocator) -> None:
         self.allocator = allocator
         self.live: list[Block] = []
         self.tickets: list[int] = []

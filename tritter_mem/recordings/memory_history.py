@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tritter_mem.allocator.blocks import FREE, WAITING, Stream
-from tritter_mem.allocator.caching_allocator import SegmentState, Starts
+from tritter_mem.allocator.caching_allocator import Starts
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import (
     ALLOC,
@@ -23,6 +22,7 @@ from tritter_mem.allocator.snapshot import (
 )
 from tritter_mem.recordings.rewind import records_completion, reservation_starts, state_at_start
 from tritter_mem.results.replay import Recorded
+from tritter_mem.results.segments import FREE, WAITING, SegmentState, Stream
 
 # What a replay does: serve a request, free a block, let a freed block wait and let it go, release
 # cached segments, try the request that failed in the recording, map pages that were mapped for a

@@ -17,14 +17,10 @@ from benchmarks.standin.allocator.operations import (
 )
 from benchmarks.standin.allocator.state import Answer, SeenBlock, SeenSegment
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import FREE, Block, PrivateStream, Stream
-from tritter_mem.allocator.caching_allocator import (
-    Ascending,
-    CachingAllocator,
-    OutOfMemoryError,
-    SegmentState,
-)
+from tritter_mem.allocator.blocks import Block
+from tritter_mem.allocator.caching_allocator import Ascending, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings
+from tritter_mem.results.segments import FREE, PrivateStream, SegmentState, Stream
 
 
 class SimulatedAllocator:
