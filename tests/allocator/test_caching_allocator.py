@@ -388,6 +388,6 @@ def test_a_request_of_no_bytes_takes_the_smallest_block() -> None:
     assert allocator().malloc(0).size == 512
 
 
-def test_the_place_of_segments_can_be_given() -> None:
-    a = CachingAllocator(place=lambda action, size, stream: 64 * GiB + stream * KiB)
+def test_the_address_of_segments_can_be_given() -> None:
+    a = CachingAllocator(new_address=lambda action, size, stream: 64 * GiB + stream * KiB)
     assert a.malloc(30 * MiB, stream=2).address == 64 * GiB + 2 * KiB

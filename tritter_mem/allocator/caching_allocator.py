@@ -40,7 +40,7 @@ from tritter_mem.units import MiB, TiB, format_bytes
 SegmentAction = Literal["segment_alloc", "segment_free", "segment_map", "segment_unmap"]
 Action = SegmentAction | Literal["free_completed"]
 # Gives a new segment or reservation its address, from (action, bytes, stream).
-Place = Callable[[SegmentAction, int, Stream], int]
+NewAddress = Callable[[SegmentAction, int, Stream], int]
 # Called for each segment that comes or goes, and for each free that waited, with (action, address,
 # bytes, stream).
 Observer = Callable[[Action, int, int, Stream], None]
@@ -79,7 +79,7 @@ class OutOfMemoryError(Exception):
         self.limit_bytes = limit_bytes
 
 
-class Ascending:
+class AscendingAddresses:
     """Addresses for new segments: ascending, never used again."""
 
     def __init__(self, first: int = FIRST_ADDRESS) -> None:
@@ -111,7 +111,7 @@ class CachingAllocator:
         capacity_bytes: memory of the device; None: no limit. It is also the limit that garbage
             collection measures by.
         device_reserved_bytes: part of it that segments cannot have: the CUDA context, others.
-        place: gives new segments their address; default: ascending ones.
+        new_address: gives a new segment its address; default: ascending addresses.
         observer: called for every segment that comes or goes, and for every free that waited.
     """
 
@@ -120,14 +120,14 @@ class CachingAllocator:
         settings: AllocatorSettings | None = None,
         capacity_bytes: int | None = None,
         device_reserved_bytes: int = 0,
-        place: Place | None = None,
+        new_address: NewAddress | None = None,
         observer: Observer = _ignore,
     ) -> None:
         self.settings = settings or AllocatorSettings()
         self.observer = observer
         self.segments_by_address: dict[int, Block] = {}
         self.waiting: dict[int, Block] = {}
-        self._place = place or Ascending()
+        self._new_address = new_address or AscendingAddresses()
         self._small_pools: dict[Stream, BlockPool] = {}
         self._large_pools: dict[Stream, BlockPool] = {}
         self._tickets = 0
@@ -414,7 +414,7 @@ class CachingAllocator:
             return self._grow_expandable(pool, size)
         if self.reserved_bytes + wanted > self.driver_limit_bytes:
             return None
-        address = self._place("segment_alloc", wanted, pool.stream)
+        address = self._new_address("segment_alloc", wanted, pool.stream)
         block = Block(address, wanted, pool)
         self.segments_by_address[address] = block
         self.counters.took(pool.tally, wanted, segment=True)
@@ -538,7 +538,7 @@ class CachingAllocator:
         """Reserve addresses for at least `size` bytes; returns them as one unmapped block."""
         page = self._page_bytes(small=pool.small)
         length = max(self._reservation_bytes(page), round_up(size, page))
-        address = self._place("segment_map", length, pool.stream)
+        address = self._new_address("segment_map", length, pool.stream)
         block = pool.reserve(ExpandableSegment(address, length, page))
         self.segments_by_address[address] = block
         return block

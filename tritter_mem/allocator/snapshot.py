@@ -345,9 +345,10 @@ class _PrivateRanges:
     """Which addresses belong to a private pool."""
 
     def __init__(self, segments: Sequence[SegmentState]) -> None:
-        own = [s for s in segments if isinstance(s.stream, PrivateStream)]
-        self._starts = [segment.address for segment in own]
-        self._segments = own
+        private = [(s, s.stream.pool_id) for s in segments if isinstance(s.stream, PrivateStream)]
+        self._starts = [segment.address for segment, _ in private]
+        self._ends = [segment.address + segment.size for segment, _ in private]
+        self._pools = [pool for _, pool in private]
 
     def __bool__(self) -> bool:
         return bool(self._starts)
@@ -355,12 +356,7 @@ class _PrivateRanges:
     def pool_at(self, address: int) -> tuple[int, int] | None:
         """The pool of the segment that holds an address."""
         at = bisect_right(self._starts, address) - 1
-        if at < 0:
-            return None
-        segment = self._segments[at]
-        inside = address < segment.address + segment.size
-        return segment.stream.pool_id if inside and isinstance(
-            segment.stream, PrivateStream) else None  # fmt: skip
+        return self._pools[at] if at >= 0 and address < self._ends[at] else None
 
 
 def _read_pool(entry: dict[str, Any]) -> tuple[int, int] | None:

@@ -15,7 +15,7 @@ from tritter_mem.recordings.memory_history import (
 )
 from tritter_mem.recordings.player import STEPS_A_CALL, HistoryPlayer, Progress, ascending_beyond
 from tritter_mem.results.replay import Fidelity, Recorded
-from tritter_mem.results.segments import PrivateStream, Stream
+from tritter_mem.results.segments import Stream
 
 
 def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
@@ -24,7 +24,9 @@ def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
     Sets `complete` of each of the history's releases: whether it released all there was.
     """
     driver = _RecordedDriver(history)
-    allocator = CachingAllocator(history.settings, place=driver.place, observer=driver.observe)
+    allocator = CachingAllocator(
+        history.settings, new_address=driver.new_address, observer=driver.observe
+    )
     player = HistoryPlayer(history, allocator)
     player.start_recorded()
     reserved_start = allocator.reserved_bytes
@@ -98,7 +100,7 @@ def _release_as_recorded(allocator: CachingAllocator, release: Release) -> None:
     shared = False
     for address, _ in release.segments:
         block = allocator.segments_by_address.get(address)
-        private = block is not None and isinstance(block.pool.stream, PrivateStream)
+        private = block is not None and block.pool.private
         shared |= allocator.release_at(address) and not private
     release.complete = shared and not allocator.can_release()
 
@@ -126,7 +128,7 @@ class _RecordedDriver:
         self.missed += len(self._due)
         self._due = []
 
-    def place(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The address that the recording gave it."""
         mapped = action == "segment_map"
         for new in self._due:

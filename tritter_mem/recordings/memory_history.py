@@ -202,7 +202,7 @@ class _Builder:
         return new_memory and self._steps[-1:] == bytes([DO_RELEASE])
 
     def _settle(self, event: int) -> None:
-        """Pages that were mapped for no request that was served: each gets a step of its own."""
+        """Pages that were mapped for no request that was served: each gets its own step."""
         for number in range(self._settled, len(self._new_segments)):
             new = self._new_segments[number]
             if new.mapped:

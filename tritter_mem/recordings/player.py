@@ -10,7 +10,7 @@ from tritter_mem.allocator.caching_allocator import (
     ALIGNMENT,
     FIRST_ADDRESS,
     Action,
-    Ascending,
+    AscendingAddresses,
     CachingAllocator,
     OutOfMemoryError,
     SegmentAction,
@@ -181,7 +181,7 @@ class RecordedAddresses:
             self._insert(segment.address, segment.size)
         self._beyond = ascending_beyond(history)
 
-    def place(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The next recorded address that is free, of a segment alike."""
         # A reservation is larger than the pages that were recorded: only their address counts.
         wanted = 0 if action == "segment_map" else size
@@ -219,8 +219,8 @@ def _key(new: NewSegment) -> tuple[SegmentAction, int, Stream]:
     return ("segment_alloc", new.size, new.stream)
 
 
-def ascending_beyond(history: History) -> Ascending:
+def ascending_beyond(history: History) -> AscendingAddresses:
     """Ascending addresses above all that were recorded."""
     ends = [segment.address + segment.size for segment in history.start]
     ends += [new.address + new.size for new in history.new_segments]
-    return Ascending(round_up(max((FIRST_ADDRESS, *ends)) + TiB, ALIGNMENT))
+    return AscendingAddresses(round_up(max((FIRST_ADDRESS, *ends)) + TiB, ALIGNMENT))

@@ -126,15 +126,17 @@ def _step_after(history: History, allocations: int) -> int:
 
 def _player(history: History, plan: Plan, capacity_bytes: int | None) -> HistoryPlayer:
     if plan.fresh:
-        place = ascending_beyond(history)
-        return HistoryPlayer(history, CachingAllocator(plan.settings, capacity_bytes, place=place))
-    recorded = RecordedAddresses(history)
-    return HistoryPlayer(
-        history,
-        CachingAllocator(
-            plan.settings, capacity_bytes, place=recorded.place, observer=recorded.observe
-        ),
-    )
+        beyond = ascending_beyond(history)
+        allocator = CachingAllocator(plan.settings, capacity_bytes, new_address=beyond)
+    else:
+        recorded = RecordedAddresses(history)
+        allocator = CachingAllocator(
+            plan.settings,
+            capacity_bytes,
+            new_address=recorded.new_address,
+            observer=recorded.observe,
+        )
+    return HistoryPlayer(history, allocator)
 
 
 def _start(player: HistoryPlayer, plan: Plan) -> None:
@@ -276,4 +278,4 @@ def _worthwhile(base: Scenario) -> float:
 def _named(scenario: Scenario) -> str:
     if scenario.conf:
         return scenario.conf
-    return "PyTorch's defaults" if scenario.fresh else "the recorded settings"
+    return DEFAULTS if scenario.fresh else "the recorded settings"
