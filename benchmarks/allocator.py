@@ -27,7 +27,7 @@ from tritter_mem.units import GiB, format_bytes
 WIDTH, LAYERS = 2048, 24
 CAPACITY_BYTES = 80 * GiB
 
-# What to do: a size to allocate, or the place in the list of live blocks to free, counted from 0
+# What to do: a size to allocate, or the position in the list of live blocks to free, counted from 0
 # and negative.
 Load = list[int]
 
@@ -98,7 +98,7 @@ def linearity(events: int) -> None:
 
 
 def whole_replay(events: int) -> None:
-    """`replay` of a snapshot file under every scenario, in a process of its own."""
+    """`replay` of a snapshot file under every scenario, in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.pickle"
         recorder = RecordingAllocator(CachingAllocator())

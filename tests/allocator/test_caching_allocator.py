@@ -1,6 +1,6 @@
 """Each rule of the allocator on a few requests whose outcome was worked out by hand.
 
-New segments get ascending addresses from `START`, so an address tells segment and place.
+New segments get ascending addresses from `START`, so an address names the segment and the offset.
 """
 
 import pytest
@@ -284,7 +284,7 @@ def test_a_smaller_request_does_not_take_an_oversize_block() -> None:
     a = allocator("max_split_size_mb:64")
     a.free(a.malloc(80 * MiB))
     assert a.malloc(60 * MiB).address == START + 80 * MiB
-    assert a.malloc(64 * MiB - 512).size == 64 * MiB  # below the limit, in a segment of its own
+    assert a.malloc(64 * MiB - 512).size == 64 * MiB  # below the limit, in its own segment
 
 
 def test_an_oversize_block_may_be_less_than_20_mib_larger_than_the_request() -> None:

@@ -110,8 +110,8 @@ def test_pytorchs_viewer_takes_it(tmp_path: Path) -> None:
         (embedded,) = re.findall(r"local_files = (\[.*?\])\n", page)
         files = json.loads(embedded)
         assert pickle.loads(base64.b64decode(files[0]["base64"])) == made  # noqa: S301
-    told = viz.trace(made)
-    assert "raise OutOfMemoryError # 90.0MiB requested, 78.0MiB free in CUDA" in told
+    printed = viz.trace(made)
+    assert "raise OutOfMemoryError # 90.0MiB requested, 78.0MiB free in CUDA" in printed
     assert "total_reserved: 22.0MiB" in viz.segsum(made)
     assert viz.trace_plot(made, filter_freed=True)
 
