@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.snapshot import Recorder, save_snapshot, snapshot_of
+from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, snapshot_of
 from tritter_mem.recordings.replay import replay
 from tritter_mem.recordings.scenarios import STANDARD
 from tritter_mem.units import GiB, format_bytes
@@ -27,7 +27,7 @@ from tritter_mem.units import GiB, format_bytes
 WIDTH, LAYERS = 2048, 24
 CAPACITY_BYTES = 80 * GiB
 
-# What to do: a size to allocate, or the place in the list of live blocks to free, counted from 0
+# What to do: a size to allocate, or the position in the list of live blocks to free, counted from 0
 # and negative.
 Load = list[int]
 
@@ -57,7 +57,7 @@ def training(events: int, seed: int = 0) -> Load:
     return load
 
 
-def play(allocator: CachingAllocator | Recorder, load: Load) -> int:
+def play(allocator: CachingAllocator | RecordingAllocator, load: Load) -> int:
     """Do it; returns how many events PyTorch would have recorded."""
     live = []
     malloc, free = allocator.malloc, allocator.free
@@ -98,10 +98,10 @@ def linearity(events: int) -> None:
 
 
 def whole_replay(events: int) -> None:
-    """`replay` of a snapshot file under every scenario, in a process of its own."""
+    """`replay` of a snapshot file under every scenario, in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "snapshot.pickle"
-        recorder = Recorder(CachingAllocator())
+        recorder = RecordingAllocator(CachingAllocator())
         count = play(recorder, training(events))
         save_snapshot(path, snapshot_of(recorder, max_events=2 * events))
         size = format_bytes(path.stat().st_size)

@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.allocator.caching_allocator import CachingAllocator
-from tritter_mem.allocator.snapshot import Recorder, devices_of, save_snapshot, snapshot_of
+from tritter_mem.allocator.snapshot import (
+    RecordingAllocator,
+    devices_of,
+    save_snapshot,
+    snapshot_of,
+)
 from tritter_mem.recordings.memory_history import History, make_history
 from tritter_mem.units import MiB
 
@@ -61,7 +66,7 @@ def history_of(made: Dict) -> History:
     return make_history(device)
 
 
-def fragmenting(run: Recorder) -> None:
+def fragmenting(run: RecordingAllocator) -> None:
     """Three segments of 60 MiB, each then split in 50 and 10; 40 MiB more fit into no gap."""
     for block in [run.malloc(60 * MiB) for _ in range(3)]:
         run.free(block)
@@ -73,7 +78,7 @@ def fragmenting(run: Recorder) -> None:
 
 def fragmented_snapshot(path: Path) -> Path:
     """220 MiB reserved for 190 MiB; 200 MiB with expandable segments."""
-    recorder = Recorder(CachingAllocator())
+    recorder = RecordingAllocator(CachingAllocator())
     fragmenting(recorder)
     save_snapshot(path, snapshot_of(recorder))
     return path

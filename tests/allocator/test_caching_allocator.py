@@ -1,16 +1,16 @@
 """Each rule of the allocator on a few requests whose outcome was worked out by hand.
 
-New segments get ascending addresses from `START`, so an address tells segment and place.
+New segments get ascending addresses from `START`, so an address names the segment and the offset.
 """
 
 import pytest
 
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import PrivateStream
 from tritter_mem.allocator.caching_allocator import FIRST_ADDRESS as START
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.errors import UsageError
+from tritter_mem.results.segments import PrivateStream
 from tritter_mem.units import GiB, KiB, MiB
 
 
@@ -284,7 +284,7 @@ def test_a_smaller_request_does_not_take_an_oversize_block() -> None:
     a = allocator("max_split_size_mb:64")
     a.free(a.malloc(80 * MiB))
     assert a.malloc(60 * MiB).address == START + 80 * MiB
-    assert a.malloc(64 * MiB - 512).size == 64 * MiB  # below the limit, in a segment of its own
+    assert a.malloc(64 * MiB - 512).size == 64 * MiB  # below the limit, in its own segment
 
 
 def test_an_oversize_block_may_be_less_than_20_mib_larger_than_the_request() -> None:
@@ -388,6 +388,6 @@ def test_a_request_of_no_bytes_takes_the_smallest_block() -> None:
     assert allocator().malloc(0).size == 512
 
 
-def test_the_place_of_segments_can_be_given() -> None:
-    a = CachingAllocator(place=lambda action, size, stream: 64 * GiB + stream * KiB)
+def test_the_address_of_segments_can_be_given() -> None:
+    a = CachingAllocator(new_address=lambda action, size, stream: 64 * GiB + stream * KiB)
     assert a.malloc(30 * MiB, stream=2).address == 64 * GiB + 2 * KiB

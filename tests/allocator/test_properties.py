@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.allocator.workloads import ALLOC, CONFS, WORKLOADS, Run, Step
-from tritter_mem.allocator.blocks import ALLOCATED, FREE
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.results.segments import ALLOCATED, FREE
 from tritter_mem.units import GiB, MiB
 
 CAPACITIES = st.one_of(st.none(), st.integers(20 * MiB, GiB))

@@ -21,10 +21,10 @@ from tests.allocator.build import (
     snapshot,
     unused,
 )
-from tritter_mem.allocator.blocks import FREE, WAITING, PrivateStream
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import DeviceSnapshot, devices_of, load_snapshot
 from tritter_mem.errors import InputError
+from tritter_mem.results.segments import FREE, WAITING, PrivateStream
 from tritter_mem.units import MiB
 
 SMALL = snapshot(

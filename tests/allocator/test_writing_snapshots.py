@@ -13,29 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.allocator.workloads import CONFS, WORKLOADS, Run, Step
-from tritter_mem.allocator.blocks import PrivateStream
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.snapshot import (
-    Recorder,
+    RecordingAllocator,
     devices_of,
     load_snapshot,
     save_snapshot,
     snapshot_of,
 )
 from tritter_mem.errors import OutputError
+from tritter_mem.results.segments import PrivateStream
 from tritter_mem.units import MiB
 
 
-def recorder(conf: str = "", capacity: int | None = None) -> Recorder:
-    return Recorder(CachingAllocator(parse_alloc_conf(conf), capacity))
+def recorder(conf: str = "", capacity: int | None = None) -> RecordingAllocator:
+    return RecordingAllocator(CachingAllocator(parse_alloc_conf(conf), capacity))
 
 
 def actions(made: dict[str, Any]) -> list[str]:
     return [entry["action"] for entry in made["device_traces"][-1]]
 
 
-def a_run() -> Recorder:
+def a_run() -> RecordingAllocator:
     """One of everything: two pools, a private one, a waiting block, an out-of-memory event."""
     run = recorder(capacity=100 * MiB)
     run.free(run.malloc(30 * MiB, stream=7))
@@ -110,8 +110,8 @@ def test_pytorchs_viewer_takes_it(tmp_path: Path) -> None:
         (embedded,) = re.findall(r"local_files = (\[.*?\])\n", page)
         files = json.loads(embedded)
         assert pickle.loads(base64.b64decode(files[0]["base64"])) == made  # noqa: S301
-    told = viz.trace(made)
-    assert "raise OutOfMemoryError # 90.0MiB requested, 78.0MiB free in CUDA" in told
+    printed = viz.trace(made)
+    assert "raise OutOfMemoryError # 90.0MiB requested, 78.0MiB free in CUDA" in printed
     assert "total_reserved: 22.0MiB" in viz.segsum(made)
     assert viz.trace_plot(made, filter_freed=True)
 

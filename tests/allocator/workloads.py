@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from hypothesis import strategies as st
 
-from tritter_mem.allocator.blocks import Block, PrivateStream, Stream
+from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
-from tritter_mem.allocator.snapshot import Recorder
+from tritter_mem.allocator.snapshot import RecordingAllocator
+from tritter_mem.results.segments import PrivateStream, Stream
 from tritter_mem.units import MiB
 
 CONFS = (
@@ -22,11 +23,11 @@ CONFS = (
 
 
 class Step(NamedTuple):
-    """What to do: with a size, or with the live or waiting block at a place in their list."""
+    """What to do: with a size, or with the live or waiting block at a position in their list."""
 
     what: str
     size: int = 0
-    place: int = 0
+    position: int = 0
     stream: Stream = 0
 
 
@@ -39,10 +40,10 @@ SIZES = st.one_of(
     st.integers(1, 100 * MiB),
 )
 STREAMS = st.sampled_from([0, 0, 0, 7, PrivateStream(0, (0, 3))])
-PLACES = st.integers(0, 1 << 16)
+POSITIONS = st.integers(0, 1 << 16)
 ALLOC = st.builds(Step, st.just("alloc"), size=SIZES, stream=STREAMS)
-FREE = st.builds(Step, st.just("free"), place=PLACES)
-RARE = st.builds(Step, st.sampled_from(["request", "complete", "empty"]), place=PLACES)
+FREE = st.builds(Step, st.just("free"), position=POSITIONS)
+RARE = st.builds(Step, st.sampled_from(["request", "complete", "empty"]), position=POSITIONS)
 AT_ONCE = st.lists(st.one_of(ALLOC, ALLOC, FREE, FREE, st.just(Step("empty"))), max_size=80)
 WORKLOADS = st.lists(st.one_of(ALLOC, ALLOC, ALLOC, FREE, FREE, RARE), max_size=80)
 
@@ -50,7 +51,7 @@ WORKLOADS = st.lists(st.one_of(ALLOC, ALLOC, ALLOC, FREE, FREE, RARE), max_size=
 class Run:
     """A workload on an allocator."""
 
-    def __init__(self, allocator: CachingAllocator | Recorder) -> None:
+    def __init__(self, allocator: CachingAllocator | RecordingAllocator) -> None:
         self.allocator = allocator
         self.live: list[Block] = []
         self.tickets: list[int] = []
@@ -64,11 +65,11 @@ class Run:
             except OutOfMemoryError:
                 self.failures += 1
         elif step.what == "free" and live:
-            allocator.free(live.pop(step.place % len(live)))
+            allocator.free(live.pop(step.position % len(live)))
         elif step.what == "request" and live:
-            self.tickets.append(allocator.request_free(live.pop(step.place % len(live))))
+            self.tickets.append(allocator.request_free(live.pop(step.position % len(live))))
         elif step.what == "complete" and self.tickets:
-            allocator.complete_free(self.tickets.pop(step.place % len(self.tickets)))
+            allocator.complete_free(self.tickets.pop(step.position % len(self.tickets)))
         elif step.what == "empty":
             allocator.empty_cache()
 

@@ -12,7 +12,7 @@ from benchmarks.snapshots import CASES, keep, simulated_case, stripped
 from tests.report.records import record, tiny_on_cpu
 from tests.results.test_validation import validated, validation
 from tritter_mem.allocator.caching_allocator import CachingAllocator
-from tritter_mem.allocator.snapshot import Recorder, save_snapshot, snapshot_of
+from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, snapshot_of
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import OutputError
 from tritter_mem.recordings.replay import replay
@@ -24,7 +24,7 @@ FRAMES = [{"filename": "secret/path.py", "line": 1, "name": "build"}] * 50
 
 def recorded(path: Path) -> dict[str, Any]:
     """A snapshot as PyTorch writes it, frames and all."""
-    recorder = Recorder(CachingAllocator())
+    recorder = RecordingAllocator(CachingAllocator())
     blocks = [recorder.malloc(size) for size in (3 * MiB, 512, 30 * MiB)]
     recorder.free(blocks[0])
     recorder.malloc(2 * MiB)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from tritter_mem.allocator.blocks import Stream
 from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import (
@@ -24,6 +23,7 @@ from tritter_mem.allocator.snapshot import (
 )
 from tritter_mem.devices.cuda import Calls, Refused
 from tritter_mem.devices.nvml import Usage
+from tritter_mem.results.segments import Stream
 from tritter_mem.simulation.operators import Operator
 from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.units import MiB

@@ -18,7 +18,7 @@ from tests.allocator.build import (
 from tests.allocator.workloads import AT_ONCE, CONFS, WORKLOADS, Run, Step
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.snapshot import Recorder, Trace, snapshot_of
+from tritter_mem.allocator.snapshot import RecordingAllocator, Trace, snapshot_of
 from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import (
     DO_ALLOC,
@@ -272,7 +272,7 @@ def test_a_recording_that_skipped_one_event_of_each_free(recorded: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(conf=st.sampled_from(CONFS), steps=WORKLOADS)
 def test_a_complete_recording_is_replayed_exactly(conf: str, steps: list[Step]) -> None:
-    recorder = Recorder(CachingAllocator(parse_alloc_conf(conf)))
+    recorder = RecordingAllocator(CachingAllocator(parse_alloc_conf(conf)))
     Run(recorder).do_all(steps)
     for device in _devices(recorder):
         replayed, fidelity = verify(device, lambda _: None)
@@ -294,7 +294,7 @@ PLAIN_CONFS = [conf for conf in CONFS if "expandable" not in conf]
 def test_a_recording_that_begins_later_is_replayed_exactly(
     conf: str, capacity: int | None, before: list[Step], after: list[Step]
 ) -> None:
-    recorder = Recorder(CachingAllocator(parse_alloc_conf(conf), capacity))
+    recorder = RecordingAllocator(CachingAllocator(parse_alloc_conf(conf), capacity))
     run = Run(recorder).do_all(before)
     at_start = recorder.allocator.segments()
     recorder.trace = Trace()
@@ -306,7 +306,7 @@ def test_a_recording_that_begins_later_is_replayed_exactly(
         assert device.recorded.reserved_start_bytes == sum(s.size for s in at_start)
 
 
-def _devices(recorder: Recorder) -> list[History]:
+def _devices(recorder: RecordingAllocator) -> list[History]:
     """None where nothing happened."""
     return [history_of(snapshot_of(recorder))] if len(recorder.trace) else []
 

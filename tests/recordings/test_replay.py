@@ -21,7 +21,7 @@ from tests.allocator.build import (
 )
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.snapshot import Recorder, save_snapshot, snapshot_of
+from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, snapshot_of
 from tritter_mem.errors import ConfigError, InputError, UsageError
 from tritter_mem.recordings.replay import replay
 from tritter_mem.recordings.scenarios import STANDARD
@@ -37,7 +37,7 @@ def fragmented(tmp_path: Path) -> Path:
 @pytest.fixture
 def failed(tmp_path: Path) -> Path:
     """The same on a device of 200 MiB: the last request failed."""
-    run = Recorder(CachingAllocator(capacity_bytes=200 * MiB))
+    run = RecordingAllocator(CachingAllocator(capacity_bytes=200 * MiB))
     with pytest.raises(OutOfMemoryError):
         fragmenting(run)
     path = tmp_path / "failed.pickle"
@@ -86,7 +86,7 @@ def test_a_recording_made_by_other_rules_is_not_exact(tmp_path: Path) -> None:
 
 
 def test_releases_are_replayed_where_they_were_recorded(tmp_path: Path) -> None:
-    run = Recorder(CachingAllocator())
+    run = RecordingAllocator(CachingAllocator())
     run.free(run.malloc(100 * MiB))
     run.empty_cache()
     run.malloc(30 * MiB)
@@ -127,7 +127,7 @@ def test_the_standard_scenarios_and_those_asked_for(fragmented: Path) -> None:
 
 
 def test_the_recorded_settings_are_not_repeated(tmp_path: Path) -> None:
-    run = Recorder(CachingAllocator(parse_alloc_conf("expandable_segments:True")))
+    run = RecordingAllocator(CachingAllocator(parse_alloc_conf("expandable_segments:True")))
     run.malloc(1)
     save_snapshot(tmp_path / "s.pickle", snapshot_of(run))
     names = list(by_name(replay(tmp_path / "s.pickle")))
@@ -210,7 +210,7 @@ def test_a_recorded_failure_tells_the_capacity(failed: Path) -> None:
 
 def test_a_fraction_is_seen_where_the_device_had_more_free(tmp_path: Path) -> None:
     conf = "per_process_memory_fraction:0.5"
-    run = Recorder(CachingAllocator(parse_alloc_conf(conf), 400 * MiB))
+    run = RecordingAllocator(CachingAllocator(parse_alloc_conf(conf), 400 * MiB))
     with pytest.raises(OutOfMemoryError):
         fragmenting(run)
     made = snapshot_of(run)
@@ -278,7 +278,7 @@ def test_no_setting_helps_where_tensors_alone_are_too_much(fragmented: Path) -> 
 
 
 def test_no_setting_is_advised_where_none_saves_anything(tmp_path: Path) -> None:
-    run = Recorder(CachingAllocator())
+    run = RecordingAllocator(CachingAllocator())
     run.malloc(100 * MiB)
     save_snapshot(tmp_path / "s.pickle", snapshot_of(run))
     (device,) = replay(tmp_path / "s.pickle", capacity_bytes=150 * MiB).devices
@@ -338,7 +338,7 @@ def test_the_record_is_plain_json(fragmented: Path) -> None:
 
 
 def test_a_replay_takes_less_than_1_kib_an_event(tmp_path: Path) -> None:
-    run = Recorder(CachingAllocator())
+    run = RecordingAllocator(CachingAllocator())
     for size in range(1, 5001):
         run.free(run.malloc(size * 700))
     save_snapshot(tmp_path / "s.pickle", snapshot_of(run))

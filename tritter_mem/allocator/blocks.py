@@ -1,41 +1,18 @@
-"""Blocks, and the pools of free ones: the best fit, kept sorted."""
+"""Blocks, and the pools of those that are free or wait for memory behind their addresses."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from enum import Enum
 from typing import NamedTuple
 
-from tritter_mem.allocator.rules import smallest_remainder
+from tritter_mem.allocator.rules import round_up, smallest_remainder
 from tritter_mem.allocator.statistics import Tally
+from tritter_mem.results.segments import FREE, MERGED, UNMAPPED, PrivateStream, State, Stream
 
 # A free block sorts by size and then address: the best fit is the smallest that suffices, and of
 # equal ones the lowest. Both in one integer compare faster than a pair. Addresses have 63 bits.
 ADDRESS_BITS = 64
-
-
-class State(Enum):
-    """What a block is."""
-
-    FREE = 0
-    ALLOCATED = 1
-    WAITING = 2  # freed, while another stream may still use it
-    UNMAPPED = 3  # address space of an expandable segment without memory behind it
-    MERGED = 4  # part of a neighbour now; the object is no longer used
-
-
-FREE, ALLOCATED, WAITING, UNMAPPED, MERGED = State  # enum attributes are slow to look up
-
-
-class PrivateStream(NamedTuple):
-    """A stream within a private pool, such as a CUDA graph's; used in place of a stream."""
-
-    stream: int
-    pool_id: tuple[int, int]
-
-
-Stream = int | PrivateStream
 
 
 class ExpandableSegment(NamedTuple):
@@ -91,9 +68,40 @@ class Block:
             after.previous = self
         gone.state = MERGED
 
+    # In an expandable segment
+
+    @property
+    def segment(self) -> ExpandableSegment:
+        """The expandable segment that the block is in."""
+        if self.expandable is None:
+            raise TypeError(f"the block at {self.address:#x} is in no expandable segment")
+        return self.expandable
+
+    def whole_pages(self) -> tuple[int, int]:
+        """Address and bytes of the pages that lie wholly inside; 0 bytes where none does."""
+        base, _, page = self.segment
+        first = base + round_up(self.address - base, page)
+        end = self.address + self.size
+        end -= (end - base) % page
+        return first, max(end - first, 0)
+
+    def size_if_grown(self) -> int:
+        """Bytes of the block and of the unmapped addresses behind it."""
+        after = self.next
+        return self.size + (after.size if after is not None and after.state is UNMAPPED else 0)
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` bytes from here on are free or unmapped."""
+        block: Block | None = self
+        room = 0
+        while room < size and block is not None and block.state in (FREE, UNMAPPED):
+            room += block.size
+            block = block.next
+        return room >= size
+
 
 class BlockPool:
-    """The free blocks of one stream and size class.
+    """The free and the unmapped blocks of one stream and size class.
 
     A sorted list is the fastest structure up to about ten thousand free blocks, and a process
     rarely holds more than two thousand.
@@ -119,6 +127,8 @@ class BlockPool:
         """Whether the blocks belong to a private pool, whose segments no cache release touches."""
         return isinstance(self.stream, PrivateStream)
 
+    # Free blocks
+
     def add(self, block: Block) -> None:
         """Put a free block in."""
         key = block.size << ADDRESS_BITS | block.address
@@ -139,8 +149,23 @@ class BlockPool:
         return bisect_left(self.keys, size << ADDRESS_BITS)
 
     def at(self, position: int) -> Block:
-        """The free block at a place in the order of size and address."""
+        """The free block at a position in the order of size and address."""
         return self.blocks[self.keys[position]]
+
+    def best_expandable_fit(self, position: int) -> Block:
+        """The free block to take with expandable segments, from the smallest that suffices on.
+
+        A block before unmapped addresses counts as large as it could grow, so a larger one that
+        cannot grow is taken first, and room to grow is kept.
+        """
+        found = self.at(position)
+        while found.expandable is not None and position + 1 < len(self):
+            position += 1
+            after = self.at(position)
+            if after.size_if_grown() >= found.size_if_grown():
+                break
+            found = after
+        return found
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -149,3 +174,68 @@ class BlockPool:
         """Free blocks by size and address, as they are now: the pool may change meanwhile."""
         blocks = self.blocks
         return iter([blocks[key] for key in self.keys])
+
+    # Unmapped blocks of expandable segments
+
+    def reserve(self, segment: ExpandableSegment) -> Block:
+        """Add a new reservation, all of it unmapped."""
+        block = Block(segment.address, segment.size, self, segment)
+        self.add_unmapped(block)
+        return block
+
+    def add_unmapped(self, block: Block) -> None:
+        """Put an unmapped block in."""
+        block.state = UNMAPPED
+        insort(self.unmapped, block, key=lambda other: other.address)
+
+    def find_room(self, size: int) -> Block | None:
+        """The first block of the lowest run of free and unmapped blocks that holds `size` bytes."""
+        for unmapped in self.unmapped:
+            first = unmapped
+            if unmapped.previous is not None and unmapped.previous.state is FREE:
+                first = unmapped.previous
+            if first.has_room(size):
+                return first
+        return None
+
+    def map_pages(self, block: Block, mapped_bytes: int) -> Block:
+        """Back the first pages of an unmapped block; returns the free block they are part of now.
+
+        They merge with free neighbours, and the free block joins the pool.
+        """
+        self.unmapped.remove(block)
+        if mapped_bytes < block.size:
+            self.add_unmapped(block.split(mapped_bytes))
+        joined = self._join(block, FREE)
+        self.add(joined)
+        return joined
+
+    def unmap_pages(self, block: Block) -> Block:
+        """Take the memory from a free block's whole pages; returns the unmapped block.
+
+        What lies before and behind them stays free. Unmapped neighbours become one.
+        """
+        address, size = block.whole_pages()
+        self.remove(block)
+        if address > block.address:
+            before = block
+            block = before.split(address - before.address)
+            self.add(before)
+        if size < block.size:
+            self.add(block.split(size))
+        joined = self._join(block, UNMAPPED)
+        self.add_unmapped(joined)
+        return joined
+
+    def _join(self, block: Block, state: State) -> Block:
+        """Merge a block with the neighbours of a state, which leave the pool."""
+        take_out = self.remove if state is FREE else self.unmapped.remove
+        if block.next is not None and block.next.state is state:
+            take_out(block.next)
+            block.absorb_next()
+        before = block.previous
+        if before is not None and before.state is state:
+            take_out(before)
+            before.absorb_next()
+            block = before
+        return block

@@ -6,27 +6,13 @@ of thousands of times a second, so they do in place what elsewhere would be a ca
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import (
-    ADDRESS_BITS,
-    ALLOCATED,
-    FREE,
-    MERGED,
-    UNMAPPED,
-    WAITING,
-    Block,
-    BlockPool,
-    ExpandableSegment,
-    PrivateStream,
-    State,
-    Stream,
-)
+from tritter_mem.allocator.blocks import ADDRESS_BITS, Block, BlockPool, ExpandableSegment
 from tritter_mem.allocator.rules import (
     SMALL_BYTES,
     SMALL_SEGMENT_BYTES,
@@ -38,518 +24,33 @@ from tritter_mem.allocator.rules import (
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.statistics import Counters, Lap, PeakMoment
 from tritter_mem.errors import UsageError
+from tritter_mem.results.segments import (
+    ALLOCATED,
+    FREE,
+    MERGED,
+    UNMAPPED,
+    WAITING,
+    BlockState,
+    PrivateStream,
+    SegmentState,
+    Stream,
+)
 from tritter_mem.units import MiB, TiB, format_bytes
-
-
-def reserve(pool: BlockPool, segment: ExpandableSegment) -> Block:
-    """Make a new reservation, all of it unmapped."""
-    block = Block(segment.address, segment.size, pool, segment)
-    add_unmapped(block)
-    return block
-
-
-def add_unmapped(block: Block) -> None:
-    """Mark a block as unmapped and let its pool find it."""
-    block.state = UNMAPPED
-    insort(block.pool.unmapped, block, key=lambda other: other.address)
-
-
-def best_fit(pool: BlockPool, position: int) -> Block:
-    """The free block to take, from the smallest that suffices on.
-
-    A block before unmapped addresses counts as large as it could grow, so a larger one that cannot
-    grow is taken first, and room to grow is kept.
-    """
-    found = pool.at(position)
-    while found.expandable is not None and position + 1 < len(pool):
-        position += 1
-        after = pool.at(position)
-        if expandable_size(after) >= expandable_size(found):
-            break
-        found = after
-    return found
-
-
-def expandable_size(block: Block) -> int:
-    """Bytes of a block and of the unmapped addresses behind it."""
-    after = block.next
-    return block.size + (after.size if after is not None and after.state is UNMAPPED else 0)
-
-
-def find_room(pool: BlockPool, size: int) -> Block | None:
-    """The lowest run of free and unmapped blocks with room for `size` bytes; its first block."""
-    for unmapped in pool.unmapped:
-        first = unmapped
-        if unmapped.previous is not None and unmapped.previous.state is FREE:
-            first = unmapped.previous
-        if _has_room(first, size):
-            return first
-    return None
-
-
-def _has_room(first: Block, size: int) -> bool:
-    block: Block | None = first
-    room = 0
-    while room < size and block is not None and block.state in (FREE, UNMAPPED):
-        room += block.size
-        block = block.next
-    return room >= size
-
-
-def bytes_to_map(block: Block, size: int) -> int:
-    """Whole pages for the first `size` bytes of an unmapped block."""
-    return round_up(size, _page_bytes(block))
-
-
-def map_pages(block: Block, mapped_bytes: int) -> Block:
-    """Back the first pages of an unmapped block; returns the free block that they are now part of.
-
-    They merge with free neighbours, and the free block joins the pool.
-    """
-    pool = block.pool
-    pool.unmapped.remove(block)
-    if mapped_bytes < block.size:
-        add_unmapped(block.split(mapped_bytes))
-    joined = _join(block, FREE)
-    pool.add(joined)
-    return joined
-
-
-def _join(block: Block, state: State) -> Block:
-    """Become one with the neighbours of a state, which leave their pool."""
-    pool = block.pool
-    take_out = pool.remove if state is FREE else pool.unmapped.remove
-    if block.next is not None and block.next.state is state:
-        take_out(block.next)
-        block.absorb_next()
-    before = block.previous
-    if before is not None and before.state is state:
-        take_out(before)
-        before.absorb_next()
-        block = before
-    return block
-
-
-def whole_pages(block: Block) -> tuple[int, int]:
-    """Address and bytes of the pages that lie wholly inside a block; 0 bytes where none does."""
-    page, base = _page_bytes(block), _segment(block).address
-    first = base + round_up(block.address - base, page)
-    end = block.address + block.size
-    end -= (end - base) % page
-    return first, max(end - first, 0)
-
-
-def unmap_pages(block: Block) -> Block:
-    """Take the memory from a free block's whole pages; returns the unmapped block.
-
-    What lies before and behind them stays free. Unmapped neighbours become one.
-    """
-    pool = block.pool
-    address, size = whole_pages(block)
-    pool.remove(block)
-    if address > block.address:
-        before = block
-        block = before.split(address - before.address)
-        pool.add(before)
-    if size < block.size:
-        pool.add(block.split(size))
-    joined = _join(block, UNMAPPED)
-    add_unmapped(joined)
-    return joined
-
-
-def _segment(block: Block) -> ExpandableSegment:
-    if block.expandable is None:
-        raise TypeError(f"the block at {block.address:#x} is in no expandable segment")
-    return block.expandable
-
-
-def _page_bytes(block: Block) -> int:
-    return _segment(block).page_bytes
-
-
-def release(allocator: CachingAllocator, block: Block) -> None:
-    """Give a segment that is one free block back to the driver (`release_block`)."""
-    pool = block.pool
-    del allocator.segments_by_address[block.address]
-    pool.remove(block)
-    block.state = MERGED
-    allocator.counters.gave_back(pool.tally, block.size, segment=True)
-    allocator.observer("segment_free", block.address, block.size, pool.stream)
-
-
-def release_at(allocator: CachingAllocator, address: int) -> bool:
-    """Release the segment at an address if it is one free block; whether it was."""
-    block = allocator.segments_by_address.get(address)
-    if block is None or block.state is not FREE or block.is_split():
-        return False
-    release(allocator, block)
-    return True
-
-
-def unmap(allocator: CachingAllocator, block: Block) -> None:
-    """Give the whole pages of a free block back to the driver (`unmap_block`)."""
-    address, size = whole_pages(block)
-    if size == 0:
-        return
-    unmapped = unmap_pages(block)
-    pool = unmapped.pool
-    allocator.counters.gave_back(pool.tally, size, segment=False)
-    allocator.observer("segment_unmap", address, size, pool.stream)
-    if not unmapped.is_split():  # nothing of the reservation is mapped any more
-        pool.unmapped.remove(unmapped)
-        del allocator.segments_by_address[unmapped.address]
-
-
-def release_cached(allocator: CachingAllocator) -> None:
-    """Release every segment that is one free block, and every whole free page.
-
-    The large pool comes first. Private pools keep their segments: a CUDA graph may replay into
-    them.
-    """
-    for pools in (allocator.large_pools, allocator.small_pools):
-        pages: list[Block] = []
-        for block in _cached(pools.values()):
-            if block.expandable is not None:
-                pages.append(block)
-            elif not block.is_split():
-                release(allocator, block)
-        for block in pages:
-            unmap(allocator, block)
-
-
-def _cached(pools: Iterable[BlockPool]) -> list[Block]:
-    """Free blocks by stream, size and address."""
-    ordered = sorted((pool for pool in pools if not pool.private), key=lambda pool: pool.stream)
-    return [block for pool in ordered for block in pool]
-
-
-def releasable(allocator: CachingAllocator) -> bool:
-    """Whether `empty_cache` would release a segment (pages of expandable ones left aside)."""
-    pools = (*allocator.large_pools.values(), *allocator.small_pools.values())
-    return any(
-        not block.is_split() and block.expandable is None
-        for pool in pools
-        if not pool.private
-        for block in pool.blocks.values()
-    )
-
-
-def release_oversize(allocator: CachingAllocator, pool: BlockPool, size: int) -> bool:
-    """With `max_split_size`: release just enough oversize blocks; whether that is enough.
-
-    One block that suffices, the smallest such; else the largest ones until they add up
-    (`release_available_cached_blocks`).
-    """
-    limit = allocator.settings.max_split_bytes
-    if limit is None:
-        return False
-    wanted = max(size, limit)
-    position = pool.position(wanted)
-    if position < len(pool) and pool.at(position).expandable is None:
-        release(allocator, pool.at(position))
-        return True
-    released = 0
-    for block in reversed([block for block in pool if block.size >= limit]):
-        if released >= wanted:
-            break
-        if block.expandable is None and not block.is_split():
-            released += block.size
-            release(allocator, block)
-    return released >= wanted
-
-
-def collect_garbage(allocator: CachingAllocator) -> None:
-    """Above the threshold: release cached large segments, those unused for longest first.
-
-    PyTorch repeats it with the average age of what is left until enough is released, and within
-    one round does not stop at enough (`garbage_collect_cached_blocks`). Age counts lookups in the
-    pool, not time.
-    """
-    if not allocator.ages:
-        return
-    # PyTorch collects only under a memory fraction; here the capacity itself is a limit as well.
-    fraction_set = allocator.allowed_bytes < UNLIMITED
-    limit = allocator.allowed_bytes if fraction_set else allocator.driver_limit_bytes
-    threshold = int(allocator.settings.garbage_collection_threshold * limit)
-    target = allocator.reserved_bytes - threshold
-    cached = [
-        block
-        for block in _cached(allocator.large_pools.values())
-        if not block.is_split() and block.expandable is None
-    ]
-    while target > 0 and cached:
-        average = sum(map(_age, cached)) / len(cached)
-        old = [block for block in cached if _age(block) >= average]
-        for block in old:
-            target -= block.size
-            release(allocator, block)
-        cached = [block for block in cached if _age(block) < average]
-        if not old:
-            return
-
-
-def _age(block: Block) -> int:
-    return block.pool.tally.lookups - block.age
-
-
-# What an expandable segment reserves of addresses where the device's size is not known.
-UNKNOWN_DEVICE_BYTES = 16 * TiB
-
-
-def obtain(allocator: CachingAllocator, pool: BlockPool, size: int, requested_bytes: int) -> Block:
-    """A block of new memory: collect garbage, ask, release what suffices, release all, fail.
-
-    Args:
-        allocator: the one whose pools have no fit.
-        pool: where the block belongs.
-        size: the rounded request.
-        requested_bytes: the bytes asked for.
-
-    Raises:
-        OutOfMemoryError: nothing helped.
-    """
-    collect_garbage(allocator)
-    wanted = segment_bytes(size, allocator.settings.large_segment_bytes)
-    block = _grow(allocator, pool, size, wanted)
-    if block is None and _rejects(allocator, wanted):
-        allocator.counters.num_oom_rejections += 1
-    elif block is None:
-        block = _retry(allocator, pool, size, wanted)
-    if block is None:
-        allocator.counters.num_ooms += 1
-        raise allocator.out_of_memory(requested_bytes, wanted)
-    return block
-
-
-def _rejects(allocator: CachingAllocator, wanted: int) -> bool:
-    beyond = allocator.reserved_bytes + wanted > allocator.allowed_bytes
-    return beyond and allocator.settings.throw_on_cudamalloc_oom
-
-
-def _retry(allocator: CachingAllocator, pool: BlockPool, size: int, wanted: int) -> Block | None:
-    block = None
-    if release_oversize(allocator, pool, size):
-        block = _grow(allocator, pool, size, wanted)
-    if block is None and not _captures(pool):
-        allocator.empty_cache()
-        allocator.counters.num_alloc_retries += 1
-        block = _grow(allocator, pool, size, wanted)
-    return block
-
-
-def _captures(pool: BlockPool) -> bool:
-    """Whether PyTorch takes it that a graph is captured: then nothing waits, and the cache stays.
-
-    A private pool is asked for memory while it is in use, by a capture or, where its number comes
-    second, maybe by `use_mem_pool`, which up to PyTorch 2.12 counts as one.
-    """
-    if not isinstance(pool.stream, PrivateStream):
-        return False
-    return pool.stream.pool_id[0] > 0 or torch_release.release() < (2, 13)
-
-
-def _grow(allocator: CachingAllocator, pool: BlockPool, size: int, wanted: int) -> Block | None:
-    """A block of new memory that is in no pool (`alloc_block`); None where there is none."""
-    if allocator.reserved_bytes + wanted > allocator.allowed_bytes:
-        return None
-    if allocator.settings.expandable_segments:
-        return _grow_expandable(allocator, pool, size)
-    if allocator.reserved_bytes + wanted > allocator.driver_limit_bytes:
-        return None
-    address = allocator.place("segment_alloc", wanted, pool.stream)
-    block = Block(address, wanted, pool)
-    allocator.segments_by_address[address] = block
-    allocator.counters.took(pool.tally, wanted, segment=True)
-    allocator.observer("segment_alloc", address, wanted, pool.stream)
-    return block
-
-
-def _grow_expandable(allocator: CachingAllocator, pool: BlockPool, size: int) -> Block | None:
-    """Map pages at the lowest address with room (`try_allocate_expandable_block`)."""
-    room = find_room(pool, size) or _reserve_addresses(allocator, pool, size)
-    mapped = room if room.state is FREE else _map(allocator, room, size)
-    while mapped is not None and mapped.size < size:
-        behind = mapped.next
-        mapped = None if behind is None else _map(allocator, behind, size - mapped.size)
-    if mapped is not None:
-        pool.remove(mapped)
-    return mapped
-
-
-def map_at(allocator: CachingAllocator, stream: Stream, address: int, size: int) -> Block | None:
-    """Map pages as a request did that then got no further, the device being full.
-
-    The small pool maps one page for a request, so these are always of the large one.
-    """
-    pool = allocator.pool(stream, small=False)
-    room = next((block for block in pool.unmapped if block.address == address), None)
-    return _map(allocator, room or _reserve_addresses(allocator, pool, size), size)
-
-
-def _reserve_addresses(allocator: CachingAllocator, pool: BlockPool, size: int) -> Block:
-    page = SMALL_SEGMENT_BYTES if pool.small else allocator.settings.large_segment_bytes
-    length = max(reservation_bytes(allocator, page), round_up(size, page))
-    address = allocator.place("segment_map", length, pool.stream)
-    block = reserve(pool, ExpandableSegment(address, length, page))
-    allocator.segments_by_address[address] = block
-    return block
-
-
-def reservation_bytes(allocator: CachingAllocator, page_bytes: int) -> int:
-    """Addresses that an expandable segment takes: 9/8 of the device, in whole pages.
-
-    The eighth lets pages move to the end when lower ones cannot be unmapped.
-    """
-    device = allocator.capacity_bytes or UNKNOWN_DEVICE_BYTES
-    return round_up(device + device // 8, page_bytes)
-
-
-def _map(allocator: CachingAllocator, block: Block, size: int) -> Block | None:
-    mapped = bytes_to_map(block, min(size, block.size))
-    if allocator.reserved_bytes + mapped > allocator.driver_limit_bytes:
-        return None
-    address = block.address
-    joined = map_pages(block, mapped)
-    allocator.counters.took(joined.pool.tally, mapped, segment=False)
-    allocator.observer("segment_map", address, mapped, joined.pool.stream)
-    return joined
-
-
-class BlockState(NamedTuple):
-    """A block as data: `state` is FREE, ALLOCATED or WAITING."""
-
-    address: int
-    size: int
-    requested: int
-    state: State
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SegmentState:
-    """A segment, or a contiguous mapped range of an expandable one, and the blocks that tile it."""
-
-    address: int
-    size: int
-    stream: Stream
-    small: bool
-    expandable: bool = False
-    blocks: tuple[BlockState, ...] = ()
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of its live blocks."""
-        return sum(block.size for block in self.blocks if block.state is ALLOCATED)
-
-
-def read(firsts: Iterable[Block]) -> list[SegmentState]:
-    """Segments by address, from the first block of each chain."""
-    ranges = (mapped for first in firsts for mapped in _mapped_ranges(first))
-    return sorted((_state(blocks) for blocks in ranges), key=lambda segment: segment.address)
-
-
-def _mapped_ranges(first: Block) -> Iterator[list[Block]]:
-    mapped: list[Block] = []
-    block: Block | None = first
-    while block is not None:
-        if block.state is not UNMAPPED:
-            mapped.append(block)
-        elif mapped:
-            yield mapped
-            mapped = []
-        block = block.next
-    if mapped:
-        yield mapped
-
-
-def _state(blocks: Sequence[Block]) -> SegmentState:
-    first = blocks[0]
-    return SegmentState(
-        address=first.address,
-        size=sum(block.size for block in blocks),
-        stream=first.pool.stream,
-        small=first.pool.small,
-        expandable=first.expandable is not None,
-        blocks=tuple(_block(block) for block in blocks),
-    )
-
-
-def _block(block: Block) -> BlockState:
-    requested = 0 if block.state is FREE else block.requested
-    return BlockState(block.address, block.size, requested, block.state)
-
-
-Starts = Mapping[tuple[Stream, bool], int]  # by stream and whether it is of the small pool
-
-
-def load(
-    allocator: CachingAllocator, segments: Sequence[SegmentState], starts: Starts
-) -> dict[int, Block]:
-    """Give an empty allocator its first segments; returns live and waiting blocks by address."""
-    plain = [segment for segment in segments if not segment.expandable]
-    chains = [_chain(allocator, segment.blocks, segment) for segment in plain]
-    chains += _reservations(allocator, [s for s in segments if s.expandable], starts)
-    for chain in chains:
-        allocator.adopt(chain)
-    return {
-        block.address: block
-        for chain in chains
-        for block in chain
-        if block.state in (ALLOCATED, WAITING)
-    }
-
-
-def _chain(allocator: CachingAllocator, blocks: Iterable[BlockState], like: SegmentState,
-           reservation: ExpandableSegment | None = None) -> list[Block]:  # fmt: skip
-    pool = allocator.pool(like.stream, small=like.small)
-    chain = []
-    for state in blocks:
-        block = Block(state.address, state.size, pool, reservation)
-        block.requested, block.state = state.requested, state.state
-        chain.append(block)
-    for block, after in pairwise(chain):
-        block.next, after.previous = after, block
-    return chain
-
-
-def _reservations(
-    allocator: CachingAllocator, ranges: Sequence[SegmentState], starts: Starts
-) -> Iterator[list[Block]]:
-    """One reservation a stream and pool, from where it starts to the end.
-
-    A snapshot shows mapped ranges only: the lowest of them counts as the start where nothing tells
-    of another one.
-    """
-    for stream, small in dict.fromkeys((r.stream, r.small) for r in ranges):
-        own = sorted((r for r in ranges if (r.stream, r.small) == (stream, small)),
-                     key=lambda r: r.address)  # fmt: skip
-        page = SMALL_SEGMENT_BYTES if small else allocator.settings.large_segment_bytes
-        base, end = starts.get((stream, small), own[0].address), own[-1].address + own[-1].size
-        length = max(reservation_bytes(allocator, page), round_up(end - base, page) + page)
-        reservation = ExpandableSegment(base, length, page)
-        yield _chain(allocator, _with_gaps(own, base, base + length), own[0], reservation)
-
-
-def _with_gaps(ranges: Iterable[SegmentState], base: int, end: int) -> Iterator[BlockState]:
-    position = base
-    for mapped in ranges:
-        if position < mapped.address:
-            yield BlockState(position, mapped.address - position, 0, UNMAPPED)
-        yield from mapped.blocks
-        position = mapped.address + mapped.size
-    yield BlockState(position, end - position, 0, UNMAPPED)
-
 
 SegmentAction = Literal["segment_alloc", "segment_free", "segment_map", "segment_unmap"]
 Action = SegmentAction | Literal["free_completed"]
-# Address of a new segment or reservation, from (action, bytes, stream).
-Place = Callable[[SegmentAction, int, Stream], int]
-# Told of each segment that comes or goes, and of each free that waited: (action, address, bytes,
-# stream).
+# Gives a new segment or reservation its address, from (action, bytes, stream).
+NewAddress = Callable[[SegmentAction, int, Stream], int]
+# Called for each segment that comes or goes, and for each free that waited, with (action, address,
+# bytes, stream).
 Observer = Callable[[Action, int, int, Stream], None]
+PoolKey = tuple[Stream, bool]  # a stream, and whether the pool is the small one
+Starts = Mapping[PoolKey, int]  # the address where each expandable segment begins
 
 FIRST_ADDRESS = 0x7F00_0000_0000
 ALIGNMENT = 2 * MiB
+# An expandable segment reserves addresses for so much where the device's size is not known.
+UNKNOWN_DEVICE_BYTES = 16 * TiB
 
 
 class OutOfMemoryError(Exception):
@@ -578,7 +79,7 @@ class OutOfMemoryError(Exception):
         self.limit_bytes = limit_bytes
 
 
-class Ascending:
+class AscendingAddresses:
     """Addresses for new segments: ascending, never used again."""
 
     def __init__(self, first: int = FIRST_ADDRESS) -> None:
@@ -602,14 +103,16 @@ class CachingAllocator:
         counters: what it counts; `statistics` shows it under PyTorch's names.
         segments_by_address: the first block of each segment or reservation.
         waiting: freed blocks that another stream may still use, by ticket, in order.
+        driver_limit_bytes: what the driver can give.
+        collects_garbage: whether cached segments are released by age.
 
     Args:
         settings: as in `PYTORCH_CUDA_ALLOC_CONF`.
         capacity_bytes: memory of the device; None: no limit. It is also the limit that garbage
             collection measures by.
         device_reserved_bytes: part of it that segments cannot have: the CUDA context, others.
-        place: gives new segments their address; default: ascending ones.
-        observer: is told of every segment that comes or goes, and of every free that waited.
+        new_address: gives a new segment its address; default: ascending addresses.
+        observer: called for every segment that comes or goes, and for every free that waited.
     """
 
     def __init__(
@@ -617,45 +120,48 @@ class CachingAllocator:
         settings: AllocatorSettings | None = None,
         capacity_bytes: int | None = None,
         device_reserved_bytes: int = 0,
-        place: Place | None = None,
+        new_address: NewAddress | None = None,
         observer: Observer = _ignore,
     ) -> None:
         self.settings = settings or AllocatorSettings()
-        self.capacity_bytes = capacity_bytes
-        self.device_reserved_bytes = device_reserved_bytes
-        self.place = place or Ascending()
         self.observer = observer
-        self.max_split_bytes = self.settings.max_split_bytes or UNLIMITED
-        self.counters = Counters(self._largest_free_block, self.max_split_bytes)
         self.segments_by_address: dict[int, Block] = {}
-        self.small_pools: dict[Stream, BlockPool] = {}
-        self.large_pools: dict[Stream, BlockPool] = {}
         self.waiting: dict[int, Block] = {}
+        self._new_address = new_address or AscendingAddresses()
+        self._small_pools: dict[Stream, BlockPool] = {}
+        self._large_pools: dict[Stream, BlockPool] = {}
         self._tickets = 0
         self._divisions = self.settings.roundup_power2_divisions
         self._rounded: dict[int, int] = {}
-        self._split_limit = UNLIMITED if self.settings.expandable_segments else self.max_split_bytes
-        self._set_limits()
-
-    def _set_limits(self) -> None:
-        settings, capacity = self.settings, self.capacity_bytes
-        self.driver_limit_bytes = self.allowed_bytes = UNLIMITED
-        if capacity is not None:
-            self.driver_limit_bytes = max(capacity - self.device_reserved_bytes, 0)
-        if capacity is not None and settings.per_process_memory_fraction < 1:
-            self.allowed_bytes = int(settings.per_process_memory_fraction * capacity)
-        self.ages = settings.garbage_collection_threshold > 0 and capacity is not None
+        self._max_split_bytes = self.settings.max_split_bytes or UNLIMITED
+        self._split_limit = (
+            UNLIMITED if self.settings.expandable_segments else self._max_split_bytes
+        )
+        self.counters = Counters(self._largest_free_block, self._max_split_bytes)
+        self._set_limits(capacity_bytes, device_reserved_bytes)
         # The common case: the smallest block that suffices is the one to take.
         self._plain = not (
-            settings.expandable_segments or settings.max_split_bytes is not None or self.ages
+            self.settings.expandable_segments
+            or self.settings.max_split_bytes is not None
+            or self.collects_garbage
         )
+
+    def _set_limits(self, capacity: int | None, device_reserved: int) -> None:
+        settings = self.settings
+        self._capacity_bytes = capacity
+        self.driver_limit_bytes = self._allowed_bytes = UNLIMITED
+        if capacity is not None:
+            self.driver_limit_bytes = max(capacity - device_reserved, 0)
+        if capacity is not None and settings.per_process_memory_fraction < 1:
+            self._allowed_bytes = int(settings.per_process_memory_fraction * capacity)
+        self.collects_garbage = settings.garbage_collection_threshold > 0 and capacity is not None
 
     @property
     def limit_bytes(self) -> int:
         """What segments may take."""
-        return min(self.driver_limit_bytes, self.allowed_bytes)
+        return min(self.driver_limit_bytes, self._allowed_bytes)
 
-    # Requests
+    # Requests and frees
 
     def malloc(self, size_bytes: int, stream: Stream = 0, *, new_memory: bool = False) -> Block:
         """Serve a request; the block's `address` and `size` are what PyTorch would have given.
@@ -672,15 +178,15 @@ class CachingAllocator:
             size = (size_bytes + 511) & -512 or 512  # round_request, in place
         else:
             size = self._rounded.get(size_bytes) or self._round(size_bytes, self._divisions)
-        pool = (self.small_pools if size <= SMALL_BYTES else self.large_pools).get(stream)
+        pool = (self._small_pools if size <= SMALL_BYTES else self._large_pools).get(stream)
         if pool is None:
-            pool = self.pool(stream, small=size <= SMALL_BYTES)
+            pool = self._pool(stream, small=size <= SMALL_BYTES)
         keys = pool.keys
         position = len(keys) if new_memory else bisect_left(keys, size << ADDRESS_BITS)
         if self._plain and position < len(keys):
             block = pool.blocks.pop(keys.pop(position))
         else:
-            block = self._search(pool, size, position) or obtain(self, pool, size, size_bytes)
+            block = self._search(pool, size, position) or self._obtain(pool, size, size_bytes)
         if block.size - size >= pool.remainder and size < self._split_limit:
             self._split(block, size)
         elif block.expandable is None and (block.next is not None or block.previous is not None):
@@ -736,7 +242,7 @@ class CachingAllocator:
         for block in self.waiting.values():
             self._complete(block)
         self.waiting.clear()
-        release_cached(self)
+        self._release_cached()
 
     def _complete(self, block: Block) -> None:
         tally = block.pool.tally
@@ -772,14 +278,6 @@ class CachingAllocator:
         """Peaks since the last call, for a timeline or the phases of a run."""
         return self.counters.lap()
 
-    def segments(self) -> list[SegmentState]:
-        """Every segment with its blocks, by address; of an expandable one each mapped range."""
-        return read(self.segments_by_address.values())
-
-    def _largest_free_block(self) -> int:
-        pools = (*self.small_pools.values(), *self.large_pools.values())
-        return max((pool.keys[-1] >> ADDRESS_BITS for pool in pools if pool.keys), default=0)
-
     def out_of_memory(self, requested_bytes: int, wanted_bytes: int) -> OutOfMemoryError:
         """The error for a request, with how things stand now."""
         return OutOfMemoryError(
@@ -790,53 +288,14 @@ class CachingAllocator:
             limit_bytes=self.limit_bytes,
         )
 
-    # A state that is there already
+    def _largest_free_block(self) -> int:
+        pools = (*self._small_pools.values(), *self._large_pools.values())
+        return max((pool.keys[-1] >> ADDRESS_BITS for pool in pools if pool.keys), default=0)
 
-    def load(
-        self, segments: Sequence[SegmentState], starts: Starts | None = None
-    ) -> dict[int, Block]:
-        """Start from segments that are there already; returns live and waiting blocks by address.
+    # Free blocks: found, split, merged
 
-        Peaks start at this state.
-
-        Args:
-            segments: all of them, with their blocks.
-            starts: where expandable segments begin, if not with their lowest mapped page.
-        """
-        found = load(self, segments, starts or {})
-        self.counters.start_peaks()
-        return found
-
-    def adopt(self, chain: Sequence[Block]) -> None:
-        """Take in a segment, or a whole reservation, that is there already."""
-        first = chain[0]
-        mapped = sum(block.size for block in chain if block.state is not UNMAPPED)
-        self.segments_by_address[first.address] = first
-        self.counters.took(first.pool.tally, mapped, segment=first.expandable is None)
-        self._plain = self._plain and first.expandable is None
-        for block in chain:
-            self._adopt_block(block)
-
-    def _adopt_block(self, block: Block) -> None:
-        pool = block.pool
-        if block.state is UNMAPPED:
-            add_unmapped(block)
-        elif block.state is FREE:
-            pool.add(block)
-            if block.is_split() and block.expandable is None:
-                self.counters.inactive_split_changes(pool.tally, 1, block.size)
-        else:
-            waits = block.state is WAITING
-            self.counters.allocation(pool.tally, pool.other, block.size, block.requested)
-            block.state = ALLOCATED
-            if waits:
-                self.request_free(block)
-
-    # Free blocks
-
-    def pool(self, stream: Stream, *, small: bool) -> BlockPool:
-        """The free blocks of a stream and size class."""
-        pools = self.small_pools if small else self.large_pools
+    def _pool(self, stream: Stream, *, small: bool) -> BlockPool:
+        pools = self._small_pools if small else self._large_pools
         if stream not in pools:
             tallies = self.counters.tallies(small=small)
             expand = self.settings.expandable_segments
@@ -850,13 +309,13 @@ class CachingAllocator:
 
     def _search(self, pool: BlockPool, size: int, position: int) -> Block | None:
         """The best fit under every setting (`get_free_block`)."""
-        if self.ages and not pool.private:
+        if self.collects_garbage and not pool.private:
             pool.tally.lookups += 1
         block = self._candidate(pool, position)
-        if block is None or size < self.max_split_bytes <= block.size:
+        if block is None or size < self._max_split_bytes <= block.size:
             return None
         rounding = self.settings.max_non_split_rounding_bytes
-        if size >= self.max_split_bytes and block.size >= size + rounding:
+        if size >= self._max_split_bytes and block.size >= size + rounding:
             return None
         pool.remove(block)
         return block
@@ -865,7 +324,7 @@ class CachingAllocator:
         if position == len(pool):
             return None
         if self.settings.expandable_segments:
-            return best_fit(pool, position)
+            return pool.best_expandable_fit(position)
         block = pool.at(position)
         if block.expandable is None:
             return block
@@ -906,6 +365,367 @@ class CachingAllocator:
         if size and block.expandable is None:
             self.counters.inactive_split_changes(pool.tally, blocks, size)
 
+    # Memory from the driver
+
+    def _obtain(self, pool: BlockPool, size: int, requested_bytes: int) -> Block:
+        """A block of new memory: collect garbage, ask, release what suffices, release all, fail.
+
+        Args:
+            pool: where the block belongs.
+            size: the rounded request.
+            requested_bytes: the bytes asked for.
+
+        Raises:
+            OutOfMemoryError: nothing helped.
+        """
+        if self.collects_garbage:
+            self._collect_garbage()
+        wanted = segment_bytes(size, self.settings.large_segment_bytes)
+        block = self._grow(pool, size, wanted)
+        if block is None and self._rejects(wanted):
+            self.counters.num_oom_rejections += 1
+        elif block is None:
+            block = self._retry(pool, size, wanted)
+        if block is None:
+            self.counters.num_ooms += 1
+            raise self.out_of_memory(requested_bytes, wanted)
+        return block
+
+    def _rejects(self, wanted: int) -> bool:
+        """Whether the request fails at once, the cache kept (`throw_on_cudamalloc_oom`)."""
+        beyond = self.reserved_bytes + wanted > self._allowed_bytes
+        return beyond and self.settings.throw_on_cudamalloc_oom
+
+    def _retry(self, pool: BlockPool, size: int, wanted: int) -> Block | None:
+        block = None
+        if self._release_oversize(pool, size):
+            block = self._grow(pool, size, wanted)
+        if block is None and not _captures(pool):
+            self.empty_cache()
+            self.counters.num_alloc_retries += 1
+            block = self._grow(pool, size, wanted)
+        return block
+
+    def _grow(self, pool: BlockPool, size: int, wanted: int) -> Block | None:
+        """A block of new memory that is in no pool (`alloc_block`); None where there is none."""
+        if self.reserved_bytes + wanted > self._allowed_bytes:
+            return None
+        if self.settings.expandable_segments:
+            return self._grow_expandable(pool, size)
+        if self.reserved_bytes + wanted > self.driver_limit_bytes:
+            return None
+        address = self._new_address("segment_alloc", wanted, pool.stream)
+        block = Block(address, wanted, pool)
+        self.segments_by_address[address] = block
+        self.counters.took(pool.tally, wanted, segment=True)
+        self.observer("segment_alloc", address, wanted, pool.stream)
+        return block
+
+    # Memory back to the driver
+
+    def release_at(self, address: int) -> bool:
+        """Release the segment at an address if it is one free block; whether it was."""
+        block = self.segments_by_address.get(address)
+        if block is None or block.state is not FREE or block.is_split():
+            return False
+        self._release(block)
+        return True
+
+    def can_release(self) -> bool:
+        """Whether `empty_cache` would release a segment (pages of expandable ones left aside)."""
+        pools = (*self._large_pools.values(), *self._small_pools.values())
+        return any(
+            _is_plain_segment(block)
+            for pool in pools
+            if not pool.private
+            for block in pool.blocks.values()
+        )
+
+    def _collect_garbage(self) -> None:
+        """Above the threshold: release cached large segments, those unused for longest first.
+
+        PyTorch repeats it with the average age of what is left until enough is released, and within
+        one round does not stop at enough (`garbage_collect_cached_blocks`). Age counts lookups in
+        the pool, not time.
+        """
+        # PyTorch collects only under a memory fraction; here the capacity itself is a limit too.
+        fraction_set = self._allowed_bytes < UNLIMITED
+        limit = self._allowed_bytes if fraction_set else self.driver_limit_bytes
+        threshold = int(self.settings.garbage_collection_threshold * limit)
+        target = self.reserved_bytes - threshold
+        cached = [block for block in _cached(self._large_pools) if _is_plain_segment(block)]
+        while target > 0 and cached:
+            average = sum(map(_age, cached)) / len(cached)
+            old = [block for block in cached if _age(block) >= average]
+            for block in old:
+                target -= block.size
+                self._release(block)
+            cached = [block for block in cached if _age(block) < average]
+            if not old:
+                return
+
+    def _release_oversize(self, pool: BlockPool, size: int) -> bool:
+        """With `max_split_size`: release just enough oversize blocks; whether that is enough.
+
+        One block that suffices, the smallest such; else the largest ones until they add up
+        (`release_available_cached_blocks`).
+        """
+        limit = self.settings.max_split_bytes
+        if limit is None:
+            return False
+        wanted = max(size, limit)
+        position = pool.position(wanted)
+        if position < len(pool) and pool.at(position).expandable is None:
+            self._release(pool.at(position))
+            return True
+        released = 0
+        for block in reversed([block for block in pool if block.size >= limit]):
+            if released >= wanted:
+                break
+            if _is_plain_segment(block):
+                released += block.size
+                self._release(block)
+        return released >= wanted
+
+    def _release_cached(self) -> None:
+        """Release every segment that is one free block, and every whole free page.
+
+        The large pool comes first. Private pools keep their segments: a CUDA graph may replay into
+        them.
+        """
+        for pools in (self._large_pools, self._small_pools):
+            pages: list[Block] = []
+            for block in _cached(pools):
+                if block.expandable is not None:
+                    pages.append(block)
+                elif not block.is_split():
+                    self._release(block)
+            for block in pages:
+                self._unmap(block)
+
+    def _release(self, block: Block) -> None:
+        """Give a segment that is one free block back to the driver (`release_block`)."""
+        pool = block.pool
+        del self.segments_by_address[block.address]
+        pool.remove(block)
+        block.state = MERGED
+        self.counters.gave_back(pool.tally, block.size, segment=True)
+        self.observer("segment_free", block.address, block.size, pool.stream)
+
+    # Expandable segments
+
+    def map_at(self, stream: Stream, address: int, size: int) -> Block | None:
+        """Map pages as a request did that then got no further, the device being full.
+
+        The small pool maps one page for a request, so these are always of the large one.
+        """
+        pool = self._pool(stream, small=False)
+        room = next((block for block in pool.unmapped if block.address == address), None)
+        return self._map(room or self._reserve(pool, size), size)
+
+    def _grow_expandable(self, pool: BlockPool, size: int) -> Block | None:
+        """Map pages at the lowest address with room (`try_allocate_expandable_block`)."""
+        room = pool.find_room(size) or self._reserve(pool, size)
+        mapped = room if room.state is FREE else self._map(room, size)
+        while mapped is not None and mapped.size < size:
+            behind = mapped.next
+            mapped = None if behind is None else self._map(behind, size - mapped.size)
+        if mapped is not None:
+            pool.remove(mapped)
+        return mapped
+
+    def _reserve(self, pool: BlockPool, size: int) -> Block:
+        """Reserve addresses for at least `size` bytes; returns them as one unmapped block."""
+        page = self._page_bytes(small=pool.small)
+        length = max(self._reservation_bytes(page), round_up(size, page))
+        address = self._new_address("segment_map", length, pool.stream)
+        block = pool.reserve(ExpandableSegment(address, length, page))
+        self.segments_by_address[address] = block
+        return block
+
+    def _page_bytes(self, *, small: bool) -> int:
+        return SMALL_SEGMENT_BYTES if small else self.settings.large_segment_bytes
+
+    def _reservation_bytes(self, page_bytes: int) -> int:
+        """Addresses that an expandable segment takes: 9/8 of the device, in whole pages.
+
+        The eighth lets pages move to the end when lower ones cannot be unmapped.
+        """
+        device = self._capacity_bytes or UNKNOWN_DEVICE_BYTES
+        return round_up(device + device // 8, page_bytes)
+
+    def _map(self, block: Block, size: int) -> Block | None:
+        """Map whole pages for the first `size` bytes of an unmapped block (`map_block`)."""
+        pool, address = block.pool, block.address
+        mapped = round_up(min(size, block.size), block.segment.page_bytes)
+        if self.reserved_bytes + mapped > self.driver_limit_bytes:
+            return None
+        joined = pool.map_pages(block, mapped)
+        self.counters.took(pool.tally, mapped, segment=False)
+        self.observer("segment_map", address, mapped, pool.stream)
+        return joined
+
+    def _unmap(self, block: Block) -> None:
+        """Give the whole pages of a free block back to the driver (`unmap_block`)."""
+        pool = block.pool
+        address, size = block.whole_pages()
+        if size == 0:
+            return
+        unmapped = pool.unmap_pages(block)
+        self.counters.gave_back(pool.tally, size, segment=False)
+        self.observer("segment_unmap", address, size, pool.stream)
+        if not unmapped.is_split():  # nothing of the reservation is mapped any more
+            pool.unmapped.remove(unmapped)
+            del self.segments_by_address[unmapped.address]
+
+    # Segments as data
+
+    def segments(self) -> list[SegmentState]:
+        """Every segment with its blocks, by address; of an expandable one each mapped range."""
+        firsts = self.segments_by_address.values()
+        ranges = (mapped for first in firsts for mapped in _mapped_ranges(first))
+        return sorted(map(_segment_state, ranges), key=lambda segment: segment.address)
+
+    def load(
+        self, segments: Sequence[SegmentState], starts: Starts | None = None
+    ) -> dict[int, Block]:
+        """Start from segments that are there already; returns live and waiting blocks by address.
+
+        Peaks start at this state.
+
+        Args:
+            segments: all of them, with their blocks.
+            starts: where expandable segments begin, if not with their lowest mapped page.
+        """
+        chains = [self._chain(s.blocks, s) for s in segments if not s.expandable]
+        chains += self._reservations([s for s in segments if s.expandable], starts or {})
+        for chain in chains:
+            self._adopt(chain)
+        self.counters.start_peaks()
+        blocks = (block for chain in chains for block in chain)
+        return {block.address: block for block in blocks if block.state in (ALLOCATED, WAITING)}
+
+    def _chain(self, blocks: Iterable[BlockState], like: SegmentState,
+               reservation: ExpandableSegment | None = None) -> list[Block]:  # fmt: skip
+        pool = self._pool(like.stream, small=like.small)
+        chain = []
+        for state in blocks:
+            block = Block(state.address, state.size, pool, reservation)
+            block.requested, block.state = state.requested, state.state
+            chain.append(block)
+        for block, after in pairwise(chain):
+            block.next, after.previous = after, block
+        return chain
+
+    def _reservations(
+        self, ranges: Sequence[SegmentState], starts: Starts
+    ) -> Iterator[list[Block]]:
+        """One reservation a stream and pool, from where it starts to the end.
+
+        A snapshot shows mapped ranges only: the lowest of them counts as the start where `starts`
+        has no other one.
+        """
+        for stream, small in dict.fromkeys((r.stream, r.small) for r in ranges):
+            own = sorted((r for r in ranges if (r.stream, r.small) == (stream, small)),
+                         key=lambda r: r.address)  # fmt: skip
+            page = self._page_bytes(small=small)
+            base, end = starts.get((stream, small), own[0].address), own[-1].address + own[-1].size
+            length = max(self._reservation_bytes(page), round_up(end - base, page) + page)
+            reservation = ExpandableSegment(base, length, page)
+            yield self._chain(_with_gaps(own, base, base + length), own[0], reservation)
+
+    def _adopt(self, chain: Sequence[Block]) -> None:
+        """Take in a segment, or a whole reservation, that is there already."""
+        first = chain[0]
+        mapped = sum(block.size for block in chain if block.state is not UNMAPPED)
+        self.segments_by_address[first.address] = first
+        self.counters.took(first.pool.tally, mapped, segment=first.expandable is None)
+        self._plain = self._plain and first.expandable is None
+        for block in chain:
+            self._adopt_block(block)
+
+    def _adopt_block(self, block: Block) -> None:
+        pool = block.pool
+        if block.state is UNMAPPED:
+            pool.add_unmapped(block)
+        elif block.state is FREE:
+            pool.add(block)
+            if block.is_split() and block.expandable is None:
+                self.counters.inactive_split_changes(pool.tally, 1, block.size)
+        else:
+            waits = block.state is WAITING
+            self.counters.allocation(pool.tally, pool.other, block.size, block.requested)
+            block.state = ALLOCATED
+            if waits:
+                self.request_free(block)
+
 
 def _freed_twice(block: Block) -> UsageError:
     return UsageError(f"the block at {block.address:#x} is not allocated: it was freed before")
+
+
+def _captures(pool: BlockPool) -> bool:
+    """Whether PyTorch takes it that a graph is captured: then nothing waits, and the cache stays.
+
+    A private pool is asked for memory while it is in use, by a capture or, where its number comes
+    second, maybe by `use_mem_pool`, which up to PyTorch 2.12 counts as one.
+    """
+    if not isinstance(pool.stream, PrivateStream):
+        return False
+    return pool.stream.pool_id[0] > 0 or torch_release.release() < (2, 13)
+
+
+def _is_plain_segment(block: Block) -> bool:
+    """Whether a free block is a whole segment, which is not expandable."""
+    return block.expandable is None and not block.is_split()
+
+
+def _cached(pools: Mapping[Stream, BlockPool]) -> list[Block]:
+    """Free blocks outside of private pools, by stream, size and address."""
+    shared = [pool for pool in pools.values() if not pool.private]
+    return [block for pool in sorted(shared, key=lambda pool: pool.stream) for block in pool]
+
+
+def _age(block: Block) -> int:
+    return block.pool.tally.lookups - block.age
+
+
+def _mapped_ranges(first: Block) -> Iterator[list[Block]]:
+    """The chain that a block begins, cut at its unmapped blocks."""
+    mapped: list[Block] = []
+    block: Block | None = first
+    while block is not None:
+        if block.state is not UNMAPPED:
+            mapped.append(block)
+        elif mapped:
+            yield mapped
+            mapped = []
+        block = block.next
+    if mapped:
+        yield mapped
+
+
+def _segment_state(blocks: Sequence[Block]) -> SegmentState:
+    first = blocks[0]
+    return SegmentState(
+        address=first.address,
+        size=sum(block.size for block in blocks),
+        stream=first.pool.stream,
+        small=first.pool.small,
+        expandable=first.expandable is not None,
+        blocks=tuple(
+            BlockState(b.address, b.size, 0 if b.state is FREE else b.requested, b.state)
+            for b in blocks
+        ),
+    )
+
+
+def _with_gaps(ranges: Iterable[SegmentState], base: int, end: int) -> Iterator[BlockState]:
+    """The blocks of mapped ranges, and an unmapped one wherever nothing is mapped."""
+    position = base
+    for mapped in ranges:
+        if position < mapped.address:
+            yield BlockState(position, mapped.address - position, 0, UNMAPPED)
+        yield from mapped.blocks
+        position = mapped.address + mapped.size
+    yield BlockState(position, end - position, 0, UNMAPPED)

@@ -14,7 +14,7 @@ BLOCK_BYTES = 512  # kMinBlockSize: every block is a multiple of it
 SMALL_BYTES = MiB  # kSmallSize: the largest request that the small pool serves
 SMALL_SEGMENT_BYTES = 2 * MiB  # kSmallBuffer: a segment, or a page, of the small pool
 LARGE_SEGMENT_BYTES = 20 * MiB  # kLargeBuffer: a segment, or a page, of the large pool
-OWN_SEGMENT_BYTES = 10 * MiB  # kMinLargeAlloc: from here on a request gets a segment of its own
+OWN_SEGMENT_BYTES = 10 * MiB  # kMinLargeAlloc: from here on a request gets its own segment
 SEGMENT_ROUNDING_BYTES = 2 * MiB  # kRoundLarge: what such a segment is a multiple of
 
 UNLIMITED = 1 << 62  # more than any size: no limit is set

@@ -65,7 +65,7 @@ def parse_alloc_conf(conf: str) -> AllocatorSettings:
             f"allocator settings: {len(conf):,} characters; at most {MAX_CONF_CHARACTERS:,}"
         )
     parser = _Parser()
-    # Some limits depend on the large segment, so it is read first whatever its place.
+    # Some limits depend on the large segment, so it is read first wherever it stands.
     pairs = sorted(_pairs(conf, parser.problems), key=lambda pair: pair[0] != _LARGE_SEGMENT)
     for key, value in pairs:
         parser.read(key, value)

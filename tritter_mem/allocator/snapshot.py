@@ -1,7 +1,8 @@
-"""Reading a PyTorch memory snapshot: untrusted input, from PyTorch 2.1 to 2.13.
+"""PyTorch's memory snapshots: reading one, and writing one of a simulated allocator.
 
-`torch.cuda.memory._dump_snapshot` writes a pickle of dicts, lists, strings and numbers. Nothing
-else is needed to read one, so every global in the file is refused: it could run code.
+`torch.cuda.memory._dump_snapshot` writes a pickle of dicts, lists, strings and numbers. A file from
+elsewhere is untrusted input, of PyTorch 2.1 to 2.13. Nothing else is needed to read one, so every
+global in it is refused: it could run code.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from tritter_mem.allocator.blocks import ALLOCATED, FREE, WAITING, Block, PrivateStream, Stream
-from tritter_mem.allocator.caching_allocator import (
-    Action,
-    BlockState,
-    CachingAllocator,
-    OutOfMemoryError,
-    SegmentState,
-)
+from tritter_mem.allocator.blocks import Block
+from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import DIVISION_INTERVALS, round_request
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.errors import ConfigError, InputError, OutputError
+from tritter_mem.results.segments import (
+    ALLOCATED,
+    FREE,
+    WAITING,
+    BlockState,
+    PrivateStream,
+    SegmentState,
+    Stream,
+)
 from tritter_mem.units import GiB, format_bytes
 
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE = range(5)
@@ -41,10 +45,34 @@ ACTIONS = {
     "segment_unmap": SEGMENT_UNMAP,
     "oom": OOM,
 }
-IGNORED = {"snapshot", "user_defined"}  # marks, which change no memory
-LIMIT = 1 << 63
-DEFAULT_POOL = (0, 0)
-POOL_KEYS = ("segment_pool_id", "pool_id")
+_ACTION_NAMES = {action: name for name, action in ACTIONS.items()}
+_IGNORED = {"snapshot", "user_defined"}  # they change no memory
+_STATES = {
+    "active_allocated": ALLOCATED,
+    "active_pending_free": WAITING,  # as older versions call it
+    "active_awaiting_free": WAITING,
+    "inactive": FREE,
+}
+_STATE_NAMES = {state: name for name, state in _STATES.items()}  # of two names the newer one
+_DEFAULT_POOL = (0, 0)
+_POOL_KEYS = ("segment_pool_id", "pool_id")
+
+MAX_FILE_BYTES = 4 * GiB
+MAX_DEVICES = 1024
+MAX_ADDRESS = 1 << 63
+DUMP_HINT = "expected the file that torch.cuda.memory._dump_snapshot wrote"
+# What else people pass: first bytes, what it is, what to do.
+_LOOKALIKES = (
+    (b"{", "JSON", DUMP_HINT),
+    (b"[", "JSON", DUMP_HINT),
+    (b"<", "HTML or XML", f"{DUMP_HINT}, not what the viewer made of it"),
+    (b"PK\x03\x04", "a zip archive, such as torch.save writes", DUMP_HINT),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE"),
+)
+
+# The viewer refuses protocol 5, and cuts off what lies beyond so many events.
+PROTOCOL = 4
+MAX_VIEWER_EVENTS = 600_000
 
 
 class Trace:
@@ -82,105 +110,6 @@ class Trace:
         return self.streams[self.stream_numbers[event]]
 
 
-def read_trace(
-    entries: Sequence[Any], where: str, segments: Sequence[SegmentState]
-) -> tuple[Trace, tuple[str, ...]]:
-    """Turn dumped events into columns; returns them with warnings about unknown ones.
-
-    Args:
-        entries: the dicts of one device, oldest first.
-        where: what to call the list in an error.
-        segments: the segments at the end. Older versions tell an event's private pool by address
-            alone.
-
-    Raises:
-        InputError: an entry is no event; names it.
-    """
-    trace, unknown = Trace(), Counter[str]()
-    private = _PrivateRanges(segments)
-    append, actions = trace.append, ACTIONS
-    for index, entry in enumerate(entries):
-        try:
-            name = entry["action"]
-            action = actions.get(name)
-            if action is None:
-                unknown[repr(name)[:40]] += name not in IGNORED
-                continue
-            address = entry["device_free" if action == OOM else "addr"]
-            size, stream = entry["size"], entry.get("stream", 0)
-            if not 0 <= address < LIMIT or not 0 <= size < LIMIT:
-                raise ValueError(f"address {address}, size {size}")
-            pool = pool_of(entry) or (private and private.pool_at(address))
-            append(action, address, size, PrivateStream(stream, pool) if pool else stream)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(
-                f"{where}[{index}]: not an event as PyTorch dumps it: {why(error)}"
-            ) from error
-    return trace, tuple(
-        f"{where}: events of unknown kind {name}, left out: {count:,}"
-        for name, count in unknown.items()
-        if count
-    )
-
-
-def pool_of(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """The private pool that an event or segment belongs to; None for the default pool."""
-    for key in POOL_KEYS:
-        pool = entry.get(key, DEFAULT_POOL)
-        if pool is not DEFAULT_POOL and tuple(pool) != DEFAULT_POOL:
-            first, second = pool
-            return int(first), int(second)
-    return None
-
-
-class _PrivateRanges:
-    """Which addresses belong to a private pool."""
-
-    def __init__(self, segments: Sequence[SegmentState]) -> None:
-        own = [s for s in segments if isinstance(s.stream, PrivateStream)]
-        self._starts = [segment.address for segment in own]
-        self._segments = own
-
-    def __bool__(self) -> bool:
-        return bool(self._starts)
-
-    def pool_at(self, address: int) -> tuple[int, int] | None:
-        """The pool of the segment that holds an address."""
-        at = bisect_right(self._starts, address) - 1
-        if at < 0:
-            return None
-        segment = self._segments[at]
-        inside = address < segment.address + segment.size
-        return segment.stream.pool_id if inside and isinstance(
-            segment.stream, PrivateStream) else None  # fmt: skip
-
-
-def why(error: Exception) -> str:
-    """What is wrong with an entry, in a few words that are safe to print."""
-    return f"no {error}" if isinstance(error, KeyError) else repr(str(error)[:80])
-
-
-MAX_FILE_BYTES = 4 * GiB
-MAX_DEVICES = 1024
-MAX_ADDRESS = 1 << 63
-DUMP_HINT = "expected the file that torch.cuda.memory._dump_snapshot wrote"
-
-# What else people hand over: first bytes, what it is, what to do.
-_LOOKALIKES = (
-    (b"{", "JSON", DUMP_HINT),
-    (b"[", "JSON", DUMP_HINT),
-    (b"<", "HTML or XML", f"{DUMP_HINT}, not what the viewer made of it"),
-    (b"PK\x03\x04", "a zip archive, such as torch.save writes", DUMP_HINT),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE"),
-)
-_STATES = {
-    "active_allocated": ALLOCATED,
-    "active_awaiting_free": WAITING,
-    "active_pending_free": WAITING,  # as older versions call it
-    "inactive": FREE,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSnapshot:
     """One device of a snapshot: its segments when it was dumped, and its history.
@@ -196,18 +125,7 @@ class DeviceSnapshot:
     warnings: tuple[str, ...] = ()
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Takes dicts, lists, strings and numbers, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        wanted = f"{module}.{name}"[:80]
-        raise InputError(
-            f"the pickle asks for {wanted!r}: refused, as loading it could run code; "
-            "a memory snapshot needs no such thing"
-        )
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise InputError("the pickle refers to objects outside of it; a memory snapshot does not")
+# Reading
 
 
 def load_snapshot(path: Path, max_bytes: int = MAX_FILE_BYTES) -> list[DeviceSnapshot]:
@@ -262,8 +180,8 @@ def _unpickle(file: BinaryIO) -> Any:
     except Exception as error:  # a broken pickle can make the unpickler raise almost anything
         if "truncated" in str(error):
             raise InputError("the pickle is truncated; copy it again") from error
-        why = repr(str(error)[:80])
-        raise InputError(f"no pickle, or a damaged one ({why}); {DUMP_HINT}") from error
+        shown = repr(str(error)[:80])
+        raise InputError(f"no pickle, or a damaged one ({shown}); {DUMP_HINT}") from error
 
 
 def _checked_root(found: Any) -> dict[str, Any]:
@@ -283,15 +201,29 @@ def _checked_root(found: Any) -> dict[str, Any]:
     return found
 
 
+class _DataUnpickler(pickle.Unpickler):
+    """Takes dicts, lists, strings and numbers, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        wanted = f"{module}.{name}"[:80]
+        raise InputError(
+            f"the pickle asks for {wanted!r}: refused, as loading it could run code; "
+            "a memory snapshot needs no such thing"
+        )
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise InputError("the pickle refers to objects outside of it; a memory snapshot does not")
+
+
 def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
     """Check a snapshot's dict and sort it by device; the dict's histories are used up.
 
     Raises:
         InputError: the structure is not a snapshot's; names the entry.
     """
-    settings, warnings = recorded_settings(snapshot.get("allocator_settings"))
+    settings, warnings = _read_settings(snapshot.get("allocator_settings"))
     segments = _by_device([
-        _segment(entry, f"segments[{i}]") for i, entry in enumerate(snapshot["segments"])
+        _read_segment(entry, f"segments[{i}]") for i, entry in enumerate(snapshot["segments"])
     ])  # fmt: skip
     traces = snapshot.get("device_traces", [])
     count = max(len(traces), *segments, -1) + 1 if segments else len(traces)
@@ -303,7 +235,7 @@ def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
         own = segments.get(device, ())
         if not entries and not own:
             continue
-        trace, unknown = read_trace(entries, f"device_traces[{device}]", own)
+        trace, unknown = _read_trace(entries, f"device_traces[{device}]", own)
         entries.clear()  # the columns are a tenth of its size
         found.append(
             DeviceSnapshot(
@@ -329,52 +261,115 @@ def _by_device(
     }
 
 
-def _segment(entry: Any, where: str) -> tuple[int, SegmentState]:
+def _read_segment(entry: Any, where: str) -> tuple[int, SegmentState]:
     try:
-        address = _number(entry["address"], MAX_ADDRESS)
-        size = _number(entry["total_size"], MAX_ADDRESS)
+        address = _read_number(entry["address"], MAX_ADDRESS)
+        size = _read_number(entry["total_size"], MAX_ADDRESS)
         segment = SegmentState(
             address=address,
             size=size,
-            stream=_stream(entry),
+            stream=_read_stream(entry),
             small=entry["segment_type"] == "small",
             expandable=bool(entry.get("is_expandable", False)),
-            blocks=tuple(_blocks(entry["blocks"], address)),
+            blocks=tuple(_read_blocks(entry["blocks"], address)),
         )
-        device = _number(entry.get("device", 0), MAX_DEVICES)
+        device = _read_number(entry.get("device", 0), MAX_DEVICES)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: not a segment as PyTorch dumps it: {why(error)}") from error
+        raise InputError(f"{where}: not a segment as PyTorch dumps it: {_why(error)}") from error
     if sum(block.size for block in segment.blocks) != size:
         raise InputError(f"{where}: its blocks do not add up to its size of {size} bytes")
     return device, segment
 
 
-def _blocks(entries: Any, address: int) -> list[BlockState]:
+def _read_blocks(entries: Any, address: int) -> list[BlockState]:
     blocks = []
     for entry in entries:
-        size = _number(entry["size"], MAX_ADDRESS)
+        size = _read_number(entry["size"], MAX_ADDRESS)
         state = _STATES[entry["state"]]
-        requested = _number(entry.get("requested_size", size), MAX_ADDRESS)
+        requested = _read_number(entry.get("requested_size", size), MAX_ADDRESS)
         blocks.append(BlockState(address, size, 0 if state is FREE else requested, state))
         address += size
     return blocks
 
 
-def _stream(entry: dict[str, Any]) -> Stream:
+def _read_stream(entry: dict[str, Any]) -> Stream:
     stream = entry.get("stream", 0)
     if not isinstance(stream, int):
         raise TypeError(f"'stream' is {_kind(stream)}")
-    pool = pool_of(entry)
+    pool = _read_pool(entry)
     return PrivateStream(stream, pool) if pool else stream
 
 
-def _number(value: Any, limit: int) -> int:
-    if not isinstance(value, int) or not 0 <= value < limit:
-        raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
-    return value
+def _read_trace(
+    entries: Sequence[Any], where: str, segments: Sequence[SegmentState]
+) -> tuple[Trace, tuple[str, ...]]:
+    """Turn dumped events into columns; returns them with warnings about unknown ones.
+
+    Args:
+        entries: the dicts of one device, oldest first.
+        where: what to call the list in an error.
+        segments: the segments at the end. In older versions an event's private pool follows from
+            its address alone.
+
+    Raises:
+        InputError: an entry is no event; names it.
+    """
+    trace, unknown = Trace(), Counter[str]()
+    private = _PrivateRanges(segments)
+    append, actions = trace.append, ACTIONS
+    for index, entry in enumerate(entries):
+        try:
+            name = entry["action"]
+            action = actions.get(name)
+            if action is None:
+                unknown[repr(name)[:40]] += name not in _IGNORED
+                continue
+            address = entry["device_free" if action == OOM else "addr"]
+            size, stream = entry["size"], entry.get("stream", 0)
+            if not 0 <= address < MAX_ADDRESS or not 0 <= size < MAX_ADDRESS:
+                raise ValueError(f"address {address}, size {size}")
+            pool = _read_pool(entry) or (private and private.pool_at(address))
+            append(action, address, size, PrivateStream(stream, pool) if pool else stream)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(
+                f"{where}[{index}]: not an event as PyTorch dumps it: {_why(error)}"
+            ) from error
+    return trace, tuple(
+        f"{where}: events of unknown kind {name}, left out: {count:,}"
+        for name, count in unknown.items()
+        if count
+    )
 
 
-def recorded_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:
+class _PrivateRanges:
+    """Which addresses belong to a private pool."""
+
+    def __init__(self, segments: Sequence[SegmentState]) -> None:
+        private = [(s, s.stream.pool_id) for s in segments if isinstance(s.stream, PrivateStream)]
+        self._starts = [segment.address for segment, _ in private]
+        self._ends = [segment.address + segment.size for segment, _ in private]
+        self._pools = [pool for _, pool in private]
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def pool_at(self, address: int) -> tuple[int, int] | None:
+        """The pool of the segment that holds an address."""
+        at = bisect_right(self._starts, address) - 1
+        return self._pools[at] if at >= 0 and address < self._ends[at] else None
+
+
+def _read_pool(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """The private pool that an event or segment belongs to; None for the default pool."""
+    for key in _POOL_KEYS:
+        pool = entry.get(key, _DEFAULT_POOL)
+        if pool is not _DEFAULT_POOL and tuple(pool) != _DEFAULT_POOL:
+            first, second = pool
+            return int(first), int(second)
+    return None
+
+
+def _read_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:
     """The settings that a snapshot was recorded with, and warnings about them.
 
     Versions before the settings were recorded give PyTorch's defaults.
@@ -385,11 +380,11 @@ def recorded_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:
     try:
         return parse_alloc_conf(conf), ()
     except ConfigError as error:
-        values = _settings_by_value(found)
+        values = _settings_from_values(found)
         return values, tuple(f"recorded {problem}" for problem in error.problems)
 
 
-def _settings_by_value(found: dict[str, Any]) -> AllocatorSettings:
+def _settings_from_values(found: dict[str, Any]) -> AllocatorSettings:
     """From the values that the snapshot lists beside the text."""
     split = found.get("max_split_size")
     divisions = found.get("roundup_power2_divisions")
@@ -407,20 +402,26 @@ def _settings_by_value(found: dict[str, Any]) -> AllocatorSettings:
     )
 
 
+def _read_number(value: Any, limit: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
+    return value
+
+
 def _kind(value: object) -> str:
     names = {dict: "a dict", list: "a list", str: "text", type(None): "nothing"}
     return names.get(type(value), repr(value)[:40])
 
 
-# The viewer refuses protocol 5, and cuts off what lies beyond so many events.
-PROTOCOL = 4
-MAX_VIEWER_EVENTS = 600_000
-
-_NAMES = {code: name for name, code in ACTIONS.items()}
-_STATES_OUT = {ALLOCATED: "active_allocated", WAITING: "active_awaiting_free", FREE: "inactive"}
+def _why(error: Exception) -> str:
+    """What is wrong with an entry, in a few words that are safe to print."""
+    return f"no {error}" if isinstance(error, KeyError) else repr(str(error)[:80])
 
 
-class Recorder:
+# Writing
+
+
+class RecordingAllocator:
     """An allocator whose history is kept, as `_record_memory_history` keeps it.
 
     Args:
@@ -471,26 +472,6 @@ class Recorder:
         self.trace.append(ACTIONS[action], address, size, stream)
 
 
-def snapshot_of(
-    recorder: Recorder, device: int = 0, max_events: int = MAX_VIEWER_EVENTS
-) -> dict[str, Any]:
-    """What `torch.cuda.memory._snapshot` returns, for the recorder's allocator.
-
-    Args:
-        recorder: the allocator and its history.
-        device: number of the device that it stands for.
-        max_events: more are thinned: short of anything else, small requests that were freed go.
-    """
-    allocator = recorder.allocator
-    events = _events(recorder.trace, max_events)
-    return {
-        "segments": [_segment_out(segment, device) for segment in allocator.segments()],
-        "device_traces": [*([] for _ in range(device)), events],
-        "allocator_settings": _settings(allocator.settings),
-        "external_annotations": [],
-    }
-
-
 def save_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
     """Write a snapshot whole or not at all.
 
@@ -510,8 +491,68 @@ def save_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def snapshot_of(
+    recording: RecordingAllocator, device: int = 0, max_events: int = MAX_VIEWER_EVENTS
+) -> dict[str, Any]:
+    """What `torch.cuda.memory._snapshot` returns, for a simulated allocator.
+
+    Args:
+        recording: the allocator and its history.
+        device: number of the device that it stands for.
+        max_events: of more, small requests that were freed are left out first.
+    """
+    allocator = recording.allocator
+    events = _events(recording.trace, max_events)
+    return {
+        "segments": [_segment_entry(segment, device) for segment in allocator.segments()],
+        "device_traces": [*([] for _ in range(device)), events],
+        "allocator_settings": _settings_entry(allocator.settings),
+        "external_annotations": [],
+    }
+
+
+def _segment_entry(segment: SegmentState, device: int) -> dict[str, Any]:
+    stream, pool = _stream_and_pool(segment.stream)
+    active = [block for block in segment.blocks if block.state is not FREE]
+    return {
+        "device": device,
+        "address": segment.address,
+        "total_size": segment.size,
+        "allocated_size": segment.allocated_bytes,
+        "active_size": sum(block.size for block in active),
+        "requested_size": sum(block.requested for block in active),
+        "stream": stream,
+        "segment_type": "small" if segment.small else "large",
+        "segment_pool_id": pool,
+        "is_expandable": segment.expandable,
+        "frames": [],
+        "blocks": [_block_entry(block) for block in segment.blocks],
+    }
+
+
+def _block_entry(block: BlockState) -> dict[str, Any]:
+    return {
+        "address": block.address,
+        "size": block.size,
+        "requested_size": 0 if block.state is FREE else block.requested,
+        "state": _STATE_NAMES[block.state],
+        "frames": [],
+    }
+
+
+def _settings_entry(settings: AllocatorSettings) -> dict[str, Any]:
+    steps = settings.roundup_power2_divisions or (0,) * 16
+    return {
+        "PYTORCH_CUDA_ALLOC_CONF": settings.conf,
+        "max_split_size": settings.max_split_bytes or -1,
+        "garbage_collection_threshold": settings.garbage_collection_threshold,
+        "expandable_segments": settings.expandable_segments,
+        "roundup_power2_divisions": {str(1 << i): count for i, count in enumerate(steps)},
+    }
+
+
 def _events(trace: Trace, max_events: int) -> list[dict[str, Any]]:
-    return [_event(trace, index) for index in _kept(trace, max_events)]
+    return [_event_entry(trace, index) for index in _kept(trace, max_events)]
 
 
 def _kept(trace: Trace, max_events: int) -> Sequence[int]:
@@ -544,10 +585,10 @@ def _freed_requests(trace: Trace) -> list[tuple[int, int, int]]:
     return found
 
 
-def _event(trace: Trace, index: int) -> dict[str, Any]:
-    action, (stream, pool) = trace.actions[index], _stream_out(trace.stream(index))
+def _event_entry(trace: Trace, index: int) -> dict[str, Any]:
+    action, (stream, pool) = trace.actions[index], _stream_and_pool(trace.stream(index))
     return {
-        "action": _NAMES[action],
+        "action": _ACTION_NAMES[action],
         "device_free" if action == OOM else "addr": trace.addresses[index],
         "size": trace.sizes[index],
         "stream": stream,
@@ -557,47 +598,7 @@ def _event(trace: Trace, index: int) -> dict[str, Any]:
     }
 
 
-def _segment_out(segment: SegmentState, device: int) -> dict[str, Any]:
-    stream, pool = _stream_out(segment.stream)
-    active = [block for block in segment.blocks if block.state is not FREE]
-    return {
-        "device": device,
-        "address": segment.address,
-        "total_size": segment.size,
-        "allocated_size": segment.allocated_bytes,
-        "active_size": sum(block.size for block in active),
-        "requested_size": sum(block.requested for block in active),
-        "stream": stream,
-        "segment_type": "small" if segment.small else "large",
-        "segment_pool_id": pool,
-        "is_expandable": segment.expandable,
-        "frames": [],
-        "blocks": [_block(block) for block in segment.blocks],
-    }
-
-
-def _block(block: BlockState) -> dict[str, Any]:
-    return {
-        "address": block.address,
-        "size": block.size,
-        "requested_size": 0 if block.state is FREE else block.requested,
-        "state": _STATES_OUT[block.state],
-        "frames": [],
-    }
-
-
-def _stream_out(stream: Stream) -> tuple[int, tuple[int, int]]:
+def _stream_and_pool(stream: Stream) -> tuple[int, tuple[int, int]]:
     if isinstance(stream, PrivateStream):
         return stream.stream, stream.pool_id
-    return stream, DEFAULT_POOL
-
-
-def _settings(settings: AllocatorSettings) -> dict[str, Any]:
-    steps = settings.roundup_power2_divisions or (0,) * 16
-    return {
-        "PYTORCH_CUDA_ALLOC_CONF": settings.conf,
-        "max_split_size": settings.max_split_bytes or -1,
-        "garbage_collection_threshold": settings.garbage_collection_threshold,
-        "expandable_segments": settings.expandable_segments,
-        "roundup_power2_divisions": {str(1 << i): count for i, count in enumerate(steps)},
-    }
+    return stream, _DEFAULT_POOL

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tritter_mem.results.run import Fragmentation
+
 NEVER = 1 << 63
 
 
@@ -82,7 +84,7 @@ class Tally:
         self.active_blocks_peak = self.active_bytes_peak = 0
         self.inactive_split, self.inactive_split_bytes = Stat(), Stat()
         self.reserved, self.segment = Stat(), Stat()
-        self.lookups = 0  # searches for a free block, by which garbage collection tells age
+        self.lookups = 0  # searches for a free block, by which garbage collection counts age
 
     def note_active(self) -> None:
         """Note the peak of live and waiting blocks together; needed only while blocks wait."""
@@ -122,7 +124,7 @@ class Tally:
 
 
 class PeakMoment(NamedTuple):
-    """The fullest moment while reserved stood at its peak: what was held and could not be used.
+    """The fullest moment while reserved stood at its peak.
 
     Attributes:
         allocations: how many allocations had succeeded by then.
@@ -133,6 +135,17 @@ class PeakMoment(NamedTuple):
     reserved_bytes: int
     largest_free_block_bytes: int
     inactive_split_bytes: int
+
+    @property
+    def fragmentation(self) -> Fragmentation:
+        """What could not be used then; its ratio is of what was reserved."""
+        unused = self.reserved_bytes - self.allocated_bytes
+        return Fragmentation(
+            reserved_not_allocated_bytes=unused,
+            ratio=unused / self.reserved_bytes if self.reserved_bytes else 0.0,
+            largest_free_block_bytes=self.largest_free_block_bytes,
+            inactive_split_bytes=self.inactive_split_bytes,
+        )
 
 
 class Lap(NamedTuple):
@@ -146,7 +159,7 @@ class Counters:
     """Everything that one allocator counts.
 
     Args:
-        largest_free: tells the largest free block, for the moment of the peak.
+        largest_free: gives the largest free block, for the moment of the peak.
         max_split_bytes: from this size on, blocks and segments count as oversize.
     """
 
@@ -270,7 +283,7 @@ class Counters:
             self.oversize_segments.change(change)
 
     def start_peaks(self) -> None:
-        """Let every peak start at the state now, and the calls to the driver at none."""
+        """Let every peak start at the state now, and the calls to the driver at 0."""
         for tally in (self.small, self.large):
             tally.reset_peaks()
         self._blocks_peak = self.small.blocks + self.large.blocks

@@ -1,9 +1,7 @@
-"""A replay with the recorded settings, held against the recording."""
+"""A replay with the recorded settings, compared with the recording."""
 
 from __future__ import annotations
 
-from tritter_mem.allocator import caching_allocator
-from tritter_mem.allocator.blocks import PrivateStream, Stream
 from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, SegmentAction
 from tritter_mem.recordings.memory_history import (
     DO_ALLOC,
@@ -15,12 +13,106 @@ from tritter_mem.recordings.memory_history import (
     NewSegment,
     Release,
 )
-from tritter_mem.recordings.player import STEPS_A_CALL, Player, Progress, ascending_beyond
+from tritter_mem.recordings.player import STEPS_A_CALL, HistoryPlayer, Progress, ascending_beyond
 from tritter_mem.results.replay import Fidelity, Recorded
+from tritter_mem.results.segments import Stream
 
 
-class _Witness:
-    """Stands in for the driver in a replay that is held against the recording."""
+def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
+    """Replay with the recorded settings and count what is as recorded.
+
+    Sets `complete` of each of the history's releases: whether it released all there was.
+    """
+    driver = _RecordedDriver(history)
+    allocator = CachingAllocator(
+        history.settings, new_address=driver.new_address, observer=driver.observe
+    )
+    player = HistoryPlayer(history, allocator)
+    player.start_recorded()
+    reserved_start = allocator.reserved_bytes
+    due: dict[int, list[NewSegment]] = {}
+    for new in history.new_segments:
+        due.setdefault(new.step, []).append(new)
+    matched = _play_and_compare(player, driver, due, progress)
+    fidelity = Fidelity(
+        segments_matched=driver.matched,
+        segments_missed=driver.missed,
+        segments_extra=driver.extra,
+        addresses_matched=matched,
+        addresses_total=history.recorded.allocations,
+    )
+    replayed = Recorded(
+        reserved_start_bytes=reserved_start,
+        reserved_peak_bytes=allocator.counters.reserved.peak,
+        reserved_end_bytes=allocator.reserved_bytes,
+        allocations=history.recorded.allocations,
+        segment_allocations=allocator.counters.num_device_alloc,
+        segment_releases=allocator.counters.num_device_free,
+    )
+    return replayed, fidelity
+
+
+def _play_and_compare(
+    player: HistoryPlayer,
+    driver: _RecordedDriver,
+    due: dict[int, list[NewSegment]],
+    progress: Progress,
+) -> int:
+    """Do every step; returns how many requests got the recorded address."""
+    history, matched = player.history, 0
+    for index, (step, number) in enumerate(zip(history.steps, history.numbers, strict=True)):
+        if index in due:
+            driver.expect(due[index])
+            matched += _same_address(player, step, number)
+            driver.settle()
+        else:
+            matched += _same_address(player, step, number)
+        if index % STEPS_A_CALL == STEPS_A_CALL - 1:
+            progress(STEPS_A_CALL)
+    progress(len(history.steps) % STEPS_A_CALL)
+    return matched
+
+
+def _same_address(player: HistoryPlayer, step: int, number: int) -> bool:
+    """Do a step; whether it served a request at the recorded address."""
+    history, allocator = player.history, player.allocator
+    if step in (DO_ALLOC, DO_RETRY):
+        block = allocator.malloc(
+            history.sizes[number], history.stream(number), new_memory=step == DO_RETRY
+        )
+        player.blocks[number] = block
+        return block.address == history.addresses[number]
+    if step == DO_FREE:
+        allocator.free(player.blocks.pop(number))
+    elif step == DO_RELEASE:
+        _release_as_recorded(allocator, history.releases[number])
+    elif step != DO_TRY:  # which failed when it was recorded
+        player.play_rare(step, number)
+    return False
+
+
+def _release_as_recorded(allocator: CachingAllocator, release: Release) -> None:
+    """Release the recorded segments, and note whether anything is left to release."""
+    if release.pages:  # only the whole cache is ever unmapped
+        release.complete = True
+        allocator.empty_cache()
+        return
+    shared = False
+    for address, _ in release.segments:
+        block = allocator.segments_by_address.get(address)
+        private = block is not None and block.pool.private
+        shared |= allocator.release_at(address) and not private
+    release.complete = shared and not allocator.can_release()
+
+
+class _RecordedDriver:
+    """Gives segments the recorded addresses, and compares what is taken with the recording.
+
+    Attributes:
+        matched: segments that both took, with the same address, bytes and stream.
+        missed: segments that only the recording took.
+        extra: segments that only the replay took.
+    """
 
     def __init__(self, history: History) -> None:
         self.matched = self.missed = self.extra = 0
@@ -28,15 +120,15 @@ class _Witness:
         self._beyond = ascending_beyond(history)
 
     def expect(self, due: list[NewSegment]) -> None:
-        """The recording took these for the step that comes now."""
+        """Begin a step, for which the recording took these segments."""
         self._due = due
 
     def settle(self) -> None:
-        """The step is done: what it did not take was missed."""
+        """End the step: what it did not take was missed."""
         self.missed += len(self._due)
         self._due = []
 
-    def place(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The address that the recording gave it."""
         mapped = action == "segment_map"
         for new in self._due:
@@ -54,83 +146,3 @@ class _Witness:
             self.matched += 1
         else:
             self.extra += 1
-
-
-def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
-    """Replay with the recorded settings and count what is as recorded.
-
-    Every release of cached segments is marked: whether it released all there was.
-    """
-    witness = _Witness(history)
-    allocator = CachingAllocator(history.settings, place=witness.place, observer=witness.observe)
-    player = Player(history, allocator)
-    player.start_recorded()
-    reserved_start = allocator.reserved_bytes
-    due: dict[int, list[NewSegment]] = {}
-    for new in history.new_segments:
-        due.setdefault(new.step, []).append(new)
-    matched = _play_and_compare(player, witness, due, progress)
-    fidelity = Fidelity(
-        segments_matched=witness.matched,
-        segments_missed=witness.missed,
-        segments_extra=witness.extra,
-        addresses_matched=matched,
-        addresses_total=history.recorded.allocations,
-    )
-    replayed = Recorded(
-        reserved_start_bytes=reserved_start,
-        reserved_peak_bytes=allocator.counters.reserved.peak,
-        reserved_end_bytes=allocator.reserved_bytes,
-        allocations=history.recorded.allocations,
-        segment_allocations=allocator.counters.num_device_alloc,
-        segment_releases=allocator.counters.num_device_free,
-    )
-    return replayed, fidelity
-
-
-def _play_and_compare(player: Player, witness: _Witness, due: dict[int, list[NewSegment]],
-                      progress: Progress) -> int:  # fmt: skip
-    """Do every step; returns how many requests got the recorded address."""
-    history, matched = player.history, 0
-    for index, (step, number) in enumerate(zip(history.steps, history.numbers, strict=True)):
-        if index in due:
-            witness.expect(due[index])
-            matched += _same_address(player, step, number)
-            witness.settle()
-        else:
-            matched += _same_address(player, step, number)
-        if index % STEPS_A_CALL == STEPS_A_CALL - 1:
-            progress(STEPS_A_CALL)
-    progress(len(history.steps) % STEPS_A_CALL)
-    return matched
-
-
-def _same_address(player: Player, step: int, number: int) -> bool:
-    """Do a step; whether it served a request at the recorded address."""
-    history, allocator = player.history, player.allocator
-    if step in (DO_ALLOC, DO_RETRY):
-        block = allocator.malloc(
-            history.sizes[number], history.stream(number), new_memory=step == DO_RETRY
-        )
-        player.blocks[number] = block
-        return block.address == history.addresses[number]
-    if step == DO_FREE:
-        allocator.free(player.blocks.pop(number))
-    elif step == DO_RELEASE:
-        _release_and_mark(allocator, history.releases[number])
-    elif step != DO_TRY:  # which failed when it was recorded
-        player.rare(step, number)
-    return False
-
-
-def _release_and_mark(allocator: CachingAllocator, release: Release) -> None:
-    if release.pages:  # only the whole cache is ever unmapped
-        release.complete = True
-        allocator.empty_cache()
-        return
-    shared = False
-    for address, _ in release.segments:
-        block = allocator.segments_by_address.get(address)
-        private = block is not None and isinstance(block.pool.stream, PrivateStream)
-        shared |= caching_allocator.release_at(allocator, address) and not private
-    release.complete = shared and not caching_allocator.releasable(allocator)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tritter_mem.allocator.blocks import FREE, WAITING, Stream
-from tritter_mem.allocator.caching_allocator import SegmentState, Starts
+from tritter_mem.allocator.caching_allocator import Starts
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import (
     ALLOC,
@@ -23,6 +22,7 @@ from tritter_mem.allocator.snapshot import (
 )
 from tritter_mem.recordings.rewind import records_completion, reservation_starts, state_at_start
 from tritter_mem.results.replay import Recorded
+from tritter_mem.results.segments import FREE, WAITING, SegmentState, Stream
 
 # What a replay does: serve a request, free a block, let a freed block wait and let it go, release
 # cached segments, try the request that failed in the recording, map pages that were mapped for a
@@ -202,7 +202,7 @@ class _Builder:
         return new_memory and self._steps[-1:] == bytes([DO_RELEASE])
 
     def _settle(self, event: int) -> None:
-        """Pages that were mapped for no request that was served: each gets a step of its own."""
+        """Pages that were mapped for no request that was served: each gets its own step."""
         for number in range(self._settled, len(self._new_segments)):
             new = self._new_segments[number]
             if new.mapped:

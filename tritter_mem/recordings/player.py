@@ -5,13 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
-from tritter_mem.allocator import caching_allocator
-from tritter_mem.allocator.blocks import Block, Stream
+from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import (
     ALIGNMENT,
     FIRST_ADDRESS,
     Action,
-    Ascending,
+    AscendingAddresses,
     CachingAllocator,
     OutOfMemoryError,
     SegmentAction,
@@ -30,14 +29,15 @@ from tritter_mem.recordings.memory_history import (
     NewSegment,
     Release,
 )
+from tritter_mem.results.segments import Stream
 from tritter_mem.units import TiB
 
-Progress = Callable[[int], None]  # told how many steps are done since the last call
+Progress = Callable[[int], None]  # called with how many steps are done since the last call
 STEPS_A_CALL = 4096
 SERVING = (DO_ALLOC, DO_RETRY, DO_TRY)
 
 
-class Player:
+class HistoryPlayer:
     """One history on one allocator.
 
     Attributes:
@@ -115,13 +115,13 @@ class Player:
                 elif step == DO_FREE:
                     free(blocks.pop(number))
                 else:
-                    self.rare(step, number)
+                    self.play_rare(step, number)
         except OutOfMemoryError:
             self.failed_step = self._step_of(number, first)
             raise
 
-    def rare(self, step: int, number: int) -> None:
-        """Do one of the steps that are seldom."""
+    def play_rare(self, step: int, number: int) -> None:
+        """Do a step that is neither DO_ALLOC nor DO_FREE."""
         if step == DO_REQUEST:
             self._tickets[number] = self.allocator.request_free(self.blocks.pop(number))
         elif step == DO_COMPLETE:
@@ -137,22 +137,22 @@ class Player:
             self._release(self.history.releases[number])
         elif step == DO_MAP and self._as_recorded:
             new = self.history.new_segments[number]
-            caching_allocator.map_at(self.allocator, new.stream, new.address, new.size)
+            self.allocator.map_at(new.stream, new.address, new.size)
 
     def _serve_again(self, number: int) -> Block:
-        """Under other settings the release may have been for nothing; so all is looked through."""
+        """Without cached blocks only as recorded: other settings may have one that fits."""
         history = self.history
         return self.allocator.malloc(
             history.sizes[number], history.stream(number), new_memory=self._as_recorded
         )
 
     def _release(self, release: Release) -> None:
-        """What emptied the cache does so under any settings; less was the recorded settings'."""
+        """Empty the cache where the recording did; a part goes only under the recorded settings."""
         if release.complete:
             self.allocator.empty_cache()
         elif self._as_recorded:
             for address, _ in release.segments:
-                caching_allocator.release_at(self.allocator, address)
+                self.allocator.release_at(address)
 
     def _step_of(self, number: int, first: int) -> int:
         """The first step from `first` on that serves a request."""
@@ -167,7 +167,7 @@ class Player:
 class RecordedAddresses:
     """Gives new segments the addresses that the recording gave segments of the same size.
 
-    Where there is none left, or another segment lies there now, ascending ones beyond all that
+    Where all are used, or another segment lies there now, it gives ascending ones beyond all that
     were recorded.
     """
 
@@ -181,7 +181,7 @@ class RecordedAddresses:
             self._insert(segment.address, segment.size)
         self._beyond = ascending_beyond(history)
 
-    def place(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The next recorded address that is free, of a segment alike."""
         # A reservation is larger than the pages that were recorded: only their address counts.
         wanted = 0 if action == "segment_map" else size
@@ -219,8 +219,8 @@ def _key(new: NewSegment) -> tuple[SegmentAction, int, Stream]:
     return ("segment_alloc", new.size, new.stream)
 
 
-def ascending_beyond(history: History) -> Ascending:
+def ascending_beyond(history: History) -> AscendingAddresses:
     """Ascending addresses above all that were recorded."""
     ends = [segment.address + segment.size for segment in history.start]
     ends += [new.address + new.size for new in history.new_segments]
-    return Ascending(round_up(max((FIRST_ADDRESS, *ends)) + TiB, ALIGNMENT))
+    return AscendingAddresses(round_up(max((FIRST_ADDRESS, *ends)) + TiB, ALIGNMENT))

@@ -24,7 +24,7 @@ from tritter_mem.recordings.scenarios import (
 from tritter_mem.results.replay import DeviceReplay, Replay, Scenario
 from tritter_mem.version import __version__
 
-# Told how much of the work is done, from 0 to 1.
+# Called with how much of the work is done, from 0 to 1.
 OnProgress = Callable[[float], None]
 
 
@@ -44,7 +44,7 @@ def replay(
         capacity_bytes: what segments may take on each device. Default: no limit, or what an
             out-of-memory event in the recording says.
         segment_maps: also keep every scenario's segments at its peak.
-        on_progress: told how much is done, from 0 to 1.
+        on_progress: called with how much is done, from 0 to 1.
 
     Raises:
         InputError: the file is no snapshot, or holds no history.
@@ -74,9 +74,9 @@ def _histories(path: Path) -> list[History]:
     histories = [make_history(device) for device in devices if len(device.trace)]
     if histories:
         return histories
-    held = sum(len(device.segments) for device in devices)
+    segments = sum(len(device.segments) for device in devices)
     raise InputError(
-        f"{path}: no history to replay ({held:,} segments at the end); call "
+        f"{path}: no history to replay ({segments:,} segments at the end); call "
         "torch.cuda.memory._record_memory_history() before the work that is to be recorded"
     )
 
@@ -123,7 +123,7 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
 
 
 def _capacity(history: History, given: int | None) -> tuple[int | None, str | None]:
-    """The capacity that was given, or that the first recorded out-of-memory event tells."""
+    """The capacity that was given, or that follows from the first recorded out-of-memory event."""
     if given is not None:
         return given, "given"
     if not history.failures:

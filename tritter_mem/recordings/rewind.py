@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from tritter_mem.allocator.blocks import ALLOCATED, FREE, WAITING, State, Stream
-from tritter_mem.allocator.caching_allocator import BlockState, SegmentState
+from tritter_mem.allocator.caching_allocator import PoolKey
 from tritter_mem.allocator.rules import SMALL_BYTES, SMALL_SEGMENT_BYTES, is_small, round_request
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import (
@@ -29,139 +28,15 @@ from tritter_mem.allocator.snapshot import (
     DeviceSnapshot,
     Trace,
 )
-
-Key = tuple[Stream, bool]  # a stream, and whether the pool is the small one
-
-
-class _Range(NamedTuple):
-    address: int
-    size: int
-    stream: Stream
-    small: bool | None  # None: events do not say which pool pages are of
-
-    @property
-    def end(self) -> int:
-        return self.address + self.size
-
-
-class MappedRanges:
-    """Contiguous mapped pages, by address."""
-
-    def __init__(self, segments: Iterable[SegmentState], large_page_bytes: int) -> None:
-        self._page = large_page_bytes
-        self._ranges = sorted(_Range(s.address, s.size, s.stream, s.small) for s in segments)
-
-    def remove(self, address: int, size: int) -> bool:
-        """Take pages out; whether they were there."""
-        at = bisect_right(self._ranges, address, key=_address) - 1
-        if at < 0 or address + size > self._ranges[at].end:
-            return False
-        found = self._ranges[at]
-        before = found._replace(size=address - found.address)
-        after = found._replace(address=address + size, size=found.end - (address + size))
-        self._ranges[at : at + 1] = [part for part in (before, after) if part.size]
-        return True
-
-    def add(self, address: int, size: int, stream: Stream) -> None:
-        """Put pages back; they become one with the pages beside them."""
-        insort(self._ranges, _Range(address, size, stream, None), key=_address)
-        at = bisect_left(self._ranges, address, key=_address)
-        self._join(at)
-        if at:
-            self._join(at - 1)
-
-    def _join(self, at: int) -> None:
-        pair = self._ranges[at : at + 2]
-        if len(pair) < 2:
-            return
-        first, second = pair
-        if first.end == second.address and first.stream == second.stream:
-            small = second.small if first.small is None else first.small
-            size = first.size + second.size
-            self._ranges[at : at + 2] = [_Range(first.address, size, first.stream, small)]
-
-    def segments(self, requested: Mapping[int, int]) -> list[SegmentState]:
-        """The ranges as segments without blocks.
-
-        Args:
-            requested: the bytes asked for of blocks that were ever served, by address. A range
-                that events alone tell of is of the pool that serves such requests; one that never
-                served any is of the large pool where it is whole large pages.
-        """
-        if not self._ranges:
-            return []
-        addresses = sorted(requested)
-        known = [_with_pool(found, addresses, requested) for found in self._ranges]
-        return [
-            SegmentState(
-                address=found.address,
-                size=found.size,
-                stream=found.stream,
-                small=found.size % self._page != 0 if found.small is None else found.small,
-                expandable=True,
-            )
-            for found in known
-        ]
-
-
-def _with_pool(found: _Range, addresses: list[int], requested: Mapping[int, int]) -> _Range:
-    at = bisect_left(addresses, found.address)
-    if found.small is not None or at == len(addresses) or addresses[at] >= found.end:
-        return found
-    return found._replace(small=is_small(round_request(requested[addresses[at]])))
-
-
-def _address(found: _Range) -> int:
-    return found.address
-
-
-class _Reservations:
-    """The expandable segments at the beginning, while a history goes on."""
-
-    def __init__(self, segments: Iterable[SegmentState]) -> None:
-        self.starts: dict[Key, int] = {}
-        self._mapped = Counter[Key]()
-        for segment in segments:
-            if segment.expandable:
-                key = segment.stream, segment.small
-                self.starts[key] = min(segment.address, self.starts.get(key, segment.address))
-                self._mapped[key] += segment.size
-
-    def map(self, stream: Stream, address: int, size: int) -> None:
-        """Pages come: they may be the lowest ones."""
-        # The small pool maps one page at a time, and no large page is that small.
-        key = stream, size == SMALL_SEGMENT_BYTES
-        if self._mapped[key]:
-            self.starts[key] = min(self.starts[key], address)
-            self._mapped[key] += size
-
-    def unmap(self, stream: Stream, address: int, size: int) -> None:
-        """Pages go. A segment without any is given up: what is mapped next begins another."""
-        own = [key for key in self.starts if key[0] == stream and self.starts[key] <= address]
-        if own:
-            key = max(own, key=self.starts.__getitem__)
-            self._mapped[key] = max(self._mapped[key] - size, 0)
-
-
-def reservation_starts(segments: Iterable[SegmentState], trace: Trace) -> dict[Key, int]:
-    """The lowest address of each expandable segment that is there at the beginning.
-
-    A snapshot shows mapped ranges only. Where a segment's first pages were unmapped before the
-    recording began, pages that are mapped below the others later tell of them.
-    """
-    found = _Reservations(segments)
-    for event, action in enumerate(trace.actions) if found.starts else ():
-        if action == SEGMENT_MAP:
-            found.map(trace.stream(event), trace.addresses[event], trace.sizes[event])
-        elif action == SEGMENT_UNMAP:
-            found.unmap(trace.stream(event), trace.addresses[event], trace.sizes[event])
-    return found.starts
-
-
-class _Live(NamedTuple):
-    requested: int
-    size: int | None  # None: follows from the rules
-    state: State
+from tritter_mem.results.segments import (
+    ALLOCATED,
+    FREE,
+    WAITING,
+    BlockState,
+    SegmentState,
+    State,
+    Stream,
+)
 
 
 def state_at_start(snapshot: DeviceSnapshot) -> tuple[list[SegmentState], list[str]]:
@@ -184,6 +59,15 @@ def records_completion(snapshot: DeviceSnapshot) -> bool:
     return waiting or FREE_COMPLETED in snapshot.trace.actions
 
 
+# Events undone
+
+
+class _Live(NamedTuple):
+    requested: int
+    size: int | None  # None: follows from the rules
+    state: State
+
+
 class _Rewind:
     """Undoes a history, from the end to the beginning."""
 
@@ -191,7 +75,7 @@ class _Rewind:
         plain = [s for s in snapshot.segments if not s.expandable]
         self.segments = {segment.address: segment for segment in plain}
         page = snapshot.settings.large_segment_bytes
-        self.ranges = MappedRanges((s for s in snapshot.segments if s.expandable), page)
+        self.ranges = _MappedRanges((s for s in snapshot.segments if s.expandable), page)
         self.live = {
             block.address: _Live(block.requested, block.size, block.state)
             for segment in snapshot.segments
@@ -258,6 +142,9 @@ def _released(address: int, size: int, stream: Stream) -> SegmentState:
     return SegmentState(address=address, size=size, stream=stream, small=small)
 
 
+# Segments tiled with blocks
+
+
 def _inside(
     segments: Sequence[SegmentState], live: dict[int, _Live]
 ) -> list[list[tuple[int, _Live]]]:
@@ -277,7 +164,7 @@ def _limits(
     """Where each block must end at the latest: the next block, the segment's end, or sooner.
 
     A free block begins where the live block before it ends. So the first request that is served
-    behind a block, while that lives, tells the block's end.
+    behind a block, while that lives, shows the block's end.
     """
     limits: dict[int, int] = {}
     for segment, blocks in zip(segments, inside, strict=True):
@@ -338,3 +225,134 @@ def _size_of(requested: int, room: int, segment: SegmentState, settings: Allocat
         return size
     unsplit = size >= (settings.max_split_bytes or room + 1)
     return room if unsplit or room - size <= SMALL_BYTES else size
+
+
+# Mapped pages of expandable segments
+
+
+class _Range(NamedTuple):
+    address: int
+    size: int
+    stream: Stream
+    small: bool | None  # None: events do not say which pool pages are of
+
+    @property
+    def end(self) -> int:
+        return self.address + self.size
+
+
+class _MappedRanges:
+    """Contiguous mapped pages, by address."""
+
+    def __init__(self, segments: Iterable[SegmentState], large_page_bytes: int) -> None:
+        self._page = large_page_bytes
+        self._ranges = sorted(_Range(s.address, s.size, s.stream, s.small) for s in segments)
+
+    def remove(self, address: int, size: int) -> bool:
+        """Take pages out; whether they were there."""
+        at = bisect_right(self._ranges, address, key=_address) - 1
+        if at < 0 or address + size > self._ranges[at].end:
+            return False
+        found = self._ranges[at]
+        before = found._replace(size=address - found.address)
+        after = found._replace(address=address + size, size=found.end - (address + size))
+        self._ranges[at : at + 1] = [part for part in (before, after) if part.size]
+        return True
+
+    def add(self, address: int, size: int, stream: Stream) -> None:
+        """Put pages back; they become one with the pages beside them."""
+        insort(self._ranges, _Range(address, size, stream, None), key=_address)
+        at = bisect_left(self._ranges, address, key=_address)
+        self._join(at)
+        if at:
+            self._join(at - 1)
+
+    def _join(self, at: int) -> None:
+        pair = self._ranges[at : at + 2]
+        if len(pair) < 2:
+            return
+        first, second = pair
+        if first.end == second.address and first.stream == second.stream:
+            small = second.small if first.small is None else first.small
+            size = first.size + second.size
+            self._ranges[at : at + 2] = [_Range(first.address, size, first.stream, small)]
+
+    def segments(self, requested: Mapping[int, int]) -> list[SegmentState]:
+        """The ranges as segments without blocks.
+
+        Args:
+            requested: the bytes asked for of blocks that were ever served, by address. A range
+                that only events mention is of the pool that serves such requests; one that never
+                served any is of the large pool where it is whole large pages.
+        """
+        if not self._ranges:
+            return []
+        addresses = sorted(requested)
+        known = [_with_pool(found, addresses, requested) for found in self._ranges]
+        return [
+            SegmentState(
+                address=found.address,
+                size=found.size,
+                stream=found.stream,
+                small=found.size % self._page != 0 if found.small is None else found.small,
+                expandable=True,
+            )
+            for found in known
+        ]
+
+
+def _with_pool(found: _Range, addresses: list[int], requested: Mapping[int, int]) -> _Range:
+    at = bisect_left(addresses, found.address)
+    if found.small is not None or at == len(addresses) or addresses[at] >= found.end:
+        return found
+    return found._replace(small=is_small(round_request(requested[addresses[at]])))
+
+
+def _address(found: _Range) -> int:
+    return found.address
+
+
+# Where expandable segments begin
+
+
+def reservation_starts(segments: Iterable[SegmentState], trace: Trace) -> dict[PoolKey, int]:
+    """The lowest address of each expandable segment that is there at the beginning.
+
+    A snapshot shows mapped ranges only. Where a segment's first pages were unmapped before the
+    recording began, pages that are mapped below the others later show where it starts.
+    """
+    found = _Reservations(segments)
+    for event, action in enumerate(trace.actions) if found.starts else ():
+        if action == SEGMENT_MAP:
+            found.map(trace.stream(event), trace.addresses[event], trace.sizes[event])
+        elif action == SEGMENT_UNMAP:
+            found.unmap(trace.stream(event), trace.addresses[event], trace.sizes[event])
+    return found.starts
+
+
+class _Reservations:
+    """The expandable segments at the beginning, while a history goes on."""
+
+    def __init__(self, segments: Iterable[SegmentState]) -> None:
+        self.starts: dict[PoolKey, int] = {}
+        self._mapped = Counter[PoolKey]()
+        for segment in segments:
+            if segment.expandable:
+                key = segment.stream, segment.small
+                self.starts[key] = min(segment.address, self.starts.get(key, segment.address))
+                self._mapped[key] += segment.size
+
+    def map(self, stream: Stream, address: int, size: int) -> None:
+        """Pages come: they may be the lowest ones."""
+        # The small pool maps one page at a time, and no large page is that small.
+        key = stream, size == SMALL_SEGMENT_BYTES
+        if self._mapped[key]:
+            self.starts[key] = min(self.starts[key], address)
+            self._mapped[key] += size
+
+    def unmap(self, stream: Stream, address: int, size: int) -> None:
+        """Pages go. After its last page a segment ends: what is mapped next begins another."""
+        own = [key for key in self.starts if key[0] == stream and self.starts[key] <= address]
+        if own:
+            key = max(own, key=self.starts.__getitem__)
+            self._mapped[key] = max(self._mapped[key] - size, 0)

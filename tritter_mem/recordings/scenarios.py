@@ -1,4 +1,4 @@
-"""The recorded requests under other settings: which ones to try, and one run of each."""
+"""The recorded requests under other settings: which to try, a run of each, and which to use."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from tritter_mem.allocator.blocks import PrivateStream, Stream
-from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError, SegmentState
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.allocator.statistics import PeakMoment
 from tritter_mem.recordings.memory_history import History
 from tritter_mem.recordings.player import (
     SERVING,
     STEPS_A_CALL,
-    Player,
+    HistoryPlayer,
     Progress,
     RecordedAddresses,
     ascending_beyond,
 )
-from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, OutOfMemory, Scenario
-from tritter_mem.results.run import Fragmentation, Timeline
+from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, Scenario, ScenarioOutOfMemory
+from tritter_mem.results.run import Timeline
+from tritter_mem.results.segments import PrivateStream, SegmentState, Stream
 from tritter_mem.units import MiB, format_bytes
 
 TIMELINE_ROWS = 500
@@ -37,6 +36,11 @@ STANDARD = (
     "roundup_power2_divisions:4",
     "garbage_collection_threshold:0.8",
 )
+# A change of settings must save this much to be worth it.
+WORTHWHILE_RATIO = 0.01
+WORTHWHILE_BYTES = 20 * MiB
+# Savings this close count as equal; the first in the table wins.
+EQUAL_RATIO = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,18 +83,18 @@ def run_scenario(
     """Replay the history under a scenario's settings, up to its end or to running out of memory.
 
     Args:
-        history: what to replay; `verify` has marked its releases.
+        history: what to replay, after `verify` has found out which releases were complete.
         plan: the settings, and how to begin.
         capacity_bytes: what segments may take; None: no limit.
-        progress: told how many steps are done.
+        progress: called with how many steps are done.
     """
     player = _player(history, plan, capacity_bytes)
-    failure: OutOfMemory | None = None
+    failure: ScenarioOutOfMemory | None = None
     rows: list[tuple[float, ...]] = []
     try:
         _start(player, plan)
         rows.append(_row(history, player, 0))
-        for first, last in _stretches(len(history.steps)):
+        for first, last in _rows_of_steps(len(history.steps)):
             player.play(first, last)
             rows.append(_row(history, player, last))
             progress(last - first)
@@ -120,20 +124,22 @@ def _step_after(history: History, allocations: int) -> int:
     return next(islice(serving, allocations - 1, None), -1) + 1 if allocations > 0 else 0
 
 
-def _player(history: History, plan: Plan, capacity_bytes: int | None) -> Player:
+def _player(history: History, plan: Plan, capacity_bytes: int | None) -> HistoryPlayer:
     if plan.fresh:
-        place = ascending_beyond(history)
-        return Player(history, CachingAllocator(plan.settings, capacity_bytes, place=place))
-    recorded = RecordedAddresses(history)
-    return Player(
-        history,
-        CachingAllocator(
-            plan.settings, capacity_bytes, place=recorded.place, observer=recorded.observe
-        ),
-    )
+        beyond = ascending_beyond(history)
+        allocator = CachingAllocator(plan.settings, capacity_bytes, new_address=beyond)
+    else:
+        recorded = RecordedAddresses(history)
+        allocator = CachingAllocator(
+            plan.settings,
+            capacity_bytes,
+            new_address=recorded.new_address,
+            observer=recorded.observe,
+        )
+    return HistoryPlayer(history, allocator)
 
 
-def _start(player: Player, plan: Plan) -> None:
+def _start(player: HistoryPlayer, plan: Plan) -> None:
     if plan.fresh:
         player.start_fresh()
     else:
@@ -141,26 +147,26 @@ def _start(player: Player, plan: Plan) -> None:
     player.allocator.lap()
 
 
-def _stretches(steps: int) -> Iterator[tuple[int, int]]:
-    """Runs of steps: one for each row of the timeline, and short enough to show progress."""
+def _rows_of_steps(steps: int) -> Iterator[tuple[int, int]]:
+    """First and last step of each row of the timeline, short enough to show progress."""
     length = min(max(steps // TIMELINE_ROWS, 1), STEPS_A_CALL)
     for first in range(0, steps, length):
         yield first, min(first + length, steps)
 
 
-def _row(history: History, player: Player, step: int) -> tuple[float, ...]:
+def _row(history: History, player: HistoryPlayer, step: int) -> tuple[float, ...]:
     """The recorded event that comes next, and the peaks since the row before."""
     done = step >= len(history.steps)
     event = history.recorded_events if done else history.events[step]
     return (event, *player.allocator.lap())
 
 
-def _failure(player: Player, error: OutOfMemoryError) -> OutOfMemory:
+def _failure(player: HistoryPlayer, error: OutOfMemoryError) -> ScenarioOutOfMemory:
     history, step = player.history, player.failed_step
     stream: Stream = 0
     if step is not None and step >= 0:
         stream = history.stream(history.numbers[step])
-    return OutOfMemory(
+    return ScenarioOutOfMemory(
         event=None if step is None or step < 0 else history.events[step],
         stream=stream.stream if isinstance(stream, PrivateStream) else stream,
         requested_bytes=error.requested_bytes,
@@ -173,7 +179,7 @@ def _failure(player: Player, error: OutOfMemoryError) -> OutOfMemory:
 def _scenario(
     plan: Plan,
     allocator: CachingAllocator,
-    failure: OutOfMemory | None,
+    failure: ScenarioOutOfMemory | None,
     rows: Sequence[tuple[float, ...]],
 ) -> Scenario:
     moment = allocator.peak_moment
@@ -183,30 +189,13 @@ def _scenario(
         fresh=plan.fresh,
         allocated_peak_bytes=allocator.counters.allocated_peak_bytes,
         reserved_peak_bytes=allocator.counters.reserved.peak,
-        fragmentation=_fragmentation(moment),
+        fragmentation=moment.fragmentation,
         alloc_retries=allocator.counters.num_alloc_retries,
         out_of_memory=failure,
         without_effect=plan.settings.without_effect,
         timeline=Timeline(columns=TIMELINE_COLUMNS, rows=tuple(rows)),
         allocations_at_peak=moment.allocations,
     )
-
-
-def _fragmentation(moment: PeakMoment) -> Fragmentation:
-    unused = moment.reserved_bytes - moment.allocated_bytes
-    return Fragmentation(
-        reserved_not_allocated_bytes=unused,
-        ratio=unused / moment.reserved_bytes if moment.reserved_bytes else 0.0,
-        largest_free_block_bytes=moment.largest_free_block_bytes,
-        inactive_split_bytes=moment.inactive_split_bytes,
-    )
-
-
-# A change of settings must save this much to be worth it.
-WORTHWHILE_RATIO = 0.01
-WORTHWHILE_BYTES = 20 * MiB
-# Savings this close count as equal; the first in the table wins.
-EQUAL_RATIO = 0.005
 
 
 def advise(
@@ -224,8 +213,8 @@ def advise(
         return _saving(scenarios, "" if capacity_bytes is None else _room(recorded, capacity_bytes))
     fitting = [scenario for scenario in scenarios if scenario.fits]
     if capacity_bytes is not None and fitting:
-        return _rescue(fitting, capacity_bytes)
-    return _hopeless(capacity_bytes, needed)
+        return _one_that_fits(fitting, capacity_bytes)
+    return _nothing_fits(capacity_bytes, needed)
 
 
 def _room(scenario: Scenario, capacity_bytes: int) -> str:
@@ -251,7 +240,7 @@ def _saving(scenarios: Sequence[Scenario], room: str) -> Advice:
     )
 
 
-def _rescue(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
+def _one_that_fits(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
     best = _least(fitting)
     spare = format_bytes(capacity_bytes - best.reserved_peak_bytes)
     return Advice(
@@ -261,7 +250,7 @@ def _rescue(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
     )
 
 
-def _hopeless(capacity_bytes: int | None, needed: Scenario | None) -> Advice:
+def _nothing_fits(capacity_bytes: int | None, needed: Scenario | None) -> Advice:
     text = "No setting helps: none of them fits."
     if needed is None or capacity_bytes is None:
         return Advice(text=text)
@@ -289,4 +278,4 @@ def _worthwhile(base: Scenario) -> float:
 def _named(scenario: Scenario) -> str:
     if scenario.conf:
         return scenario.conf
-    return "PyTorch's defaults" if scenario.fresh else "the recorded settings"
+    return DEFAULTS if scenario.fresh else "the recorded settings"

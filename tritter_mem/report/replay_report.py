@@ -11,7 +11,7 @@ from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.replay_charts import peaks_chart, segment_map, timeline_chart
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.table import BLANK, NAME_LIMIT, Cell, Column, Row, Table, Tone, bytes_cell
-from tritter_mem.results.replay import DeviceReplay, OutOfMemory, Replay, Scenario
+from tritter_mem.results.replay import DeviceReplay, Replay, Scenario, ScenarioOutOfMemory
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
@@ -132,7 +132,7 @@ def notes(device: DeviceReplay) -> list[str]:
 
 def _failures(device: DeviceReplay) -> list[str]:
     """Which request ran out of memory, and under which settings; alike failures together."""
-    names: dict[OutOfMemory, list[str]] = {}
+    names: dict[ScenarioOutOfMemory, list[str]] = {}
     for scenario in device.scenarios:
         if scenario.out_of_memory is not None:
             name = printable(scenario.name, CONF_LIMIT)
@@ -143,7 +143,7 @@ def _failures(device: DeviceReplay) -> list[str]:
     return [*lines, "The peaks of these rows are those up to there."] if lines else []
 
 
-def _failure(failure: OutOfMemory, device: DeviceReplay) -> str:
+def _failure(failure: ScenarioOutOfMemory, device: DeviceReplay) -> str:
     reserved = format_bytes(failure.reserved_bytes)
     state = f"{reserved} reserved, {format_bytes(failure.allocated_bytes)} allocated"
     if failure.event is None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from tritter_mem.allocator.caching_allocator import SegmentState
 from tritter_mem.results.run import Fragmentation, Timeline
+from tritter_mem.results.segments import SegmentState
+
+SCHEMA = "tritter-mem.replay/1"
+TIMELINE_COLUMNS = ("event", "allocated_bytes", "reserved_bytes")
+NO_TIMELINE = Timeline(columns=TIMELINE_COLUMNS, rows=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +25,9 @@ class Recorded:
     segment_releases: int
 
 
-SCHEMA = "tritter-mem.replay/1"
-TIMELINE_COLUMNS = ("event", "allocated_bytes", "reserved_bytes")
-NO_TIMELINE = Timeline(columns=TIMELINE_COLUMNS, rows=())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """A replay with the recorded settings against the recording.
+    """A replay with the recorded settings, compared with the recording.
 
     Attributes:
         segments_matched: segments that both took, with the same address and bytes.
@@ -54,7 +53,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutOfMemory:
+class ScenarioOutOfMemory:
     """The request that a scenario could not serve; its replay ends there.
 
     Attributes:
@@ -94,7 +93,7 @@ class Scenario:
     reserved_peak_bytes: int
     fragmentation: Fragmentation
     alloc_retries: int
-    out_of_memory: OutOfMemory | None
+    out_of_memory: ScenarioOutOfMemory | None
     without_effect: tuple[str, ...]
     timeline: Timeline
     allocations_at_peak: int

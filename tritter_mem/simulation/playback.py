@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tritter_mem.allocator.blocks import Block, PrivateStream, Stream
+from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.results.run import Fragmentation, OutOfMemory, Segment, SegmentBlock
+from tritter_mem.results.segments import PrivateStream, Stream
 from tritter_mem.simulation.events import Event, EventLog
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 
@@ -64,18 +65,11 @@ def play(log: EventLog, settings: AllocatorSettings) -> Played:
         allocator.lap()
         player.run(start, end)
         peaks[name] = max(peaks.get(name, 0), allocator.lap().reserved_peak_bytes)
-    moment = allocator.peak_moment
-    unused = moment.reserved_bytes - moment.allocated_bytes
     return Played(
         log=log.with_storage_bytes(player.block_bytes),
         reserved_peak_bytes={**peaks, "": allocator.counters.reserved.peak},
         reserved=player.reserved,
-        fragmentation=Fragmentation(
-            reserved_not_allocated_bytes=unused,
-            ratio=unused / moment.reserved_bytes if moment.reserved_bytes else 0.0,
-            largest_free_block_bytes=moment.largest_free_block_bytes,
-            inactive_split_bytes=moment.inactive_split_bytes,
-        ),
+        fragmentation=allocator.peak_moment.fragmentation,
     )
 
 
@@ -112,7 +106,7 @@ def surely_fits(
         context_bytes: the part of it that the CUDA context takes.
     """
     limited = CachingAllocator(settings, capacity_bytes, context_bytes)
-    return not limited.ages and played.reserved_peak_bytes[""] <= limited.limit_bytes
+    return not limited.collects_garbage and played.reserved_peak_bytes[""] <= limited.limit_bytes
 
 
 def find_out_of_memory(

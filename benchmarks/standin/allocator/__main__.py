@@ -104,7 +104,7 @@ def show(sequence: Sequence, found: Difference) -> None:
 
 
 def build_events(folder: Path) -> Path:
-    """Compile the events that end when they are told to."""
+    """Compile the events that end on request."""
     library = folder / "events.so"
     source = Path(__file__).with_name("events.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)

@@ -123,13 +123,13 @@ class _Load:
         return size
 
     def _free(self) -> Operation | None:
-        place = self._random.randrange(len(self._live))
-        if self._inside and self._live[place] in self._used:
+        position = self._random.randrange(len(self._live))
+        if self._inside and self._live[position] in self._used:
             # Frees that wait for a capture's end are done in the order of a hash table, too.
             if self._deferred:
                 return None
             self._deferred = True
-        return Operation("free", self._live.pop(place))
+        return Operation("free", self._live.pop(position))
 
     # The seldom ones; None where there is nothing to do it with.
 

@@ -17,14 +17,14 @@ from benchmarks.standin.allocator.operations import (
 )
 from benchmarks.standin.allocator.state import Answer, SeenBlock, SeenSegment
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import FREE, Block, PrivateStream, Stream
+from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import (
-    Ascending,
+    AscendingAddresses,
     CachingAllocator,
     OutOfMemoryError,
-    SegmentState,
 )
 from tritter_mem.allocator.settings import AllocatorSettings
+from tritter_mem.results.segments import FREE, PrivateStream, SegmentState, Stream
 
 
 class SimulatedAllocator:
@@ -33,7 +33,10 @@ class SimulatedAllocator:
     def __init__(self, sequence: Sequence, settings: AllocatorSettings) -> None:
         limited = replace(settings, per_process_memory_fraction=sequence.fraction)
         self.allocator = CachingAllocator(
-            limited, TOTAL_BYTES, CONTEXT_BYTES + sequence.held_bytes, place=Ascending(0)
+            limited,
+            TOTAL_BYTES,
+            CONTEXT_BYTES + sequence.held_bytes,
+            new_address=AscendingAddresses(0),
         )
         self._blocks: dict[int, Block] = {}
         self._uses: dict[int, set[int]] = {}

@@ -40,7 +40,7 @@ class Answer:
     segments: tuple[SeenSegment, ...]
 
     def without_segments(self) -> Answer:
-        """The same, where the other answer tells no segments either."""
+        """The same, where the other answer has no segments either."""
         return replace(self, segments=())
 
 

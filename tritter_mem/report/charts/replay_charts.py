@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tritter_mem.allocator.blocks import FREE
-from tritter_mem.allocator.caching_allocator import SegmentState
 from tritter_mem.report.charts.axes import (
     Chart,
     Json,
@@ -18,6 +16,7 @@ from tritter_mem.report.charts.axes import (
 from tritter_mem.report.charts.timeline_chart import thin
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
 from tritter_mem.results.replay import DeviceReplay, Scenario
+from tritter_mem.results.segments import FREE, SegmentState
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
