@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.rows import Row, script
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK
 from tritter_mem.measure.answer import MeasurementFailedError
 from tritter_mem.measure.module import ModuleProfile, profile_module
@@ -84,6 +86,12 @@ def run(device: str) -> tuple[list[Result], list[str]]:
             results.append(error.result)
             problems += [f"{_words(conf)}: {problem}" for problem in error.problems]
     return results, problems
+
+
+def rows(files: Path) -> Iterator[Row]:
+    """This script, as a part of `make gpu`."""
+    output = files / "fragmentation.json"
+    yield Row("fragmentation", partial(script, "fragmentation", output, "--device", "cuda"))
 
 
 def main() -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from benchmarks.rows import Row, script
 from tritter_mem.config.finding import profiles_root
 from tritter_mem.config.gpus import GpuCard, known_as
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError
@@ -67,6 +69,11 @@ def change(path: Path, readings: Sequence[Reading], write: bool) -> str:
     if write:
         write_text_atomically(path, after)
     return difference(before, after, path.name)
+
+
+def rows(files: Path) -> Iterator[Row]:
+    """This script, as a part of `make gpu`."""
+    yield Row("probes", partial(script, "probes", files / "probes.json"))
 
 
 def main() -> int:

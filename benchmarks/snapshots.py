@@ -10,10 +10,13 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import Figures, Row, command
 from tritter_mem.allocator.snapshot_in import read_pickle
 from tritter_mem.allocator.snapshot_out import save_snapshot
 from tritter_mem.config.gpus import GpuCard
@@ -132,6 +135,18 @@ def figures(case: Case, simulated: Estimate) -> dict[str, Any]:
         "simulated_allocated_peak_bytes": simulated.allocated_peak_bytes,
         "simulated_reserved_peak_bytes": simulated.reserved_peak_bytes,
     }
+
+
+def rows(files: Path) -> Iterator[Row]:
+    """This script, as a part of `make gpu`."""
+    yield Row("snapshots", partial(recorded, files / "snapshots"))
+
+
+def recorded(folder: Path) -> Figures:
+    """Record all: the document that stands beside the snapshots."""
+    command(["-m", "benchmarks.snapshots", "--output", str(folder)])
+    found: Figures = json.loads((folder / "snapshots.json").read_text())
+    return found
 
 
 def main() -> int:
