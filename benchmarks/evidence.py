@@ -43,6 +43,8 @@ def figure_lines(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['part']}: {figures['compared']}"
     if "times_faster" in figures:
         yield f"{row['row']:<52} {figures['times_faster']:.3f} times as fast"
+    if row["part"] == "compile":
+        yield from (f"compile: not {name}: {why}" for name, why in figures["failed"].items())
     if row["part"] == "fragmentation":
         yield from fragmentation_lines(figures["found"])
     if row["part"] == "validate":

@@ -316,6 +316,75 @@ def test_nothing_runs_after_a_kernel_that_computes_something_else(
     assert "nothing runs after smoke" in made.log.path.read_text()
 
 
+def test_the_summary_has_targets_failures_and_what_remains(records: Records) -> None:
+    goal = {"what": "step, of its roofline", "wanted": 0.5, "got": 0.41, "reached": False}
+    records.append("step", "planned", rows=["a", "b", "c"])
+    for row in ("a", "b"):
+        figures = {"target": goal} if row == "a" else {}
+        records.append("step", "finished", row=row, seconds=4.0, figures=figures)
+    records.append("step", "failed", row="c", seconds=1.0, error="first\nValueError: odd")
+    records.append("step", "ended", passed=False, seconds=9.4, note="1 rows failed")
+    records.append("variants", "planned", rows=["a"])
+    records.append("variants", "finished", row="a", seconds=1, figures={"times_faster": 1.25})
+    text = summary(records, {"step": 40.0, "variants": 45.0, "gemlite": 20.0})
+    assert text[0] == "taken with: abc, card, 2"
+    assert "step           FAILED      9 s  2 of 3 rows  1 rows failed" in text
+    assert "gemlite        not run" in text
+    [reached] = [line for line in text if line.startswith("step, of")]
+    assert reached.endswith("wanted 0.50, got 0.41 NOT REACHED")
+    assert any(line.startswith("a ") and line.endswith("1.250 times as fast") for line in text)
+    assert text[-4:] == [
+        "FAILED step: c: ValueError: odd",
+        "remains: step, 1 rows, about 4 s",
+        "remains: gemlite, all rows, about 20 s",
+        "remains in all: about 24 s",
+    ]
+
+
+@pytest.fixture
+def one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`make gpu` of a part that has figures at once, after one that always runs; what ran."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "made_part.py").write_text(
+        MODULE.split("def rows", maxsplit=1)[0]
+        + ("def rows(files):\n    yield Row('a', lambda: print('taken') or {})\n")
+    )
+    always, part = (gpu.Part("made_part", MINUTES, always=kind) for kind in (True, False))
+    parts = {"always": always, "part": part}
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    monkeypatch.setattr(gpu, "card_here", lambda: (card("H100", standin=True), "2.11"))
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    ran: list[str] = []
+    run_part = gpu.Call.run
+    monkeypatch.setattr(gpu.Call, "run", lambda c, name: ran.append(name) or run_part(c, name))
+    return ran
+
+
+def test_a_second_call_repeats_nothing_unless_it_is_told_to(
+    tmp_path: Path, one_part: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ["--output", str(tmp_path / "evidence")]
+    for arguments, wanted in (
+        ([], ["always", "part"]), ([], []), (["--again"], ["always", "part"]),
+        (["always"], ["always"]),
+    ):  # fmt: skip
+        one_part.clear()
+        monkeypatch.setattr(sys, "argv", ["gpu", *arguments, *folder])
+        assert gpu.main() == 0
+        assert one_part == wanted
+    assert "nothing remains" in (tmp_path / "evidence/summary.txt").read_text()
+    names = {path.name for path in (tmp_path / "evidence").iterdir()}
+    assert names <= {"figures.jsonl", "log.txt", "summary.txt", "files.tar.gz"}
+
+
+def test_a_stand_in_s_run_writes_nothing_under_reports(
+    one_part: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2
+    assert one_part == []
+
+
 def test_without_a_gpu_it_is_said_and_the_exit_code_is_3(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(tmp_path / "figures")]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
