@@ -12,7 +12,10 @@ PEAKS = {"allocated_peak": "allocated", "reserved_peak": "reserved"}
 
 def summary(records: Records, limits: Mapping[str, float]) -> list[str]:
     """A short table: the parts with their limits in seconds, and what each comes to."""
-    lines = [f"taken with: {', '.join(records.taken_with.values())}", ""]
+    lines = [f"taken with: {', '.join(records.taken_with.values())}"]
+    if any(line.get("on", {}).get("standin") for line in records.lines()):
+        lines.append("nothing computes on this card: no time means anything")
+    lines.append("")
     lines += [part_line(records, part) for part in limits]
     for part in limits:
         found = [line for row in records.finished(part).values() for line in figure_lines(row)]
@@ -46,7 +49,7 @@ def figure_lines(row: Mapping[str, Any]) -> Iterator[str]:
     if row["part"] == "compile":
         yield from (f"compile: not {name}: {why}" for name, why in figures["failed"].items())
     if row["part"] == "fragmentation":
-        yield from fragmentation_lines(figures["found"])
+        yield from fragmentation_lines([figures])
     if row["part"] == "validate":
         yield from (f"{row['row']:<16} {line}" for line in figures["lines"])
 

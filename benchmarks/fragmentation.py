@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.rows import Row, script
+from benchmarks.rows import Figures, Row
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK
 from tritter_mem.measure.answer import MeasurementFailedError
 from tritter_mem.measure.module import ModuleProfile, profile_module
@@ -88,10 +88,14 @@ def run(device: str) -> tuple[list[Result], list[str]]:
     return results, problems
 
 
-def rows(files: Path) -> Iterator[Row]:
-    """This script, as a part of `make gpu`."""
-    output = files / "fragmentation.json"
-    yield Row("fragmentation", partial(script, "fragmentation", output, "--device", "cuda"))
+def rows(_files: Path) -> Iterator[Row]:
+    """The settings, measured, as a part of `make gpu`."""
+    return (Row(conf or "default", partial(measured, conf)) for conf in SETTINGS)
+
+
+def measured(conf: str) -> Figures:
+    """One setting's result, as JSON has it."""
+    return result_of(conf, "cuda").to_dict()
 
 
 def main() -> int:

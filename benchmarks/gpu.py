@@ -75,15 +75,15 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "compile": Part("benchmarks.compile_ahead", 45, always=True),
-    "smoke": Part("benchmarks.smoke", 45),
+    "compile": Part("benchmarks.compile_ahead", 40, always=True),
+    "smoke": Part("benchmarks.smoke", 40),
     "step": Part("benchmarks.step", 40),
     "linears": Part("benchmarks.linears", 45),
     "attention": Part("benchmarks.attention", 40),
     "variants": Part("benchmarks.variants", 45),
     "validate": Part("benchmarks.validations", 110, takes_rest=True),
     "tests": Part("benchmarks.gpu_tests", 40, takes_rest=True),
-    "probes": Part("benchmarks.probes", 20),
+    "probes": Part("benchmarks.probes", 30),
     "fragmentation": Part("benchmarks.fragmentation", 15),
     "snapshots": Part("benchmarks.snapshots", 15),
     "gemlite": Part("benchmarks.gemlite", 20),

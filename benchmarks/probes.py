@@ -73,7 +73,7 @@ def change(path: Path, readings: Sequence[Reading], write: bool) -> str:
 
 def rows(files: Path) -> Iterator[Row]:
     """This script, as a part of `make gpu`."""
-    yield Row("probes", partial(script, "probes", files / "probes.json"))
+    yield Row("readings", partial(script, "probes", files / "probes.json"))
 
 
 def main() -> int:

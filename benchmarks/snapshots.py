@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Figures, Row, command
+from benchmarks.rows import Figures, Row
 from tritter_mem.allocator.snapshot_in import read_pickle
 from tritter_mem.allocator.snapshot_out import save_snapshot
 from tritter_mem.config.gpus import GpuCard
@@ -34,6 +34,7 @@ from tritter_mem.trace.third_party import simulate_module
 from tritter_mem.trace.user_code import read_case
 
 MODULE = Path(__file__).parent.parent / "docs" / "examples" / "growing_cache.py"
+DOCUMENT = "snapshots.json"
 MOST_BYTES = 300_000
 LIMIT_SECONDS = 60.0
 SHORT = {
@@ -138,15 +139,26 @@ def figures(case: Case, simulated: Estimate) -> dict[str, Any]:
 
 
 def rows(files: Path) -> Iterator[Row]:
-    """This script, as a part of `make gpu`."""
-    yield Row("snapshots", partial(recorded, files / "snapshots"))
+    """A case a row, as a part of `make gpu`."""
+    return (Row(case.name, partial(kept, case, files / "snapshots")) for case in CASES)
 
 
-def recorded(folder: Path) -> Figures:
-    """Record all: the document that stands beside the snapshots."""
-    command(["-m", "benchmarks.snapshots", "--output", str(folder)])
-    found: Figures = json.loads((folder / "snapshots.json").read_text())
+def kept(case: Case, folder: Path) -> Figures:
+    """Record a case; the document beside the snapshots then has it, and those before it."""
+    card = locate(Asked(device="cuda"))
+    assert card is not None  # noqa: S101  (only --device cpu has none)
+    folder.mkdir(parents=True, exist_ok=True)
+    document = folder / DOCUMENT
+    before = json.loads(document.read_text())["snapshots"] if document.exists() else []
+    found = record(case, card, folder)
+    write(card, folder, [*(one for one in before if one["file"] != found["file"]), found])
     return found
+
+
+def write(card: GpuCard, folder: Path, found: list[dict[str, Any]]) -> None:
+    """Write what stands beside the snapshots."""
+    document = {"gpu": card.title, "torch": collect_environment().torch, "snapshots": found}
+    write_text_atomically(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
 
 
 def main() -> int:
@@ -168,8 +180,7 @@ def main() -> int:
             found.append(record(case, card, folder))
         except (MeasureError, OutputError) as error:
             problems += [f"{case.name}: {problem}" for problem in error.problems]
-    document = {"gpu": card.title, "torch": collect_environment().torch, "snapshots": found}
-    write_text_atomically(folder / "snapshots.json", json.dumps(document, indent=1) + "\n")
+    write(card, folder, found)
     print("\n".join([*(f"recorded {one['file']}" for one in found), *problems]))
     return EXIT_NOT_MEASURED if problems else EXIT_OK
 
