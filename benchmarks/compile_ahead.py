@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,7 +24,7 @@ from unittest.mock import patch
 
 from benchmarks.card import Card, here, standing_for
 from benchmarks.machine_code import compiled_only
-from benchmarks.rows import Figures, Row, command, compilations
+from benchmarks.rows import AT_ONCE, Figures, Row, command, compilations
 from benchmarks.validations import PROFILES
 from tritter_model.ops.registry import Operator
 from tritter_model.run import run as run_model
@@ -35,11 +34,10 @@ FILES = Path("unused")
 
 
 def rows(_files: Path) -> Iterator[Row]:
-    """As many as there are cores, side by side."""
-    shards = os.cpu_count() or 1
-    for shard in range(shards):
-        name = f"process {shard + 1} of {shards}"
-        yield Row(name, partial(in_a_process, shard, shards, here()), together=True)
+    """As many processes as run side by side."""
+    for shard in range(AT_ONCE):
+        name = f"process {shard + 1} of {AT_ONCE}"
+        yield Row(name, partial(in_a_process, shard, AT_ONCE, here()), together=True)
 
 
 def in_a_process(shard: int, shards: int, card: Card) -> Figures:

@@ -285,7 +285,7 @@ class Call:
         mine = [x for x in self.records.lines() if x["call"] == self.records.call]
         failed = {x["row"] for x in mine if x["part"] == name and x["event"] == "failed"}
         if failed:
-            return f"{len(failed)} rows failed"
+            return f"{len(failed)} row{'s' * (len(failed) > 1)} failed"
         return f"exit {code}" if code else ""
 
     def finished(self, name: str) -> bool:

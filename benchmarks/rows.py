@@ -29,7 +29,8 @@ from benchmarks.card import Card, standing_for
 from benchmarks.records import Records
 
 RESTART = 75
-AT_ONCE = min(16, os.cpu_count() or 1)
+AT_ONCE = min(16, len(os.sched_getaffinity(0)))
+"""Rows that run side by side: a core each."""
 MOST_PRINTED, MOST_KEPT = 20_000, 1_500
 """Characters of a command's output, from its end, in the log and among the figures."""
 LAST_SECONDS = 4.0

@@ -299,11 +299,16 @@ def layer_cache(sizes: Sizes, dtype: str, kv_heads: int | None = None) -> LayerC
     return layer
 
 
-def bytes_of(layer: LayerCache) -> Results:
-    """Whatever a cache holds, byte by byte."""
+def contents(layer: LayerCache) -> Results:
+    """Whatever a cache holds."""
     names = [field.name for field in fields(LayerCache)[-len(layer.tensors()) :]]
     named = zip(names, layer.tensors(), strict=True)
-    return {name: tensor.view(torch.uint8) for name, tensor in named if tensor.numel()}
+    return {name: tensor for name, tensor in named if tensor.numel()}
+
+
+def bytes_of(layer: LayerCache) -> Results:
+    """The same, byte by byte."""
+    return {name: tensor.view(torch.uint8) for name, tensor in contents(layer).items()}
 
 
 def copied(layer: LayerCache) -> LayerCache:
@@ -343,7 +348,7 @@ def cache_cases(sizes: Sizes) -> Iterator[Case]:
         def rotated() -> Results:
             turned, copy = qkv.clone(), copied(cache)
             rotate_append_(turned, norms, heads, place, copy)
-            return {"rotated": turned, **bytes_of(copy)}
+            return {"rotated": turned, **contents(copy)}
 
         return rotated
 

@@ -323,12 +323,12 @@ def test_the_summary_has_targets_failures_and_what_remains(records: Records) -> 
         figures = {"target": goal} if row == "a" else {}
         records.append("step", "finished", row=row, seconds=4.0, figures=figures)
     records.append("step", "failed", row="c", seconds=1.0, error="first\nValueError: odd")
-    records.append("step", "ended", passed=False, seconds=9.4, note="1 rows failed")
+    records.append("step", "ended", passed=False, seconds=9.4, note="1 row failed")
     records.append("variants", "planned", rows=["a"])
     records.append("variants", "finished", row="a", seconds=1, figures={"times_faster": 1.25})
     text = summary(records, {"step": 40.0, "variants": 45.0, "gemlite": 20.0})
     assert text[0] == "taken with: abc, card, 2"
-    assert "step           FAILED      9 s  2 of 3 rows  1 rows failed" in text
+    assert "step           FAILED      9 s  2 of 3 rows  1 row failed" in text
     assert "gemlite        not run" in text
     [reached] = [line for line in text if line.startswith("step, of")]
     assert reached.endswith("wanted 0.50, got 0.41 NOT REACHED")
