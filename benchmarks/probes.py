@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from benchmarks.rows import Row, script
+from benchmarks.rows import Figures, Row, command
 from tritter_mem.config.finding import profiles_root
 from tritter_mem.config.gpus import GpuCard, known_as
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError
@@ -73,7 +73,15 @@ def change(path: Path, readings: Sequence[Reading], write: bool) -> str:
 
 def rows(files: Path) -> Iterator[Row]:
     """This script, as a part of `make gpu`."""
-    yield Row("readings", partial(script, "probes", files / "probes.json"))
+    yield Row("readings", partial(kept, files / "probes.json"))
+
+
+def kept(output: Path) -> Figures:
+    """The readings, also of a card that the table does not have."""
+    output.unlink(missing_ok=True)
+    arguments = ["-m", "benchmarks.probes", "--output", str(output)]
+    _, printed = command(arguments, allowed=(EXIT_OK, EXIT_NOT_MEASURED))
+    return {"printed": printed, **json.loads(output.read_text())}
 
 
 def main() -> int:

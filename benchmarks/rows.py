@@ -186,12 +186,6 @@ def command(arguments: Sequence[str], allowed: Sequence[int] = (0,)) -> tuple[in
     return process.returncode, output[-MOST_KEPT:]
 
 
-def script(name: str, output: Path, *options: str) -> Figures:
-    """Run `benchmarks.NAME`, which writes JSON to a file: that, and the end of what it prints."""
-    _, tail = command(["-m", f"benchmarks.{name}", *options, "--output", str(output)])
-    return {"printed": tail, "found": json.loads(output.read_text())}
-
-
 def has(module: str) -> bool:
     """Whether a module is installed."""
     return find_spec(module) is not None

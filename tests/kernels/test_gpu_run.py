@@ -483,6 +483,31 @@ def test_a_validation_needs_neither_pydantic_nor_plotly(
     assert figures["lines"][0].startswith("validated    ")
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_probes_of_a_card_that_the_table_lacks_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Exit code 3 says so, and also that there is no card: then nothing new is there to keep."""
+    from benchmarks import probes
+
+    output = tmp_path / "probes.json"
+    output.write_text('{"readings": "of an earlier call"}')
+
+    def command(_arguments: list[str], allowed: tuple[int, ...]) -> tuple[int, str]:
+        assert 3 in allowed
+        if written:
+            output.write_text('{"readings": [1]}')
+        return 3, "the table has no such card"
+
+    monkeypatch.setattr(probes, "command", command)
+    if written:
+        kept = {"printed": "the table has no such card", "readings": [1]}
+        assert probes.kept(output) == kept
+    else:
+        with pytest.raises(FileNotFoundError):
+            probes.kept(output)
+
+
 def test_tests_of_a_gpu_are_all_named() -> None:
     """Every file with a test that is marked `gpu` is among those that `make gpu` runs."""
     marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
