@@ -1,6 +1,6 @@
 """gemlite's ternary layers at one token, beside bfloat16: three shapes, where it is installed.
 
-It tries many configurations for each shape, so this is a part of its own, the last. `make gpu
+It tries many configurations for each shape, so this is a separate part, the last. `make gpu
 PARTS=gemlite` runs it.
 """
 

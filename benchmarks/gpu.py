@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -99,6 +99,12 @@ class End:
     over_time: bool
 
 
+def environment() -> dict[str, str]:
+    """For processes of the checkout, which is not installed."""
+    paths = [str(ROOT), str(ROOT / "model"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
 def supervise(
     command: Sequence[str], raw: Path, seconds: float, show: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
@@ -116,11 +122,9 @@ def supervise(
         clock: in seconds.
     """
     mark, start = uuid4().hex, clock()
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "model"), os.environ.get("PYTHONPATH", "")])
-    environment = {"PYTHONPATH": paths.rstrip(os.pathsep), "PYTHONUNBUFFERED": "1", MARK: mark}
     with raw.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL,
+            command, cwd=ROOT, env=environment() | {MARK: mark}, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -149,7 +153,7 @@ def supervise(
 
 
 def _kill_marked(mark: str) -> None:
-    """End what a part has started in sessions of their own, and wait until it has ended."""
+    """End what a part has started in other sessions, and wait until it has ended."""
     for _ in range(MOST_SWEEPS):
         found = list(_marked(f"{MARK}={mark}".encode()))
         if not found:
@@ -259,7 +263,7 @@ class Call:
                 ended = supervise(self._command(name), raw, left, self.log.follow(raw))
                 if ended.over_time:
                     self._cut_off(name)
-                    return "over time"
+                    return "" if self._records(name).remaining(name) == [] else "over time"
                 if ended.code < 0:
                     self._cut_off(name)
                 elif ended.code != RESTART:
@@ -267,13 +271,16 @@ class Call:
         return "the device was lost again and again"
 
     def _command(self, name: str) -> list[str]:
-        records = asdict(self.records) | {"path": str(self.records.path)}
-        records["again"] = self.records.again or PARTS[name].always
+        records = asdict(self._records(name)) | {"path": str(self.records.path)}
         return [
             sys.executable, "-m", "benchmarks.rows", name, "--module", PARTS[name].module,
             "--card", json.dumps(asdict(self.card)), "--records", json.dumps(records),
             "--files", str(self.files.folder),
         ]  # fmt: skip
+
+    def _records(self, name: str) -> Records:
+        """The records as a part counts them."""
+        return replace(self.records, again=self.records.again or PARTS[name].always)
 
     def _cut_off(self, name: str) -> None:
         """Say so of rows that had begun, and whose process could not."""
@@ -306,10 +313,9 @@ def code_of(root: Path) -> str:
 
 def card_here() -> tuple[Card, str] | None:
     """The card and PyTorch's version; the process that finds them takes its CUDA context along."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "model"), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks.card"], cwd=ROOT, check=False, capture_output=True,
-        text=True, env=os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep)},
+        text=True, env=environment(),
     )  # fmt: skip
     if ran.returncode == 0:
         found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])

@@ -40,8 +40,8 @@ def _marked() -> list[str]:
     """Files of `TESTS` that have a test for a GPU."""
     names = [ROOT / name for name in TESTS]
     files = [f for n in names for f in (sorted(n.glob("test_*.py")) if n.is_dir() else [n])]
-    marks = re.compile(r"mark\.gpu|device: torch\.device")
-    return [str(f.relative_to(ROOT)) for f in files if marks.search(f.read_text())]
+    needs = re.compile(r"mark\.gpu|device: torch\.device")
+    return [str(f.relative_to(ROOT)) for f in files if needs.search(f.read_text())]
 
 
 def tests_of(path: str) -> Figures:

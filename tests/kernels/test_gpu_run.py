@@ -147,7 +147,7 @@ time.sleep(600)"""
 
 
 def part_with_children(folder: Path, end: str) -> tuple[list[str], Path]:
-    """A command with a child in its group and one in a session of its own; both hold its output."""
+    """A command with a child in its group and one in another session; both hold its output."""
     code = textwrap.dedent(PARENT).replace("CHILD", repr(IGNORING)).replace("END", end)
     pids = folder / "pids"
     return [sys.executable, "-c", code, str(pids)], pids
@@ -266,6 +266,23 @@ def test_a_part_goes_on_after_a_crash_and_keeps_what_came_before(call: Callable[
     assert (again.files.folder / "case.json").read_text() == "kept"
     assert not again.run("part")  # `c` now fails on its own, for `str` takes no numbers
     assert again.records.remaining("part") == ["c"]
+
+
+@pytest.mark.parametrize(("rows_done", "note"), [(["a", "b"], ""), (["a"], "over time")])
+def test_a_part_that_ends_in_its_last_seconds_has_ended(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rows_done: list[str], note: str
+) -> None:
+    made = call("")
+
+    def supervised(*_: Any) -> gpu.End:
+        made.records.append("part", "planned", rows=["a", "b"])
+        for row in rows_done:
+            made.records.append("part", "finished", row=row, seconds=1, figures={})
+        return gpu.End(130, True)
+
+    monkeypatch.setattr(gpu, "supervise", supervised)
+    assert made.run("part") is (note == "")
+    assert list(made.records.lines())[-1]["note"] == note
 
 
 def test_a_part_whose_module_does_not_load_fails(call: Callable[..., Any]) -> None:
