@@ -1,0 +1,75 @@
+"""Choices that change how long a step takes and not what it computes.
+
+Each is a switch between variants that a benchmark on a card compares; the defaults are what is
+used until one has. `tuned` changes some for a block of code:
+
+    with tuned(angles_once=True, fused_merge=True):
+        ...
+
+A choice is read when an operator is launched. A CUDA graph keeps what was chosen at its capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What there is to choose.
+
+    A kernel's loop that has N stages copies the tiles of N - 1 trips ahead to shared memory. With 2
+    the compiler waits for a copy right where it was started, so copies and products take turns; from
+    3 on a trip's products run while the next trip's copy is under way.
+
+    Attributes:
+        many_rows_stages: of the ternary product of many tokens, in tiles of 128 outputs or more.
+        many_rows_small_stages: the same in tiles of 64 x 64, whose shared memory holds one more.
+        many_rows_tile: outputs of its large tile, 128 or 256, each for 128 tokens. With 256 each
+            byte of activations that is read from shared memory meets twice the weights. Where the
+            card's shared memory does not hold the stages, 128 are taken.
+        backward_stages: of both kernels of attention's gradients, for heads up to 128 wide in 16
+            bits; fewer where the card's shared memory does not hold them.
+        decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 or
+            3. Three have more loads under way, and more partial outputs to merge.
+        angles_once: cosine and sine of a step's positions are computed once, and read in each
+            layer, rather than computed in float64 in each layer.
+        fused_merge: decode attention merges its splits and quantises the merged rows in one launch,
+            rather than in two with the rows in memory between them.
+        fused_add_norm: what a layer's attention or MLP gives is added to the residual stream in the
+            launch that normalises and quantises the stream next.
+    """
+
+    many_rows_stages: int = 3
+    many_rows_small_stages: int = 4
+    many_rows_tile: int = 128
+    backward_stages: int = 3
+    decode_programs: int = 2
+    angles_once: bool = False
+    fused_merge: bool = False
+    fused_add_norm: bool = False
+
+
+_current = [Tuning()]
+
+
+def tuning() -> Tuning:
+    """What is chosen now."""
+    return _current[-1]
+
+
+@contextmanager
+def tuned(**changes: Any) -> Iterator[Tuning]:
+    """Change some choices for what runs inside; the rest stay as they are.
+
+    Raises:
+        TypeError: there is no such choice.
+    """
+    _current.append(replace(tuning(), **changes))
+    try:
+        yield tuning()
+    finally:
+        _current.pop()
