@@ -21,18 +21,19 @@ from typing import Any
 class Tuning:
     """What there is to choose.
 
-    A kernel's loop that has N stages copies the tiles of N - 1 trips ahead to shared memory. With 2
-    the compiler waits for a copy right where it was started, so copies and products take turns; from
-    3 on a trip's products run while the next trip's copy is under way.
+    A loop of N stages copies the tiles of N - 1 trips ahead to shared memory. With 2 the compiler
+    waits for a trip's copies before it multiplies anything, and starts the next ones when all
+    products are done: they take turns. From 3 on a trip's products run while copies are under way.
 
     Attributes:
-        many_rows_stages: of the ternary product of many tokens, in tiles of 128 outputs or more.
+        many_rows_stages: of the ternary product of many tokens, in tiles of 128 tokens. Four do not
+            fit the 99 KiB that a program has with compute capability 12.0.
         many_rows_small_stages: the same in tiles of 64 x 64, whose shared memory holds one more.
-        many_rows_tile: outputs of its large tile, 128 or 256, each for 128 tokens. With 256 each
-            byte of activations that is read from shared memory meets twice the weights. Where the
-            card's shared memory does not hold the stages, 128 are taken.
+        many_rows_tile: outputs of its large tile, 128 or 256. With 256 each byte of activations
+            that is read from shared memory meets twice the weights. Other cards than Hopper, whose
+            registers do not hold the sums, take 128 in any case.
         backward_stages: of both kernels of attention's gradients, for heads up to 128 wide in 16
-            bits; fewer where the card's shared memory does not hold them.
+            bits. Three fit every card of compute capability 8.0 and above.
         decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 or
             3. Three have more loads under way, and more partial outputs to merge.
         angles_once: cosine and sine of a step's positions are computed once, and read in each
