@@ -108,6 +108,19 @@ def store_quantised(value, row, column, width, codes, scale, total, PTX: tl.cons
 
 
 @jit
+def sum_in_pairs(x, BLOCK: tl.constexpr):
+    """The sum of BLOCK float32 numbers: neighbours first, then neighbouring sums, and so on.
+
+    Every step adds two numbers, so the order is the program's. `tl.sum` over the whole row adds up
+    what a thread holds first, and how much that is depends on the types that the kernel stores.
+    """
+    for step in tl.static_range(31):
+        if BLOCK >> step > 2:
+            x = tl.sum(tl.reshape(x, (BLOCK >> (step + 1), 2)), 1)
+    return tl.sum(x, 0)
+
+
+@jit
 def round_to_even(x, PTX: tl.constexpr):
     """Round float32 values below 2**22 in magnitude to int32, halves to the even one.
 
