@@ -126,11 +126,11 @@ def _rms_norm_kernel(
     column = tl.arange(0, BLOCK)
     inside = column < width
     value = tl.load(x + row * stride + column, mask=inside, other=0)
+    gain = tl.load(weight + column, mask=inside, other=0).to(value.dtype).to(tl.float32)
     if delta is not None:
         more = tl.load(delta + row * delta_stride + column, mask=inside, other=0)
         value = (value.to(tl.float32) + more.to(tl.float32)).to(value.dtype)
         tl.store(x + row * stride + column, value, mask=inside)
-    gain = tl.load(weight + column, mask=inside, other=0).to(value.dtype).to(tl.float32)
     wide = value.to(tl.float32)
     inverse = tl.rsqrt(sum_in_pairs(wide * wide, BLOCK) / width + eps)
     value = (wide * inverse * gain).to(value.dtype)

@@ -56,7 +56,8 @@ def quantise_rows(x_TK: Tensor) -> QuantisedRows:
 def quantise_into(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     """Fill the parts of quantised rows."""
     largest = x.abs().amax(-1).float().clamp_(min=1e-5)
-    torch.div(largest, 127, out=scale)
+    most = torch.full_like(largest, 127)  # CUDA would multiply by the reciprocal of a number
+    torch.div(largest, most, out=scale)
     codes.copy_((x.float() * (largest.reciprocal() * 127)[:, None]).round_())
     total.copy_(codes.sum(-1, dtype=torch.int32))
 
