@@ -16,7 +16,7 @@ from tritter_model.ops.rms_norm import add_rms_norm_rows, rms_norm, rms_norm_row
 from tritter_model.ops.rows import QuantisedRows, quantise_rows, sum_in_pairs
 
 if TYPE_CHECKING:
-    import triton.language as tl
+    import triton.language as tl  # noqa: TC004  (Triton's language is there from a launch on)
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 EPS = 1e-5
