@@ -100,6 +100,12 @@ def row_cases() -> Iterator[Case]:
         ),
     )
     yield (
+        "addition and norm, quantised",
+        lambda: launch(
+            rms._add_rms_norm_rows, hidden, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
+        ),
+    )
+    yield (
         "gate, quantised",
         lambda: launch(gated._gated_relu2_rows, gate_up, *quantised(PREFILL, INTERMEDIATE)),
     )
