@@ -12,8 +12,14 @@ from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache
 from tritter_model.ops import decode_attention as module
 from tritter_model.ops.append import append
-from tritter_model.ops.decode_attention import decode_attention
+from tritter_model.ops.decode_attention import (
+    decode_attention,
+    decode_attention_rows,
+    decode_splits,
+)
 from tritter_model.ops.registry import use_kernels
+from tritter_model.ops.rows import quantise_rows
+from tritter_model.ops.tuning import tuned
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 TYPES = ["bfloat16", "float16", "fp8", "int8", "int4", "int2"]
@@ -155,6 +161,43 @@ def test_any_groups(device: torch.device, both: Both, dtype: str, group: int, wi
 @pytest.mark.parametrize("sinks", [0, 50])
 def test_any_number_of_sinks(device: torch.device, both: Both, sinks: int) -> None:
     assert_close(*decoded(case("int4", sinks=sinks), both, 97))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"num_key_value_heads": 1, "num_attention_heads": 40},
+        {"num_key_value_heads": 3, "num_attention_heads": 3, "head_dim": 20},
+        {"weight_format": "float16"},
+    ],
+    ids=str,
+)
+def test_rows_quantised_by_the_merge_have_the_bits_of_two_steps(
+    device: torch.device, kernels: None, dtype: str, shape: dict[str, Any]
+) -> None:
+    """Twice in a row: the count of merged heads begins anew."""
+    run = case(dtype, batch=3, **shape)
+    cache, heads = KVCache(run, device), run.model.num_attention_heads
+    layer = cache.layers[0]
+    append(some_tokens(run, 100), layer, cache.position, heads)
+    cache.seek(100)
+    for _ in range(2):
+        token = some_tokens(run, 1)
+        work = (token, layer, cache.position, 100, heads, run.multiprocessors)
+        wanted = quantise_rows(decode_attention(*work))
+        for ours, part in zip(decode_attention_rows(*work), wanted, strict=True):
+            assert torch.equal(ours, part)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "bfloat16"])
+def test_three_programs_a_multiprocessor_attend_to_the_same(
+    device: torch.device, both: Both, dtype: str
+) -> None:
+    with tuned(decode_programs=3):
+        assert decode_splits(2, 146, 4) > 2 + 1
+        assert_close(*decoded(case(dtype), both, 149))
 
 
 def test_a_launch_does_not_change_with_the_position(device: torch.device, kernels: None) -> None:

@@ -87,7 +87,7 @@ def reads_16_bytes_and_multiplies_four_weights_at_once(
 
 def reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading: Reading) -> None:
     """Keys and values come 16 bytes a thread, a scale and a minimum of a value two bytes each."""
-    if reading["kernel"] == "_split_kernel":
+    if reading["kernel"] == "_decode_split_kernel":
         assert reading["loop"]["LDGSTS.128"] == 8, reading
         assert {name for name in reading["loop"] if name.startswith("LDG.")} == {"LDG.U16"}
         assert reading["loop"]["LDG.U16"] == 2, reading

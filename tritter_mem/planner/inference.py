@@ -19,6 +19,7 @@ from tritter_mem.planner.sizes import (
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
 from tritter_mem.planner.workspace import captures
+from tritter_model.ops.tuning import tuning
 
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
@@ -156,10 +157,10 @@ def _attention_scratch(profile: Profile, sizes: Sizes, cached: bool, multiproces
 def _decode_scratch(sizes: Sizes, slots: int, multiprocessors: int) -> int:
     """float32 partial outputs and their log-sum-exp for each split of the cache.
 
-    Enough splits for two blocks a multiprocessor, none below 256 tokens, one more for tail, sinks
-    and the new token.
+    Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below 256
+    tokens, one more for tail, sinks and the new token.
     """
-    wanted = ceil_div(2 * multiprocessors, sizes.batch * sizes.kv_heads)
+    wanted = ceil_div(tuning().decode_programs * multiprocessors, sizes.batch * sizes.kv_heads)
     splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
     return 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
 
