@@ -123,7 +123,7 @@ def _launch(
     form, width = _form(layer, heads), qkv.shape[2]
     splits = partial[0].shape[0]
     pairs, programs = layer.batch * layer.kv_heads, -(-form["HEADS"] // form["COLUMNS"])
-    merged, *quantised = rows or [None] * 4
+    merged, *quantised = rows or (None,) * 4
     _decode_split_kernel[(pairs * programs, splits)](
         qkv, position, _as_read(layer, form), *partial, merged,
         layer.kv_heads, splits, layer.sinks, layer.window, max(layer.slots, 1), layer.groups,
