@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,20 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
 
 
 def kernels_in_the_sources() -> set[str]:
+    return set(names_of_kernels())
+
+
+def names_of_kernels() -> list[str]:
     sources = Path(tritter_model.ops.jit.__file__).parent.glob("*.py")
-    return {
+    return [
         name
         for path in sources
         for name in re.findall(r"@jit\ndef (\w+_kernel)\(", path.read_text())
-    }
+    ]
+
+
+def test_a_profile_tells_kernels_apart_by_their_names() -> None:
+    assert [name for name, count in Counter(names_of_kernels()).items() if count > 1] == []
 
 
 def compiled(capability: int, cache: Path) -> list[Reading]:

@@ -62,6 +62,15 @@ def test_the_plan_follows_the_programs_that_attention_is_split_for() -> None:
     assert scratch[0] < scratch[1]
 
 
+@pytest.mark.parametrize("weights", ["ternary-2bit", "bfloat16"])
+@pytest.mark.parametrize("switch", ["angles_once", "fused_merge", "fused_add_norm"])
+def test_the_plan_follows_fused_launches(switch: str, weights: str) -> None:
+    profile = tiny(workload__batch=3, weights__format=weights)
+    with tuned(**{switch: True}):
+        assert_plan_is_exact(profile)
+        assert_plan_is_exact(tiny(workload__cuda_graph=True, weights__format=weights))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_tiny_training_on_the_cpu(policy: str) -> None:
     checkpointing = {"policy": policy, "n": 2}

@@ -37,6 +37,13 @@ STEPS = {
     "down projection": "x rows_inner expanded_down y",
 }
 
+# The same where decode attention quantises what it merges; its output is a part of its scratch.
+MERGED_STEPS = {
+    **STEPS,
+    "attention": "x qkv rows_out attention_scratch",
+    "output projection": "x rows_out y",
+}
+
 
 def inference_moments(profile: Profile, multiprocessors: int) -> Iterator[Moment]:
     """The highest moment of each phase, without what is alive throughout.
@@ -107,10 +114,16 @@ def _step(profile: Profile, phase: str, multiprocessors: int) -> tuple[Moment, M
 
 def _layer(profile: Profile, sizes: Sizes, phase: str, attention_scratch: int) -> Moment:
     tensors = {**_tensors(profile, sizes), "attention_scratch": attention_scratch}
+    angles = 4 * sizes.tokens // sizes.batch * sizes.head_dim if tuning().angles_once else 0
     return highest(
         Moment(phase, f"{step} of {sizes.tokens:,} tokens", alive(names.split(), tensors))
-        for step, names in STEPS.items()
-    )
+        for step, names in (MERGED_STEPS if _merges_rows(sizes) else STEPS).items()
+    ).plus({"activations": angles})
+
+
+def _merges_rows(sizes: Sizes) -> bool:
+    """Whether attention gives quantised rows, as it may where there is one token a sequence."""
+    return sizes.ternary and sizes.tokens == sizes.batch and tuning().fused_merge
 
 
 def _tensors(profile: Profile, sizes: Sizes) -> dict[str, int]:
@@ -162,7 +175,9 @@ def _decode_scratch(sizes: Sizes, slots: int, multiprocessors: int) -> int:
     """
     wanted = ceil_div(tuning().decode_programs * multiprocessors, sizes.batch * sizes.kv_heads)
     splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
-    return 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
+    merged = activation_bytes(sizes, sizes.attention) + 4 * sizes.batch
+    partial = 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
+    return partial + (merged if _merges_rows(sizes) else 0)
 
 
 def _head(profile: Profile, phase: str) -> Moment:

@@ -144,7 +144,11 @@ def _attention_backward_queries_kernel(
     CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of queries, and delta: the output times its gradient, summed."""
+    """The gradient of a block of queries, and delta: the output times its gradient, summed.
+
+    grad: float [T, A * D], any strides. q, grad_q: float [T, A, D]. k, v: float [T, G, D]. out: as
+    grad, contiguous. lse, delta: float32 [T, A], with the same strides.
+    """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
     head = tl.program_id(1) % heads
     base = (tl.program_id(1) // heads).to(tl.int64) * tokens
@@ -213,7 +217,11 @@ def _attention_backward_keys_kernel(
     CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a block of keys and of its values."""
+    """The gradients of a block of keys and of its values.
+
+    grad: float [T, A * D], any strides. q: float [T, A, D]. k, v, grad_k, grad_v: float [T, G, D].
+    lse, delta: float32 [T, A], with the same strides.
+    """
     first = tl.program_id(0) * KEYS
     kv_heads = heads // group
     kv_head = tl.program_id(1) % kv_heads

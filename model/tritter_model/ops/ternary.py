@@ -144,7 +144,11 @@ def _ternary_one_row_kernel(
     ROWS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a few outputs, its threads side by side along K."""
+    """A program computes a few outputs, its threads side by side along K.
+
+    codes: int32 [K / 4], four int8 each. row_scale: float32 [1]. total: int32 [1]. packed: int32
+    [N, width / 4], four bytes each. scale: float32 [N]. out: float [N].
+    """
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     words = width // 4
     rows = packed + (n.to(tl.int64) * words)[:, None]
@@ -210,7 +214,11 @@ def _ternary_few_rows_kernel(
     UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a few outputs of all tokens; each of its warps takes a part of K."""
+    """A program computes a few outputs of all tokens; each of its warps takes a part of K.
+
+    codes: int8 [T, K]. row_scale: float32 [T]. total: int32 [T]. packed: uint8 [N, units * UNIT].
+    scale: float32 [N]. out: float [T, N].
+    """
     width = units * UNIT
     m = tl.arange(0, TOKENS)
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -276,7 +284,11 @@ def _ternary_many_rows_kernel(
     UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a tile. The weights stand on the left, where they stay in registers."""
+    """A program computes a tile. The weights stand on the left, where they stay in registers.
+
+    codes: int8 [T, K]. row_scale: float32 [T]. total: int32 [T]. packed: uint8 [N, units * UNIT].
+    scale: float32 [N]. out: float [T, N].
+    """
     width = units * UNIT
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     m = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)

@@ -7,6 +7,7 @@ used until one has. `tuned` changes some for a block of code:
         ...
 
 A choice is read when an operator is launched. A CUDA graph keeps what was chosen at its capture.
+Memory plans follow what is chosen while they are made.
 """
 
 from __future__ import annotations
