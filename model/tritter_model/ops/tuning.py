@@ -36,7 +36,8 @@ class Tuning:
         backward_stages: of both kernels of attention's gradients, for heads up to 128 wide in 16
             bits. Three fit every card of compute capability 8.0 and above.
         decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 or
-            3. Three have more loads under way, and more partial outputs to merge.
+            3. Three have more loads under way, and more partial outputs to merge; three programs of
+            an int4 cache fit the shared memory of compute capability 9.0, two that of 8.0.
         angles_once: cosine and sine of a step's positions are computed once, and read in each
             layer, rather than computed in float64 in each layer.
         fused_merge: decode attention merges its splits and quantises the merged rows in one launch,
