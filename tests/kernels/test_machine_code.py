@@ -46,7 +46,7 @@ def kernels_in_the_sources() -> set[str]:
     return {
         name
         for path in sources
-        for name in re.findall(r"@jit\ndef (\w+_kernel)\(", path.read_text())
+        for name in re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
     }
 
 
