@@ -86,7 +86,7 @@ def _launch(ids: Tensor, table: Tensor, scale: Tensor | None, out: Tensor) -> No
     )
 
 
-@jit
+@jit(do_not_specialize_on_alignment=("ids",))
 def _embed_kernel(ids, ids_stride, table, scale, out, vocabulary, width, BLOCK: tl.constexpr):
     """A program copies a part of a row; ids that the table does not have become NaN."""
     row = tl.program_id(0).to(tl.int64)

@@ -48,7 +48,7 @@ def _as_bytes(stored: Tensor) -> Tensor:
     return stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored
 
 
-@jit
+@jit(do_not_specialize=("first", "count", "complete"))
 def _expand_history_kernel(
     keys, values, tail, key_scale, key_minimum, value_scale, value_minimum, out_keys, out_values,
     first, count, complete, key_rows, slots, groups, out_rows,

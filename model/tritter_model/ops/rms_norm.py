@@ -18,7 +18,7 @@ from tritter_model.ops.rows import (
     QuantisedRows,
     quantise_into,
     store_quantised,
-    sum_in_pairs,
+    sum_of_squares,
     whole_rows,
 )
 
@@ -132,7 +132,7 @@ def _rms_norm_kernel(
         value = (value.to(tl.float32) + more.to(tl.float32)).to(value.dtype)
         tl.store(x + row * stride + column, value, mask=inside)
     wide = value.to(tl.float32)
-    inverse = tl.rsqrt(sum_in_pairs(wide * wide, BLOCK) / width + eps)
+    inverse = tl.rsqrt(sum_of_squares(wide, BLOCK, PTX) / width + eps)
     value = (wide * inverse * gain).to(value.dtype)
     if codes is not None:
         store_quantised(value, row, column, width, codes, scale, total, PTX)

@@ -109,6 +109,12 @@ def store_quantised(value, row, column, width, codes, scale, total, PTX: tl.cons
 
 
 @jit
+def sum_of_squares(x, BLOCK: tl.constexpr, PTX: tl.constexpr):
+    """The sum of the squares of BLOCK float32 numbers, in one order."""
+    return sum_in_pairs(product(x, x, PTX), BLOCK)
+
+
+@jit
 def sum_in_pairs(x, BLOCK: tl.constexpr):
     """The sum of BLOCK float32 numbers: neighbours first, then neighbouring sums, and so on.
 
@@ -119,6 +125,20 @@ def sum_in_pairs(x, BLOCK: tl.constexpr):
         if BLOCK >> step > 2:
             x = tl.sum(tl.reshape(x, (BLOCK >> (step + 1), 2)), 1)
     return tl.sum(x, 0)
+
+
+@jit
+def product(a, b, PTX: tl.constexpr):
+    """a * b in float32, rounded before anything is added to it.
+
+    `enable_fp_fusion=False` is not enough for compute capability 12.0: there the compiler pairs
+    products that lie side by side, and ptxas contracts pairs all the same. It leaves given PTX.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return a * b
 
 
 @jit
