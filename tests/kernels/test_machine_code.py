@@ -52,17 +52,12 @@ def names_of_kernels() -> list[str]:
     return [
         name
         for path in sources
-<<<<<<< HEAD
-        for name in re.findall(r"@jit\ndef (\w+_kernel)\(", path.read_text())
+        for name in re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
     ]
 
 
 def test_a_profile_tells_kernels_apart_by_their_names() -> None:
     assert [name for name, count in Counter(names_of_kernels()).items() if count > 1] == []
-=======
-        for name in re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
-    }
->>>>>>> wt-kernels
 
 
 def compiled(capability: int, cache: Path) -> list[Reading]:
