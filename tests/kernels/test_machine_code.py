@@ -41,12 +41,21 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
         reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading)
 
 
+def test_no_two_kernels_have_one_name() -> None:
+    """A profile names kernels, not modules."""
+    names = [name for found in kernels_by_module().values() for name in found]
+    assert sorted(names) == sorted(set(names))
+
+
 def kernels_in_the_sources() -> set[str]:
+    return {name for found in kernels_by_module().values() for name in found}
+
+
+def kernels_by_module() -> dict[str, list[str]]:
     sources = Path(tritter_model.ops.jit.__file__).parent.glob("*.py")
     return {
-        name
+        path.stem: re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
         for path in sources
-        for name in re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
     }
 
 
