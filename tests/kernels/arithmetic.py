@@ -1,6 +1,6 @@
 """How compiled kernels round and in what order they add, read from their code; printed as JSON.
 
-Run in a process of its own, `python -m tests.kernels.arithmetic 90`: where kernels are interpreted
+Run in a new process, `python -m tests.kernels.arithmetic 90`: where kernels are interpreted
 nothing is compiled.
 """
 

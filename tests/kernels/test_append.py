@@ -12,7 +12,7 @@ from tests.model.places import at
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops.angles import rotary_angles
-from tritter_model.ops.append import append
+from tritter_model.ops.append import _append, append
 from tritter_model.ops.decode_attention import decode_attention
 from tritter_model.ops.registry import use_kernels
 from tritter_model.ops.rotary import Heads, rotate_
@@ -118,6 +118,15 @@ def test_activations_of_other_types_are_taken(
     cache = replace(cache, **plain)
     qkv = some_tokens(cache, 21)
     assert_same(*both(lambda: filled(cache, qkv, [21])))
+
+
+def test_too_many_heads_for_a_grid_are_refused() -> None:
+    """CUDA would refuse the launch without saying why."""
+    with torch.device("meta"):
+        cache = layer("bfloat16", (40_000, 2, 20))
+        qkv, position = some_tokens(cache, 1), torch.empty(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"found 40000 sequences of 2 heads.*allowed: 65535"):
+        _append.launch(qkv, position, 4, cache.layout(), cache.tensors())
 
 
 @pytest.mark.parametrize("dtype", PLAIN)

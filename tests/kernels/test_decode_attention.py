@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
-from tritter_model.kv_cache import KVCache
+from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops import decode_attention as module
 from tritter_model.ops.append import append
 from tritter_model.ops.decode_attention import (
@@ -98,6 +98,25 @@ def test_a_channel_of_outliers(device: torch.device, both: Both, dtype: str) -> 
 def test_any_number_of_cached_tokens(device: torch.device, both: Both, cached: int) -> None:
     """None, one, only sinks, one behind them, a whole group, one over it, a partial group."""
     assert_close(*decoded(case("int4", batch=3), both, cached))
+
+
+@pytest.mark.parametrize("tensor", ["keys", "values"])
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+def test_nan_in_8_bits_is_nan(
+    device: torch.device, both: Both, monkeypatch: pytest.MonkeyPatch, tensor: str, byte: int
+) -> None:
+    """As where a chunk attends: neither the largest number nor beyond it."""
+    filled = module.decode_attention
+
+    def spoiled(qkv: Tensor, layer: LayerCache, *rest: Any) -> Tensor:
+        getattr(layer, tensor).view(torch.uint8)[0, 0, 7, 5] = byte
+        return filled(qkv, layer, *rest)
+
+    monkeypatch.setitem(globals(), "decode_attention", spoiled)
+    ours, wanted = decoded(case("fp8"), both, 100)
+    assert wanted.isnan().any()
+    assert not wanted.isnan().all()
+    assert torch.equal(ours.isnan(), wanted.isnan())
 
 
 @pytest.mark.parametrize("dtype", OTHERS)

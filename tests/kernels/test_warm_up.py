@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from tests.kernels.test_memory import SMALL
 from tritter_model.config import CacheConfig, RunConfig
@@ -88,7 +87,7 @@ def assert_warm(found: Keys) -> None:
 def test_a_long_history_compiles_nothing(
     launches: Callable[[RunConfig], Keys], dtype: str, window: int | None
 ) -> None:
-    """Of up to six blocks, behind more sinks than a chunk has tokens, before a last chunk of one."""
+    """Of six blocks, behind more sinks than a chunk has tokens, before one last token."""
     for sinks, chunk, prompt in ((0, 16, 80), (1, 9, 81), (4, 27, 82), (9, 6, 62)):
         model = replace(SMALL.model, num_hidden_layers=2, sliding_window=window)
         cache = CacheConfig(dtype=dtype, group_size=8, attention_sinks=sinks)
@@ -99,7 +98,7 @@ def test_a_long_history_compiles_nothing(
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize("last", [1, 2, 8, 16])
-def test_a_last_chunk_of_its_own_size_compiles_nothing(
+def test_a_last_chunk_of_another_size_compiles_nothing(
     launches: Callable[[RunConfig], Keys], last: int, batch: int
 ) -> None:
     case = replace(SMALL, batch=batch, prefill_chunk=17, new_tokens=4, context=34 + last + 4)

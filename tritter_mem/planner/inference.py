@@ -19,7 +19,7 @@ from tritter_mem.planner.sizes import (
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
 from tritter_mem.planner.workspace import captures
-from tritter_model.ops.tuning import tuning
+from tritter_model.ops.tuning import splits_for_the_card, tuning
 
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
@@ -173,7 +173,7 @@ def _decode_scratch(sizes: Sizes, slots: int, multiprocessors: int) -> int:
     Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below 256
     tokens, one more for tail, sinks and the new token.
     """
-    wanted = ceil_div(tuning().decode_programs * multiprocessors, sizes.batch * sizes.kv_heads)
+    wanted = splits_for_the_card(sizes.batch * sizes.kv_heads, multiprocessors)
     splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
     merged = activation_bytes(sizes, sizes.attention) + 4 * sizes.batch
     partial = 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)

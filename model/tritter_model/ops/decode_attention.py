@@ -29,7 +29,7 @@ from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.kv_digits import digits_ptx
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised
-from tritter_model.ops.tuning import tuning
+from tritter_model.ops.tuning import splits_for_the_card
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -82,7 +82,7 @@ def decode_splits(batch_kv_heads: int, slots: int, multiprocessors: int) -> int:
     Enough for two programs a multiprocessor (`Tuning.decode_programs`), but none below
     `SPLIT_TOKENS` tokens; and one more for the tail, the sinks and the new token.
     """
-    wanted = -(-tuning().decode_programs * multiprocessors // batch_kv_heads)
+    wanted = splits_for_the_card(batch_kv_heads, multiprocessors)
     return max(1, min(wanted, -(-slots // SPLIT_TOKENS))) + 1
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tritter_model.kv_cache import LayerCache
 from tritter_model.ops import cache_history
-from tritter_model.ops.checks import expect_contiguous
+from tritter_model.ops.checks import expect_contiguous, expect_heads
 from tritter_model.ops.flash import (
     Tile,
     attend,
@@ -89,6 +89,7 @@ def _launch(
 ) -> None:  # fmt: skip
     layer = LayerCache.of(cache, layout)
     expect_contiguous("new tokens", qkv)
+    expect_heads(layer.batch, heads)
     for tensor in cache:
         expect_contiguous("a tensor of the cache", tensor)
     new, seen = _New(qkv, layer, position, heads, out), _visible_history(layer, position)
@@ -174,6 +175,10 @@ def _prefill_kernel(
     """A program takes a block of the chunk's queries of one head, over one block of history.
 
     The history begins at the absolute position `past`.
+
+    qkv: float [T, A + 2G, D]; all others of its type but for the states: keys and values
+    [B, G, slots, D], sink_keys and sink_values [B, G, sinks, D], out [T, A * D]. mixed_state:
+    float32 [T, A, D], sums_state: float32 [2, T, A]; both None if one launch takes all blocks.
     """
     first = tl.program_id(0) * ROWS
     last = tl.minimum(first + ROWS, tokens) - 1

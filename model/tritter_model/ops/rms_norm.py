@@ -213,20 +213,25 @@ def _launch_backward(
     expect_adjacent("their gradient", grad_x)
     tokens, width = x.shape
     strides = (*grad.stride(), x.stride(0))
-    _grad_x_kernel[(tokens,)](
+    _rms_norm_backward_kernel[(tokens,)](
         grad, x, weight, rstd, grad_x, *strides, grad_x.stride(0), width,
         **whole_rows(width),
     )  # fmt: skip
-    _grad_weight_kernel[(-(-width // 32),)](
+    _rms_norm_grad_weight_kernel[(-(-width // 32),)](
         grad, x, rstd, grad_weight, *strides, tokens, width, ROWS=64, COLUMNS=32
     )
 
 
 @jit
-def _grad_x_kernel(
+def _rms_norm_backward_kernel(
     grad, x, weight, rstd, grad_x, row_stride, column_stride, x_stride, out_stride, width,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program takes a row.
+
+    grad, x and grad_x: float [T, H], grad with any strides. weight: any float [H]. rstd: float32
+    [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -241,11 +246,14 @@ def _grad_x_kernel(
 
 
 @jit
-def _grad_weight_kernel(
+def _rms_norm_grad_weight_kernel(
     grad, x, rstd, grad_weight, row_stride, column_stride, x_stride, tokens, width, ROWS:
     tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program sums a few columns over all tokens: always in the same order, without scratch."""
+    """A program sums a few columns over all tokens: always in the same order, without scratch.
+
+    grad and x: float [T, H], grad with any strides. rstd: float32 [T]. grad_weight: any float [H].
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, tokens, ROWS):

@@ -91,6 +91,10 @@ def whole_rows(width: int) -> dict[str, int]:
 
 @jit
 def _quantise_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr):
+    """A program takes a row.
+
+    x: float [T, K], elements adjacent. codes: int8 [T, K]. scale: float32 and total: int32 [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     value = tl.load(x + row * stride + column, mask=column < width, other=0)

@@ -37,7 +37,9 @@ class Tuning:
             bits. Three fit every card of compute capability 8.0 and above.
         decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 or
             3. Three have more loads under way, and more partial outputs to merge; three programs of
-            an int4 cache fit the shared memory of compute capability 9.0, two that of 8.0.
+            an int4 cache fit the shared memory of compute capability 9.0, two that of 8.0. Three
+            are rounded down to splits that all run at once; two are rounded up, so that some splits
+            may run after the others.
         angles_once: cosine and sine of a step's positions are computed once, and read in each
             layer, rather than computed in float64 in each layer.
         fused_merge: decode attention merges its splits and quantises the merged rows in one launch,
@@ -62,6 +64,15 @@ _current = [Tuning()]
 def tuning() -> Tuning:
     """What is chosen now."""
     return _current[-1]
+
+
+def splits_for_the_card(pairs: int, multiprocessors: int) -> int:
+    """Splits of the cache for `decode_programs`, where so many programs have one split each.
+
+    The planner of memory reads it too, as each split has scratch. It may be 0.
+    """
+    programs = tuning().decode_programs * multiprocessors
+    return -(-programs // pairs) if tuning().decode_programs <= 2 else programs // pairs
 
 
 @contextmanager
