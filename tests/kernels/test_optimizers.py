@@ -62,8 +62,11 @@ def test_a_step_of_adamw_in_8_bits_is_its_reference(
             apart = (codes.int() - wanted.int()).abs()
             assert apart.max() <= 1
             assert apart.sum() <= max(2, size // 100)
-        for scales, wanted in zip(ours[1][2:], theirs[1][2:], strict=True):
-            torch.testing.assert_close(scales, wanted, rtol=1e-6, atol=0)
+        # A GPU's exp2 reads an old moment to 2^-22 of it, of which the error alone may be left
+        # where a gradient cancels them. Second moments only grow, or fade by a product.
+        apart = (ours[1].first_scale - theirs[1].first_scale).abs()
+        assert (apart <= 1e-6 * theirs[1].first_scale + 2**-21 * state[1].first_scale).all()
+        torch.testing.assert_close(ours[1][3], theirs[1][3], rtol=1e-6, atol=0)
         state = theirs
 
 

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable
 from functools import cache, partial
 from types import FunctionType
-from typing import Any
+from typing import Any, overload
 
 
 class Kernel:
     """A kernel that has not been launched yet."""
 
-    def __init__(self, function: FunctionType, options: dict[str, Any]) -> None:
+    def __init__(self, function: FunctionType, options: dict[str, tuple[str, ...]]) -> None:
         self.function, self.options = function, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
@@ -26,12 +26,20 @@ class Kernel:
         return launch
 
 
-def jit(function: Any = None, **options: Any) -> Any:
+@overload
+def jit(function: Callable[..., Any]) -> Any: ...
+
+
+@overload
+def jit(**options: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]: ...
+
+
+def jit(function: Any = None, **options: tuple[str, ...]) -> Any:
     """Make a kernel of a function.
 
     Args:
         function: the kernel.
-        options: what `triton.jit` takes; `do_not_specialize` names the numbers, and
+        options: what `triton.jit` takes: `do_not_specialize` names the numbers, and
             `do_not_specialize_on_alignment` the addresses, that change from launch to launch and
             are not to compile the kernel anew.
     """
