@@ -19,6 +19,7 @@ from tritter_mem.planner.sizes import (
 )
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
 from tritter_mem.planner.workspace import captures
+from tritter_model.ops.tuning import splits_for_the_card, tuning
 
 HISTORY_BLOCK = 8192
 SPLIT_TOKENS = 256
@@ -34,6 +35,13 @@ STEPS = {
     "gate and up projection": "x rows_hidden expanded_gate_up gate_up",
     "MLP activation": "x gate_up rows_inner",
     "down projection": "x rows_inner expanded_down y",
+}
+
+# The same where decode attention quantises what it merges; its output is a part of its scratch.
+MERGED_STEPS = {
+    **STEPS,
+    "attention": "x qkv rows_out attention_scratch",
+    "output projection": "x rows_out y",
 }
 
 
@@ -106,10 +114,16 @@ def _step(profile: Profile, phase: str, multiprocessors: int) -> tuple[Moment, M
 
 def _layer(profile: Profile, sizes: Sizes, phase: str, attention_scratch: int) -> Moment:
     tensors = {**_tensors(profile, sizes), "attention_scratch": attention_scratch}
+    angles = 4 * sizes.tokens // sizes.batch * sizes.head_dim if tuning().angles_once else 0
     return highest(
         Moment(phase, f"{step} of {sizes.tokens:,} tokens", alive(names.split(), tensors))
-        for step, names in STEPS.items()
-    )
+        for step, names in (MERGED_STEPS if _merges_rows(sizes) else STEPS).items()
+    ).plus({"activations": angles})
+
+
+def _merges_rows(sizes: Sizes) -> bool:
+    """Whether attention gives quantised rows, as it may where there is one token a sequence."""
+    return sizes.ternary and sizes.tokens == sizes.batch and tuning().fused_merge
 
 
 def _tensors(profile: Profile, sizes: Sizes) -> dict[str, int]:
@@ -156,12 +170,14 @@ def _attention_scratch(profile: Profile, sizes: Sizes, cached: bool, multiproces
 def _decode_scratch(sizes: Sizes, slots: int, multiprocessors: int) -> int:
     """float32 partial outputs and their log-sum-exp for each split of the cache.
 
-    Enough splits for two blocks a multiprocessor, none below 256 tokens, one more for tail, sinks
-    and the new token.
+    Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below 256
+    tokens, one more for tail, sinks and the new token.
     """
-    wanted = ceil_div(2 * multiprocessors, sizes.batch * sizes.kv_heads)
+    wanted = splits_for_the_card(sizes.batch * sizes.kv_heads, multiprocessors)
     splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
-    return 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
+    merged = activation_bytes(sizes, sizes.attention) + 4 * sizes.batch
+    partial = 4 * splits * sizes.batch * sizes.heads * (sizes.head_dim + 1)
+    return partial + (merged if _merges_rows(sizes) else 0)
 
 
 def _head(profile: Profile, phase: str) -> Moment:
