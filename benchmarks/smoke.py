@@ -24,6 +24,7 @@ from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops import embedding, rotary_backward
 from tritter_model.ops.adamw import adamw_
 from tritter_model.ops.adamw_8bit import Moments, adamw_8bit_
+from tritter_model.ops.angles import rotary_angles
 from tritter_model.ops.append import append
 from tritter_model.ops.argmax import argmax
 from tritter_model.ops.attention import Mask, attention
@@ -38,7 +39,7 @@ from tritter_model.ops.layer_norm import layer_norm
 from tritter_model.ops.prefill_attention import prefill_attention
 from tritter_model.ops.random_ternary import fill_packed
 from tritter_model.ops.registry import use_kernels
-from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
+from tritter_model.ops.rms_norm import add_rms_norm_rows, rms_norm, rms_norm_rows
 from tritter_model.ops.rotary import Heads, rotate_, rotate_into
 from tritter_model.ops.rotate_append import rotate_append_
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
@@ -188,12 +189,22 @@ def row_cases(sizes: Sizes) -> Iterator[Case]:
             x, weight = some(tokens, hidden), some(hidden)
             return lambda: dequantised(rms_norm_rows(x, weight, EPS))
 
+        def add_norm_rows(tokens: int = tokens) -> Callable[[], Results]:
+            x, delta, weight = some(tokens, hidden), some(tokens, hidden), some(hidden)
+
+            def added() -> Results:
+                stream = x.clone()
+                return dequantised(add_rms_norm_rows(stream, delta, weight, EPS)) | {"sum": stream}
+
+            return added
+
         def gate_rows(tokens: int = tokens) -> Callable[[], Results]:
             x = some(tokens, gate_up)
             return lambda: dequantised(gated_relu2_rows(x))
 
         yield Case(f"quantise rows, {tokens} tokens", quantise, CODES)
         yield Case(f"RMSNorm, quantised, {tokens} tokens", norm_rows, CODES)
+        yield Case(f"addition, RMSNorm, quantised, {tokens} tokens", add_norm_rows, CODES)
         yield Case(f"gate, quantised, {tokens} tokens", gate_rows, CODES)
     yield Case("RMSNorm and its gradients", partial(norm, sizes), BFLOAT16)
     yield Case("gate and its gradient", partial(gate, sizes), BFLOAT16)
@@ -352,8 +363,13 @@ def cache_cases(sizes: Sizes) -> Iterator[Case]:
 
         return rotated
 
+    def angles(tokens: int) -> Callable[[], Results]:
+        place = at(sizes.context - tokens)
+        return lambda: {"angles": rotary_angles(place, tokens, sizes.width, THETA)}
+
     for tokens in (1, sizes.tokens):
         yield Case(f"rotary, {tokens} tokens", partial(rotate, tokens), BFLOAT16)
+        yield Case(f"rotary angles, {tokens} tokens", partial(angles, tokens), FLOAT32)
     for dtype in CACHES:
         yield Case(f"append, {dtype}", partial(put, dtype), EXACT)
         yield Case(f"rotary and append, {dtype}", partial(rotate_and_put, dtype), BFLOAT16)
