@@ -30,7 +30,7 @@ from tritter_model.ops.argmax import argmax
 from tritter_model.ops.attention import Mask, attention
 from tritter_model.ops.attention_backward import Attended, attention_backward
 from tritter_model.ops.cross_entropy import chunked_cross_entropy
-from tritter_model.ops.decode_attention import decode_attention
+from tritter_model.ops.decode_attention import decode_attention, decode_attention_rows
 from tritter_model.ops.embedding import embed
 from tritter_model.ops.expand import expand, int4_groups
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
@@ -332,6 +332,12 @@ def new_tokens(sizes: Sizes, tokens: int, kv_heads: int | None = None) -> Tensor
     return some(tokens, sizes.heads + 2 * (kv_heads or sizes.kv_heads), sizes.width)
 
 
+def angles(sizes: Sizes, tokens: int) -> Callable[[], Results]:
+    """Cosine and sine of the last tokens of the context."""
+    position = at(sizes.context - tokens)
+    return lambda: {"angles": rotary_angles(position, tokens, sizes.width, THETA)}
+
+
 def cache_cases(sizes: Sizes) -> Iterator[Case]:
     """RoPE, and tokens into caches, whose bytes are the reference's."""
     heads = Heads(1, sizes.heads, sizes.kv_heads, THETA, EPS)
@@ -363,13 +369,9 @@ def cache_cases(sizes: Sizes) -> Iterator[Case]:
 
         return rotated
 
-    def angles(tokens: int) -> Callable[[], Results]:
-        place = at(sizes.context - tokens)
-        return lambda: {"angles": rotary_angles(place, tokens, sizes.width, THETA)}
-
     for tokens in (1, sizes.tokens):
         yield Case(f"rotary, {tokens} tokens", partial(rotate, tokens), BFLOAT16)
-        yield Case(f"rotary angles, {tokens} tokens", partial(angles, tokens), FLOAT32)
+        yield Case(f"rotary angles, {tokens} tokens", partial(angles, sizes, tokens), FLOAT32)
     for dtype in CACHES:
         yield Case(f"append, {dtype}", partial(put, dtype), EXACT)
         yield Case(f"rotary and append, {dtype}", partial(rotate_and_put, dtype), BFLOAT16)
@@ -381,6 +383,8 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
     for dtype, kv_heads in (*((dtype, grouped) for dtype in CACHES), ("int4", sizes.heads)):
         title = f"decode attention, {dtype}, {kv_heads} KV heads, {sizes.context - 1:,} tokens"
         yield Case(title, partial(decode, sizes, dtype, kv_heads), ATTENTION)
+    title = f"decode attention, int4, quantised, {sizes.context - 1:,} tokens"
+    yield Case(title, partial(decode_quantised, sizes), ATTENTION)
     for dtype, behind in (("int4", 0), ("int4", sizes.behind), ("bfloat16", sizes.behind)):
         title = f"prefill attention, {dtype}, behind {behind:,} tokens"
         yield Case(title, partial(prefill, sizes, dtype, behind), ATTENTION)
@@ -393,6 +397,20 @@ def decode(sizes: Sizes, dtype: str, kv_heads: int) -> Callable[[], Results]:
     qkv, position = new_tokens(sizes, 1, kv_heads), at(held)
     processors = here().multiprocessors
     return lambda: {"result": decode_attention(qkv, layer, position, held, sizes.heads, processors)}
+
+
+def decode_quantised(sizes: Sizes) -> Callable[[], Results]:
+    """The same, whose merged splits are quantised in one launch: a switch of `tuning`."""
+    layer, held = layer_cache(sizes, "int4"), sizes.context - 1
+    qkv, position = new_tokens(sizes, 1), at(held)
+    processors = here().multiprocessors
+
+    def rows() -> Results:
+        return dequantised(
+            decode_attention_rows(qkv, layer, position, held, sizes.heads, processors)
+        )
+
+    return rows
 
 
 def prefill(sizes: Sizes, dtype: str, behind: int) -> Callable[[], Results]:
