@@ -39,8 +39,10 @@ wheel: $(STAMP)
 	cd / && TRITTER_MEM_HISTORY=off $(CURDIR)/out/wheel/bin/tritter-mem profile --config tiny --device cpu
 
 # What needs a CUDA GPU, without a network and without installing anything: .venv where it is there.
+# PARTS="smoke linears" runs some, OUT=folder takes the evidence, AGAIN=1 repeats what has figures.
 gpu:
-	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu $(PARTS) \
+		$(if $(OUT),--output $(OUT)) $(if $(AGAIN),--again)
 
 # What is simulated, against PyTorch's own CUDA allocator without a GPU: docs/pytorch-allocator.md.
 standin: $(STAMP)

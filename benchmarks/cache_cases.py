@@ -9,7 +9,7 @@ import torch
 from benchmarks.kernel_cases import PREFILL, Case, empty, launch
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache, LayerCache
-from tritter_model.ops import append, rotary, rotary_backward
+from tritter_model.ops import angles, append, rotary, rotary_backward
 from tritter_model.ops.rotate_append import _rotate_append
 
 HEADS, KV_HEADS, WIDTH, THETA, EPS = 32, 8, 128, 500_000.0, 1e-5
@@ -27,8 +27,11 @@ def rotary_cases() -> Iterator[Case]:
     position = empty(1, dtype=torch.int32)
     for tokens in (1, PREFILL):
         qkv = empty(tokens, rotated + KV_HEADS, WIDTH)
-        args = (qkv, norms, position, 1, HEADS, THETA, EPS, qkv[:, :rotated])
-        yield f"rotary, {tokens} tokens", lambda args=args: launch(rotary._rotate, *args)
+        found, rest = empty(tokens, 2, WIDTH // 2, dtype=torch.float32), (1, HEADS, THETA, EPS)
+        for name, turns in (("", None), (", angles at hand", found)):
+            args = (qkv, norms, position, turns, *rest, qkv[:, :rotated])
+            yield f"rotary, {tokens} tokens{name}", lambda args=args: launch(rotary._rotate, *args)
+    yield "rotary angles", lambda: launch(angles._rotary_angles, position, THETA, found)
     master, sums = empty(2, WIDTH, dtype=torch.float32), empty(256, 2, WIDTH, dtype=torch.float32)
     grad = empty(PREFILL, rotated, WIDTH)
     yield (
@@ -58,8 +61,11 @@ def append_cases() -> Iterator[Case]:
         chunk, token = (empty(n, HEADS + 2 * KV_HEADS, WIDTH) for n in (PREFILL, 1))
         put = (chunk, position, HEADS, *stored)
         yield f"append, {dtype}", lambda put=put: launch(append._append, *put)
-        both = (token, norms, position, HEADS, THETA, EPS, *stored)
-        yield f"rotary and append, {dtype}", lambda both=both: launch(_rotate_append, *both)
+        found = empty(1, 2, WIDTH // 2, dtype=torch.float32)
+        for name, turns in (("", None), (", angles at hand", found)):
+            both = (token, norms, position, turns, HEADS, THETA, EPS, *stored)
+            case = f"rotary and append, {dtype}{name}"
+            yield case, lambda both=both: launch(_rotate_append, *both)
 
 
 def layer_cache(dtype: str) -> LayerCache:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from benchmarks.rows import Figures, Row
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK
 from tritter_mem.models.user_code import read_case
 from tritter_mem.profiling.profiler import MeasurementFailedError, ModuleProfile, profile_module
@@ -83,6 +85,16 @@ def run(device: str) -> tuple[list[Result], list[str]]:
             results.append(error.result)
             problems += [f"{_words(conf)}: {problem}" for problem in error.problems]
     return results, problems
+
+
+def rows(_files: Path) -> Iterator[Row]:
+    """The settings, measured, as a part of `make gpu`."""
+    return (Row(conf or "default", partial(measured, conf)) for conf in SETTINGS)
+
+
+def measured(conf: str) -> Figures:
+    """One setting's result, as JSON has it."""
+    return result_of(conf, "cuda").to_dict()
 
 
 def main() -> int:

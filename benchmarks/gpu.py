@@ -1,206 +1,344 @@
 """Everything that needs a CUDA device, part by part, with the evidence in one folder.
 
 `make gpu`, or `python -m benchmarks.gpu`, runs all parts from the checkout, without a network and
-without installing anything; `python -m benchmarks.gpu kernels` runs one. Each part writes its log
-and its figures to `reports/<gpu>/`. All together keep below nine minutes: a part that would not is
-ended. `routes` takes minutes and runs where it is named; it and `validate` go on where they were
-ended. Exit code: 1 where a part failed, 3 where there is no CUDA device.
+without installing anything, in eight minutes at most; `make gpu PARTS="smoke linears"` runs some.
+The folder, `reports/<gpu>` or `OUT=folder`, gets four files:
+
+    figures.jsonl   a line a row, written as the row ends
+    log.txt         what the parts print
+    summary.txt     parts, targets, what failed, what remains
+    files.tar.gz    cases of the validation, snapshots and the like
+
+A second call goes on where the first stopped: rows that have figures from the same code, card and
+PyTorch are not repeated (`--again`: they are). A part that does not end in its time is ended, with
+everything that it started, and what it has written stays. Where `smoke` finds a kernel that
+computes something else than its reference, nothing runs after it.
+
+Exit code: 1 where a part failed or something remains, 2 where the folder cannot be written to, 3
+where there is no CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TextIO
+from uuid import uuid4
 
-from tritter_mem.evidence.validate import folder_of
+from benchmarks.card import Card
+from benchmarks.evidence import summary
+from benchmarks.records import Records
+from benchmarks.rows import RESTART, ROOT
 
-ROOT = Path(__file__).parent.parent
-LIMIT_SECONDS = 530.0
-TESTS = ("tests/kernels", "tests/measure/test_tracker.py")
-"""Where tests are marked `gpu`; others may import what a machine with a GPU need not have."""
+GRACE_SECONDS = 5.0
+"""The end of a part's time, in which it is asked to end before it is made to."""
+MOST_STARTS = 6
+"""Of a part's process, which begins anew where a row has lost the device."""
+POLL_SECONDS = 0.1
+MOST_SWEEPS = 50
+"""For processes that a part has left; one that the driver holds may outlast them."""
+MARK = "TRITTER_GPU_PART"
+"""Set for all that a part starts, so that it can be found and ended, whoever its parent is."""
+CODE = ("benchmarks", "model", "tritter_mem", "profiles", "tests/kernels", "tests/measure")
+"""What figures depend on."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a part ended."""
+class Part:
+    """One part.
 
-    part: str
-    passed: bool
+    Attributes:
+        module: its `rows(files)` lists the rows.
+        seconds: its limit.
+        takes_rest: whether it may also use what the parts before it left of theirs.
+        always: whether it runs in every call: what it makes may be gone.
+    """
+
+    module: str
     seconds: float
-    note: str
+    takes_rest: bool = False
+    always: bool = False
 
 
-MEASURING = (
-    "tests/measure/test_cuda.py",
-    "tests/devices/test_device.py",
-    "tests/oom/test_manager.py",
-    "tests/test_pytest_plugin.py",
-    "tests/docs/test_out_of_memory.py",
-    "tests/evidence/test_probes.py",
-    "tests/evidence/test_validate.py",
-)
-"""These measure the device's memory, so nothing may run beside them."""
-
-
-def tests(_folder: Path) -> list[str]:
-    """The tests that are marked `gpu`, side by side where pytest can do so."""
-    parallel = ["--numprocesses", "8"] if find_spec("xdist") else []
-    return [*_pytest(), *parallel, *TESTS]
-
-
-def measuring(_folder: Path) -> list[str]:
-    """The tests that measure, one after another."""
-    return [*_pytest(), *(["--numprocesses", "0"] if find_spec("xdist") else []), *MEASURING]
-
-
-def _pytest() -> list[str]:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--no-header", "--tb=short"]
-    return [*command, "-p", "no:cacheprovider"]
-
-
-def kernels(folder: Path) -> list[str]:
-    """The kernels' figures."""
-    return [sys.executable, "-m", "benchmarks.kernels", "--output", str(folder / "kernels.json")]
-
-
-def attention(folder: Path) -> list[str]:
-    """The figures of attention over the cache, and of whole decode steps."""
-    return [
-        sys.executable,
-        "-m",
-        "benchmarks.attention",
-        "--output",
-        str(folder / "attention.json"),
-    ]
-
-
-def probes(folder: Path) -> list[str]:
-    """What the context, libraries and operators take, beside what is assumed of them."""
-    return [sys.executable, "-m", "benchmarks.probes", "--output", str(folder / "probes.json")]
-
-
-def fragmentation(folder: Path) -> list[str]:
-    """The case that is made to fragment, by allocator setting."""
-    output = str(folder / "fragmentation.json")
-    return [
-        sys.executable, "-m", "benchmarks.fragmentation", "--device", "cuda", "--output", output,
-    ]  # fmt: skip
-
-
-def snapshots(folder: Path) -> list[str]:
-    """Small snapshots of known runs."""
-    return [sys.executable, "-m", "benchmarks.snapshots", "--output", str(folder / "snapshots")]
-
-
-def validate(folder: Path) -> list[str]:
-    """The bundled profiles; what is finished is kept, so that it goes on where it was ended."""
-    page = str(folder / "validation.html")
-    return [*_validate(folder), "--html", page, "--time-limit", "120"]
-
-
-def routes(folder: Path) -> list[str]:
-    """The routes by which 7B and 128K tokens fit a 16 GB card, under its 15 GiB: minutes each."""
-    names = ("7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k")
-    configs = [word for name in names for word in ("--config", name)]
-    own = folder / "routes"
-    page = str(own / "validation.html")
-    return [*_validate(own), *configs, "--budget", "15GiB", "--html", page]
-
-
-def _validate(folder: Path) -> list[str]:
-    command = [sys.executable, "-m", "tritter_mem", "validate", "--device", "cuda"]
-    return [*command, "--output", str(folder)]
-
-
-PARTS: dict[str, Callable[[Path], list[str]]] = {
-    "tests": tests,
-    "measuring": measuring,
-    "kernels": kernels,
-    "attention": attention,
-    "probes": probes,
-    "fragmentation": fragmentation,
-    "snapshots": snapshots,
-    "validate": validate,
-    "routes": routes,
+PARTS: dict[str, Part] = {
+    "compile": Part("benchmarks.compile_ahead", 40, always=True),
+    "smoke": Part("benchmarks.smoke", 40),
+    "step": Part("benchmarks.step", 40),
+    "linears": Part("benchmarks.linears", 45),
+    "attention": Part("benchmarks.attention", 40),
+    "variants": Part("benchmarks.variants", 45),
+    "validate": Part("benchmarks.validations", 110, takes_rest=True),
+    "tests": Part("benchmarks.gpu_tests", 40, takes_rest=True),
+    "probes": Part("benchmarks.probes", 30),
+    "fragmentation": Part("benchmarks.fragmentation", 15),
+    "snapshots": Part("benchmarks.snapshots", 15),
+    "gemlite": Part("benchmarks.gemlite", 20),
 }
-"""Each part's command, given the folder for what it writes."""
-BY_NAME = ("routes",)
-"""What takes too long to be run unless it is named."""
-LIMITS = {"probes": 90.0, "fragmentation": 60.0, "snapshots": 60.0}
-"""Seconds of parts that leave the rest to those after them."""
-GRACE_SECONDS = 20.0
-SUMMARIES = {
-    "kernels": ("kernels.json", "benchmarks.kernels:target_lines"),
-    "attention": ("attention.json", "benchmarks.attention:target_lines"),
-    "fragmentation": ("fragmentation.json", "benchmarks.evidence:fragmentation_lines"),
-    "validate": ("validation.json", "benchmarks.evidence:validation_lines"),
-    "routes": ("routes/validation.json", "benchmarks.evidence:validation_lines"),
-}
-"""The figures of a part, and what makes lines of them."""
-WRITES_ALWAYS = ("validate", "routes")
-"""Parts whose figures are of this run even where it failed."""
+"""In order of worth. The whole step comes first of what is timed."""
 
 
-def run(part: str, folder: Path, seconds: float) -> Outcome:
-    """Run one part for at most so many seconds; its output goes to a log, and is shown."""
-    print(f"== {part}", flush=True)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "model"), os.environ.get("PYTHONPATH", "")])
-    start, note = time.monotonic(), ""
-    with subprocess.Popen(
-        PARTS[part](folder), cwd=ROOT, env=os.environ | {"PYTHONPATH": paths.rstrip(os.pathsep)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            output = _ended(process, interrupt=part in WRITES_ALWAYS)
-            note = f"ended after {seconds:.0f} s"
-    (folder / f"{part}.log").write_text(output.replace(f"{ROOT}/", ""))
-    print(output, flush=True)
-    passed = process.returncode == 0
-    took = round(time.monotonic() - start, 1)
-    return Outcome(part, passed, took, note or ("" if passed else f"exit {process.returncode}"))
+@dataclass(frozen=True)
+class End:
+    """How a part's process ended; `code` is negative where a signal ended it."""
+
+    code: int
+    over_time: bool
 
 
-def _ended(process: subprocess.Popen[str], interrupt: bool) -> str:
-    """End a part; one that writes what is finished is interrupted first, and given time for it."""
-    if interrupt:
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=GRACE_SECONDS)[0]
-    process.kill()
-    return process.communicate()[0]
+def environment() -> dict[str, str]:
+    """For processes of the checkout, which is not installed."""
+    paths = [str(ROOT), str(ROOT / "model"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def summary(outcomes: list[Outcome], folder: Path) -> list[str]:
-    """A short table: the parts, and what each comes to."""
-    lines = [
-        f"{o.part:<12} {'passed' if o.passed else 'FAILED':<8} {o.seconds:>6.0f} s  {o.note}"
-        for o in outcomes
-    ]
-    for o in outcomes:
-        if o.part in SUMMARIES and (o.passed or o.part in WRITES_ALWAYS):
-            lines += _figures(folder, *SUMMARIES[o.part])
-    return lines
+def supervise(
+    command: Sequence[str], raw: Path, seconds: float, show: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> End:  # fmt: skip
+    """Run a command for at most so many seconds; nothing that it started is left afterwards.
+
+    Its output goes to the file `raw`, not to a pipe, which a child of its could keep open. It is
+    interrupted before its time is up, as Ctrl-C would, and killed as that ends.
+
+    Args:
+        command: the process.
+        raw: where its output goes.
+        seconds: its limit.
+        show: is called now and then, to show what has been printed so far.
+        clock: in seconds.
+    """
+    mark, start = uuid4().hex, clock()
+    with raw.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment() | {MARK: mark}, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def ends_by(moment: float) -> bool:
+        """Wait, without releasing the process's number: the signals need it."""
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while os.waitid(os.P_PID, process.pid, options) is None:
+            if clock() >= moment:
+                return False
+            show()
+            time.sleep(POLL_SECONDS)
+        return True
+
+    over_time = False
+    try:
+        over_time = not ends_by(start + max(seconds - GRACE_SECONDS, 1))
+        if over_time:
+            os.killpg(process.pid, signal.SIGINT)
+            ends_by(start + seconds)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _kill_marked(mark)
+        show()
+    return End(process.returncode, over_time)
 
 
-def _figures(folder: Path, file: str, function: str) -> list[str]:
-    if not (folder / file).exists():
-        return []
-    module, _, name = function.partition(":")
-    lines: list[str] = getattr(import_module(module), name)(json.loads((folder / file).read_text()))
-    return lines
+def _kill_marked(mark: str) -> None:
+    """End what a part has started in other sessions, and wait until it has ended."""
+    for _ in range(MOST_SWEEPS):
+        found = list(_marked(f"{MARK}={mark}".encode()))
+        if not found:
+            return
+        for number in found:
+            with suppress(OSError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _marked(wanted: bytes) -> Iterator[int]:
+    """Numbers of the processes with this variable; one that has ended has none."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+@dataclass
+class Log:
+    """`log.txt`, which follows what parts print, without the checkout's path."""
+
+    path: Path
+    shown: TextIO = field(default_factory=lambda: sys.stdout)
+
+    def say(self, text: str) -> None:
+        """Print, and keep."""
+        with self.path.open("a") as file:
+            file.write(text)
+        self.shown.write(text)
+        self.shown.flush()
+
+    def follow(self, raw: Path) -> Callable[[], None]:
+        """What shows as much of a file as there is more than the last time, in whole lines."""
+        read = 0
+
+        def show() -> None:
+            nonlocal read
+            with raw.open("rb") as file:
+                file.seek(read)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            read += len(whole)
+            if whole:
+                self.say(whole.decode(errors="replace").replace(f"{ROOT}/", ""))
+
+        return show
+
+
+@dataclass
+class Files:
+    """What parts write beside figures: in a folder of the machine's, packed into the evidence."""
+
+    packed: Path
+    folder: Path
+
+    def unpack(self) -> None:
+        """Bring back what an earlier call packed."""
+        if self.packed.exists():
+            with tarfile.open(self.packed) as archive:
+                archive.extractall(self.folder, filter="data")
+
+    def pack(self) -> None:
+        """Pack all there is: the archive is whole at any time."""
+        if any(self.folder.iterdir()):
+            part = self.packed.with_suffix(".part")
+            with tarfile.open(part, "w:gz") as archive:
+                archive.add(self.folder, ".")
+            part.replace(self.packed)
+
+
+@dataclass
+class Call:
+    """One call of `make gpu`.
+
+    Attributes:
+        rest: seconds that parts have left of their limits.
+    """
+
+    records: Records
+    card: Card
+    log: Log
+    files: Files
+    rest: float = 0.0
+
+    def run(self, name: str) -> bool:
+        """Run a part, in as many processes as it takes; whether it is finished."""
+        part = PARTS[name]
+        limit = part.seconds + (self.rest if part.takes_rest else 0)
+        self.log.say(f"== {name}, {limit:.0f} s at most\n")
+        start = time.monotonic()
+        note = self._processes(name, start + limit)
+        seconds = time.monotonic() - start
+        self.rest = max(0.0, self.rest + part.seconds - seconds)
+        passed = not note
+        self.records.append(name, "ended", passed=passed, seconds=round(seconds, 1), note=note)
+        self.log.say(f"== {name} {'passed' if passed else 'FAILED'}, {seconds:.0f} s {note}\n")
+        self.files.pack()
+        return passed
+
+    def _processes(self, name: str, end: float) -> str:
+        """What went wrong; empty where nothing did."""
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(MOST_STARTS):
+                raw = Path(folder) / f"{number}.log"
+                left = end - time.monotonic()
+                ended = supervise(self._command(name), raw, left, self.log.follow(raw))
+                if ended.over_time:
+                    self._cut_off(name)
+                    return "" if self._records(name).remaining(name) == [] else "over time"
+                if ended.code < 0:
+                    self._cut_off(name)
+                elif ended.code != RESTART:
+                    return self._failed(name, ended.code)
+        return "the device was lost again and again"
+
+    def _command(self, name: str) -> list[str]:
+        records = asdict(self._records(name)) | {"path": str(self.records.path)}
+        return [
+            sys.executable, "-m", "benchmarks.rows", name, "--module", PARTS[name].module,
+            "--card", json.dumps(asdict(self.card)), "--records", json.dumps(records),
+            "--files", str(self.files.folder),
+        ]  # fmt: skip
+
+    def _records(self, name: str) -> Records:
+        """The records as a part counts them."""
+        return replace(self.records, again=self.records.again or PARTS[name].always)
+
+    def _cut_off(self, name: str) -> None:
+        """Say so of rows that had begun, and whose process could not."""
+        for row, line in self.records.rows(name).items():
+            if line["event"] == "begins":
+                self.records.append(name, "failed", row=row, error="ended before it had")
+
+    def _failed(self, name: str, code: int) -> str:
+        mine = [x for x in self.records.lines() if x["call"] == self.records.call]
+        failed = {x["row"] for x in mine if x["part"] == name and x["event"] == "failed"}
+        if failed:
+            return f"{len(failed)} row{'s' * (len(failed) > 1)} failed"
+        return f"exit {code}" if code else ""
+
+    def finished(self, name: str) -> bool:
+        """Whether every row of a part has its figures."""
+        return self.records.remaining(name) == []
+
+
+def code_of(root: Path) -> str:
+    """A digest of what figures depend on; a copy without git has the same."""
+    digest = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".yaml"} and path.is_file():
+                digest.update(str(path.relative_to(root)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def card_here() -> tuple[Card, str] | None:
+    """The card and PyTorch's version; the process that finds them takes its CUDA context along."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.card"], cwd=ROOT, check=False, capture_output=True,
+        text=True, env=environment(),
+    )  # fmt: skip
+    if ran.returncode == 0:
+        found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+        return Card(**found["card"]), found["torch"]
+    print(ran.stderr.strip(), file=sys.stderr)
+    return None
+
+
+def folder_for(card: Card, asked: Path | None) -> Path | None:
+    """Where evidence goes; None, with the reason, where it must not go.
+
+    Figures of stand-ins are no evidence of a card, and the project keeps none.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")
+    folder = (asked or ROOT / "reports" / name).resolve()
+    if card.standin and folder.is_relative_to((ROOT / "reports").resolve()):
+        print(
+            f"found stand-ins for the CUDA libraries, and {folder} to write to; nothing computes"
+            " here, so evidence may not lie under reports/: name another folder (OUT=out/standin)",
+            file=sys.stderr,
+        )
+        return None
+    return folder
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -208,6 +346,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run what needs a CUDA device.")
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, help="default: reports/<gpu>")
+    parser.add_argument("--again", action="store_true", help="repeat what has figures")
     asked = parser.parse_args(arguments)
     unknown = [part for part in asked.parts if part not in PARTS]
     if unknown:
@@ -215,23 +354,62 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return asked
 
 
+def run_all(call: Call, parts: Sequence[str]) -> Iterator[str]:
+    """Run parts in their order; yields those that are not finished."""
+    others = [name for name in parts if not PARTS[name].always]
+    idle = bool(others) and all(map(call.finished, others))
+    for name in parts:
+        if idle or (call.finished(name) and not PARTS[name].always):
+            call.log.say(f"== {name} has its figures from before\n")
+            call.rest += PARTS[name].seconds
+        elif not call.run(name):
+            yield name
+            if name == "smoke" and mismatches(call.records):
+                call.log.say("== a kernel computes something else: nothing runs after smoke\n")
+                return
+
+
+def mismatches(records: Records) -> list[str]:
+    """What the last try of each row of `smoke` found to differ."""
+    rows = records.rows("smoke").values()
+    return [x["error"] for x in rows if str(x.get("error", "")).startswith("MISMATCH")]
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run the parts; the exit code."""
-    import torch
-
     asked = parse()
-    if not torch.cuda.is_available():
-        print("found no CUDA device; this runs what needs one", file=sys.stderr)
+    found = card_here()
+    if found is None:
         return 3
-    folder: Path = asked.output or ROOT / folder_of(torch.cuda.get_device_name(0))
+    card, torch = found
+    folder = folder_for(card, asked.output)
+    if folder is None:
+        return 2
     folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + LIMIT_SECONDS
-    parts = asked.parts or [part for part in PARTS if part not in BY_NAME]
-    outcomes = [run(p, folder, min(end - time.monotonic(), LIMITS.get(p, LIMIT_SECONDS)))
-                for p in parts]  # fmt: skip
-    (folder / "parts.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n")
-    print("\n".join(["", f"evidence: {folder}", *summary(outcomes, folder)]))
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    signal.signal(signal.SIGTERM, _interrupt)
+    taken_with = {"code": code_of(ROOT), "card": card.name, "torch": torch}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    records = Records(folder / "figures.jsonl", now, taken_with, asked.again)
+    records.append("all", "begins", on=asdict(card))
+    parts = [part for part in PARTS if part in (asked.parts or PARTS)]
+    unfinished: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        files = Files(folder / "files.tar.gz", Path(name))
+        call = Call(records, card, Log(folder / "log.txt"), files)
+        files.unpack()
+        try:
+            unfinished.extend(run_all(call, parts))
+        finally:
+            files.pack()
+            limits = {part: PARTS[part].seconds for part in parts}
+            text = "\n".join(["", f"evidence: {folder}", *summary(records, limits), ""])
+            (folder / "summary.txt").write_text(text.lstrip().replace(f"{ROOT}/", ""))
+            print(text)
+    return 1 if unfinished or any(records.remaining(part) for part in parts) else 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from tritter_model.ops import (
     ternary_training,
 )
 from tritter_model.ops.ternary_format import packed_width
+from tritter_model.ops.tuning import tuned
 
 HIDDEN, INTERMEDIATE, VOCABULARY, PREFILL = 4096, 11008, 65536, 2048
 
@@ -51,6 +52,18 @@ def linear(form: str, tokens: int, inputs: int, outputs: int) -> Case:
     return name, lambda: launch(ternary._ternary_linear, *args)
 
 
+def variant(case: Case, **changes: Any) -> Case:
+    """A case launched with other choices than the defaults."""
+    name, launch_it = case
+
+    def launch_tuned() -> None:
+        with tuned(**changes):
+            launch_it()
+
+    chosen = ", ".join(f"{key} {value}" for key, value in changes.items())
+    return f"{name}, {chosen}", launch_tuned
+
+
 def launch(operator: Any, *args: Any) -> None:
     """Launch an operator's kernels."""
     operator.launch(*args)
@@ -64,6 +77,8 @@ def cases() -> Iterator[Case]:
     for tokens in (1, 16, 32, PREFILL):
         for inputs in (HIDDEN, INTERMEDIATE):  # of which only the first packs into whole words
             yield linear("ternary-1.6bit", tokens, inputs, HIDDEN)
+    for form in ("ternary-2bit", "ternary-1.6bit"):
+        yield variant(linear(form, PREFILL, HIDDEN, HIDDEN), many_rows_tile=256)
     yield from row_cases()
     yield from training_cases()
     yield from optimizer_cases()
@@ -82,6 +97,12 @@ def row_cases() -> Iterator[Case]:
         "norm, quantised",
         lambda: launch(
             rms._rms_norm_rows, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
+        ),
+    )
+    yield (
+        "addition and norm, quantised",
+        lambda: launch(
+            rms._add_rms_norm_rows, hidden, hidden, empty(HIDDEN), 1e-5, *quantised(PREFILL, HIDDEN)
         ),
     )
     yield (

@@ -1,8 +1,9 @@
 """What the compiler makes of each kernel, read from its machine code. Needs no GPU.
 
 Every kernel is launched at 7B shapes on tensors that have no memory, compiled for a card that need
-not be there, and taken apart: registers, spills, shared memory, the widths of its loads, and how
-many instructions its loop takes for a weight. `python -m benchmarks.machine_code` prints a table,
+not be there, and taken apart: registers, spills, shared memory, the widths of its loads, how many
+instructions its loop takes for a weight, how often its threads wait for each other, and whether
+copies to shared memory run while it multiplies. `python -m benchmarks.machine_code` prints a table,
 `--json` a list; `--capability 90` compiles for one card alone.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -42,6 +43,10 @@ class Reading:
         spilled_bytes: of a thread's registers that went to memory.
         shared_bytes: of a program, that it asks for at its launch.
         loop: watched instructions of the innermost loop that has most instructions, with widths.
+        barriers: of that loop: how often in a trip all threads of a program wait for each other.
+        trips_ahead: trips whose copies to shared memory may be under way while the loop waits for
+            those of a trip; 0: it waits for all, so that copies and products take turns; None
+            where a loop copies nothing.
         instructions_a_weight: of that loop, for each weight that a thread's share comes to; None
             where the kernel does not unpack weights.
         instructions_a_byte: of that loop, for each byte of the cache; None where it reads none.
@@ -54,6 +59,8 @@ class Reading:
     spilled_bytes: int
     shared_bytes: int
     loop: dict[str, int]
+    barriers: int
+    trips_ahead: int | None
     instructions_a_weight: float | None
     instructions_a_byte: float | None
 
@@ -100,7 +107,7 @@ def read(case: str, capability: int, compiled: Any, constants: dict[str, Any]) -
     body = innermost_loop(code)
     weights = weights_a_thread(constants, compiled.metadata.num_warps)
     cached = cached_bytes_a_thread(constants, compiled.metadata.num_warps)
-    widths = Counter(width for line in body if (width := watched(line)))
+    widths = Counter(width for each in body if (width := watched(each.name)))
     return Reading(
         case=case,
         kernel=compiled.metadata.name,
@@ -109,6 +116,8 @@ def read(case: str, capability: int, compiled: Any, constants: dict[str, Any]) -
         spilled_bytes=sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)),
         shared_bytes=compiled.metadata.shared,
         loop=dict(widths),
+        barriers=sum(each.name.startswith("BAR.SYNC") for each in body),
+        trips_ahead=trips_ahead(body),
         instructions_a_weight=round(len(body) / weights, 2) if weights and body else None,
         instructions_a_byte=round(len(body) / cached, 2) if cached and body else None,
     )
@@ -127,22 +136,39 @@ def _output(tool: str, *arguments: str) -> str:
     return ran.stdout
 
 
-def innermost_loop(code: str) -> list[str]:
-    """Operation names of the longest loop that holds no other."""
+class Instruction(NamedTuple):
+    """One instruction of machine code: `LDG.E.128`, and what it works on."""
+
+    name: str
+    operands: str
+
+
+def innermost_loop(code: str) -> list[Instruction]:
+    """The longest loop that holds no other."""
     labels: dict[str, int] = {}
-    operations: list[str] = []
+    operations: list[Instruction] = []
     loops: list[tuple[int, int]] = []
     for line in code.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = len(operations)
-        elif operation := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)", line):
-            operations.append(operation[1])
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ +)?([A-Z][\w.]*)([^;]*)", line):
+            operations.append(Instruction(found[1], found[2].strip()))
             jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
             if jump and jump[1] in labels:
                 loops.append((labels[jump[1]], len(operations)))
     inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
     start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, 0))
-    return [name for name in operations[start:end] if name != "NOP"]
+    return [each for each in operations[start:end] if each.name != "NOP"]
+
+
+def trips_ahead(body: list[Instruction]) -> int | None:
+    """How many trips' groups of copies the loop leaves under way where it leaves fewest."""
+    groups = sum(each.name == "LDGDEPBAR" for each in body)
+    waits = [
+        re.search(r"SB0, 0x([0-9a-f]+)", each.operands) for each in body if each.name == "DEPBAR.LE"
+    ]
+    left = [int(wait[1], 16) for wait in waits if wait]
+    return min(left) // groups if groups and left else None
 
 
 def watched(operation: str) -> str | None:
@@ -187,14 +213,18 @@ def readings(capability: int) -> Iterator[Reading]:
 
 def table(found: list[Reading]) -> str:
     """The readings in Markdown."""
-    head = "| case | kernel | card | registers | spilled | shared | a weight or byte | loop |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    head = (
+        "| case | kernel | card | registers | spilled | shared | barriers | trips ahead"
+        " | a weight or byte | loop |"
+    )
+    lines = [head, "|---" * 10 + "|"]
     for r in found:
         loop = ", ".join(f"{count} {name}" for name, count in sorted(r.loop.items()))
         each = r.instructions_a_weight or r.instructions_a_byte or ""
+        ahead = "" if r.trips_ahead is None else r.trips_ahead
         lines.append(
             f"| {r.case} | `{r.kernel}` | sm_{r.capability} | {r.registers} | {r.spilled_bytes}"
-            f" | {r.shared_bytes:,} | {each} | {loop} |"
+            f" | {r.shared_bytes:,} | {r.barriers} | {ahead} | {each} | {loop} |"
         )
     return "\n".join(lines)
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+from benchmarks.rows import Figures, Row, command
 from tritter_mem.config.bundled_files import profiles_root
 from tritter_mem.config.cards import GpuCard, known_as
 from tritter_mem.devices.environment import collect_environment
@@ -66,6 +68,19 @@ def change(path: Path, readings: Sequence[Reading], write: bool) -> str:
     if write:
         write_text_atomically(path, after)
     return difference(before, after, path.name)
+
+
+def rows(files: Path) -> Iterator[Row]:
+    """This script, as a part of `make gpu`."""
+    yield Row("readings", partial(kept, files / "probes.json"))
+
+
+def kept(output: Path) -> Figures:
+    """The readings, also of a card that the table does not have."""
+    output.unlink(missing_ok=True)
+    arguments = ["-m", "benchmarks.probes", "--output", str(output)]
+    _, printed = command(arguments, allowed=(EXIT_OK, EXIT_NOT_MEASURED))
+    return {"printed": printed, **json.loads(output.read_text())}
 
 
 def main() -> int:

@@ -10,10 +10,13 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import Figures, Row
 from tritter_mem.allocator.snapshot import read_pickle, save_snapshot
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
@@ -30,6 +33,7 @@ from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.user_module import simulate_module
 
 MODULE = Path(__file__).parent.parent / "docs" / "examples" / "growing_cache.py"
+DOCUMENT = "snapshots.json"
 MOST_BYTES = 300_000
 LIMIT_SECONDS = 60.0
 SHORT = {
@@ -133,6 +137,29 @@ def figures(case: Case, simulated: Estimate) -> dict[str, Any]:
     }
 
 
+def rows(files: Path) -> Iterator[Row]:
+    """A case a row, as a part of `make gpu`."""
+    return (Row(case.name, partial(kept, case, files / "snapshots")) for case in CASES)
+
+
+def kept(case: Case, folder: Path) -> Figures:
+    """Record a case; the document beside the snapshots then has it, and those before it."""
+    card = locate(Asked(device="cuda"))
+    assert card is not None  # noqa: S101  (only --device cpu has none)
+    folder.mkdir(parents=True, exist_ok=True)
+    document = folder / DOCUMENT
+    before = json.loads(document.read_text())["snapshots"] if document.exists() else []
+    found = record(case, card, folder)
+    write(card, folder, [*(one for one in before if one["file"] != found["file"]), found])
+    return found
+
+
+def write(card: GpuCard, folder: Path, found: list[dict[str, Any]]) -> None:
+    """Write what stands beside the snapshots."""
+    document = {"gpu": card.title, "torch": collect_environment().torch, "snapshots": found}
+    write_text_atomically(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
+
+
 def main() -> int:
     """Record all; the exit code."""
     parser = argparse.ArgumentParser(description="Record small snapshots of known runs.")
@@ -152,8 +179,7 @@ def main() -> int:
             found.append(record(case, card, folder))
         except (MeasureError, OutputError) as error:
             problems += [f"{case.name}: {problem}" for problem in error.problems]
-    document = {"gpu": card.title, "torch": collect_environment().torch, "snapshots": found}
-    write_text_atomically(folder / "snapshots.json", json.dumps(document, indent=1) + "\n")
+    write(card, folder, found)
     print("\n".join([*(f"recorded {one['file']}" for one in found), *problems]))
     return EXIT_NOT_MEASURED if problems else EXIT_OK
 

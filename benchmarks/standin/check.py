@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.gpu import MEASURING
+from benchmarks.gpu_tests import MEASURING
 from benchmarks.standin.install import ROOT
 
 _ONE_AFTER_ANOTHER = ("-p", "no:cacheprovider", "--numprocesses", "0")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tritter_model.bitlinear import make_linear
 from tritter_model.config import ModelConfig
-from tritter_model.norm import RMSNorm, norm_weight
+from tritter_model.norm import RMSNorm, Stream, norm_weight
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
 
 
@@ -35,7 +35,7 @@ class MLP(nn.Module):
         self.gate_up = linear(hidden, 2 * inner)
         self.down = linear(inner, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Stream) -> Tensor:
         """[T, H]; what a step no longer needs is let go by rebinding."""
         rows = self.norm(x)
         rows = self.gate_up(rows)

@@ -1,10 +1,9 @@
 """One whole case, from loading to the last token or the optimizer's step, phase by phase.
 
-Inference runs `load`, `warmup` (two chunks and a token, after which kernels are compiled and
-libraries have their workspaces), `capture` (where decode is to replay a CUDA graph), `prefill` (the
-prompt in chunks) and `decode`. Training runs
-`load`, `warmup` (a step, after which the optimizer's state is there), then `forward`, `backward`
-and `optimizer`.
+Inference runs `load`, `warmup` (the first two chunks, the last one and a token, after which every
+kernel that follows is compiled and libraries have their workspaces), `capture` (where decode is to
+replay a CUDA graph), `prefill` (the prompt in chunks) and `decode`. Training runs `load`, `warmup`
+(a step, after which the optimizer's state is there), then `forward`, `backward` and `optimizer`.
 """
 
 from __future__ import annotations
@@ -67,8 +66,17 @@ def infer(run: RunConfig, device: torch.device, phase: Phase) -> Tensor:
 
 
 def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor) -> None:
-    """A chunk over an empty cache, one over a filled one, one token; then the cache is empty."""
-    logits = _prefill(run, model, cache, prompt[:, : 2 * run.prefill_chunk])
+    """The first two chunks, the last one where it belongs, one token; then the cache is empty.
+
+    The last chunk differs in size and has the longest history: with it each kernel has run in every
+    variant that the run needs. What the chunks before it would have cached is not there.
+    """
+    short = replace(run, shortened=True)
+    *others, _ = run.warm_up_prompts
+    for tokens in others:
+        _prefill(short, model, cache, prompt[:, :tokens])
+        cache.seek(0)
+    logits = _prefill(short, model, cache, prompt)
     if run.new_tokens > 1:
         model.logits(model.extend(argmax(logits), cache, run.multiprocessors))
     cache.seek(0)

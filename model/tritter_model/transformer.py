@@ -23,8 +23,10 @@ from tritter_model.initialise import initialise
 from tritter_model.kv_cache import KVCache
 from tritter_model.labels import WEIGHTS, label
 from tritter_model.layer import Chunk, Layer, Sequences
-from tritter_model.norm import RMSNorm, norm_weight
+from tritter_model.norm import RMSNorm, Stream, norm_weight
+from tritter_model.ops.angles import rotary_angles
 from tritter_model.ops.dense import shared
+from tritter_model.ops.tuning import tuning
 from tritter_model.vision import VisionTower
 
 
@@ -76,11 +78,19 @@ class Transformer(nn.Module):
         """
         cache.check_room(ids_BC.shape[1])
         x = self.embedding.embed(ids_BC.flatten(), prefix, self.dtype)
+        stream = Stream(x, tuning().fused_add_norm and all(b.quantises for b in self.blocks))
+        angles = self._angles(ids_BC.shape[1], cache.position)
         for layer, layer_cache in zip(self.blocks, cache.layers, strict=True):
-            layer(x, Chunk(layer_cache, cache.position, cache.length, multiprocessors))
+            layer(stream, Chunk(layer_cache, cache.position, cache.length, multiprocessors, angles))
         cache.advance(ids_BC.shape[1])
-        residual: Tensor = x.unflatten(0, ids_BC.shape)
+        residual: Tensor = stream.sum().unflatten(0, ids_BC.shape)
         return residual
+
+    def _angles(self, tokens: int, position: Tensor) -> Tensor | None:
+        """Cosine and sine of new tokens' positions, where all layers are to share them."""
+        if not tuning().angles_once:
+            return None
+        return rotary_angles(position, tokens, self.config.head_dim, self.config.rope_theta)
 
     @property
     def blocks(self) -> list[Layer]:

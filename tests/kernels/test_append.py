@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.model.places import at
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache, LayerCache
-from tritter_model.ops.append import append
+from tritter_model.ops.angles import rotary_angles
+from tritter_model.ops.append import _append, append
 from tritter_model.ops.decode_attention import decode_attention
 from tritter_model.ops.registry import use_kernels
 from tritter_model.ops.rotary import Heads, rotate_
@@ -119,6 +120,15 @@ def test_activations_of_other_types_are_taken(
     assert_same(*both(lambda: filled(cache, qkv, [21])))
 
 
+def test_too_many_heads_for_a_grid_are_refused() -> None:
+    """CUDA would refuse the launch without saying why."""
+    with torch.device("meta"):
+        cache = layer("bfloat16", (40_000, 2, 20))
+        qkv, position = some_tokens(cache, 1), torch.empty(1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"found 40000 sequences of 2 heads.*allowed: 65535"):
+        _append.launch(qkv, position, 4, cache.layout(), cache.tensors())
+
+
 @pytest.mark.parametrize("dtype", PLAIN)
 def test_every_number_is_stored_as_the_reference_stores_it(
     device: torch.device, both: Both, dtype: str
@@ -149,21 +159,25 @@ def test_rotating_and_appending_at_once_is_one_after_the_other(
     heads = Heads(2, 2, 1, 500_000.0, 1e-5)
     steps = some_tokens(cache, tokens).view(tokens, 2, 4, 20)
     norms = torch.randn(2, 20).bfloat16() if normed else None
-    fused, apart = (
+    fused, apart, other = (
         replace(cache, **{f.name: getattr(cache, f.name).clone() for f in fields(cache)[3:]})
-        for _ in range(2)
+        for _ in range(3)
     )
     for position, qkv in enumerate(steps):
         use_kernels(True)
         alone = rotate_(qkv.clone(), norms, heads, at(position))
+        angles = rotary_angles(at(position), 1, 20, heads.theta)
+        at_hand = rotate_append_(qkv.clone(), norms, heads, at(position), other, angles)
         assert rotate_append_(qkv, norms, heads, at(position), fused) is qkv
+        assert torch.equal(at_hand, qkv)
         torch.testing.assert_close(qkv, alone, rtol=2**-7, atol=1e-3)
         assert torch.equal(qkv[:, 3:], alone[:, 3:])
         use_kernels(False)
         append(qkv, apart, at(position), 2)
     use_kernels(None)
-    bytes_of = [[t.view(torch.uint8) for t in one.tensors()] for one in (fused, apart)]
-    assert_same(*bytes_of)
+    bytes_of = [[t.view(torch.uint8) for t in one.tensors()] for one in (fused, apart, other)]
+    assert_same(*bytes_of[:2])
+    assert_same(*bytes_of[::2])
 
 
 @pytest.mark.parametrize("dtype", ["fp8", *QUANTISED])

@@ -159,6 +159,14 @@ def test_what_a_kernel_does_not_take_is_refused(
         attention(**arguments, mask=Mask())
 
 
+def test_too_many_heads_for_a_grid_are_refused() -> None:
+    """CUDA would refuse the launch without saying why."""
+    q = torch.empty((40_000, 2, 16), device="meta")
+    lse = torch.empty((40_000, 2), device="meta")
+    with pytest.raises(ValueError, match=r"found 40000 sequences of 2 heads.*allowed: 65535"):
+        operators._attention.launch(q, q, q, 40_000, True, 0, 0, q, lse)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_heads", [8, 32])
 def test_a_layer_of_the_7b_model_is_as_near_as_pytorch_s_own(kernels: None, kv_heads: int) -> None:

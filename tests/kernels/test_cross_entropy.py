@@ -95,6 +95,18 @@ def test_without_a_target_that_counts_there_is_no_mean(device: torch.device, ker
     assert chunked_cross_entropy(hidden, table, torch.full_like(targets, IGNORED), 2).isnan()
 
 
+@pytest.mark.parametrize("wrong", [130, 131, 1 << 40, -1, -101])
+def test_a_target_that_the_vocabulary_does_not_have_makes_the_loss_nan(
+    device: torch.device, kernels: None, wrong: int
+) -> None:
+    """Nothing beyond the logits is read, and nobody waits for the targets on a GPU."""
+    hidden, table, targets = some((3, 40, 130))
+    targets[2] = wrong
+    loss, *gradients = chunked((hidden, table, targets), 2, False)
+    assert loss.isnan()
+    assert all(gradient.isnan().any() for gradient in gradients)
+
+
 def test_the_same_loss_comes_out_twice(device: torch.device, kernels: None) -> None:
     """Sums are always taken in the same order."""
     data = some((17, 33, 90))

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
-from tritter_model.kv_cache import KVCache
+from tritter_model.kv_cache import KVCache, LayerCache
 from tritter_model.ops import decode_attention as module
 from tritter_model.ops.append import append
-from tritter_model.ops.decode_attention import decode_attention
+from tritter_model.ops.decode_attention import (
+    decode_attention,
+    decode_attention_rows,
+    decode_splits,
+)
 from tritter_model.ops.registry import use_kernels
+from tritter_model.ops.rows import quantise_rows
+from tritter_model.ops.tuning import tuned
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 TYPES = ["bfloat16", "float16", "fp8", "int8", "int4", "int2"]
@@ -94,6 +100,25 @@ def test_any_number_of_cached_tokens(device: torch.device, both: Both, cached: i
     assert_close(*decoded(case("int4", batch=3), both, cached))
 
 
+@pytest.mark.parametrize("tensor", ["keys", "values"])
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+def test_nan_in_8_bits_is_nan(
+    device: torch.device, both: Both, monkeypatch: pytest.MonkeyPatch, tensor: str, byte: int
+) -> None:
+    """As where a chunk attends: neither the largest number nor beyond it."""
+    filled = module.decode_attention
+
+    def spoiled(qkv: Tensor, layer: LayerCache, *rest: Any) -> Tensor:
+        getattr(layer, tensor).view(torch.uint8)[0, 0, 7, 5] = byte
+        return filled(qkv, layer, *rest)
+
+    monkeypatch.setitem(globals(), "decode_attention", spoiled)
+    ours, wanted = decoded(case("fp8"), both, 100)
+    assert wanted.isnan().any()
+    assert not wanted.isnan().all()
+    assert torch.equal(ours.isnan(), wanted.isnan())
+
+
 @pytest.mark.parametrize("dtype", OTHERS)
 @pytest.mark.parametrize("cached", [0, 5, 149])
 def test_caches_of_other_types(device: torch.device, both: Both, dtype: str, cached: int) -> None:
@@ -155,6 +180,43 @@ def test_any_groups(device: torch.device, both: Both, dtype: str, group: int, wi
 @pytest.mark.parametrize("sinks", [0, 50])
 def test_any_number_of_sinks(device: torch.device, both: Both, sinks: int) -> None:
     assert_close(*decoded(case("int4", sinks=sinks), both, 97))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"num_key_value_heads": 1, "num_attention_heads": 40},
+        {"num_key_value_heads": 3, "num_attention_heads": 3, "head_dim": 20},
+        {"weight_format": "float16"},
+    ],
+    ids=str,
+)
+def test_rows_quantised_by_the_merge_have_the_bits_of_two_steps(
+    device: torch.device, kernels: None, dtype: str, shape: dict[str, Any]
+) -> None:
+    """Twice in a row: the count of merged heads begins anew."""
+    run = case(dtype, batch=3, **shape)
+    cache, heads = KVCache(run, device), run.model.num_attention_heads
+    layer = cache.layers[0]
+    append(some_tokens(run, 100), layer, cache.position, heads)
+    cache.seek(100)
+    for _ in range(2):
+        token = some_tokens(run, 1)
+        work = (token, layer, cache.position, 100, heads, run.multiprocessors)
+        wanted = quantise_rows(decode_attention(*work))
+        for ours, part in zip(decode_attention_rows(*work), wanted, strict=True):
+            assert torch.equal(ours, part)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "bfloat16"])
+def test_three_programs_a_multiprocessor_attend_to_the_same(
+    device: torch.device, both: Both, dtype: str
+) -> None:
+    with tuned(decode_programs=3):
+        assert decode_splits(2, 146, 4) > 2 + 1
+        assert_close(*decoded(case(dtype), both, 149))
 
 
 def test_a_launch_does_not_change_with_the_position(device: torch.device, kernels: None) -> None:

@@ -11,6 +11,7 @@ from tests.planner.cases import KV_TYPES, card, profiles, tiny
 from tritter_mem.config.profile import Profile
 from tritter_mem.models.bundled import run_settings
 from tritter_model.ops.registry import Operator
+from tritter_model.ops.tuning import tuned
 from tritter_model.run import run
 
 
@@ -42,6 +43,13 @@ def launched(profile: Profile) -> None:
 @given(profiles())
 def test_every_launch_takes_what_the_model_gives_it(profile: Profile) -> None:
     launched(profile)
+
+
+@settings(max_examples=20, deadline=None)
+@given(profiles())
+def test_fused_launches_take_what_the_model_gives_them(profile: Profile) -> None:
+    with tuned(angles_once=True, fused_merge=True, fused_add_norm=True, decode_programs=3):
+        launched(profile)
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)

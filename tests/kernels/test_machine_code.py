@@ -39,14 +39,24 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
         reads_16_bytes_and_multiplies_four_weights_at_once(reading, instructions=2.0)
     for reading in of(readings, "decode, int4"):
         reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading)
+    they_multiply_while_they_copy(readings)
+
+
+def test_no_two_kernels_have_one_name() -> None:
+    """A profile names kernels, not modules."""
+    names = [name for found in kernels_by_module().values() for name in found]
+    assert sorted(names) == sorted(set(names))
 
 
 def kernels_in_the_sources() -> set[str]:
+    return {name for found in kernels_by_module().values() for name in found}
+
+
+def kernels_by_module() -> dict[str, list[str]]:
     sources = Path(tritter_model.ops.jit.__file__).parent.glob("*.py")
     return {
-        name
+        path.stem: re.findall(r"@jit(?:\(.*\))?\ndef (\w+_kernel)\(", path.read_text())
         for path in sources
-        for name in re.findall(r"@jit\ndef (\w+_kernel)\(", path.read_text())
     }
 
 
@@ -86,12 +96,34 @@ def reads_16_bytes_and_multiplies_four_weights_at_once(
 
 def reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading: Reading) -> None:
     """Keys and values come 16 bytes a thread, a scale and a minimum of a value two bytes each."""
-    if reading["kernel"] == "_split_kernel":
+    if reading["kernel"] == "_decode_split_kernel":
         assert reading["loop"]["LDGSTS.128"] == 8, reading
         assert {name for name in reading["loop"] if name.startswith("LDG.")} == {"LDG.U16"}
         assert reading["loop"]["LDG.U16"] == 2, reading
         assert reading["loop"]["HMMA"] == 32, reading
         assert reading["instructions_a_byte"] < 8, reading
+
+
+TRIPS_AHEAD = {
+    "ternary-2bit, 128 x": 2,
+    "ternary-2bit, 2048 x": 1,
+    "ternary-1.6bit, 2048 x": 1,
+    "attention, backward": 1,
+    "vision, backward": 1,
+}
+
+
+def they_multiply_while_they_copy(readings: list[Reading]) -> None:
+    """A trip's copies are under way while another's products run; of small tiles, two trips' are.
+
+    With two stages the loop waits for all of its copies. Two barriers keep a tile from being read
+    too early and written over too early; gradients of keys turn some of theirs through memory.
+    """
+    for case, ahead in TRIPS_AHEAD.items():
+        for reading in of(readings, case):
+            assert reading["trips_ahead"] == ahead, reading
+            turns = reading["kernel"] == "_attention_backward_keys_kernel"
+            assert reading["barriers"] <= (5 if turns and reading["capability"] != 90 else 2)
 
 
 def multiplies_on_tensor_cores_from_wide_copies(reading: Reading, tokens: int) -> None:
@@ -100,3 +132,8 @@ def multiplies_on_tensor_cores_from_wide_copies(reading: Reading, tokens: int) -
     assert reading["loop"]["IGMMA" if hopper else "IMMA"] >= 8, reading
     assert reading["loop"]["LDGSTS.128"] >= 10, reading
     assert reading["instructions_a_weight"] < (2.0 if hopper or tokens <= 32 else 3.0), reading
+    if hopper and "many_rows_tile 256" in reading["case"]:
+        assert reading["loop"]["IGMMA"] == 16, reading
+        assert reading["registers"] <= 210, reading
+        assert reading["shared_bytes"] == 131_072, reading
+        assert reading["instructions_a_weight"] < 1.1, reading

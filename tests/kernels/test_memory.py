@@ -20,6 +20,7 @@ from tritter_mem.simulation.recorder import Recorder
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig, TrainingConfig
 from tritter_model.ops.layer_norm import layer_norm
 from tritter_model.ops.registry import Operator
+from tritter_model.ops.rms_norm import add_rms_norm_rows
 from tritter_model.run import run
 
 CASE = RunConfig(
@@ -92,7 +93,7 @@ RUNS = (
     replace(TRAINED, training=replace(TRAINED.training, optimizer="adamw-8bit")),
     replace(TRAINED, model=replace(SMALL.model, weight_format="bfloat16")),
 )
-"""Together they run every kernel; None stands for the vision tower's alone, which is large."""
+"""Together they run every kernel; None stands for operators that none of the others calls."""
 
 
 def run_one(case: RunConfig | None, device: str) -> None:
@@ -101,6 +102,7 @@ def run_one(case: RunConfig | None, device: str) -> None:
         return
     x = torch.randn(3, 768, device=device)
     layer_norm(x, torch.ones_like(x[0]), torch.ones_like(x[0]), 1e-6)
+    add_rms_norm_rows(x, torch.ones_like(x), torch.ones_like(x[0]), 1e-6)
 
 
 def operators_with_kernels() -> dict[str, Operator]:

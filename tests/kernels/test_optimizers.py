@@ -27,7 +27,7 @@ def gradients(size: int) -> list[Tensor]:
 
 @in_every_size
 @in_every_type
-def test_adamw_is_its_reference(
+def test_adamw_gives_the_moments_of_its_reference_bit_for_bit(
     device: torch.device, both: Both, size: int, dtype: torch.dtype
 ) -> None:
     start, grads = torch.randn(size).to(dtype), gradients(size)
@@ -38,9 +38,13 @@ def test_adamw_is_its_reference(
             adamw_(parameter, grad.to(dtype), moments, RATES, number)
         return parameter, *moments
 
-    for ours, theirs in zip(*both(walk), strict=True):
-        rounding = 2 * torch.finfo(theirs.dtype).eps
-        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=1e-8)
+    ours, theirs = both(walk)
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[2], theirs[2])
+    # The root of MKL, which PyTorch takes on the CPU, may be one unit off in its last place: so may
+    # a step, which is at most 0.02, and the parameter's rounding after each of them.
+    rounding = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(ours[0], theirs[0], rtol=rounding, atol=1e-8)
 
 
 @in_every_size
@@ -58,8 +62,11 @@ def test_a_step_of_adamw_in_8_bits_is_its_reference(
             apart = (codes.int() - wanted.int()).abs()
             assert apart.max() <= 1
             assert apart.sum() <= max(2, size // 100)
-        for scales, wanted in zip(ours[1][2:], theirs[1][2:], strict=True):
-            torch.testing.assert_close(scales, wanted, rtol=1e-6, atol=0)
+        # A GPU's exp2 reads an old moment to 2^-22 of it, of which the error alone may be left
+        # where a gradient cancels them. Second moments only grow, or fade by a product.
+        apart = (ours[1].first_scale - theirs[1].first_scale).abs()
+        assert (apart <= 1e-6 * theirs[1].first_scale + 2**-21 * state[1].first_scale).all()
+        torch.testing.assert_close(ours[1][3], theirs[1][3], rtol=1e-6, atol=0)
         state = theirs
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.model.places import at
 from tritter_model.ops import rotary, rotary_backward
+from tritter_model.ops.angles import rotary_angles
 from tritter_model.ops.registry import use_kernels
 from tritter_model.ops.rotary import Heads, rotate_, rotate_into
 from tritter_model.ops.rotary_backward import rotate_backward
@@ -30,9 +31,12 @@ def some(
     return qkv, norms, Heads(batch, heads, kv_heads, THETA, EPS)
 
 
-def rotated(qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None) -> Tensor:
+def rotated(
+    qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None,
+    angles: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     out = torch.empty_like(qkv[:, : heads.rotated])
-    rotate_into(qkv, norms, heads, position, out)
+    rotate_into(qkv, norms, heads, position, out, angles)
     return out
 
 
@@ -60,6 +64,37 @@ def test_other_types_are_rotated_alike(
     case = some((1, 2, 1, 1, 20), True, dtype)
     place = None if position is None else at(position)
     assert_near(*both(lambda: rotated(*case, place)), dtype)
+
+
+@pytest.mark.parametrize("width", [2, 20, 128])
+def test_angles_are_those_of_the_reference(device: torch.device, both: Both, width: int) -> None:
+    """Within 2e-7 of the exact ones each."""
+    ours, wanted = both(lambda: rotary_angles(at(131_055), 17, width, THETA))
+    assert (ours - wanted).abs().max() <= 4e-7
+
+
+@in_every_shape
+@with_and_without_norms
+def test_angles_at_hand_rotate_to_the_same_bits(
+    device: torch.device, kernels: None, shape: tuple[int, ...], normed: bool
+) -> None:
+    case = some(shape, normed, torch.bfloat16)
+    angles = rotary_angles(at(131_054), shape[1], shape[4], THETA)
+    wanted = rotated(*case, at(131_054))
+    assert torch.equal(rotated(*case, at(131_054), angles), wanted)
+    assert not torch.equal(rotated(*case, at(131_054), angles * 0.9), wanted)
+
+
+def test_the_reference_takes_angles_at_hand_too() -> None:
+    case = some((3, 5, 4, 1, 64), True, torch.float32)
+    angles = rotary_angles(at(77), 5, 64, THETA)
+    assert torch.equal(rotated(*case, at(77), angles), rotated(*case, at(77)))
+
+
+def test_angles_of_other_tokens_are_refused() -> None:
+    case = some((1, 2, 1, 1, 20), True, torch.float32)
+    with pytest.raises(ValueError, match="found the angles"):
+        rotated(*case, at(0), rotary_angles(at(0), 3, 20, THETA))
 
 
 @with_and_without_norms

@@ -1,7 +1,9 @@
 """Kernels on rows: norms, the MLP's activation, and their quantisation."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tritter_model.ops.gated_relu2 import gated_relu2, gated_relu2_rows
-from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
-from tritter_model.ops.rows import QuantisedRows, quantise_rows
+from tritter_model.ops.jit import jit
+from tritter_model.ops.rms_norm import add_rms_norm_rows, rms_norm, rms_norm_rows
+from tritter_model.ops.rows import QuantisedRows, quantise_rows, sum_in_pairs
+
+if TYPE_CHECKING:
+    import triton.language as tl  # noqa: TC004  (Triton's language is there from a launch on)
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 EPS = 1e-5
@@ -74,6 +80,44 @@ def test_fused_norm_gives_the_bits_of_norm_then_quantise(
 ) -> None:
     x, weight = some_rows((17, 1029), dtype), torch.randn(1029).to(dtype)
     assert_equal(rms_norm_rows(x, weight, EPS), quantise_rows(rms_norm(x, weight, EPS)))
+
+
+@in_every_shape
+@in_every_type
+def test_addition_and_norm_give_the_bits_of_the_steps_one_by_one(
+    device: torch.device, kernels: None, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x, delta = some_rows(shape, dtype), torch.randn(shape).to(dtype)
+    weight, wanted = torch.randn(shape[1]), x + delta
+    got = add_rms_norm_rows(x, delta, weight, EPS)
+    assert torch.equal(x, wanted)
+    assert_equal(got, rms_norm_rows(wanted, weight, EPS))
+    assert_equal(got, quantise_rows(rms_norm(wanted, weight, EPS)))
+
+
+def test_addition_and_norm_take_rows_that_lie_apart(device: torch.device, kernels: None) -> None:
+    x, delta, weight = torch.randn(3, 5, 74), torch.randn(3, 2, 74), torch.randn(74)
+    wanted = x.clone()
+    wanted[:, -1] += delta[:, 0]
+    got = add_rms_norm_rows(x[:, -1], delta[:, 0], weight, EPS)
+    assert torch.equal(x, wanted)
+    assert_equal(got, rms_norm_rows(wanted[:, -1], weight, EPS))
+
+
+@jit
+def _sum_kernel(x, out, BLOCK: tl.constexpr):
+    tl.store(out, sum_in_pairs(tl.load(x + tl.arange(0, BLOCK)), BLOCK))
+
+
+@pytest.mark.parametrize("size", [2, 128, 16_384])
+def test_numbers_are_added_up_in_pairs(device: torch.device, size: int) -> None:
+    """Their sizes differ so much that another order gives another sum."""
+    x = torch.randn(size) * torch.logspace(-4, 4, size)[torch.randperm(size)]
+    sums, got = x, torch.empty(1)
+    while len(sums) > 1:
+        sums = sums[::2] + sums[1::2]
+    _sum_kernel[(1,)](x, got, BLOCK=size)
+    assert torch.equal(got, sums)
 
 
 @in_every_type
@@ -143,6 +187,10 @@ def test_rows_may_lie_apart(device: torch.device, kernels: None) -> None:
     assert torch.equal(rms_norm(last, weight, EPS), rms_norm(last.clone(), weight, EPS))
 
 
+def added(x: Tensor, delta: Tensor) -> QuantisedRows:
+    return add_rms_norm_rows(x, delta, torch.ones(7), EPS)
+
+
 @pytest.mark.parametrize(
     ("compute", "message"),
     [
@@ -151,6 +199,9 @@ def test_rows_may_lie_apart(device: torch.device, kernels: None) -> None:
         (lambda: quantise_rows(torch.ones(7, 2).T), "found rows with strides.*contiguous"),
         (lambda: rms_norm_rows(torch.ones(2, 7), torch.ones(8), EPS), r"of float32 \[8\].*\[7\]"),
         (lambda: rms_norm(torch.ones(2, 7), torch.ones(8), EPS), r"of float32 \[8\].*\[7\]"),
+        (lambda: added(torch.ones(2, 7), torch.ones(2, 8)), r"added to them of float32 \[2, 8\]"),
+        (lambda: added(torch.ones(2, 7), torch.ones(2, 7).half()), "added to them of float16"),
+        (lambda: added(torch.ones(2, 7), torch.ones(7, 2).T), "added to them with strides"),
         (lambda: gated_relu2_rows(torch.ones(2, 7)), r"found gate and up of float32 \[2, 7\].*6"),
     ],
 )  # fmt: skip

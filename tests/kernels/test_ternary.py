@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops import ternary
+from tritter_model.ops.jit import capability
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
 from tritter_model.ops.ternary import ternary_linear
 from tritter_model.ops.ternary_format import pack
+from tritter_model.ops.tuning import tuned
 
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 in_both_formats = pytest.mark.parametrize("form", ["ternary-2bit", "ternary-1.6bit"])
@@ -60,6 +62,24 @@ def test_wider_tiles_equal_the_reference(
     monkeypatch.setattr(ternary, "ENOUGH_TILES", 1)
     rows, weights = quantise_rows(torch.randn(tokens, 340)), some_weights(130, 340, form)
     assert torch.equal(*both(lambda: ternary_linear(rows, *weights, torch.bfloat16)))
+
+
+@in_both_formats
+@pytest.mark.parametrize("outputs", [130, 300])
+def test_tiles_of_256_outputs_equal_those_of_128(
+    device: torch.device, kernels: None, monkeypatch: pytest.MonkeyPatch, outputs: int, form: str
+) -> None:
+    monkeypatch.setattr(ternary, "ENOUGH_TILES", 1)
+    rows, weights = quantise_rows(torch.randn(70, 340)), some_weights(outputs, 340, form)
+    launched = []
+
+    def product(tile: int) -> Tensor:
+        with tuned(many_rows_tile=tile):
+            launched.append(ternary._many_rows_tile(70, outputs, 4)["OUTPUTS"])
+            return ternary_linear(rows, *weights, torch.bfloat16)
+
+    assert torch.equal(product(256), product(128))
+    assert launched == [256 if capability() in (0, 90) else 128, 128]
 
 
 @in_both_formats

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from tests.planner.cases import KV_TYPES, POLICIES, assert_plan_is_exact, card, profiles, tiny
 from tritter_mem.config.profile import Profile
 from tritter_mem.models.bundled import architecture_of, run_settings
+from tritter_mem.planner.compose import plan
+from tritter_model.ops.tuning import tuned
 from tritter_model.transformer import Transformer
 
 # Each example runs a model, so a failing one is shown as it was found: shrinking takes minutes.
@@ -47,6 +49,25 @@ def test_tiny_inference_on_the_cpu(dtype: str, weights: str) -> None:
 @pytest.mark.parametrize("new_tokens", [1, 2, 5])
 def test_a_captured_step(new_tokens: int) -> None:
     assert_plan_is_exact(tiny(workload__cuda_graph=True, workload__new_tokens=new_tokens))
+
+
+def test_the_plan_follows_the_programs_that_attention_is_split_for() -> None:
+    profile = tiny(workload__context=8192, workload__prefill_chunk=64, workload__batch=3)
+    scratch = []
+    for programs in (2, 3):
+        with tuned(decode_programs=programs):
+            assert_plan_is_exact(profile)
+            scratch.append(plan(profile, card()).phases[-1].allocated_peak_bytes)
+    assert scratch[0] < scratch[1]
+
+
+@pytest.mark.parametrize("weights", ["ternary-2bit", "bfloat16"])
+@pytest.mark.parametrize("switch", ["angles_once", "fused_merge", "fused_add_norm"])
+def test_the_plan_follows_fused_launches(switch: str, weights: str) -> None:
+    profile = tiny(workload__batch=3, weights__format=weights)
+    with tuned(**{switch: True}):
+        assert_plan_is_exact(profile)
+        assert_plan_is_exact(tiny(workload__cuda_graph=True, weights__format=weights))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

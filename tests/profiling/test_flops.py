@@ -21,10 +21,11 @@ from tritter_model.run import run
 
 META = torch.device("meta")
 WITHOUT_PRODUCTS = {
-    "adamw", "adamw_8bit", "append", "argmax", "cross_entropy", "cross_entropy_backward",
-    "cross_entropy_mean", "embed", "embed_backward", "expand", "gated_relu2",
-    "gated_relu2_backward", "gated_relu2_rows", "quantise_rows", "rms_norm", "rms_norm_backward",
-    "layer_norm", "rms_norm_rows", "rotate", "rotate_append", "rotate_backward",
+    "adamw", "adamw_8bit", "add_rms_norm_rows", "append", "argmax", "cross_entropy",
+    "cross_entropy_backward", "cross_entropy_mean", "embed", "embed_backward", "expand",
+    "gated_relu2", "gated_relu2_backward", "gated_relu2_rows", "layer_norm", "quantise_rows",
+    "rms_norm", "rms_norm_backward", "rms_norm_rows", "rotary_angles", "rotate", "rotate_append",
+    "rotate_backward",
     "ternarise", "without_threes",
 }  # fmt: skip
 

@@ -124,6 +124,16 @@ class Block(ABC):
     KEPT: ClassVar[Mapping[str, tuple[str, ...]]]
     BACKWARD: ClassVar[Mapping[str, tuple[str, str]]]
 
+    def inference_steps(self, rows: Rows) -> Mapping[str, str]:
+        """`INFERENCE`, or what takes its place for these rows."""
+        del rows
+        return self.INFERENCE
+
+    def inference_shared_bytes(self, rows: Rows) -> int:
+        """What all layers of a step read, computed once before them."""
+        del rows
+        return 0
+
     @abstractmethod
     def linears(self, hidden: int) -> dict[str, Shape]:
         """Its linear layers by name, for a residual stream of `hidden` channels."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Rows, Shape, Tensors
 from tritter_mem.models.formats import ceil_div
+from tritter_model.ops.tuning import splits_for_the_card, tuning
 
 HISTORY_BLOCK = 8192
 """Cached tokens that a chunk of the prompt expands at a time."""
@@ -39,6 +41,12 @@ class GroupedQueryAttention(Block):
         "QKV projection": "x rows_in expanded_qkv qkv",
         "attention": "x qkv out attention_scratch",
         "output projection": "x out rows_out expanded_out y",
+    }
+    # Where one token's attention quantises what it merges: its output is a part of its scratch.
+    MERGED: ClassVar = {
+        **INFERENCE,
+        "attention": "x qkv rows_out attention_scratch",
+        "output projection": "x rows_out y",
     }
     FORWARD: ClassVar = {
         "QKV projection": "x norm rows_in packed_qkv qkv",
@@ -132,6 +140,14 @@ class GroupedQueryAttention(Block):
             **{f"expanded_{name}": rows.expanded_bytes(shape) for name, shape in shapes.items()},
         }
 
+    def inference_steps(self, rows: Rows) -> Mapping[str, str]:
+        """The tables, as the model's launches are chosen."""
+        return self.MERGED if _merges_rows(rows) else self.INFERENCE
+
+    def inference_shared_bytes(self, rows: Rows) -> int:
+        """Cosine and sine of each position, float32, where they are computed once a step."""
+        return 4 * rows.tokens // rows.batch * self.head_dim if tuning().angles_once else 0
+
     def cache_scratch_bytes(
         self, rows: Rows, cache: Cache, cached: bool, multiprocessors: int
     ) -> int:
@@ -148,12 +164,14 @@ class GroupedQueryAttention(Block):
     def _split_bytes(self, rows: Rows, slots: int, multiprocessors: int) -> int:
         """float32 partial outputs and their log-sum-exp for each split of the cache.
 
-        Enough splits for two programs a multiprocessor, none below 256 tokens, one more for tail,
-        sinks and the new token.
+        Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below
+        256 tokens, one more for tail, sinks and the new token.
         """
-        wanted = ceil_div(2 * multiprocessors, rows.batch * self.kv_heads)
+        wanted = splits_for_the_card(rows.batch * self.kv_heads, multiprocessors)
         splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
-        return 4 * splits * rows.batch * self.heads * (self.head_dim + 1)
+        partial = 4 * splits * rows.batch * self.heads * (self.head_dim + 1)
+        merged = rows.activation_bytes(self.width) + 4 * rows.batch
+        return partial + (merged if _merges_rows(rows) else 0)
 
     def trained_tensors(self, rows: Rows) -> Tensors:
         """Bytes of the tensors of `FORWARD` and `BACKWARD`.
@@ -180,3 +198,8 @@ class GroupedQueryAttention(Block):
                 for name, shape in self.linears(rows.hidden).items()
             },
         }
+
+
+def _merges_rows(rows: Rows) -> bool:
+    """Whether attention gives quantised rows, as it may where there is one token a sequence."""
+    return rows.weights.is_ternary and rows.tokens == rows.batch and tuning().fused_merge

@@ -1,6 +1,8 @@
 """A step of AdamW (Loshchilov and Hutter, 2019), moments in float32.
 
 Parameter, gradient and moments have one shape, without gaps; the step reads and writes each once.
+Every product, sum, quotient and root is rounded by itself: kernel and reference give the same bits,
+but for the parameter on a CPU, where PyTorch's root is not always the nearest float.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops.checks import FLOATS, expect, expect_contiguous
-from tritter_model.ops.jit import jit
+from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
+from tritter_model.ops.rows import product
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -102,36 +105,42 @@ def _launch(
 ) -> None:
     count = parameter.numel()
     _adamw_kernel[(-(-count // BLOCK),)](
-        parameter, grad, first, second, count, *factors, BLOCK=BLOCK
-    )
+        parameter, grad, first, second, count, *factors,
+        PTX=not interpreted(), BLOCK=BLOCK, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 @jit
 def _adamw_kernel(
     parameter, grad, first, second, count, keep, size, toward, fade, fresh, unbiased, eps,
-    BLOCK: tl.constexpr,
+    PTX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program steps BLOCK elements; nothing is contracted.
+
+    parameter and grad: any float [count]. first and second: float32 [count].
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     g = tl.load(grad + at, mask=inside, other=0).to(tl.float32)
     m = tl.load(first + at, mask=inside, other=0)
     v = tl.load(second + at, mask=inside, other=0)
-    m, v = new_moments(g, m, v, toward, fade, fresh)
+    m, v = new_moments(g, m, v, toward, fade, fresh, PTX)
     p = tl.load(parameter + at, mask=inside, other=0)
-    p = stepped(p, m, v, keep, size, unbiased, eps)
+    p = stepped(p, m, v, keep, size, unbiased, eps, PTX)
     tl.store(parameter + at, p, mask=inside)
     tl.store(first + at, m, mask=inside)
     tl.store(second + at, v, mask=inside)
 
 
 @jit
-def new_moments(g, m, v, toward, fade, fresh):
+def new_moments(g, m, v, toward, fade, fresh, PTX: tl.constexpr):
     """Both moments with a gradient taken in."""
-    return m + (g - m) * toward, v * fade + g * g * fresh
+    second = product(v, fade, PTX) + product(product(g, g, PTX), fresh, PTX)
+    return m + product(g - m, toward, PTX), second
 
 
 @jit
-def stepped(p, m, v, keep, size, unbiased, eps):
+def stepped(p, m, v, keep, size, unbiased, eps, PTX: tl.constexpr):
     """The parameter after a step, in its type."""
-    change = m / (tl.sqrt(v * unbiased) + eps) * size
-    return (p.to(tl.float32) * keep - change).to(p.dtype)
+    change = product(tl.div_rn(m, tl.sqrt_rn(v * unbiased) + eps), size, PTX)
+    return (product(p.to(tl.float32), keep, PTX) - change).to(p.dtype)

@@ -25,8 +25,9 @@ from tritter_model.ops.dynamic_codes import (
     largest_value,
     zero_below,
 )
-from tritter_model.ops.jit import jit
+from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
+from tritter_model.ops.rows import product
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -111,7 +112,7 @@ def _launch(
         *factors, BLOCKS=BLOCKS_A_PROGRAM, BLOCK=BLOCK,
         FIRST=FIRST_BITS, FIRST_ZERO=zero_below(FIRST_BITS), FIRST_LAST=largest_value(FIRST_BITS),
         SECOND=SECOND_BITS, SECOND_ZERO=zero_below(SECOND_BITS),
-        SECOND_LAST=largest_value(SECOND_BITS),
+        SECOND_LAST=largest_value(SECOND_BITS), PTX=not interpreted(), enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -121,9 +122,13 @@ def _adamw_8bit_kernel(
     keep, size, toward, fade, fresh, unbiased, eps,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
     FIRST: tl.constexpr, FIRST_ZERO: tl.constexpr, FIRST_LAST: tl.constexpr,
-    SECOND: tl.constexpr, SECOND_ZERO: tl.constexpr, SECOND_LAST: tl.constexpr,
+    SECOND: tl.constexpr, SECOND_ZERO: tl.constexpr, SECOND_LAST: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """A program steps whole blocks: it must know the largest of each to store it."""
+    """A program steps whole blocks: it must know the largest of each to store it.
+
+    parameter and grad: any float [count]. first: int8 and second: uint8 [count]. Both scales:
+    float32 [blocks].
+    """
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     at = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None]
     inside = at < count
@@ -134,9 +139,10 @@ def _adamw_8bit_kernel(
     scale = tl.load(second_scale + block, mask=block < blocks, other=0)[:, None]
     root = decode_dynamic(code, SECOND) * scale
     g = tl.load(grad + at, mask=inside, other=0).to(tl.float32)
-    m, v = new_moments(g, m, root * root, toward, fade, fresh)
+    m, v = new_moments(g, m, product(root, root, PTX), toward, fade, fresh, PTX)
     p = tl.load(parameter + at, mask=inside, other=0)
-    tl.store(parameter + at, stepped(p, m, v, keep, size, unbiased, eps), mask=inside)
+    p = stepped(p, m, v, keep, size, unbiased, eps, PTX)
+    tl.store(parameter + at, p, mask=inside)
     code, scale = _encode_block(tl.abs(m), FIRST, FIRST_ZERO, FIRST_LAST)
     tl.store(first + at, tl.where(m < 0, -code, code).to(tl.int8), mask=inside)
     tl.store(first_scale + block, scale, mask=block < blocks)

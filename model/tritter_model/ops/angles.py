@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritter_model.ops.jit import jit
+from tritter_model.ops.checks import expect, expect_contiguous
+from tritter_model.ops.jit import block, jit
+from tritter_model.ops.registry import operator
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -38,6 +40,67 @@ def frequency_exponent(theta: float, half: int) -> float:
     return -math.log2(theta) / half
 
 
+def rotary_angles(position: Tensor, tokens: int, width: int, theta: float) -> Tensor:
+    """Cosine and sine of a step's tokens, computed once for all layers: float32 [tokens, 2, D/2].
+
+    Rotating with them gives the bits of rotating with the position.
+
+    Args:
+        position: int32 [1], absolute position of each sequence's first token.
+        tokens: new ones of each sequence.
+        width: D.
+        theta: the base of the frequencies.
+    """
+    expect("the position", position, torch.int32, 1)
+    out = position.new_empty((tokens, 2, width // 2), dtype=torch.float32)
+    _rotary_angles(position, theta, out)
+    return out
+
+
+@operator("rotary_angles(Tensor position, float theta, Tensor(a!) out) -> ()")
+def _rotary_angles(position: Tensor, theta: float, out: Tensor) -> None:
+    tokens, _, half = out.shape
+    for i, part in enumerate(cos_and_sin(tokens, int(position), half, theta, out.device)):
+        out[:, i] = part
+
+
+@_rotary_angles.kernel
+def _launch(position: Tensor, theta: float, out: Tensor) -> None:
+    expect_contiguous("the angles", out)
+    half = out.shape[2]
+    _rotary_angles_kernel[(out.shape[0],)](
+        position, out, HALF=half, EXPONENT=frequency_exponent(theta, half), BLOCK=block(half),
+        num_warps=min(max(block(half) // 32, 1), 4),
+    )  # fmt: skip
+
+
+@jit
+def _rotary_angles_kernel(
+    position, out, HALF: tl.constexpr, EXPONENT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program takes a token. position: int32 [1]. out: float32 [tokens, 2, D/2]."""
+    token, channel = tl.program_id(0), tl.arange(0, BLOCK)
+    cos, sin = cos_and_sin_at(tl.load(position) + token, frequencies(channel, HALF, EXPONENT))
+    at = out + token.to(tl.int64) * (2 * HALF) + channel
+    tl.store(at, cos, mask=channel < HALF)
+    tl.store(at + HALF, sin, mask=channel < HALF)
+
+
+@jit
+def cos_and_sin_of(angles, start, token, channel, HALF: tl.constexpr, EXPONENT: tl.constexpr):
+    """For each channel, of a token that is so many behind `start`: loaded where there are angles.
+
+    angles: float32 [tokens, 2, D/2], or None. channel: their numbers, [D or more].
+    """
+    if angles is not None:
+        pair = tl.where(channel < HALF, channel, channel - HALF)
+        at = angles + token * (2 * HALF) + pair
+        inside = pair < HALF
+        return tl.load(at, mask=inside, other=0), tl.load(at + HALF, mask=inside, other=0)
+    else:
+        return cos_and_sin_at(start + token, frequencies(channel, HALF, EXPONENT))
+
+
 @jit
 def frequencies(channel, HALF: tl.constexpr, EXPONENT: tl.constexpr):
     """Turns that each channel makes from one token to the next, float64."""
@@ -46,27 +109,24 @@ def frequencies(channel, HALF: tl.constexpr, EXPONENT: tl.constexpr):
 
 
 @jit
-def turned(near, far, position, frequency, channel, HALF: tl.constexpr, BACK: tl.constexpr):
+def turned(near, far, cos, sin, channel, HALF: tl.constexpr):
     """Rotate channels [..., D] by a token's angles; `far` holds the channels they turn with.
 
     Args:
         near: float32, the channels that are wanted.
         far: float32, for each the channel half of D away.
-        position: absolute position of the token.
-        frequency: of each channel, from `frequencies`.
+        cos: of each channel's angle.
+        sin: of each channel's angle; with minus the sine, the other way.
         channel: their numbers.
         HALF: D / 2.
-        BACK: turn the other way.
     """
-    cos, sin = _cos_and_sin(position.to(tl.float64) * frequency)
-    if BACK:
-        sin = -sin
     return near * cos + tl.where(channel < HALF, -far, far) * sin
 
 
 @jit
-def _cos_and_sin(turns):
-    """Of float64 numbers of turns: polynomials within an eighth of a turn of a quarter (Cephes)."""
+def cos_and_sin_at(position, frequency):
+    """Of float64 frequencies: polynomials within an eighth of a turn of a quarter (Cephes)."""
+    turns = position.to(tl.float64) * frequency
     quarter = tl.floor(turns * 4 + 0.5)
     x = (turns - quarter * 0.25).to(tl.float32) * 6.2831853
     square = x * x

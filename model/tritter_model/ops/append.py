@@ -17,7 +17,7 @@ from torch import Tensor
 from tritter_model.kv_cache import LayerCache
 from tritter_model.ops import kv_codec
 from tritter_model.ops.cache_writes import complete_group, put_tokens
-from tritter_model.ops.checks import expect, expect_adjacent, expect_contiguous
+from tritter_model.ops.checks import expect, expect_adjacent, expect_contiguous, expect_heads
 from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.registry import operator
 
@@ -118,6 +118,7 @@ def _launch(
     """Groups first: they read the tail, which the new tokens are then written over."""
     cache = LayerCache.of(tensors, layout)
     expect_adjacent("the new tokens", qkv)
+    expect_heads(cache.batch, cache.kv_heads)
     tokens, kv_heads = qkv.shape[0] // cache.batch, cache.kv_heads
     sequence_heads, common = cache.batch * kv_heads, (qkv, position, *qkv.stride()[:2])
     if cache.bits:
@@ -169,7 +170,11 @@ def _groups_kernel(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
     GROUP: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """A program quantises one group of one head's keys, where the new tokens complete it."""
+    """A program quantises one group of one head's keys, where the new tokens complete it.
+
+    qkv: float [T, A + 2G, D], a head's elements adjacent. position: int32 [1]. The others: as in
+    `LayerCache`.
+    """
     head = tl.program_id(1).to(tl.int64)
     start = tl.load(position) - sinks
     group = tl.maximum(start, 0) // GROUP + tl.program_id(0)
@@ -188,7 +193,11 @@ def _tokens_kernel(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
     GROUP: tl.constexpr, PTX: tl.constexpr, VALUE_GROUPS: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
-    """A program puts a few tokens' keys and values of one head where they belong."""
+    """A program puts a few tokens' keys and values of one head where they belong.
+
+    qkv: float [T, A + 2G, D], a head's elements adjacent. position: int32 [1]. The others: as in
+    `LayerCache`, fp8 as uint8.
+    """
     head = tl.program_id(1).to(tl.int64)
     new_keys = qkv + head // kv_heads * tokens * row_stride
     new_keys += (heads + head % kv_heads) * head_stride

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.checks import FLOATS, expect, expect_adjacent, expect_heads
 from tritter_model.ops.flash import (
     LOG2_E,
     attend,
@@ -142,6 +142,7 @@ def _launch(
         expect_adjacent(name, tensor)
     (tokens, heads, width), tile = q.shape, forward_tile(q)
     tokens //= batch
+    expect_heads(batch, heads)
     _attention_kernel[(-(-tokens // tile.rows), batch * heads)](
         q, k, v, out, lse, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *lse.stride(),
         tokens, heads, heads // k.shape[1], window or tokens, sinks, scale_of(width),
@@ -156,7 +157,11 @@ def _attention_kernel(
     CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """A program takes a block of queries of one head; those that see most begin first."""
+    """A program takes a block of queries of one head; those that see most begin first.
+
+    q: float [T, A, D]; k and v: its type, [T, G, D]; out: its type, [T, A * D]. lse: float32
+    [T, A].
+    """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
     head = tl.program_id(1) % heads
     begin = (tl.program_id(1) // heads).to(tl.int64) * tokens

@@ -29,6 +29,7 @@ from tritter_model.ops.flash import (
 )
 from tritter_model.ops.jit import jit
 from tritter_model.ops.registry import operator, scratch
+from tritter_model.ops.tuning import tuning
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -111,12 +112,12 @@ def _launch(
     sizes = (tokens, heads, heads // kv_heads, window or tokens, sinks, width**-0.5)
     form = {"CAUSAL": causal, "LOG2_E": LOG2_E, **columns_of(width)}
     blocks = queries_tile(q)
-    _queries_kernel[(-(-tokens // blocks.rows), batch * heads)](
+    _attention_backward_queries_kernel[(-(-tokens // blocks.rows), batch * heads)](
         grad, q, k, v, out, lse, delta, grad_q, *strides, *grad_q.stride()[:2], *sizes,
         **form, **blocks.options(),
     )  # fmt: skip
     blocks = keys_tile(q)
-    _keys_kernel[(-(-tokens // blocks.keys), batch * kv_heads)](
+    _attention_backward_keys_kernel[(-(-tokens // blocks.keys), batch * kv_heads)](
         grad, q, k, v, lse, delta, grad_k, grad_v, *strides, *grad_k.stride()[:2],
         *grad_v.stride()[:2], *sizes, **form, **blocks.options(),
     )  # fmt: skip
@@ -124,16 +125,18 @@ def _launch(
 
 def queries_tile(q: Tensor) -> Tile:
     """Queries that a program sums over their keys, and the keys of a block."""
-    return tile(q, Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 32, 8, 1))
+    stages = tuning().backward_stages
+    return tile(q, Tile(128, 64, 8, stages), Tile(128, 32, 8, stages), Tile(64, 32, 8, 1))
 
 
 def keys_tile(q: Tensor) -> Tile:
     """Keys that a program sums over the queries that see them, and the queries of a block."""
-    return tile(q, Tile(32, 128, 8, 2), Tile(32, 64, 8, 2), Tile(32, 32, 8, 1))
+    stages = tuning().backward_stages
+    return tile(q, Tile(32, 128, 8, stages), Tile(32, 64, 8, stages), Tile(32, 32, 8, 1))
 
 
 @jit
-def _queries_kernel(
+def _attention_backward_queries_kernel(
     grad, q, k, v, out, lse, delta, grad_q,
     grad_row, grad_head, grad_column, q_row, q_head, k_row, k_head, v_row, v_head,
     lse_row, lse_head, grad_q_row, grad_q_head,
@@ -141,7 +144,11 @@ def _queries_kernel(
     CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of queries, and delta: the output times its gradient, summed."""
+    """The gradient of a block of queries, and delta: the output times its gradient, summed.
+
+    grad: float [T, A * D], any strides. q, grad_q: float [T, A, D]. k, v: float [T, G, D]. out: as
+    grad, contiguous. lse, delta: float32 [T, A], with the same strides.
+    """
     first = (tl.num_programs(0) - 1 - tl.program_id(0)) * ROWS
     head = tl.program_id(1) % heads
     base = (tl.program_id(1) // heads).to(tl.int64) * tokens
@@ -202,7 +209,7 @@ def _add_to_queries(
 
 
 @jit
-def _keys_kernel(
+def _attention_backward_keys_kernel(
     grad, q, k, v, lse, delta, grad_k, grad_v,
     grad_row, grad_head, grad_column, q_row, q_head, k_row, k_head, v_row, v_head,
     lse_row, lse_head, grad_k_row, grad_k_head, grad_v_row, grad_v_head,
@@ -210,7 +217,11 @@ def _keys_kernel(
     CAUSAL: tl.constexpr, LOG2_E: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a block of keys and of its values."""
+    """The gradients of a block of keys and of its values.
+
+    grad: float [T, A * D], any strides. q: float [T, A, D]. k, v, grad_k, grad_v: float [T, G, D].
+    lse, delta: float32 [T, A], with the same strides.
+    """
     first = tl.program_id(0) * KEYS
     kv_heads = heads // group
     kv_head = tl.program_id(1) % kv_heads

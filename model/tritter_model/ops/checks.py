@@ -28,6 +28,23 @@ def expect(
         )
 
 
+MOST_HEADS = 65_535
+"""Programs that CUDA launches along the second axis of a grid."""
+
+
+def expect_heads(sequences: int, heads: int) -> None:
+    """Check that a kernel with a program for each head of each sequence can be launched.
+
+    Raises:
+        ValueError: so many heads in all.
+    """
+    if sequences * heads > MOST_HEADS:
+        raise ValueError(
+            f"found {sequences} sequences of {heads} heads, {sequences * heads} heads in all;"
+            f" allowed: {MOST_HEADS} in all; take fewer sequences at a time"
+        )
+
+
 def expect_adjacent(name: str, tensor: Tensor) -> None:
     """Check that the elements of each row lie side by side; the rows may lie apart.
 

@@ -38,12 +38,13 @@ def chunked_cross_entropy(
     Args:
         hidden_TH: final hidden states.
         table_VH: output projection, in any float type.
-        targets_T: token ids below V; -100 is left out of the mean.
+        targets_T: token ids from 0 to V - 1; -100 is left out of the mean.
         chunk: tokens whose logits exist at a time.
         ternary: whether the table is rounded to ternary weights, and the hidden states to int8.
 
     Raises:
-        ValueError: shapes or types that do not fit.
+        ValueError: shapes or types that do not fit; on the CPU also other targets. On a GPU, where
+            nobody waits for the targets, those make the loss and its gradients NaN.
     """
     expect("hidden states", hidden_TH, FLOATS, -1, -1)
     expect("the output projection", table_VH, FLOATS, -1, hidden_TH.shape[1])
@@ -143,10 +144,20 @@ class _TernaryHead:
 )
 def _cross_entropy(logits: Tensor, targets: Tensor, normaliser: Tensor, loss: Tensor) -> None:
     """Each row's log of the sum of exponentials; its loss is added."""
+    _expect_targets(targets, logits.shape[1])
     wide = logits.float()
     normaliser.copy_(wide.logsumexp(-1))
     picked = wide.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
     loss += ((normaliser - picked) * (targets != IGNORED)).sum()
+
+
+def _expect_targets(targets: Tensor, vocabulary: int) -> None:
+    wrong = targets[((targets < 0) | (targets >= vocabulary)) & (targets != IGNORED)]
+    if wrong.numel():
+        raise ValueError(
+            f"found a target of {int(wrong[0])}; allowed: 0 to {vocabulary - 1}, or {IGNORED} for a"
+            " token that has none"
+        )
 
 
 @_cross_entropy.kernel
@@ -158,7 +169,10 @@ def _launch(logits: Tensor, targets: Tensor, normaliser: Tensor, loss: Tensor) -
 
 @jit
 def _normaliser_kernel(logits, normaliser, vocabulary, BLOCK: tl.constexpr):
-    """A program takes a row, with a maximum and a sum for each of its columns until the end."""
+    """A program takes a row, with a maximum and a sum for each of its columns until the end.
+
+    logits: any float [rows, V]. normaliser: float32 [rows].
+    """
     row = logits + tl.program_id(0).to(tl.int64) * vocabulary
     largest = tl.full((BLOCK,), -3e38, tl.float32)  # finite, so that no difference is NaN
     total = tl.zeros((BLOCK,), tl.float32)
@@ -177,14 +191,19 @@ def _normaliser_kernel(logits, normaliser, vocabulary, BLOCK: tl.constexpr):
 def _loss_kernel(
     logits, targets, normaliser, loss, rows, vocabulary, IGNORED: tl.constexpr, ROWS: tl.constexpr
 ):
-    """One program adds all losses, always in the same order."""
+    """One program adds all losses, always in the same order; of a target beyond V it is NaN.
+
+    logits: any float [rows, V]. targets: int64 [rows]. normaliser: float32 [rows]. loss: float32.
+    """
     losses = tl.zeros((ROWS,), tl.float32)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
         target = tl.load(targets + row, mask=row < rows, other=IGNORED)
         counted = target != IGNORED
         at = logits + row.to(tl.int64) * vocabulary + target
-        picked = tl.load(at, mask=counted, other=0).to(tl.float32)
+        known = (target >= 0) & (target < vocabulary)
+        picked = tl.load(at, mask=known, other=0).to(tl.float32)
+        picked = tl.where(known, picked, float("nan"))
         losses += tl.where(counted, tl.load(normaliser + row, mask=counted, other=0) - picked, 0.0)
     tl.store(loss, tl.load(loss) + tl.sum(losses, 0))
 
@@ -203,6 +222,7 @@ def _launch_mean(targets: Tensor, loss: Tensor, count: Tensor) -> None:
 
 @jit
 def _mean_kernel(targets, loss, count, tokens, IGNORED: tl.constexpr, BLOCK: tl.constexpr):
+    """One program. targets: int64 [tokens]; loss and count: one float32 each."""
     counts = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, tokens, BLOCK):
         token = start + tl.arange(0, BLOCK)
@@ -232,15 +252,20 @@ def _launch_backward(
     grad: Tensor, count: Tensor, targets: Tensor, normaliser: Tensor, logits: Tensor
 ) -> None:
     rows, vocabulary = logits.shape
-    _backward_kernel[(rows, -(-vocabulary // 2048))](
+    _loss_backward_kernel[(rows, -(-vocabulary // 2048))](
         grad, count, targets, normaliser, logits, vocabulary, IGNORED, BLOCK=2048
     )
 
 
 @jit
-def _backward_kernel(
+def _loss_backward_kernel(
     grad, count, targets, normaliser, logits, vocabulary, IGNORED: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """A program turns a part of a row into its gradient; of a target beyond V it is NaN.
+
+    grad and count: one float32 each. targets: int64, normaliser: float32 [rows]. logits: any float
+    [rows, V].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, inside = logits + row * vocabulary + column, column < vocabulary
@@ -248,4 +273,6 @@ def _backward_kernel(
     slope = tl.exp(tl.load(at, mask=inside, other=0).to(tl.float32) - tl.load(normaliser + row))
     slope = tl.where(column == target, slope - 1.0, slope)
     weight = tl.where(target == IGNORED, 0.0, tl.load(grad) / tl.load(count))
+    known = ((target >= 0) & (target < vocabulary)) | (target == IGNORED)
+    weight = tl.where(known, weight, float("nan"))
     tl.store(at, (slope * weight).to(logits.dtype.element_ty), mask=inside)

@@ -25,9 +25,11 @@ from tritter_model.ops.cache_history import attend
 from tritter_model.ops.checks import expect_contiguous
 from tritter_model.ops.decode_groups import attend_to_groups
 from tritter_model.ops.decode_rows import attend_to_recent, attend_to_rows
-from tritter_model.ops.jit import block, jit
+from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.kv_digits import digits_ptx
 from tritter_model.ops.registry import operator, scratch
+from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised
+from tritter_model.ops.tuning import splits_for_the_card
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -53,17 +55,34 @@ def decode_attention(
     """
     out = qkv.new_empty((qkv.shape[0], heads * qkv.shape[2]))
     partial = partial_outputs(qkv, cache, heads, multiprocessors)
-    _decode_attention(qkv, cache.tensors(), cache.layout(), length, heads, position, partial, out)
+    stored = cache.tensors(), cache.layout()
+    _decode_attention(qkv, *stored, length, heads, position, partial, out, [])
     return out
+
+
+def decode_attention_rows(
+    qkv: Tensor, cache: LayerCache, position: Tensor, length: int, heads: int, multiprocessors: int
+) -> QuantisedRows:
+    """What `quantise_rows` makes of `decode_attention`, bit for bit, in one launch less.
+
+    The program that merges the last head of a sequence quantises its row. Arguments are those of
+    `decode_attention`.
+    """
+    out = scratch((qkv.shape[0], heads * qkv.shape[2]), qkv, qkv.dtype)
+    partial = partial_outputs(qkv, cache, heads, multiprocessors)
+    merged = scratch((qkv.shape[0],), qkv, torch.int32)
+    rows, stored = QuantisedRows.empty(out, out.shape[1]), (cache.tensors(), cache.layout())
+    _decode_attention(qkv, *stored, length, heads, position, partial, out, [merged, *rows])
+    return rows
 
 
 def decode_splits(batch_kv_heads: int, slots: int, multiprocessors: int) -> int:
     """Parts of the cache that one token's attention reads side by side.
 
-    Enough for two blocks a multiprocessor, but none below `SPLIT_TOKENS` tokens; and one more for
-    the tail, the sinks and the new token.
+    Enough for two programs a multiprocessor (`Tuning.decode_programs`), but none below
+    `SPLIT_TOKENS` tokens; and one more for the tail, the sinks and the new token.
     """
-    wanted = -(-2 * multiprocessors // batch_kv_heads)
+    wanted = splits_for_the_card(batch_kv_heads, multiprocessors)
     return max(1, min(wanted, -(-slots // SPLIT_TOKENS))) + 1
 
 
@@ -81,20 +100,22 @@ def partial_outputs(
 
 @operator(
     "decode_attention(Tensor qkv, Tensor[] cache, int[] layout, int length, int heads,"
-    " Tensor position, Tensor(a!)[] partial, Tensor(b!) out) -> ()"
+    " Tensor position, Tensor(a!)[] partial, Tensor(b!) out, Tensor(c!)[] rows) -> ()"
 )
 def _decode_attention(
     qkv: Tensor, cache: list[Tensor], layout: list[int], length: int, heads: int,
-    position: Tensor, partial: list[Tensor], out: Tensor,
+    position: Tensor, partial: list[Tensor], out: Tensor, rows: list[Tensor],
 ) -> None:  # fmt: skip
     del length, partial
     attend(qkv, LayerCache.of(cache, layout), int(position), heads, out)
+    if rows:
+        quantise_into(out, *rows[1:])
 
 
 @_decode_attention.kernel
 def _launch(
     qkv: Tensor, cache: list[Tensor], layout: list[int], length: int, heads: int,
-    position: Tensor, partial: list[Tensor], out: Tensor,
+    position: Tensor, partial: list[Tensor], out: Tensor, rows: list[Tensor],
 ) -> None:  # fmt: skip
     del length
     layer = LayerCache.of(cache, layout)
@@ -102,14 +123,17 @@ def _launch(
     form, width = _form(layer, heads), qkv.shape[2]
     splits = partial[0].shape[0]
     pairs, programs = layer.batch * layer.kv_heads, -(-form["HEADS"] // form["COLUMNS"])
-    _split_kernel[(pairs * programs, splits)](
-        qkv, position, _as_read(layer, form), *partial,
+    merged, *quantised = rows or (None,) * 4
+    _decode_split_kernel[(pairs * programs, splits)](
+        qkv, position, _as_read(layer, form), *partial, merged,
         layer.kv_heads, splits, layer.sinks, layer.window, max(layer.slots, 1), layer.groups,
         math.log2(math.e) / math.sqrt(width), **form,
     )  # fmt: skip
-    _merge_kernel[(layer.batch * heads,)](
-        *partial, out, layer.batch * heads, splits,
-        WIDTH=width, CHANNELS=block(width), SPLITS=32, num_warps=4,
+    columns = block(heads * width) if rows else 0
+    _decode_merge_kernel[(layer.batch * heads,)](
+        *partial, out, merged, *quantised, layer.batch * heads, heads, splits,
+        WIDTH=width, CHANNELS=block(width), SPLITS=32, ROW=columns, PTX=not interpreted(),
+        num_warps=min(max(4, columns // 1024), 16),
     )  # fmt: skip
 
 
@@ -152,19 +176,27 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
 
 
 @jit
-def _split_kernel(
-    qkv, position, cache, partial, sums,
+def _decode_split_kernel(
+    qkv, position, cache, partial, sums, merged,
     kv_heads, splits, sinks, window, slots, groups, factor,
     BITS: tl.constexpr, GROUP: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr, BYTES: tl.constexpr, SEGMENT: tl.constexpr,
     RING: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """The last split takes sinks, tail and the new token, the others a share of the rest each."""
+    """The last split takes sinks, tail and the new token, the others a share of the rest each.
+
+    qkv: float [B, A + 2G, D]. position: int32 [1]. cache: the tensors of `LayerCache`, then its
+    values as int32 where rows are whole words. partial: float32 [splits, B, A, D]. sums: float32
+    [splits, B, A], log-sum-exp in base 2. merged: int32 [B], set to 0 for the merge, or None.
+    """
     PROGRAMS: tl.constexpr = (HEADS + COLUMNS - 1) // COLUMNS
     pair = tl.program_id(0) // PROGRAMS
     head = tl.program_id(0) % PROGRAMS * COLUMNS + tl.arange(0, COLUMNS)
     split = tl.program_id(1)
+    if merged is not None:  # noqa: SIM102  (the second condition is not known to the compiler)
+        if (split == 0) & (tl.program_id(0) % (kv_heads * PROGRAMS) == 0):
+            tl.store(merged + pair // kv_heads, 0)
     sequence = qkv + (pair // kv_heads).to(tl.int64) * (kv_heads * (HEADS + 2) * WIDTH)
     queries = sequence + (pair % kv_heads * HEADS + head) * WIDTH
     row = (split * (tl.num_programs(0) // PROGRAMS) + pair) * HEADS + head
@@ -194,15 +226,23 @@ def _split_kernel(
 
 
 @jit
-def _merge_kernel(
-    partial, sums, out, rows, splits,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+def _decode_merge_kernel(
+    partial, sums, out, merged, codes, scale, total, rows, heads, splits,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr, ROW: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
-    """A program puts the splits of one query head together, weighed by their log-sum-exp."""
+    """A program puts the splits of one query head together, weighed by their log-sum-exp.
+
+    Where the result is to be quantised, the program that counts the last head of a sequence does
+    it, from memory: the count orders its loads behind the other programs' stores.
+
+    partial: float32 [splits, B, A, D]. sums: float32 [splits, B, A]. out: float [B, A * D].
+    merged: int32 [B], zeros, or None. codes: int8 [B, A * D]. scale: float32 [B]. total: int32 [B].
+    """
     row = tl.program_id(0)
     d = tl.arange(0, CHANNELS)
     s = tl.arange(0, SPLITS)
-    total = tl.zeros((SPLITS,), tl.float32)
+    mass = tl.zeros((SPLITS,), tl.float32)
     top = tl.full((SPLITS,), -1e30, tl.float32)
     result = tl.zeros((SPLITS, CHANNELS), tl.float32)
     for start in range(0, splits, SPLITS):
@@ -214,8 +254,19 @@ def _merge_kernel(
         inside = (weight > 0)[:, None] & (d < WIDTH)[None]
         part = tl.load(partial + at[:, None] * WIDTH + d[None], mask=inside, other=0)
         result = result * shrink[:, None] + part * weight[:, None]
-        total = total * shrink + weight
+        mass = mass * shrink + weight
         top = higher
     weight = tl.exp2(top - tl.max(top, 0))
-    mixed = tl.sum(result * weight[:, None], 0) / tl.sum(total * weight, 0)
+    mixed = tl.sum(result * weight[:, None], 0) / tl.sum(mass * weight, 0)
     tl.store(out + row * WIDTH + d, mixed.to(out.dtype.element_ty), mask=d < WIDTH)
+    if merged is not None:
+        tl.debug_barrier()  # one thread counts, when all have stored
+        sequence = row // heads
+        before = tl.atomic_add(merged + sequence, 1, sem="acq_rel", scope="gpu")
+        if before == heads - 1:
+            column = tl.arange(0, ROW)
+            width = heads * WIDTH
+            value = tl.load(
+                out + sequence * width + column, mask=column < width, other=0, cache_modifier=".cg"
+            )
+            store_quantised(value, sequence.to(tl.int64), column, width, codes, scale, total, PTX)

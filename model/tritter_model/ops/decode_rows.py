@@ -88,7 +88,9 @@ def scaled_query(queries, d, here, factor, WIDTH: tl.constexpr):
 def _as_16_bits(x):
     """What tensor cores take; fp8 (e4m3, as bytes) by its bits, which every card can."""
     if x.dtype == tl.uint8:
-        bits = ((x & 0x80).to(tl.int32) << 24) | ((x & 0x7F).to(tl.int32) << 20)
+        magnitude = (x & 0x7F).to(tl.int32)
+        not_a_number = ((magnitude + 1) & 0x80) * 0xFF0000  # a full exponent, of 0x7F alone
+        bits = ((x & 0x80).to(tl.int32) << 24) | (magnitude << 20) | not_a_number
         return (bits.to(tl.float32, bitcast=True) * 2.0**120).to(tl.bfloat16)
     else:
         return x

@@ -86,9 +86,12 @@ def _launch(ids: Tensor, table: Tensor, scale: Tensor | None, out: Tensor) -> No
     )
 
 
-@jit
+@jit(do_not_specialize_on_alignment=("ids",))
 def _embed_kernel(ids, ids_stride, table, scale, out, vocabulary, width, BLOCK: tl.constexpr):
-    """A program copies a part of a row; ids that the table does not have become NaN."""
+    """A program copies a part of a row; ids that the table does not have become NaN.
+
+    ids: int64 [T]. table: any float or int8 [V, H]. scale: float32 [V], or None. out: float [T, H].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     token, inside = tl.load(ids + row * ids_stride), column < width
@@ -125,7 +128,10 @@ def _embed_backward_kernel(
     grad, ids, ids_stride, grad_table, row_stride, column_stride, out_stride, tokens, width,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program looks through the tokens for its row's: summed in their order, without scratch."""
+    """A program looks through the tokens for its row's: summed in their order, without scratch.
+
+    grad: float [T, H], with any strides. ids: int64 [T]. grad_table: any float [V, H].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     slopes = grad + column * column_stride

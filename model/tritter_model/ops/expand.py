@@ -76,6 +76,7 @@ def _expand_int8_kernel(
     codes, stride, scale, scale_stride, out, out_stride, width, inputs,
     GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program takes a part of a row. codes: int8, out: float [N, K]; scale: float32 [N]."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     code = tl.load(codes + row * stride + k, mask=k < inputs, other=0).to(tl.float32)
@@ -88,6 +89,11 @@ def _expand_int4_kernel(
     codes, stride, scale, scale_stride, out, out_stride, width, inputs,
     GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program takes a part of a row.
+
+    codes: uint8 [N, width], width = ceil(K / 2). scale: float16 [N, ceil(K / GROUP)]. out: float
+    [N, K].
+    """
     row = tl.program_id(0).to(tl.int64)
     byte = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     held = byte < width

@@ -43,7 +43,7 @@ def _gated_relu2_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) ->
 def _launch_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     expect_adjacent("gate and up", x)
     width = codes.shape[1]
-    _rows_kernel[(x.shape[0],)](
+    _gate_rows_kernel[(x.shape[0],)](
         x, x.stride(0), codes, scale, total, width,
         PTX=not interpreted(), **whole_rows(width),
     )  # fmt: skip
@@ -58,7 +58,13 @@ def _gate(x, row, column, width):
 
 
 @jit
-def _rows_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr):
+def _gate_rows_kernel(
+    x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr
+):
+    """A program takes a row.
+
+    x: float [T, 2F], elements adjacent. codes: int8 [T, F]. scale: float32 and total: int32 [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     gate, up = _gate(x, row * stride, column, width)
@@ -110,6 +116,7 @@ def _launch(gate_up: Tensor, out: Tensor) -> None:
 
 @jit
 def _gate_kernel(gate_up, stride, out, width, BLOCK: tl.constexpr):
+    """A program takes a part of a row. gate_up: float [T, 2F]; out: its type, [T, F]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate, up = _gate(gate_up, row * stride, column, width)
@@ -130,17 +137,21 @@ def _launch_backward(grad: Tensor, gate_up: Tensor, grad_gate_up: Tensor) -> Non
     expect_adjacent("gate and up", gate_up)
     expect_adjacent("their gradient", grad_gate_up)
     tokens, width = grad.shape
-    _backward_kernel[(tokens, -(-width // BLOCK))](
+    _gate_backward_kernel[(tokens, -(-width // BLOCK))](
         grad, *grad.stride(), gate_up, gate_up.stride(0),
         grad_gate_up, grad_gate_up.stride(0), width, BLOCK=BLOCK,
     )  # fmt: skip
 
 
 @jit
-def _backward_kernel(
+def _gate_backward_kernel(
     grad, row_stride, column_stride, gate_up, stride, grad_gate_up, out_stride, width, BLOCK:
     tl.constexpr,
 ):  # fmt: skip
+    """A program takes a part of a row.
+
+    grad: float [T, F], with any strides. gate_up and grad_gate_up: its type, [T, 2F].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

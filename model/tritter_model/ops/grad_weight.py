@@ -63,7 +63,7 @@ def _launch(grad: Tensor, x: Tensor, row_scale: Tensor | None, add: bool, out: T
     (tokens, outputs), inputs = grad.shape, x.shape[1]
     launch = product_tile(grad)
     tile = launch["TILE"]
-    _grad_weight_kernel[(-(-outputs // tile), -(-inputs // tile))](
+    _linear_grad_weight_kernel[(-(-outputs // tile), -(-inputs // tile))](
         grad, x, row_scale, out, *grad.stride(), x.stride(0), out.stride(0),
         tokens, outputs, inputs, ADD=add, **launch,
     )  # fmt: skip
@@ -80,11 +80,15 @@ def product_tile(grad: Tensor) -> dict[str, int]:
 
 
 @jit
-def _grad_weight_kernel(
+def _linear_grad_weight_kernel(
     grad, x, row_scale, out, row_stride, column_stride, x_stride, out_stride,
     tokens, outputs, inputs, ADD: tl.constexpr, STEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a tile over all tokens, in the order of the tokens."""
+    """A program computes a tile over all tokens, in the order of the tokens.
+
+    grad: float [T, N], any strides. x: float or int8 [T, K]. row_scale: float32 [T], or None. out:
+    float [N, K].
+    """
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
     k = tl.program_id(1) * TILE + tl.arange(0, TILE)
     sums = tl.zeros((TILE, TILE), tl.float32)

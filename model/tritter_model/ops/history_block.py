@@ -48,14 +48,18 @@ def _as_bytes(stored: Tensor) -> Tensor:
     return stored.view(torch.uint8) if stored.dtype == torch.float8_e4m3fn else stored
 
 
-@jit
+@jit(do_not_specialize=("first", "count", "complete"))
 def _expand_history_kernel(
     keys, values, tail, key_scale, key_minimum, value_scale, value_minimum, out_keys, out_values,
     first, count, complete, key_rows, slots, groups, out_rows,
     BITS: tl.constexpr, FLOAT8: tl.constexpr, GROUP: tl.constexpr, VALUE_GROUP: tl.constexpr,
     WIDTH: tl.constexpr, PACKED: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """A program takes some tokens of one group of keys, so that they share each channel's scale."""
+    """A program takes some tokens of one group of keys, so that they share each channel's scale.
+
+    keys, values, tail, scales and minima: as in `LayerCache`, fp8 as uint8. out_keys and
+    out_values: float [B, G, out_rows, D].
+    """
     head = tl.program_id(1).to(tl.int64)
     start = (first // TOKENS + tl.program_id(0)) * TOKENS
     index = start + tl.arange(0, TOKENS)

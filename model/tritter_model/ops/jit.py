@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import FunctionType
-from typing import Any
+from typing import Any, overload
 
 
 class Kernel:
     """A kernel that has not been launched yet."""
 
-    def __init__(self, function: FunctionType) -> None:
-        self.function = function
+    def __init__(self, function: FunctionType, options: dict[str, tuple[str, ...]]) -> None:
+        self.function, self.options = function, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         """What launches the kernel over `grid`."""
@@ -26,9 +26,26 @@ class Kernel:
         return launch
 
 
-def jit(function: Any) -> Any:
-    """Make a kernel of a function."""
-    return Kernel(function)
+@overload
+def jit(function: Callable[..., Any]) -> Any: ...
+
+
+@overload
+def jit(**options: tuple[str, ...]) -> Callable[[Callable[..., Any]], Any]: ...
+
+
+def jit(function: Any = None, **options: tuple[str, ...]) -> Any:
+    """Make a kernel of a function.
+
+    Args:
+        function: the kernel.
+        options: what `triton.jit` takes: `do_not_specialize` names the numbers, and
+            `do_not_specialize_on_alignment` the addresses, that change from launch to launch and
+            are not to compile the kernel anew.
+    """
+    if function is None:
+        return partial(jit, **options)
+    return Kernel(function, options)
 
 
 def _load(module: dict[str, Any]) -> None:
@@ -42,7 +59,7 @@ def _load(module: dict[str, Any]) -> None:
                 _load(home)
                 module[name] = home[value.function.__name__]
             else:
-                module[name] = triton.jit(value.function)
+                module[name] = triton.jit(value.function, **value.options)
 
 
 @cache

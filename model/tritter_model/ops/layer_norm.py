@@ -52,6 +52,7 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) ->
 
 @jit
 def _layer_norm_kernel(x, weight, bias, eps, out, width, BLOCK: tl.constexpr):
+    """A program takes a row. x and out: float [T, W]; weight and bias: any float [W]."""
     column = tl.arange(0, BLOCK)
     at, inside = tl.program_id(0).to(tl.int64) * width + column, column < width
     value = tl.load(x + at, mask=inside, other=0).to(tl.float32)

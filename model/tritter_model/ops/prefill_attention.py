@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tritter_model.kv_cache import LayerCache
 from tritter_model.ops import cache_history
-from tritter_model.ops.checks import expect_contiguous
+from tritter_model.ops.checks import expect_contiguous, expect_heads
 from tritter_model.ops.flash import (
     Tile,
     attend,
@@ -89,6 +89,7 @@ def _launch(
 ) -> None:  # fmt: skip
     layer = LayerCache.of(cache, layout)
     expect_contiguous("new tokens", qkv)
+    expect_heads(layer.batch, heads)
     for tensor in cache:
         expect_contiguous("a tensor of the cache", tensor)
     new, seen = _New(qkv, layer, position, heads, out), _visible_history(layer, position)
@@ -147,12 +148,13 @@ def _attend(new: _New, history: _History, state: list[Tensor] | None, turn: _Tur
     cache, blocks = new.cache, prefill_tile(new.qkv)
     tokens, width = new.qkv.shape[0] // cache.batch, new.qkv.shape[2]
     past = (history.keys, history.values) if history.tokens else (new.qkv, new.qkv)
+    state = None if turn.first and turn.last else state
     _prefill_kernel[(-(-tokens // blocks.rows), cache.batch * new.heads)](
         new.qkv, *past, cache.sink_keys, cache.sink_values, *(state or (None, None)), new.out,
         tokens, new.heads, cache.kv_heads, new.position,
         history.tokens.start, len(history.tokens), history.offset, history.keys.shape[2],
         cache.sinks, cache.window or EVERYTHING, EVERYTHING, scale_of(width),
-        HISTORY=len(history.tokens) > 0, FIRST=turn.first, LAST=turn.last,
+        FIRST=turn.first, LAST=turn.last,
         **columns_of(width), **blocks.options(),
     )  # fmt: skip
 
@@ -163,16 +165,20 @@ def prefill_tile(q: Tensor) -> Tile:
     return tile(q, Tile(128, 128, 8, 3), others, Tile(64, 32, 8, 2))
 
 
-@jit
+@jit(do_not_specialize=("position", "past", "count", "offset", "slots"))
 def _prefill_kernel(
     qkv, keys, values, sink_keys, sink_values, mixed_state, sums_state, out,
     tokens, heads, kv_heads, position, past, count, offset, slots, sinks, window, everything, scale,
-    HISTORY: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """A program takes a block of the chunk's queries of one head, over one block of history.
 
     The history begins at the absolute position `past`.
+
+    qkv: float [T, A + 2G, D]; all others of its type but for the states: keys and values
+    [B, G, slots, D], sink_keys and sink_values [B, G, sinks, D], out [T, A * D]. mixed_state:
+    float32 [T, A, D], sums_state: float32 [2, T, A]; both None if one launch takes all blocks.
     """
     first = tl.program_id(0) * ROWS
     last = tl.minimum(first + ROWS, tokens) - 1
@@ -205,17 +211,16 @@ def _prefill_kernel(
         mixed = load_rows(mixed_state + at, first, heads * WIDTH, held, ROWS, True, WIDTH, COLUMNS)
         best = tl.load(sums_state + sums, mask=held, other=0)
         total = tl.load(sums_state + running + sums, mask=held, other=1)
-    if HISTORY:
-        before_end = tl.minimum(count, slots - offset)
-        for part in range(0, tl.where(before_end < count, 2, 1)):
-            start = ring * slots + tl.where(part == 0, offset, 0)
-            ago = position - past - part * before_end
-            best, total, mixed = attend(
-                best, total, mixed, queries, row + ago, first + ago, last + ago,
-                keys + start * WIDTH, values + start * WIDTH, WIDTH, WIDTH,
-                tl.where(part == 0, before_end, count - before_end), window, 0, scale,
-                False, KEYS, WIDTH, COLUMNS,
-            )  # fmt: skip
+    before_end = tl.minimum(count, slots - offset)
+    for part in range(0, tl.where(before_end < count, 2, tl.where(count > 0, 1, 0))):
+        start = ring * slots + tl.where(part == 0, offset, 0)
+        ago = position - past - part * before_end
+        best, total, mixed = attend(
+            best, total, mixed, queries, row + ago, first + ago, last + ago,
+            keys + start * WIDTH, values + start * WIDTH, WIDTH, WIDTH,
+            tl.where(part == 0, before_end, count - before_end), window, 0, scale,
+            False, KEYS, WIDTH, COLUMNS,
+        )  # fmt: skip
     if LAST:
         mixed = mixed / tl.where(held, total, 1.0)[:, None]
         store_rows(out + at, first, heads * WIDTH, held, mixed, ROWS, WIDTH, COLUMNS)

@@ -14,7 +14,13 @@ from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
 from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
-from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised, whole_rows
+from tritter_model.ops.rows import (
+    QuantisedRows,
+    quantise_into,
+    store_quantised,
+    sum_of_squares,
+    whole_rows,
+)
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -43,31 +49,96 @@ def _rms_norm_rows(
 def _launch_rows(
     x: Tensor, weight: Tensor, eps: float, codes: Tensor, scale: Tensor, total: Tensor
 ) -> None:
+    _launch_norm(x, None, weight, eps, None, QuantisedRows(codes, scale, total))
+
+
+def add_rms_norm_rows(
+    x_TH: Tensor, delta_TH: Tensor, weight_H: Tensor, eps: float
+) -> QuantisedRows:
+    """Add `delta` to x in place, then RMSNorm and quantisation of the sum: one pass over the rows.
+
+    Args:
+        x_TH: the residual stream; it becomes x + delta, rounded to its type.
+        delta_TH: what a part of a layer adds to it, in the type of x.
+        weight_H: the norm's weight.
+        eps: added to the mean square.
+
+    Returns:
+        What `rms_norm_rows` makes of the sum, bit for bit.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+    """
+    expect("rows", x_TH, FLOATS, -1, -1)
+    expect("what is added to them", delta_TH, x_TH.dtype, *x_TH.shape)
+    expect("the norm's weight", weight_H, FLOATS, x_TH.shape[1])
+    rows = QuantisedRows.empty(x_TH, x_TH.shape[1])
+    _add_rms_norm_rows(x_TH, delta_TH, weight_H, eps, *rows)
+    return rows
+
+
+@operator(
+    "add_rms_norm_rows(Tensor(a!) x, Tensor delta, Tensor weight, float eps,"
+    " Tensor(b!) codes, Tensor(c!) scale, Tensor(d!) total) -> ()"
+)
+def _add_rms_norm_rows(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float,
+    codes: Tensor, scale: Tensor, total: Tensor,
+) -> None:  # fmt: skip
+    x.add_(delta)
+    quantise_into(_normalised(x, weight, eps)[0], codes, scale, total)
+
+
+@_add_rms_norm_rows.kernel
+def _launch_add_rows(
+    x: Tensor, delta: Tensor, weight: Tensor, eps: float,
+    codes: Tensor, scale: Tensor, total: Tensor,
+) -> None:  # fmt: skip
+    expect_adjacent("what is added to them", delta)
+    _launch_norm(x, delta, weight, eps, None, QuantisedRows(codes, scale, total))
+
+
+def _launch_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float,
+    plain: tuple[Tensor, Tensor] | None, quantised: QuantisedRows | None,
+) -> None:  # fmt: skip
+    """Launch the norm's one kernel: its result goes to `plain`, with 1 / rms, or is quantised."""
     expect_adjacent("rows", x)
-    _rows_kernel[(x.shape[0],)](
-        x, x.stride(0), weight, eps, codes, scale, total, x.shape[1],
-        PTX=not interpreted(), **whole_rows(x.shape[1]),
+    out, rstd = plain or (None, None)
+    _rms_norm_kernel[(x.shape[0],)](
+        x, x.stride(0), delta, 0 if delta is None else delta.stride(0), weight, eps,
+        out, 0 if out is None else out.stride(0), rstd, *(quantised or (None, None, None)),
+        x.shape[1], PTX=not interpreted(), **whole_rows(x.shape[1]),
     )  # fmt: skip
 
 
 @jit
-def _normalise(x, stride, weight, eps, row, column, width):
-    """The row, normalised and rounded to its type, and 1 / rms."""
-    value = tl.load(x + row * stride + column, mask=column < width, other=0)
-    gain = tl.load(weight + column, mask=column < width, other=0).to(value.dtype).to(tl.float32)
-    wide = value.to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    return (wide * rstd * gain).to(value.dtype), rstd
-
-
-@jit
-def _rows_kernel(
-    x, stride, weight, eps, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr,
+def _rms_norm_kernel(
+    x, stride, delta, delta_stride, weight, eps, out, out_stride, rstd, codes, scale, total, width,
+    BLOCK: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
+    """A program takes a row. A pointer of None leaves out its step.
+
+    x: float [T, H], elements adjacent. delta: as x, added to x in place. weight: any float [H].
+    out: as x, and rstd: float32 [T]; or codes: int8 [T, H], scale: float32 [T], total: int32 [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    value, _ = _normalise(x, stride, weight, eps, row, column, width)
-    store_quantised(value, row, column, width, codes, scale, total, PTX)
+    inside = column < width
+    value = tl.load(x + row * stride + column, mask=inside, other=0)
+    gain = tl.load(weight + column, mask=inside, other=0).to(value.dtype).to(tl.float32)
+    if delta is not None:
+        more = tl.load(delta + row * delta_stride + column, mask=inside, other=0)
+        value = (value.to(tl.float32) + more.to(tl.float32)).to(value.dtype)
+        tl.store(x + row * stride + column, value, mask=inside)
+    wide = value.to(tl.float32)
+    inverse = tl.rsqrt(sum_of_squares(wide, BLOCK, PTX) / width + eps)
+    value = (wide * inverse * gain).to(value.dtype)
+    if codes is not None:
+        store_quantised(value, row, column, width, codes, scale, total, PTX)
+    else:
+        tl.store(out + row * out_stride + column, value, mask=inside)
+        tl.store(rstd + row, inverse)
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -116,21 +187,8 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, rstd: Tensor) 
 
 @_rms_norm.kernel
 def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, rstd: Tensor) -> None:
-    expect_adjacent("rows", x)
     expect_adjacent("the result", out)
-    _norm_kernel[(x.shape[0],)](
-        x, x.stride(0), weight, eps, out, out.stride(0), rstd, x.shape[1],
-        **whole_rows(x.shape[1]),
-    )  # fmt: skip
-
-
-@jit
-def _norm_kernel(x, stride, weight, eps, out, out_stride, rstd, width, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    value, inverse = _normalise(x, stride, weight, eps, row, column, width)
-    tl.store(out + row * out_stride + column, value, mask=column < width)
-    tl.store(rstd + row, inverse)
+    _launch_norm(x, None, weight, eps, (out, rstd), None)
 
 
 @operator(
@@ -155,20 +213,25 @@ def _launch_backward(
     expect_adjacent("their gradient", grad_x)
     tokens, width = x.shape
     strides = (*grad.stride(), x.stride(0))
-    _grad_x_kernel[(tokens,)](
+    _rms_norm_backward_kernel[(tokens,)](
         grad, x, weight, rstd, grad_x, *strides, grad_x.stride(0), width,
         **whole_rows(width),
     )  # fmt: skip
-    _grad_weight_kernel[(-(-width // 32),)](
+    _rms_norm_grad_weight_kernel[(-(-width // 32),)](
         grad, x, rstd, grad_weight, *strides, tokens, width, ROWS=64, COLUMNS=32
     )
 
 
 @jit
-def _grad_x_kernel(
+def _rms_norm_backward_kernel(
     grad, x, weight, rstd, grad_x, row_stride, column_stride, x_stride, out_stride, width,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A program takes a row.
+
+    grad, x and grad_x: float [T, H], grad with any strides. weight: any float [H]. rstd: float32
+    [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -183,11 +246,14 @@ def _grad_x_kernel(
 
 
 @jit
-def _grad_weight_kernel(
+def _rms_norm_grad_weight_kernel(
     grad, x, rstd, grad_weight, row_stride, column_stride, x_stride, tokens, width, ROWS:
     tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program sums a few columns over all tokens: always in the same order, without scratch."""
+    """A program sums a few columns over all tokens: always in the same order, without scratch.
+
+    grad and x: float [T, H], grad with any strides. rstd: float32 [T]. grad_weight: any float [H].
+    """
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, tokens, ROWS):

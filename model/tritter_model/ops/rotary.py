@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tritter_model.ops.angles import cos_and_sin, frequencies, frequency_exponent, turned
+from tritter_model.ops.angles import cos_and_sin, cos_and_sin_of, frequency_exponent, turned
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
 from tritter_model.ops.jit import block, jit
 from tritter_model.ops.registry import operator
@@ -40,7 +40,10 @@ class Heads:
         return self.heads + self.kv_heads
 
 
-def rotate_(qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None) -> Tensor:
+def rotate_(
+    qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None,
+    angles: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Normalise and rotate the queries and keys of `qkv` in place.
 
     Args:
@@ -48,20 +51,33 @@ def rotate_(qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | 
         norms: [2, D], the weights of the query norm and the key norm; None: no QK-norm.
         heads: the split of `qkv`.
         position: int32 [1], absolute position of each sequence's first token; None: 0.
+        angles: of the position, from `rotary_angles`; None: they are computed here.
     """
-    rotate_into(qkv, norms, heads, position, qkv[:, : heads.rotated])
+    rotate_into(qkv, norms, heads, position, qkv[:, : heads.rotated], angles)
     return qkv
 
 
 def rotate_into(
-    qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None, out: Tensor
-) -> None:
+    qkv: Tensor, norms: Tensor | None, heads: Heads, position: Tensor | None, out: Tensor,
+    angles: Tensor | None = None,
+) -> None:  # fmt: skip
     """Write the normalised, rotated queries and keys of `qkv` to `out`, [T, A + G, D]."""
     check_heads(qkv, norms, heads)
     expect("the rotated heads", out, qkv.dtype, qkv.shape[0], heads.rotated, qkv.shape[2])
     if position is not None:
         expect("the position", position, torch.int32, 1)
-    _rotate(qkv, norms, position, heads.batch, heads.heads, heads.theta, heads.eps, out)
+    check_angles(angles, qkv.shape[0] // heads.batch, qkv.shape[2])
+    _rotate(qkv, norms, position, angles, heads.batch, heads.heads, heads.theta, heads.eps, out)
+
+
+def check_angles(angles: Tensor | None, tokens: int, width: int) -> None:
+    """Check that angles, where they are given, are those of so many tokens.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if angles is not None:
+        expect("the angles", angles, torch.float32, tokens, 2, width // 2)
 
 
 def check_heads(qkv: Tensor, norms: Tensor | None, heads: Heads) -> None:
@@ -81,31 +97,33 @@ def check_heads(qkv: Tensor, norms: Tensor | None, heads: Heads) -> None:
 
 
 @operator(
-    "rotate(Tensor qkv, Tensor? norms, Tensor? position, int batch, int heads, float theta,"
-    " float eps, Tensor(a!) out) -> ()"
+    "rotate(Tensor qkv, Tensor? norms, Tensor? position, Tensor? angles, int batch, int heads,"
+    " float theta, float eps, Tensor(a!) out) -> ()"
 )
 def _rotate(
-    qkv: Tensor, norms: Tensor | None, position: Tensor | None, batch: int, heads: int,
-    theta: float, eps: float, out: Tensor,
+    qkv: Tensor, norms: Tensor | None, position: Tensor | None, angles: Tensor | None,
+    batch: int, heads: int, theta: float, eps: float, out: Tensor,
 ) -> None:  # fmt: skip
     x = qkv[:, : out.shape[1]].float()
     if norms is not None:
         x = x * inverse_rms_of(x, eps) * weights_by_head(norms.to(qkv.dtype), heads, out.shape[1])
-    start = 0 if position is None else int(position)
-    out.copy_(turn(x, *turns_of(x, batch, start, theta)))
+    if angles is None:
+        out.copy_(turn(x, *turns_of(x, batch, 0 if position is None else int(position), theta)))
+    else:
+        out.copy_(turn(x, *angles.repeat(batch, 1, 1)[:, :, None].unbind(1)))
 
 
 @_rotate.kernel
 def _launch(
-    qkv: Tensor, norms: Tensor | None, position: Tensor | None, batch: int, heads: int,
-    theta: float, eps: float, out: Tensor,
+    qkv: Tensor, norms: Tensor | None, position: Tensor | None, angles: Tensor | None,
+    batch: int, heads: int, theta: float, eps: float, out: Tensor,
 ) -> None:  # fmt: skip
     expect_adjacent("the projection", qkv)
     expect_adjacent("the rotated heads", out)
     tokens, rotated, tile = qkv.shape[0], out.shape[1], head_tile(qkv.shape[2], theta)
     side_by_side = 1 if tokens >= MANY else -(-rotated // tile["HEADS"])
     _rotate_kernel[(min(tokens, MANY), side_by_side)](
-        qkv, norms, position, out, *qkv.stride()[:2], *out.stride()[:2],
+        qkv, norms, position, angles, out, *qkv.stride()[:2], *out.stride()[:2],
         tokens, tokens // batch, heads, rotated, eps, **tile,
     )  # fmt: skip
 
@@ -148,7 +166,7 @@ def inverse_rms(x, eps, HALF: tl.constexpr):
 
 @jit
 def rotate_heads(
-    row, out_row, stride, out_stride, norms, position, frequency, channel, head, heads, end, eps,
+    row, out_row, stride, out_stride, norms, cos, sin, channel, head, heads, end, eps,
     HALF: tl.constexpr,
 ):  # fmt: skip
     """Normalise and rotate those heads of one token that are below `end`.
@@ -165,7 +183,7 @@ def rotate_heads(
         kind: tl.constexpr = row.dtype.element_ty
         near = near * inverse * norm_weights(norms, which, channel[None], HALF, kind)
         far = far * inverse * norm_weights(norms, which, away[None], HALF, kind)
-    value = turned(near, far, position, frequency[None], channel[None], HALF, False)
+    value = turned(near, far, cos[None], sin[None], channel[None], HALF)
     inside = (head < end)[:, None] & (channel < 2 * HALF)[None]
     there = out_row + (head * out_stride)[:, None] + channel[None]
     tl.store(there, value.to(out_row.dtype.element_ty), mask=inside)
@@ -173,23 +191,27 @@ def rotate_heads(
 
 @jit
 def _rotate_kernel(
-    qkv, norms, position, out, row_stride, head_stride, out_row_stride, out_head_stride,
+    qkv, norms, position, angles, out, row_stride, head_stride, out_row_stride, out_head_stride,
     tokens, chunk, heads, rotated, eps,
     HALF: tl.constexpr, EXPONENT: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program takes some tokens, and of each a few heads or all of them."""
+    """A program takes some tokens, and of each a few heads or all of them.
+
+    qkv: float [T, A + 2G, D]. norms: float [2, D], or None. position: int32 [1], or None for 0.
+    angles: float32 [T / batch, 2, D/2], or None to compute them. out: as the first A + G heads.
+    """
     channel = tl.arange(0, BLOCK)
-    frequency = frequencies(channel, HALF, EXPONENT)
     start = 0
     if position is not None:
         start = tl.load(position)
     program = tl.program_id(0).to(tl.int64)
     for step in range(tl.cdiv(tokens - program, tl.num_programs(0))):
         token = program + step * tl.num_programs(0)
+        cos, sin = cos_and_sin_of(angles, start, token % chunk, channel, HALF, EXPONENT)
         for first in range(tl.program_id(1) * HEADS, rotated, tl.num_programs(1) * HEADS):
             rotate_heads(
                 qkv + token * row_stride, out + token * out_row_stride, head_stride,
-                out_head_stride, norms, start + token % chunk, frequency, channel,
+                out_head_stride, norms, cos, sin, channel,
                 first + tl.arange(0, HEADS), heads, rotated, eps, HALF,
             )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tritter_model.ops.angles import frequencies, turned
+from tritter_model.ops.angles import cos_and_sin_at, frequencies, turned
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
 from tritter_model.ops.jit import block, jit
 from tritter_model.ops.registry import operator, scratch
@@ -96,22 +96,28 @@ def _launch_backward(
         expect_adjacent(name, tensor)
     tokens, programs = grad.shape[0], min(NORM_SUMS, grad.shape[0])
     strides = (stride for tensor in tensors.values() for stride in tensor.stride()[:2])
-    _backward_kernel[(programs, 2)](
+    _rotary_backward_kernel[(programs, 2)](
         grad, qkv, norms, grad_qkv, sums, *strides,
         tokens, tokens // batch, heads, grad.shape[1], eps, **head_tile(qkv.shape[2], theta),
     )  # fmt: skip
     if sums is not None:
         width = qkv.shape[2]
-        _norm_sums_kernel[(2,)](sums, grad_norms, programs, width, ROWS=16, BLOCK=block(width))
+        _rotary_norm_sums_kernel[(2,)](
+            sums, grad_norms, programs, width, ROWS=16, BLOCK=block(width)
+        )
 
 
 @jit
-def _backward_kernel(
+def _rotary_backward_kernel(
     grad, qkv, norms, grad_qkv, sums, grad_row_stride, grad_head_stride, row_stride, head_stride,
     out_row_stride, out_head_stride, tokens, chunk, heads, rotated, eps,
     HALF: tl.constexpr, EXPONENT: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program takes some tokens' queries or keys, and sums up what their norm is given."""
+    """A program takes some tokens' queries or keys, and sums up what their norm is given.
+
+    grad: float [T, A + G, D]. qkv: float [T, A + 2G, D]. norms: float [2, D], or None. grad_qkv: as
+    grad. sums: float32 [programs, 2, D], or None.
+    """
     channel = tl.arange(0, BLOCK)
     frequency = frequencies(channel, HALF, EXPONENT)
     program, which = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -119,12 +125,13 @@ def _backward_kernel(
     total = tl.zeros((HEADS, BLOCK), tl.float32)
     for step in range(tl.cdiv(tokens - program, tl.num_programs(0))):
         token = program + step * tl.num_programs(0)
+        cos, sin = cos_and_sin_at(token % chunk, frequency)
         for first in range(which * heads, end, HEADS):
             head = first + tl.arange(0, HEADS)
             near, far = load_heads(
                 grad + token * grad_row_stride, head, grad_head_stride, channel, end, HALF
             )
-            slope = turned(near, far, token % chunk, frequency[None], channel[None], HALF, True)
+            slope = turned(near, far, cos[None], -sin[None], channel[None], HALF)
             if norms is not None:
                 x, _ = load_heads(qkv + token * row_stride, head, head_stride, channel, end, HALF)
                 inverse = inverse_rms(x, eps, HALF)
@@ -143,8 +150,13 @@ def _backward_kernel(
 
 
 @jit
-def _norm_sums_kernel(sums, grad_norms, parts, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """A program sums the parts of one norm, always in the same order."""
+def _rotary_norm_sums_kernel(
+    sums, grad_norms, parts, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program sums the parts of one norm, always in the same order.
+
+    sums: float32 [parts, 2, D]. grad_norms: float [2, D].
+    """
     column, which = tl.arange(0, BLOCK), tl.program_id(0)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, parts, ROWS):

@@ -56,7 +56,8 @@ def quantise_rows(x_TK: Tensor) -> QuantisedRows:
 def quantise_into(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     """Fill the parts of quantised rows."""
     largest = x.abs().amax(-1).float().clamp_(min=1e-5)
-    torch.div(largest, 127, out=scale)
+    most = torch.full_like(largest, 127)  # CUDA would multiply by the reciprocal of a number
+    torch.div(largest, most, out=scale)
     codes.copy_((x.float() * (largest.reciprocal() * 127)[:, None]).round_())
     total.copy_(codes.sum(-1, dtype=torch.int32))
 
@@ -90,6 +91,10 @@ def whole_rows(width: int) -> dict[str, int]:
 
 @jit
 def _quantise_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr):
+    """A program takes a row.
+
+    x: float [T, K], elements adjacent. codes: int8 [T, K]. scale: float32 and total: int32 [T].
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     value = tl.load(x + row * stride + column, mask=column < width, other=0)
@@ -105,6 +110,39 @@ def store_quantised(value, row, column, width, codes, scale, total, PTX: tl.cons
     tl.store(scale + row, tl.div_rn(largest, 127.0))
     tl.store(codes + row * width + column, code.to(tl.int8), mask=column < width)
     tl.store(total + row, tl.sum(code, 0))
+
+
+@jit
+def sum_of_squares(x, BLOCK: tl.constexpr, PTX: tl.constexpr):
+    """The sum of the squares of BLOCK float32 numbers, in one order."""
+    return sum_in_pairs(product(x, x, PTX), BLOCK)
+
+
+@jit
+def sum_in_pairs(x, BLOCK: tl.constexpr):
+    """The sum of BLOCK float32 numbers: neighbours first, then neighbouring sums, and so on.
+
+    Every step adds two numbers, so the order is the program's. `tl.sum` over the whole row adds up
+    what a thread holds first, and how much that is depends on the types that the kernel stores.
+    """
+    for step in tl.static_range(31):
+        if BLOCK >> step > 2:
+            x = tl.sum(tl.reshape(x, (BLOCK >> (step + 1), 2)), 1)
+    return tl.sum(x, 0)
+
+
+@jit
+def product(a, b, PTX: tl.constexpr):
+    """a * b in float32, rounded before anything is added to it.
+
+    `enable_fp_fusion=False` is not enough for compute capability 12.0: there the compiler pairs
+    products that lie side by side, and ptxas contracts pairs all the same. It leaves given PTX.
+    """
+    if PTX:
+        return tl.inline_asm_elementwise(
+            "mul.rn.f32 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return a * b
 
 
 @jit

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops.checks import FLOATS, expect, expect_contiguous
-from tritter_model.ops.jit import block, jit
+from tritter_model.ops.jit import block, capability, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import QuantisedRows
 from tritter_model.ops.ternary_format import (
@@ -26,6 +26,7 @@ from tritter_model.ops.ternary_format import (
     next_codes_of_words,
     unpack,
 )
+from tritter_model.ops.tuning import tuning
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -117,7 +118,7 @@ def _in_words(codes: Tensor, packed: Tensor) -> bool:
 def _launch_one_row(tensors: tuple[Tensor, ...], per_byte: int) -> None:
     codes, row_scale, total, packed, scale, out = tensors
     (outputs, width), inputs = packed.shape, codes.shape[1]
-    _one_row_kernel[(-(-outputs // 8),)](
+    _ternary_one_row_kernel[(-(-outputs // 8),)](
         codes.view(torch.int32), row_scale, total, packed.view(torch.int32), scale, out,
         outputs, width, inputs, ROWS=8, WORDS=256, DIGITS=per_byte,
         EXACT=width * per_byte == inputs, PTX=next_code_ptx(per_byte), num_warps=2,
@@ -138,12 +139,16 @@ def _dot4(a, b, sums, PTX: tl.constexpr):
 
 
 @jit
-def _one_row_kernel(
+def _ternary_one_row_kernel(
     codes, row_scale, total, packed, scale, out, outputs, width, inputs,
     ROWS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a few outputs, its threads side by side along K."""
+    """A program computes a few outputs, its threads side by side along K.
+
+    codes: int32 [K / 4], four int8 each. row_scale: float32 [1]. total: int32 [1]. packed: int32
+    [N, width / 4], four bytes each. scale: float32 [N]. out: float [N].
+    """
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     words = width // 4
     rows = packed + (n.to(tl.int64) * words)[:, None]
@@ -172,7 +177,7 @@ def _scaled(sums, total, row_scale, scale, n, outputs):
 def _launch_few_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:
     tokens, outputs = tensors[-1].shape
     tile = next((n for n in (64, 32) if outputs >= n * ENOUGH_TILES), 16)
-    _few_rows_kernel[(-(-outputs // tile),)](
+    _ternary_few_rows_kernel[(-(-outputs // tile),)](
         *tensors, *_sizes(tensors, per_byte),
         TOKENS=max(block(tokens), 16), OUTPUTS=tile, BYTES=64, SPLITS=4, num_warps=4, num_stages=3,
         **_form(tensors, per_byte),
@@ -204,12 +209,16 @@ def _form(tensors: tuple[Tensor, ...], per_byte: int) -> dict[str, Any]:
 
 
 @jit
-def _few_rows_kernel(
+def _ternary_few_rows_kernel(
     codes, row_scale, total, packed, scale, out, tokens, outputs, inputs, units,
     UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a few outputs of all tokens; each of its warps takes a part of K."""
+    """A program computes a few outputs of all tokens; each of its warps takes a part of K.
+
+    codes: int8 [T, K]. row_scale: float32 [T]. total: int32 [T]. packed: uint8 [N, units * UNIT].
+    scale: float32 [N]. out: float [T, N].
+    """
     width = units * UNIT
     m = tl.arange(0, TOKENS)
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -247,22 +256,39 @@ def _store(sums, n, m, row_scale, total, scale, out, tokens, outputs):
 
 def _launch_many_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:
     tokens, outputs = tensors[-1].shape
-    tiles = -(-tokens // 128) * -(-outputs // 128)
-    tile, warps = (128, 8) if tiles >= ENOUGH_TILES else (64, 4)
-    _many_rows_kernel[(-(-outputs // tile), -(-tokens // tile))](
-        *tensors, *_sizes(tensors, per_byte),
-        TOKENS=tile, OUTPUTS=tile, BYTES=64 if per_byte == 4 else 32, num_warps=warps, num_stages=2,
-        **_form(tensors, per_byte),
-    )  # fmt: skip
+    tile = _many_rows_tile(tokens, outputs, per_byte)
+    _ternary_many_rows_kernel[(-(-outputs // tile["OUTPUTS"]), -(-tokens // tile["TOKENS"]))](
+        *tensors, *_sizes(tensors, per_byte), **tile, **_form(tensors, per_byte)
+    )
+
+
+def _many_rows_tile(tokens: int, outputs: int, per_byte: int) -> dict[str, int]:
+    """Tokens and outputs of a program, bytes of a row that it takes at a time, warps and stages.
+
+    256 outputs are for Hopper, which multiplies from shared memory: 131,072 bytes of it with three
+    stages, of 232,448. Other cards would spill registers. Such a program has a multiprocessor to
+    itself, so half as many tiles are enough.
+    """
+    choice, held = tuning(), 64 if per_byte == 4 else 32
+    if -(-tokens // 128) * -(-outputs // 128) < ENOUGH_TILES:
+        stages = choice.many_rows_small_stages
+        return {"TOKENS": 64, "OUTPUTS": 64, "BYTES": held, "num_warps": 4, "num_stages": stages}
+    wide = choice.many_rows_tile if capability() in (0, 90) else 128
+    stages = choice.many_rows_stages
+    return {"TOKENS": 128, "OUTPUTS": wide, "BYTES": held, "num_warps": 8, "num_stages": stages}
 
 
 @jit
-def _many_rows_kernel(
+def _ternary_many_rows_kernel(
     codes, row_scale, total, packed, scale, out, tokens, outputs, inputs, units,
     UNIT: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr, PTX: tl.constexpr,
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a tile. The weights stand on the left, where they stay in registers."""
+    """A program computes a tile. The weights stand on the left, where they stay in registers.
+
+    codes: int8 [T, K]. row_scale: float32 [T]. total: int32 [T]. packed: uint8 [N, units * UNIT].
+    scale: float32 [N]. out: float [T, N].
+    """
     width = units * UNIT
     n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     m = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)

@@ -95,7 +95,10 @@ def _launch_ternarise(weight: Tensor, packed: Tensor, scale: Tensor) -> None:
 def _ternarise_kernel(
     weight, stride, packed, scale, width, inputs, BYTES: tl.constexpr, PTX: tl.constexpr
 ):
-    """A program rounds a row: once over it for the scale, once more for the codes."""
+    """A program rounds a row: once over it for the scale, once more for the codes.
+
+    weight: float [N, K], elements of a row adjacent. packed: uint8 [N, width]. scale: float32 [N].
+    """
     n = tl.program_id(0).to(tl.int64)
     plane, row = tl.arange(0, 4)[:, None], weight + n * stride
     sums = tl.zeros((4, BYTES), tl.float32)
@@ -150,18 +153,22 @@ def _launch_grad_input(grad: Tensor, packed: Tensor, scale: Tensor, grad_x: Tens
     (tokens, outputs), width = grad.shape, packed.shape[1]
     launch = product_tile(grad)
     tile = launch["TILE"]
-    _grad_input_kernel[(-(-tokens // tile), 4, -(-width // tile))](
+    _ternary_grad_input_kernel[(-(-tokens // tile), 4, -(-width // tile))](
         grad, packed, scale, grad_x, *grad.stride(), grad_x.stride(0),
         tokens, outputs, width, grad_x.shape[1], **launch,
     )  # fmt: skip
 
 
 @jit
-def _grad_input_kernel(
+def _ternary_grad_input_kernel(
     grad, packed, scale, grad_x, row_stride, column_stride, out_stride,
     tokens, outputs, width, inputs, STEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A program computes a tile of one plane's inputs; the weights exist in registers alone."""
+    """A program computes a tile of one plane's inputs; the weights exist in registers alone.
+
+    grad: float [T, N], any strides. packed: uint8 [N, width]. scale: float32 [N]. grad_x: float
+    [T, K].
+    """
     t = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     plane, j = tl.program_id(1), tl.program_id(2) * TILE + tl.arange(0, TILE)
     sums = tl.zeros((TILE, TILE), tl.float32)

@@ -12,6 +12,7 @@ from tritter_model.config import CacheConfig, RunConfig
 from tritter_model.kv_cache import KVCache
 from tritter_model.ops.append import append
 from tritter_model.ops.decode_attention import decode_splits
+from tritter_model.ops.tuning import tuned
 
 CPU = torch.device("cpu")
 PLAIN = {"bfloat16": torch.bfloat16, "float16": torch.float16, "fp8": torch.float8_e4m3fn}
@@ -160,6 +161,10 @@ def test_splits_fill_the_card_and_are_never_tiny() -> None:
     assert decode_splits(1, 1024, 132) == 4 + 1
     assert decode_splits(1, 0, 132) == 1 + 1
     assert decode_splits(1000, 131072, 132) == 1 + 1
+    with tuned(decode_programs=3):
+        assert decode_splits(8, 131072, 132) == 49 + 1  # 50 would not all run at once
+        assert decode_splits(1000, 131072, 132) == 1 + 1
+        assert decode_splits(1, 1024, 132) == 4 + 1
 
 
 @pytest.mark.parametrize(

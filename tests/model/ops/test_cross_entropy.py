@@ -35,6 +35,14 @@ def test_loss_and_gradients_are_those_of_pytorch(shape: tuple[int, int, int], ch
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [131, 1 << 40, -1, -101])
+def test_a_target_that_the_vocabulary_does_not_have_is_refused(wrong: int) -> None:
+    hidden, table, targets = some((17, 33, 131))
+    targets[16] = wrong
+    with pytest.raises(ValueError, match=rf"target of {wrong}; allowed: 0 to 130, or -100"):
+        chunked_cross_entropy(hidden, table, targets, 5)
+
+
 def test_a_master_table_acts_in_the_type_of_the_states_and_gets_its_own_gradient() -> None:
     hidden, table, targets = some((17, 33, 131))
     narrow = hidden.detach().bfloat16().requires_grad_()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tritter_model.ops.rms_norm import rms_norm, rms_norm_rows
+from tritter_model.ops.rms_norm import add_rms_norm_rows, rms_norm, rms_norm_rows
 from tritter_model.ops.rows import QuantisedRows, quantise_rows
 
 EPS = 1e-5
@@ -37,6 +37,18 @@ def test_fused_norm_gives_the_bits_of_norm_then_quantise(
 ) -> None:
     x, weight = some_rows(shape, dtype), torch.randn(shape[1]).to(dtype)
     assert_equal(rms_norm_rows(x, weight, EPS), quantise_rows(rms_norm(x, weight, EPS)))
+
+
+@in_every_shape
+@in_every_type
+def test_addition_and_norm_give_the_bits_of_the_steps_one_by_one(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x, delta = some_rows(shape, dtype), torch.randn(shape).to(dtype)
+    weight, wanted = torch.randn(shape[1]), x + delta
+    got = add_rms_norm_rows(x, delta, weight, EPS)
+    assert torch.equal(x, wanted)
+    assert_equal(got, rms_norm_rows(wanted, weight, EPS))
 
 
 def test_norm_and_its_gradients_are_those_of_pytorch_in_float64() -> None:
