@@ -120,6 +120,17 @@ class RunConfig:
         return min(self.new_tokens - 1, SHORTENED) if self.shortened else self.new_tokens - 1
 
     @property
+    def warm_up_prompts(self) -> list[int]:
+        """Tokens of the prompts that warm-up runs one after another, each shortened.
+
+        A last chunk of one token is decoded; then the prompt without it has the longest history
+        that a chunk attends to.
+        """
+        prompt = self.context - self.new_tokens
+        decoded = prompt % self.prefill_chunk == 1 < prompt
+        return [prompt - 1, prompt] if decoded else [prompt]
+
+    @property
     def chunks(self) -> int:
         """Chunks of the prompt that run."""
         chunks = -(-(self.context - self.new_tokens) // self.prefill_chunk)

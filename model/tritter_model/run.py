@@ -69,12 +69,12 @@ def _warm_up(run: RunConfig, model: Transformer, cache: KVCache, prompt: Tensor)
     """The first two chunks, the last one where it belongs, one token; then the cache is empty.
 
     The last chunk differs in size and has the longest history: with it each kernel has run in every
-    variant that the run needs. What the chunks before it would have cached is not there. A last
-    chunk of one token is decoded; then the prompt without it has the longest history of a chunk.
+    variant that the run needs. What the chunks before it would have cached is not there.
     """
     short = replace(run, shortened=True)
-    if prompt.shape[1] % run.prefill_chunk == 1 < prompt.shape[1]:
-        _prefill(short, model, cache, prompt[:, :-1])
+    *others, _ = run.warm_up_prompts
+    for tokens in others:
+        _prefill(short, model, cache, prompt[:, :tokens])
         cache.seek(0)
     logits = _prefill(short, model, cache, prompt)
     if run.new_tokens > 1:

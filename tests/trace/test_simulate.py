@@ -127,6 +127,8 @@ CHECKPOINTING = [
         {},
         {"workload__context": 200, "workload__new_tokens": 1},
         {"workload__context": 100, "workload__prefill_chunk": 300},
+        {"workload__context": 111, "workload__prefill_chunk": 10, "workload__new_tokens": 10},
+        {"workload__context": 21, "workload__prefill_chunk": 10, "workload__new_tokens": 10},
         {"model__vision": "siglip-base"},
         *({"workload__mode": "training", "training__checkpointing": c} for c in CHECKPOINTING),
     ],

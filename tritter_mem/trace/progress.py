@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tritter_model.config import RunConfig, TrainingConfig
+from tritter_model.config import SHORTENED, RunConfig, TrainingConfig
 
 
 class Progress:
@@ -66,7 +66,8 @@ def layer_passes(run: RunConfig) -> int:
     if run.mode == "training":
         pieces = -(-run.batch // (run.training.micro_batch or run.batch))
         return 2 * pieces * (layers + _recomputed_layers(run.training, layers))
-    warmup = min(run.chunks, 2) + (run.new_tokens > 1)
+    chunks = (-(-tokens // run.prefill_chunk) for tokens in run.warm_up_prompts)
+    warmup = sum(min(number, SHORTENED) for number in chunks) + (run.new_tokens > 1)
     decode = 2 if run.captures else run.steps  # a replay passes through no layer
     return layers * (warmup + run.chunks + decode)
 
