@@ -14,12 +14,12 @@ TESTS = ("tests/kernels", "tests/measure/test_tracker.py")
 """Where tests are marked `gpu`; others may import what a machine with a GPU need not have."""
 MEASURING = (
     "tests/measure/test_cuda.py",
-    "tests/measure/test_device.py",
-    "tests/measure/test_manager.py",
-    "tests/check/test_pytest_plugin.py",
+    "tests/devices/test_device.py",
+    "tests/oom/test_manager.py",
+    "tests/test_pytest_plugin.py",
     "tests/docs/test_out_of_memory.py",
-    "tests/measure/test_probes.py",
-    "tests/measure/test_validate.py",
+    "tests/evidence/test_probes.py",
+    "tests/evidence/test_validate.py",
 )
 """These measure the device's memory, so nothing may run beside them."""
 NOTHING_SELECTED = 5
