@@ -20,7 +20,7 @@ from tritter_mem.config.loading import load_profile
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError
 from tritter_mem.measure import runs
-from tritter_mem.measure.target import Asked, Target, locate
+from tritter_mem.measure.target import MeasureOptions, Target, locate
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.user_code import read_case
@@ -116,8 +116,10 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "snapshot.pickle"
-        asked = Asked(device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole)
-        target = Target(card=card, index=0, asked=asked, allocator_conf=case.conf)
+        target = Target(
+            device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole,
+            card=card, fitted=card, allocator_conf=case.conf,
+        )  # fmt: skip
         runs.save_snapshot(work_of(case, card), target)
         keep(whole, folder / f"{case.name}.pickle")
     return figures(case, simulated_case(case, card))
@@ -139,7 +141,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="a folder")
     folder: Path = parser.parse_args().output
     try:
-        card = locate(Asked(device="cuda"))
+        card = locate(MeasureOptions(device="cuda"))
     except MeasureError as error:
         print(f"found no CUDA device to record on: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED

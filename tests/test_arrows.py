@@ -88,7 +88,6 @@ def test_the_model_knows_nothing_of_the_tool(module: str) -> None:
 
 KNOWN = {
     "tritter_mem.check.budget": {"tritter_mem.report.budget_report"},
-    "tritter_mem.devices.cuda": {"tritter_mem.oom.components"},
     "tritter_mem.results.replay": {"tritter_mem.allocator.caching_allocator"},
 }
 """Arrows up that are still there."""

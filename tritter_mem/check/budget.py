@@ -224,11 +224,11 @@ def kind_of(mark: MemoryBudget) -> CheckedKind:
 def why_not_measured(mark: MemoryBudget) -> str | None:
     """Why what is to be measured on a GPU cannot be here; None where it can."""
     from tritter_mem.devices.cuda import cuda_device
-    from tritter_mem.measure.target import Asked, locate
+    from tritter_mem.measure.target import MeasureOptions, locate
 
     try:
         if kind_of(mark) == "measured" and not mark.is_of_body:
-            locate(Asked(device="auto"))
+            locate(MeasureOptions(device="auto"))
         elif (mark.device or "cpu") != "cpu":
             cuda_device(str(mark.device), _ON_THE_CPU)
     except MeasureError as error:
@@ -328,13 +328,14 @@ def _on_cpu() -> Iterator[Callable[[], Estimate]]:
 
 @contextmanager
 def _on_cuda(name: str) -> Iterator[Callable[[], Estimate]]:
-    from tritter_mem.devices.cuda import CudaPeak, cuda_device
+    from tritter_mem.devices.cuda import cuda_device
+    from tritter_mem.devices.device import AllocatedPeak
 
     device = cuda_device(name, _ON_THE_CPU)
     gc.collect()  # what earlier tests left in cycles is not this test's
-    peak = CudaPeak(device)  # which a tracker that the test resets leaves as it is
+    peak = AllocatedPeak(device)  # which a tracker that the test resets leaves as it is
     peak.reset()
-    yield lambda: _peak_only(str(device), peak.read_bytes())
+    yield lambda: _peak_only(device.name, peak.read_bytes())
 
 
 def _peak_only(device: str, peak_bytes: int) -> Estimate:

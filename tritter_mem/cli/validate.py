@@ -16,7 +16,7 @@ from tritter_mem.errors import MeasureError, UsageError
 if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
     from tritter_mem.evidence.validate import CaseFiles
-    from tritter_mem.measure.target import Asked
+    from tritter_mem.measure.target import MeasureOptions
     from tritter_mem.results.validation import Validated, Validation
 
 Configs = Annotated[
@@ -71,12 +71,12 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     Example: tritter-mem validate --config tiny --device cpu --output out
     """
     from tritter_mem.evidence.validate import CaseFiles, folder_of
-    from tritter_mem.measure.target import Asked
+    from tritter_mem.measure.target import MeasureOptions
     from tritter_mem.results.writing import check_writable
 
-    asked = Asked(device=device, time_limit_seconds=time_limit)
-    card = _located(asked)
-    run = _Run(asked, card, config, budget)
+    options = MeasureOptions(device=device, time_limit_seconds=time_limit)
+    card = _located(options)
+    run = _Run(options, card, config, budget)
     if html is not None:
         check_writable(html)
     files = CaseFiles(output or folder_of(run.conditions.device))
@@ -91,14 +91,14 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise typer.Exit(code)
 
 
-def _located(asked: Asked) -> GpuCard | None:
+def _located(options: MeasureOptions) -> GpuCard | None:
     """The card to measure on; None: the CPU, which is only taken where it is named."""
     from tritter_mem.measure.target import locate
 
-    if asked.device == "none":
+    if options.device == "none":
         raise UsageError("--device: found none; allowed: auto, cuda, cuda:1, cpu")
     try:
-        return locate(asked)
+        return locate(options)
     except MeasureError as error:
         advice = "--device cpu holds the plan against a run on the CPU"
         raise MeasureError(*(f"{problem}; {advice}" for problem in error.problems)) from None
@@ -108,16 +108,16 @@ class _Run:
     """The cases of one call, and what they have come to so far."""
 
     def __init__(
-        self, asked: Asked, card: GpuCard | None, configs: list[str], budget: str | None
+        self, options: MeasureOptions, card: GpuCard | None, configs: list[str], budget: str | None
     ) -> None:
         from tritter_mem.evidence import validate
 
-        self._asked, self._card = asked, card
+        self._options, self._card = options, card
         self._started = datetime.now(UTC)
         self._done: list[Validated] = []
         self._left_out: Any = ()
         self.interrupted = False
-        self.conditions = validate.conditions_on(card, asked.index)
+        self.conditions = validate.conditions_on(card, options.index)
         if configs:
             self._cases = validate.named(configs, card, budget)
         else:
@@ -135,7 +135,7 @@ class _Run:
                 self._cases,
                 self.conditions,
                 (lambda name, key: None) if again else files.read,
-                asked=self._asked,
+                options=self._options,
                 card=self._card,
                 progress=progress,
             )
@@ -159,7 +159,7 @@ class _Run:
             created=self._started.isoformat(timespec="seconds"),
             tool_version=__version__,
             device=self.conditions.device,
-            environment=collect_environment(gpu=self._asked.index),
+            environment=collect_environment(gpu=self._options.index),
             cases=tuple(self._done),
             left_out=self._left_out,
             interrupted=self.interrupted,

@@ -1,4 +1,4 @@
-"""Bundled profiles measured one after another, so that plan and simulation are held against each.
+"""Bundled profiles measured one after another, to compare plan and simulation with each.
 
 A case that was finished under the same conditions is kept: the profile's content, the device, the
 driver, PyTorch, and the code that plans, simulates, runs and measures.
@@ -21,7 +21,7 @@ from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import ConfigError, InputError, TritterMemError
-from tritter_mem.measure.target import Asked, where_on
+from tritter_mem.measure.target import MeasureOptions, target_on
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.profiler import MeasurementFailedError, profile
 from tritter_mem.results.run import Result
@@ -30,13 +30,20 @@ from tritter_mem.results.writing import check_writable, read_results, write_text
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.version import __version__
 
+DOCUMENT = "validation.json"
+FINISHED = "cases"
+_KEY = "[0-9a-f]{16}"
 Kept = Callable[[str, str], Result | None]
 """By a case's name and key its finished record; None where there is none."""
-_MEASURED_CODE = ("config", "planner", "trace", "allocator", "measure")
+_MEASURED_CODE = (
+    "allocator", "config", "devices", "measure", "models", "planner", "profiling", "recordings",
+    "simulation",
+)  # fmt: skip
+"""The packages that figures come from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundled:
+class ListedCase:
     """A case of the list: a bundled profile, and what is changed in it, by dotted key."""
 
     name: str
@@ -44,16 +51,16 @@ class Bundled:
     changes: Mapping[str, Any]
 
 
-def _tiny(name: str, **changes: Any) -> Bundled:
+def _tiny(name: str, **changes: Any) -> ListedCase:
     return _of("tiny", name, **changes)
 
 
-def _of(config: str, name: str, **changes: Any) -> Bundled:
+def _of(config: str, name: str, **changes: Any) -> ListedCase:
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return Bundled(name=f"{config}-{name}", config=config, changes=dotted)
+    return ListedCase(name=f"{config}-{name}", config=config, changes=dotted)
 
 
-def _training(config: str, optimizer: str, policy: str, **changes: Any) -> Bundled:
+def _training(config: str, optimizer: str, policy: str, **changes: Any) -> ListedCase:
     short = {"adamw-8bit": "8bit"}.get(optimizer, optimizer)
     kind, _, n = policy.partition(":")
     checkpointing = {"policy": kind, "n": int(n or 1)}
@@ -185,7 +192,7 @@ def validate(
     conditions: Conditions,
     kept: Kept,
     *,
-    asked: Asked,
+    options: MeasureOptions,
     card: GpuCard | None,
     progress: Progress | None = None,
 ) -> Iterator[Validated]:
@@ -195,9 +202,9 @@ def validate(
         cases: resolved profiles.
         conditions: of this run.
         kept: finds what was finished before.
-        asked: where to measure, and for how long at most.
-        card: what `asked` was found to be; None: the CPU.
-        progress: told how far each case is.
+        options: where to measure, and for how long at most.
+        card: what was found for the options; None: the CPU.
+        progress: shows how far each case is.
 
     Yields:
         Each case as soon as it has ended.
@@ -208,31 +215,23 @@ def validate(
         if before is not None:
             yield Validated(name=case.name, key=key, result=before, kept=True)
         else:
-            result, problem = _answer(case, asked, card, progress)
+            result, problem = _profiled(case, options, card, progress)
             yield Validated(name=case.name, key=key, result=result, problem=problem)
 
 
-def _answer(
-    case: Profile, asked: Asked, card: GpuCard | None, progress: Progress | None
+def _profiled(
+    case: Profile, options: MeasureOptions, card: GpuCard | None, progress: Progress | None
 ) -> tuple[Result | None, str]:
     """The record, and what went wrong."""
-    limit = asked.time_limit_seconds
     try:
-        where = where_on(card, asked, case.gpu.name, case.allocator.conf, case.gpu.budget)
-        return profile(
-            case, device=asked.device, time_limit_seconds=limit, progress=progress, where=where
-        ), ""
+        target = target_on(card, options, case.gpu.name, case.allocator.conf, case.gpu.budget)
+        return profile(case, device=options.device, progress=progress, target=target), ""
     except MeasurementFailedError as error:
         return error.result, "; ".join(error.problems)
     except TritterMemError as error:
         return None, "; ".join(error.problems)
     except Exception as error:  # a fault of one case is no reason to lose the others
         return None, " ".join(f"{type(error).__name__}: {error}".split())
-
-
-DOCUMENT = "validation.json"
-CASES_FOLDER = "cases"
-_KEY = "[0-9a-f]{16}"
 
 
 class CaseFiles:
@@ -248,7 +247,7 @@ class CaseFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         check_writable(folder / DOCUMENT)
-        check_writable(folder / CASES_FOLDER / "a.json")
+        check_writable(folder / FINISHED / "a.json")
 
     def read(self, name: str, key: str) -> Result | None:
         """A finished case; None where there is none that can be read."""
@@ -282,7 +281,7 @@ class CaseFiles:
         write_text_atomically(self._folder / DOCUMENT, text)
 
     def _path(self, name: str, key: str) -> Path:
-        return self._folder / CASES_FOLDER / f"{_slug(name)}-{key}.json"
+        return self._folder / FINISHED / f"{_slug(name)}-{key}.json"
 
 
 def folder_of(device: str) -> Path:

@@ -39,7 +39,7 @@ def perform(work: Work, device: str, watch: Watch) -> None:
     Args:
         work: what to run.
         device: `cpu`, `cuda:0`.
-        watch: entered around each phase; of third-party code told what tensors are for, too.
+        watch: entered around each phase; third-party code also says what tensors are for.
     """
     if isinstance(work, ModuleCase):
         from tritter_mem.simulation.user_module import run_module
