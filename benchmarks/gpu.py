@@ -23,7 +23,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from tritter_mem.evidence.validate import folder_of
+from tritter_mem.devices.cuda import is_standin
+from tritter_mem.errors import EXIT_USAGE, UsageError
+from tritter_mem.evidence.validate import folder_of, refuse_rehearsed_evidence
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 530.0
@@ -224,6 +226,12 @@ def main() -> int:
         print("found no CUDA device; this runs what needs one", file=sys.stderr)
         return 3
     folder: Path = asked.output or ROOT / folder_of(torch.cuda.get_device_name(0))
+    if is_standin():
+        try:
+            refuse_rehearsed_evidence(folder)
+        except UsageError as error:
+            print(error, file=sys.stderr)
+            return EXIT_USAGE
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LIMIT_SECONDS
     parts = asked.parts or [part for part in PARTS if part not in BY_NAME]

@@ -19,7 +19,7 @@ from tritter_mem.config.cards import GpuCard, known_as
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError
 from tritter_mem.evidence.probes import ProbeReading, difference, probe, source_of, updated
-from tritter_mem.measure.target import MeasureOptions, locate
+from tritter_mem.measure.target import STANDIN, MeasureOptions, locate
 from tritter_mem.results.writing import write_text_atomically
 
 SCHEMA = "tritter-mem.probes/1"
@@ -75,8 +75,11 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="change the card's entry")
     asked = parser.parse_args()
     try:
-        card = locate(MeasureOptions(device="cuda"))
+        device = locate(MeasureOptions(device="cuda"))
+        card = device.card
         assert card is not None  # noqa: S101  (only --device cpu has none)
+        if device.standin:
+            raise MeasureError(f"{STANDIN}; probes need a device")
         readings = probe(card)
         _keep(readings, card, asked.output)
         print("\n".join(lines(readings)), end="\n\n")

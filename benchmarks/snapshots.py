@@ -18,7 +18,8 @@ from tritter_mem.allocator.snapshot import read_pickle, save_snapshot
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError
+from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError, UsageError
+from tritter_mem.evidence.validate import refuse_rehearsed_evidence
 from tritter_mem.measure import runs
 from tritter_mem.measure.target import MeasureOptions, Target, locate
 from tritter_mem.measure.workload import Work
@@ -141,10 +142,16 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="a folder")
     folder: Path = parser.parse_args().output
     try:
-        card = locate(MeasureOptions(device="cuda"))
+        device = locate(MeasureOptions(device="cuda"))
+        if device.standin:
+            refuse_rehearsed_evidence(folder)
     except MeasureError as error:
         print(f"found no CUDA device to record on: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    card = device.card
     assert card is not None  # noqa: S101  (only --device cpu has none)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []

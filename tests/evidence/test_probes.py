@@ -169,7 +169,7 @@ def test_the_table_says_where_a_reading_is_not_what_is_assumed() -> None:
 def test_probes_on_a_gpu_read_every_figure() -> None:
     from tritter_mem.measure.target import MeasureOptions, locate
 
-    card = locate(MeasureOptions(device="cuda"))
+    card = locate(MeasureOptions(device="cuda")).card
     assert card is not None
     found = {reading.name: reading for reading in probe(card)}
     assert found[CUBLAS].measured_bytes == found[CUBLAS].assumed_bytes

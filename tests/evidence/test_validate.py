@@ -23,7 +23,7 @@ from tritter_mem.evidence.validate import (
     that_fit,
     validate,
 )
-from tritter_mem.measure.target import MeasureOptions, locate
+from tritter_mem.measure.target import LocatedDevice, MeasureOptions, locate
 from tritter_mem.profiling.profiler import MeasurementFailedError
 from tritter_mem.results.run import Result
 from tritter_mem.results.validation import Validated
@@ -40,7 +40,7 @@ def none_kept(name: str, key: str) -> None:
 
 
 def run(cases: list[Profile], kept: Any = none_kept) -> list[Validated]:
-    return list(validate(cases, HERE, kept, options=CPU, card=None))
+    return list(validate(cases, HERE, kept, options=CPU, device=LocatedDevice(card=None)))
 
 
 def test_every_case_of_the_list_is_a_profile_of_its_own() -> None:
@@ -146,14 +146,15 @@ def test_cases_come_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "profile", answer)
     cases = [load_profile("tiny", {"name": name}) for name in "ab"]
-    next(validate(cases, HERE, none_kept, options=CPU, card=None))
+    next(validate(cases, HERE, none_kept, options=CPU, device=LocatedDevice(card=None)))
     assert asked == ["a"]
 
 
 @pytest.mark.gpu
 def test_tiny_on_a_gpu_is_within_the_tolerances() -> None:
     options = MeasureOptions(device="cuda")
-    card = locate(options)
+    device = locate(options)
+    card = device.card
     cases = [case for case in bundled(card, None) if case.name == "tiny-int4"]
-    (found,) = validate(cases, conditions_on(card, 0), none_kept, options=options, card=card)
+    (found,) = validate(cases, conditions_on(card, 0), none_kept, options=options, device=device)
     assert found.status == "within", (found.problem, list(found.errors()))

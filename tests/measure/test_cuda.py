@@ -16,7 +16,13 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import EXIT_NOT_MEASURED, MeasureError
 from tritter_mem.measure import child, runs, target
 from tritter_mem.measure.child import ChildJob, run_in_child
-from tritter_mem.measure.target import DeviceProperties, MeasureOptions, Target, find_target
+from tritter_mem.measure.target import (
+    DeviceProperties,
+    LocatedDevice,
+    MeasureOptions,
+    Target,
+    find_target,
+)
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.profiling import profiler
 from tritter_mem.profiling.profiler import (
@@ -107,7 +113,7 @@ def test_devices_that_are_hidden_are_said_to_be(
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
 def test_child_that_finds_no_cuda_says_so_in_one_line() -> None:
     with pytest.raises(MeasureError, match="this PyTorch is built without CUDA") as caught:
-        target.card_by_pytorch(0, H100, 60)
+        target.located_by_pytorch(0, H100, 60)
     assert caught.value.exit_code == EXIT_NOT_MEASURED
 
 
@@ -176,14 +182,14 @@ def test_simulated_card_is_the_one_that_measures_with_the_budget_for_its_memory(
 
 SEEN = DeviceProperties(
     title="NVIDIA H100 80GB HBM3", compute_capability=(9, 0), multiprocessors=114,
-    total_bytes=79 * GiB, memory_kilohertz=2_619_000, memory_bus_lines=5120,
+    total_bytes=79 * GiB, memory_kilohertz=2_619_000, memory_bus_lines=5120, standin=False,
 )  # fmt: skip
 
 
 def seen_by_pytorch(monkeypatch: pytest.MonkeyPatch, found: DeviceProperties, card: Any) -> Any:
     """The card, where the child process has found these properties."""
     monkeypatch.setattr(child, "run_in_child", lambda job: asdict(found))
-    return target.card_by_pytorch(0, card, 60)
+    return target.located_by_pytorch(0, card, 60).card
 
 
 def test_pytorch_has_the_last_word_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +208,7 @@ def test_card_that_neither_nvml_nor_the_table_knows_is_what_pytorch_says(
 ) -> None:
     found = DeviceProperties(
         title="NVIDIA Something New", compute_capability=(12, 1), multiprocessors=96,
-        total_bytes=24 * GiB, memory_kilohertz=14_000_000, memory_bus_lines=256,
+        total_bytes=24 * GiB, memory_kilohertz=14_000_000, memory_bus_lines=256, standin=False,
     )  # fmt: skip
     card = seen_by_pytorch(monkeypatch, found, None)
     assert (card.name, card.title, card.total_bytes) == ("auto", "NVIDIA Something New", 24 * GiB)
@@ -223,7 +229,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> list[Target]:
         asked.append(on)
         return out_of_memory(14 * GiB + 1, 15 * GiB, True)
 
-    monkeypatch.setattr(target, "locate", lambda options: H100)
+    monkeypatch.setattr(target, "locate", lambda options: LocatedDevice(card=H100))
     monkeypatch.setattr(profiler.runs, "measure", measured)
     return asked
 
@@ -276,7 +282,7 @@ def _old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(target, "cuda_of_torch", lambda: "12.8")
-    monkeypatch.setattr(target, "card_by_pytorch", probe)
+    monkeypatch.setattr(target, "located_by_pytorch", probe)
 
 
 @pytest.mark.usefixtures("_old_driver")

@@ -14,9 +14,8 @@ from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.cards import GpuCard
     from tritter_mem.evidence.validate import CaseFiles
-    from tritter_mem.measure.target import MeasureOptions
+    from tritter_mem.measure.target import LocatedDevice, MeasureOptions
     from tritter_mem.results.validation import Validated, Validation
 
 Configs = Annotated[
@@ -70,16 +69,19 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     Example: tritter-mem validate --config tiny --device cpu --output out
     """
-    from tritter_mem.evidence.validate import CaseFiles, folder_of
+    from tritter_mem.evidence.validate import CaseFiles, folder_of, refuse_rehearsed_evidence
     from tritter_mem.measure.target import MeasureOptions
     from tritter_mem.results.writing import check_writable
 
     options = MeasureOptions(device=device, time_limit_seconds=time_limit)
-    card = _located(options)
-    run = _Run(options, card, config, budget)
+    located = _located(options)
+    run = _Run(options, located, config, budget)
     if html is not None:
         check_writable(html)
-    files = CaseFiles(output or folder_of(run.conditions.device))
+    folder = output or folder_of(run.conditions.device)
+    if located.standin:
+        refuse_rehearsed_evidence(folder)
+    files = CaseFiles(folder)
     try:
         run.go(files, again, shown=not as_json)
     except KeyboardInterrupt:
@@ -91,8 +93,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise typer.Exit(code)
 
 
-def _located(options: MeasureOptions) -> GpuCard | None:
-    """The card to measure on; None: the CPU, which is only taken where it is named."""
+def _located(options: MeasureOptions) -> LocatedDevice:
+    """The device to measure on: the CPU only where it is named."""
     from tritter_mem.measure.target import locate
 
     if options.device == "none":
@@ -108,11 +110,12 @@ class _Run:
     """The cases of one call, and what they have come to so far."""
 
     def __init__(
-        self, options: MeasureOptions, card: GpuCard | None, configs: list[str], budget: str | None
+        self, options: MeasureOptions, device: LocatedDevice, configs: list[str], budget: str | None
     ) -> None:
         from tritter_mem.evidence import validate
 
-        self._options, self._card = options, card
+        self._options, self._device = options, device
+        card = device.card
         self._started = datetime.now(UTC)
         self._done: list[Validated] = []
         self._left_out: Any = ()
@@ -136,7 +139,7 @@ class _Run:
                 self.conditions,
                 (lambda name, key: None) if again else files.read,
                 options=self._options,
-                card=self._card,
+                device=self._device,
                 progress=progress,
             )
             self._collect(cases, files)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -22,6 +24,23 @@ MOST_EVENTS = 2_000_000
 _NAMES = re.compile(r"cuda(:\d{1,3})?")
 
 
+STANDIN_VERSION = "tritter_standin_version"
+"""A function that the stand-ins for CUDA's libraries have, and NVIDIA's have not."""
+_DRIVER_LIBRARY = "libcuda.so.1"
+
+
+def is_standin() -> bool:
+    """Whether this process's CUDA is a stand-in, on which nothing is measured.
+
+    Asked of the driver's library that is loaded; before one is, the answer is no.
+    """
+    try:
+        driver = ctypes.CDLL(_DRIVER_LIBRARY, mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return hasattr(driver, STANDIN_VERSION)
+
+
 class CudaDevice:
     """One CUDA device. Nothing is asked of CUDA before the first use.
 
@@ -29,11 +48,14 @@ class CudaDevice:
         index: of the device, as in `cuda:1`.
     """
 
-    kind: Kind = "measured"
-
     def __init__(self, index: int) -> None:
         self._index = index
         self.name = f"cuda:{index}"
+
+    @property
+    def kind(self) -> Kind:
+        """Measured; rehearsed over stand-ins for CUDA's libraries."""
+        return "rehearsed" if is_standin() else "measured"
 
     @cached_property
     def total_bytes(self) -> int:

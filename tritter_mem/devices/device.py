@@ -72,8 +72,9 @@ class Calls(NamedTuple):
 class Device(Protocol):
     """One device and PyTorch's allocator on it."""
 
-    kind: Kind
-    """What its figures are, such as measured or simulated."""
+    @property
+    def kind(self) -> Kind:
+        """What its figures are: measured, rehearsed or simulated."""
 
     @property
     def name(self) -> str:

@@ -20,8 +20,8 @@ from tritter_mem.config.cards import AUTO, GpuCard, slug
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import ConfigError, InputError, TritterMemError
-from tritter_mem.measure.target import MeasureOptions, target_on
+from tritter_mem.errors import ConfigError, InputError, TritterMemError, UsageError
+from tritter_mem.measure.target import LocatedDevice, MeasureOptions, target_on
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.profiler import MeasurementFailedError, profile
 from tritter_mem.results.run import Result
@@ -30,6 +30,8 @@ from tritter_mem.results.writing import check_writable, read_results, write_text
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.version import __version__
 
+REPORTS = Path("reports")
+"""What devices measured."""
 DOCUMENT = "validation.json"
 FINISHED = "cases"
 _KEY = "[0-9a-f]{16}"
@@ -193,7 +195,7 @@ def validate(
     kept: Kept,
     *,
     options: MeasureOptions,
-    card: GpuCard | None,
+    device: LocatedDevice,
     progress: Progress | None = None,
 ) -> Iterator[Validated]:
     """Plan, simulate and measure each case; one that fails does not end the others.
@@ -203,7 +205,7 @@ def validate(
         conditions: of this run.
         kept: finds what was finished before.
         options: where to measure, and for how long at most.
-        card: what was found for the options; None: the CPU.
+        device: what was found for the options.
         progress: shows how far each case is.
 
     Yields:
@@ -215,16 +217,16 @@ def validate(
         if before is not None:
             yield Validated(name=case.name, key=key, result=before, kept=True)
         else:
-            result, problem = _profiled(case, options, card, progress)
+            result, problem = _profiled(case, options, device, progress)
             yield Validated(name=case.name, key=key, result=result, problem=problem)
 
 
 def _profiled(
-    case: Profile, options: MeasureOptions, card: GpuCard | None, progress: Progress | None
+    case: Profile, options: MeasureOptions, device: LocatedDevice, progress: Progress | None
 ) -> tuple[Result | None, str]:
     """The record, and what went wrong."""
     try:
-        target = target_on(card, options, case.gpu.name, case.allocator.conf, case.gpu.budget)
+        target = target_on(device, options, case.gpu.name, case.allocator.conf, case.gpu.budget)
         return profile(case, device=options.device, progress=progress, target=target), ""
     except MeasurementFailedError as error:
         return error.result, "; ".join(error.problems)
@@ -255,7 +257,7 @@ class CaseFiles:
             results = read_results(self._path(name, key))
         except InputError:
             return None
-        return results[0] if len(results) == 1 and results[0].measured is not None else None
+        return results[0] if len(results) == 1 and _ran(results[0]) else None
 
     def write(self, case: Validated) -> None:
         """Keep a finished case in place of those of its name under other conditions.
@@ -284,9 +286,26 @@ class CaseFiles:
         return self._folder / FINISHED / f"{_slug(name)}-{key}.json"
 
 
+def _ran(result: Result) -> bool:
+    return result.measured is not None or result.rehearsed is not None
+
+
+def refuse_rehearsed_evidence(folder: Path) -> None:
+    """Keep what was rehearsed out of the folder of what was measured.
+
+    Raises:
+        UsageError: the folder is below `reports`.
+    """
+    if REPORTS.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(
+            f"--output: found {folder}; allowed: a folder outside of {REPORTS}, which holds what "
+            "was measured: CUDA's libraries are stand-ins here, which measure nothing"
+        )
+
+
 def folder_of(device: str) -> Path:
     """`reports/nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
-    return Path("reports") / _slug(device)
+    return REPORTS / _slug(device)
 
 
 def _slug(name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritter_mem.allocator.snapshot import save_snapshot
-from tritter_mem.devices.cuda import open_cuda
+from tritter_mem.devices.cuda import is_standin, open_cuda
 from tritter_mem.devices.device import Device, Refused
 from tritter_mem.devices.nvml import read_usage
 from tritter_mem.errors import OutputError
@@ -75,6 +75,7 @@ def describe_device(index: int) -> dict[str, Any]:
         "total_bytes": found.total_memory,
         "memory_kilohertz": found.memory_clock_rate,
         "memory_bus_lines": found.memory_bus_width,
+        "standin": is_standin(),
     }
 
 

@@ -13,11 +13,13 @@ from tritter_mem.devices.environment import cuda_of_torch
 from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES, ASSUMED_SOURCE, find_gpu, present_card
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment
+from tritter_mem.results.run import Kind
 
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
 MOST_RUNS = 100
 _DEVICES = re.compile(r"auto|none|cpu|cuda(:\d{1,3})?")
 _NONE = "nothing was to be measured (--device none)"
+STANDIN = "CUDA's libraries are stand-ins here, over which a run is rehearsed: nothing was measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,19 @@ class MeasureOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedDevice:
+    """A device that runs can be made on.
+
+    Attributes:
+        card: None: the CPU.
+        standin: whether CUDA's libraries are stand-ins, over which a run is rehearsed.
+    """
+
+    card: GpuCard | None
+    standin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target(MeasureOptions):
     """The device that was found for the options, and what a case is run with there.
 
@@ -79,6 +94,7 @@ class Target(MeasureOptions):
         fitted: the card to fit.
         reason: why nothing can be measured; None where it can.
         card: the card that measures; None: the CPU, or nothing.
+        standin: whether it is a stand-in, over which a run is rehearsed.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         budget_bytes: a cap on the whole process, on CUDA; None: no cap.
     """
@@ -86,13 +102,19 @@ class Target(MeasureOptions):
     fitted: GpuCard
     reason: str | None = None
     card: GpuCard | None = None
+    standin: bool = False
     allocator_conf: str = ""
     budget_bytes: int | None = None
 
     @property
-    def measures(self) -> bool:
-        """Whether a run can be measured."""
+    def runs(self) -> bool:
+        """Whether a run can be made."""
         return self.reason is None
+
+    @property
+    def kind(self) -> Kind:
+        """What a run's figures are."""
+        return "rehearsed" if self.standin else "measured"
 
     @property
     def simulated(self) -> GpuCard:
@@ -124,14 +146,14 @@ def find_target(
         MeasureError: the card is `auto`, and there is none.
     """
     try:
-        card = locate(options)
+        device = locate(options)
     except MeasureError as error:
         return Target(**_fields(options), fitted=find_gpu(gpu), reason=str(error))
-    return target_on(card, options, gpu, allocator_conf, budget_bytes)
+    return target_on(device, options, gpu, allocator_conf, budget_bytes)
 
 
 def target_on(
-    card: GpuCard | None,
+    device: LocatedDevice,
     options: MeasureOptions,
     gpu: str,
     allocator_conf: str = "",
@@ -140,7 +162,7 @@ def target_on(
     """The same where the device was found already.
 
     Args:
-        card: what `locate` found; None: the CPU.
+        device: what `locate` found.
         options: how to measure.
         gpu: as in `find_target`.
         allocator_conf: as in `find_target`.
@@ -149,10 +171,12 @@ def target_on(
     Raises:
         ConfigError: there is no card of the name `gpu`.
     """
+    card = device.card
     return Target(
         **_fields(options),
         fitted=card if card is not None and gpu == AUTO else find_gpu(gpu),
         card=card,
+        standin=device.standin,
         allocator_conf=allocator_conf,
         budget_bytes=None if card is None else budget_bytes,
     )
@@ -162,8 +186,8 @@ def _fields(options: MeasureOptions) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in fields(MeasureOptions)}
 
 
-def locate(options: MeasureOptions) -> GpuCard | None:
-    """The card to measure on; None: the CPU.
+def locate(options: MeasureOptions) -> LocatedDevice:
+    """The device to measure on.
 
     A separate process asks PyTorch whether the device can be used.
 
@@ -171,13 +195,13 @@ def locate(options: MeasureOptions) -> GpuCard | None:
         MeasureError: there is nowhere to measure; says why.
     """
     if options.device == "cpu":
-        return None
+        return LocatedDevice(card=None)
     if options.device == "none":
         raise MeasureError(_NONE)
     card = _card_by_nvml(options.index)
     if cuda_of_torch() is None:
         raise MeasureError(NO_CUDA if card is None else NO_CUDA_BUILD)
-    return card_by_pytorch(options.index, card, options.time_limit_seconds)
+    return located_by_pytorch(options.index, card, options.time_limit_seconds)
 
 
 def _card_by_nvml(index: int) -> GpuCard | None:
@@ -190,7 +214,11 @@ def _card_by_nvml(index: int) -> GpuCard | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceProperties:
-    """What PyTorch says of a device: `torch.cuda.get_device_properties`."""
+    """What PyTorch says of a device: `torch.cuda.get_device_properties`.
+
+    Attributes:
+        standin: whether CUDA's libraries are stand-ins, which compute nothing.
+    """
 
     title: str
     compute_capability: tuple[int, ...]
@@ -198,9 +226,12 @@ class DeviceProperties:
     total_bytes: int
     memory_kilohertz: int
     memory_bus_lines: int
+    standin: bool
 
 
-def card_by_pytorch(index: int, card: GpuCard | None, time_limit_seconds: float) -> GpuCard:
+def located_by_pytorch(
+    index: int, card: GpuCard | None, time_limit_seconds: float
+) -> LocatedDevice:
     """Ask PyTorch, in a separate process, whether it can use a device.
 
     Args:
@@ -209,7 +240,8 @@ def card_by_pytorch(index: int, card: GpuCard | None, time_limit_seconds: float)
         time_limit_seconds: for the answer.
 
     Returns:
-        The card, with the capability and the multiprocessors that PyTorch sees.
+        The card, with the capability and the multiprocessors that PyTorch sees, and whether it is
+        a stand-in.
 
     Raises:
         MeasureError: it cannot; says why.
@@ -222,11 +254,12 @@ def card_by_pytorch(index: int, card: GpuCard | None, time_limit_seconds: float)
     )
     found = answer_of(job, DeviceProperties)
     major, minor = found.compute_capability
-    return replace(
+    seen = replace(
         card or _described(found),
         compute_capability=(major, minor),
         multiprocessors=found.multiprocessors,
     )
+    return LocatedDevice(card=seen, standin=found.standin)
 
 
 def _described(found: DeviceProperties) -> GpuCard:

@@ -10,7 +10,7 @@ from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.measure import runs
-from tritter_mem.measure.target import Target
+from tritter_mem.measure.target import STANDIN, Target
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.results.run import CheckpointCase, OutOfMemory
 from tritter_mem.simulation.flops import FlopCounter
@@ -116,8 +116,11 @@ def measured_trade_off(
     Yields:
         After each policy all cases, with what is measured so far, and what went wrong with this.
     """
+    if target.standin:
+        yield tuple(replace(case, measured_reason=STANDIN) for case in cases), []
+        return
     found = list(cases)
-    for number, case in enumerate(cases if target.measures else ()):
+    for number, case in enumerate(cases if target.runs else ()):
         name = f"{case.policy}:{case.n}" if case.n > 1 else case.policy
         progress.begin(f"{profile.name}, {name}: measuring")
         found[number] = measured = _measured(profile, case, target)

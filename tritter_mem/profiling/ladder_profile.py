@@ -24,7 +24,7 @@ from tritter_mem.oom.ladder import (
     rungs,
 )
 from tritter_mem.planner.compose import budget_of
-from tritter_mem.results.run import Estimate, Ladder, LadderEnd, LadderStep, Result
+from tritter_mem.results.run import Estimate, Kind, Ladder, LadderEnd, LadderStep, Result
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import case_workload, simulate_workload
 from tritter_model.config import RunConfig
@@ -72,7 +72,7 @@ def run_with(profile: Profile, settings: Settings, card: GpuCard) -> RunConfig:
 def profile_ladders(
     profile: Profile, target: Target, result: Result, progress: Progress
 ) -> Iterator[tuple[tuple[Ladder, ...], Sequence[str]]]:
-    """Go down the ladder by simulation, then by measuring where the profile is measured on a GPU.
+    """Go down the ladder by simulation, then by running where the profile runs on a GPU.
 
     Args:
         profile: a resolved profile.
@@ -94,7 +94,7 @@ def profile_ladders(
         return runs.measure_once(case, target)
 
     try:
-        found.append(measured_ladder(profile, card, budget, measure))
+        found.append(measured_ladder(profile, card, budget, measure, target.kind))
     except MeasureError as error:
         yield tuple(found), [f"ladder: {problem}" for problem in error.problems]
     else:
@@ -133,7 +133,11 @@ def simulated_ladder(
 
 
 def measured_ladder(
-    profile: Profile, card: GpuCard, budget_bytes: int, measure: Callable[[RunConfig], Estimate]
+    profile: Profile,
+    card: GpuCard,
+    budget_bytes: int,
+    measure: Callable[[RunConfig], Estimate],
+    kind: Kind = "measured",
 ) -> Ladder:
     """Go down the ladder by measuring until a rung fits.
 
@@ -142,6 +146,7 @@ def measured_ladder(
         card: the card that measures.
         budget_bytes: memory that may be used.
         measure: runs a case on the card, in a separate process.
+        kind: what its figures are.
 
     Raises:
         MeasureError: a run failed, and not for lack of memory.
@@ -155,7 +160,7 @@ def measured_ladder(
         return replace(step, needs_bytes=None, detail=f"in {refused.phase}: {refused.operator}")
 
     steps = tuple(_down(profile, measured))
-    return Ladder(kind="measured", budget_bytes=budget_bytes, steps=steps)
+    return Ladder(kind=kind, budget_bytes=budget_bytes, steps=steps)
 
 
 def _down(profile: Profile, try_on: Callable[[Rung], LadderStep]) -> Iterator[LadderStep]:

@@ -23,6 +23,7 @@ from tritter_mem.errors import MeasureError, SimulationError
 from tritter_mem.measure import runs
 from tritter_mem.measure.target import (
     DEFAULT_TIME_LIMIT_SECONDS,
+    STANDIN,
     MeasureOptions,
     Target,
     find_target,
@@ -34,7 +35,7 @@ from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
-from tritter_mem.results.run import KINDS, Estimate, Kind, Result
+from tritter_mem.results.run import KINDS, RUN_KINDS, Estimate, Kind, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
@@ -233,7 +234,7 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
         problems = _simulate(record, profile, target.simulated, save_trace)
         progress.begin(f"{name}: measuring")
         record.measure(profile.case, target)
-    if record.result.measured is None:  # nobody could say anything
+    if not record.result.estimates().keys() & set(RUN_KINDS):  # nobody could say anything
         record.problems[:0] = problems
     return record.finished()
 
@@ -302,19 +303,21 @@ class RecordBuilder:
         self.problems += problems
 
     def measure(self, work: Work, target: Target) -> None:
-        """Add what is measured, or why nothing is."""
+        """Add what is measured or, over stand-ins, rehearsed; or why nothing is."""
         if target.reason is not None:
             self.add(measured_reason=target.reason)
             if target.required:
                 self.fail([_not_here(target.device, target.reason)])
             return
+        if target.standin:
+            self.add(measured_reason=STANDIN)
         try:
-            self.add(measured=runs.measure(work, target))
+            self.add(**{target.kind: runs.measure(work, target)})
         except runs.PartlyMeasuredError as error:
-            self.add(measured=error.estimate)
+            self.add(**{target.kind: error.estimate})
             self.fail(error.problems)
         except MeasureError as error:
-            self.add(measured_reason=str(error))
+            self.add(**{f"{target.kind}_reason": str(error)})
             self.fail(error.problems)
 
     @contextmanager
@@ -330,7 +333,8 @@ class RecordBuilder:
             missing = {
                 f"{kind}_reason": INTERRUPTED
                 for kind in KINDS
-                if getattr(self.result, kind) is None
+                if kind != "rehearsed"
+                and getattr(self.result, kind) is None
                 and getattr(self.result, f"{kind}_reason") is None
             }
             self.add(**missing)
