@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tritter_mem.evidence.validate import (
     bundled,
     code_digest,
     conditions_on,
+    figure_sources,
     named,
     that_fit,
     validate,
@@ -96,6 +98,16 @@ def test_key_depends_on_the_profile_s_content_and_not_on_its_name() -> None:
     tiny = load_profile("tiny")
     assert HERE.key(load_profile("tiny", {"name": "same"})) == HERE.key(tiny)
     assert HERE.key(load_profile("tiny", {"workload.context": 256})) != HERE.key(tiny)
+
+
+def test_code_that_figures_come_from_is_a_condition_and_code_that_shows_them_is_not() -> None:
+    root = Path(module.__file__).parents[1]
+    inside = [path for path in figure_sources() if path.is_relative_to(root)]
+    parts = {path.relative_to(root).parts[0] for path in inside}
+    assert {"allocator", "config", "devices", "measure", "models", "planner", "simulation"} < parts
+    assert "torch_release.py" in parts
+    assert not {"cli", "report", "evidence"} & parts
+    assert any(path.name == "transformer.py" for path in figure_sources())
 
 
 def test_the_driver_is_no_condition_of_the_cpu() -> None:

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from tritter_mem.config.loading import load_profile
-from tritter_mem.devices.cuda import explain_cuda
+from tritter_mem.devices.cuda import DeviceProperties, explain_cuda
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import EXIT_NOT_MEASURED, MeasureError
 from tritter_mem.measure import child, runs, target
 from tritter_mem.measure.child import ChildJob, run_in_child
 from tritter_mem.measure.target import (
-    DeviceProperties,
     LocatedDevice,
     MeasureOptions,
     Target,
@@ -300,6 +299,13 @@ def test_old_driver_is_a_reason_for_auto_and_an_error_for_a_named_device() -> No
 SMALL = load_profile("tiny", {"workload.context": "4k"})
 
 
+def ran(result: Result) -> Estimate:
+    """What was measured; over stand-ins for CUDA's libraries, what was rehearsed."""
+    found = result.measured or result.rehearsed
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="module")
 def measured() -> Result:
     return profile(SMALL, device="cuda", repeat=2)
@@ -307,18 +313,16 @@ def measured() -> Result:
 
 @pytest.mark.gpu
 def test_measured_is_simulated(measured: Result) -> None:
-    assert measured.measured is not None
     assert measured.simulated is not None
     allocated = measured.simulated.allocated_peak_bytes
-    assert measured.measured.allocated_peak_bytes == pytest.approx(allocated, rel=0.005)
+    assert ran(measured).allocated_peak_bytes == pytest.approx(allocated, rel=0.005)
     reserved = measured.simulated.reserved_peak_bytes
-    assert measured.measured.reserved_peak_bytes == pytest.approx(reserved, rel=0.01)
+    assert ran(measured).reserved_peak_bytes == pytest.approx(reserved, rel=0.01)
 
 
 @pytest.mark.gpu
 def test_device_tells_its_own_figures(measured: Result) -> None:
-    found = measured.measured
-    assert found is not None
+    found = ran(measured)
     assert found.run is not None
     assert found.run.allocator.segment_allocations > 0
     assert found.run.allocator.retries == 0
@@ -330,8 +334,7 @@ def test_device_tells_its_own_figures(measured: Result) -> None:
 
 @pytest.mark.gpu
 def test_components_sum_to_the_measured_peak(measured: Result) -> None:
-    found = measured.measured
-    assert found is not None
+    found = ran(measured)
     assert found.run is not None
     assert found.run.components_reason is None
     assert found.components.total_bytes == found.allocated_peak_bytes
@@ -340,8 +343,7 @@ def test_components_sum_to_the_measured_peak(measured: Result) -> None:
 @pytest.mark.gpu
 def test_expandable_segments_reach_the_run() -> None:
     expanding = load_profile("tiny", {"allocator.conf": "expandable_segments:True"})
-    found = profile(expanding, device="cuda").measured
-    assert found is not None
+    found = ran(profile(expanding, device="cuda"))
     assert found.run is not None
     assert found.reserved_peak_bytes is not None
     assert found.allocated_peak_bytes <= found.reserved_peak_bytes
@@ -352,9 +354,8 @@ def test_expandable_segments_reach_the_run() -> None:
 def test_budget_that_is_too_small_is_out_of_memory_on_a_device() -> None:
     capped = load_profile("1b", {"gpu.budget": "1 GiB"})
     result = profile(capped, device="cuda")
-    assert result.measured is not None
-    assert result.measured.out_of_memory is not None
-    assert result.measured.footprint_bytes <= GiB
+    assert ran(result).out_of_memory is not None
+    assert ran(result).footprint_bytes <= GiB
     assert result.verdict is not None
     assert not result.verdict.fits
 
@@ -375,7 +376,6 @@ def test_third_party_code_on_a_device() -> None:
     arguments = {"layers": 2, "width": 128, "tokens": 128, "batch": 2}
     case = ModuleCase(path=str(code), function="build", arguments=arguments)
     result = profile_module(ModuleProfile(case=case, gpu="auto"), device="cuda")
-    assert result.measured is not None
     assert result.simulated is not None
     simulated = result.simulated.allocated_peak_bytes
-    assert result.measured.allocated_peak_bytes == pytest.approx(simulated, rel=0.005)
+    assert ran(result).allocated_peak_bytes == pytest.approx(simulated, rel=0.005)

@@ -21,7 +21,7 @@ from tritter_mem.devices.nvml import Usage
 from tritter_mem.errors import MeasureError, OutputError
 from tritter_mem.measure import cpu_run, cuda_run
 from tritter_mem.measure.out_of_memory import culprit
-from tritter_mem.measure.phases import with_components, with_fragmentation
+from tritter_mem.measure.recorded_run import with_components, with_fragmentation
 from tritter_mem.measure.session import DeviceSession, context_by_nvml
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.models.user_code import ModuleCase

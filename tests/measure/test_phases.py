@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tritter_mem.measure.phases import BETWEEN, PhaseReading, estimate_of, with_components
+from tritter_mem.measure.phases import BETWEEN, PhaseReading, estimate_of
+from tritter_mem.measure.recorded_run import with_components
 from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Estimate, Holding, Phase
 from tritter_mem.simulation.peaks import WARMUP
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,23 @@ def is_standin() -> bool:
     return hasattr(driver, STANDIN_VERSION)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProperties:
+    """What PyTorch says of a device: `torch.cuda.get_device_properties`.
+
+    Attributes:
+        standin: whether CUDA's libraries are stand-ins, which compute nothing.
+    """
+
+    title: str
+    compute_capability: tuple[int, ...]
+    multiprocessors: int
+    total_bytes: int
+    memory_kilohertz: int
+    memory_bus_lines: int
+    standin: bool
+
+
 class CudaDevice:
     """One CUDA device. Nothing is asked of CUDA before the first use.
 
@@ -63,6 +81,21 @@ class CudaDevice:
         import torch
 
         return int(torch.cuda.mem_get_info(self._index)[1])
+
+    def properties(self) -> DeviceProperties:
+        """What the device is."""
+        import torch
+
+        found = torch.cuda.get_device_properties(self._index)
+        return DeviceProperties(
+            title=found.name,
+            compute_capability=(found.major, found.minor),
+            multiprocessors=found.multi_processor_count,
+            total_bytes=found.total_memory,
+            memory_kilohertz=found.memory_clock_rate,
+            memory_bus_lines=found.memory_bus_width,
+            standin=is_standin(),
+        )
 
     def memory(self) -> DeviceMemory:
         """The memory now; `free_bytes` is below the process's cap, where there is one."""

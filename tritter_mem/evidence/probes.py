@@ -22,8 +22,9 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment
 from tritter_mem.measure.cuda_run import session_on
+from tritter_mem.measure.phases import Stopwatch
 from tritter_mem.measure.session import DeviceSession
-from tritter_mem.measure.workload import Timed, perform
+from tritter_mem.measure.workload import perform
 from tritter_mem.results.reading import from_plain
 from tritter_mem.simulation.cuda.scratch import peak_bytes, scratch_bytes
 from tritter_mem.units import KiB, MiB
@@ -209,7 +210,7 @@ def _context(session: DeviceSession) -> Iterator[ProbeReading]:
     for mode in ("inference", "training"):
         profile = load_profile("tiny", {**TINY, "workload.mode": mode})
         work = run_settings(profile, find_gpu(profile.gpu.name))
-        perform(work, session.device.name, Timed())
+        perform(work, session.device.name, Stopwatch())
     yield ProbeReading(name=CONTEXT, measured_bytes=session.context_bytes())
 
 

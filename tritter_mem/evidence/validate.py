@@ -37,11 +37,8 @@ FINISHED = "cases"
 _KEY = "[0-9a-f]{16}"
 Kept = Callable[[str, str], Result | None]
 """By a case's name and key its finished record; None where there is none."""
-_MEASURED_CODE = (
-    "allocator", "config", "devices", "measure", "models", "planner", "profiling", "recordings",
-    "simulation",
-)  # fmt: skip
-"""The packages that figures come from."""
+_WITHOUT_FIGURES = {"check", "cli", "evidence", "oom", "report", "pytest_plugin.py", "__main__.py"}
+"""Packages and files that show figures, compare them or serve users' own runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +126,17 @@ def conditions_on(card: GpuCard | None, index: int) -> Conditions:
 @cache
 def code_digest() -> str:
     """16 hex digits of SHA-256 over the sources of all that figures come from."""
-    tool, model = Path(__file__).parents[1], Path(tritter_model.__file__).parent
-    roots = [*(tool / name for name in _MEASURED_CODE), model]
     digest = hashlib.sha256()
-    for path in sorted(path for root in roots for path in root.rglob("*.py")):
+    for path in figure_sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def figure_sources() -> list[Path]:
+    """The model's files, and the tool's but those of `_WITHOUT_FIGURES`."""
+    tool, model = Path(__file__).parents[1], Path(tritter_model.__file__).parent
+    own = (p for p in tool.rglob("*.py") if p.relative_to(tool).parts[0] not in _WITHOUT_FIGURES)
+    return sorted([*own, *model.rglob("*.py")])
 
 
 def bundled(card: GpuCard | None, budget: str | None) -> list[Profile]:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritter_mem.allocator.snapshot import save_snapshot
-from tritter_mem.devices.cuda import is_standin, open_cuda
+from tritter_mem.devices.cuda import open_cuda
 from tritter_mem.devices.device import Device, Refused
 from tritter_mem.devices.nvml import read_usage
 from tritter_mem.errors import OutputError
 from tritter_mem.measure.out_of_memory import describe, find_out_of_memory
-from tritter_mem.measure.phases import BETWEEN, PhaseMeter, estimate_of, with_speed
+from tritter_mem.measure.phases import BETWEEN, PhaseMeter, Stopwatch, estimate_of, with_speed
 from tritter_mem.measure.session import DeviceSession
-from tritter_mem.measure.workload import Timed, Work, perform, read_work
+from tritter_mem.measure.workload import Work, perform, read_work
 from tritter_mem.results.run import AllocatorStats, DeviceRun, Estimate, OutOfMemory
 
 if TYPE_CHECKING:
@@ -57,26 +57,14 @@ def snapshot_case(work: dict[str, Any], index: int, path: str, **memory: Any) ->
     torch.cuda.memory._record_memory_history(
         enabled="all", context="alloc", stacks="python", max_entries=HISTORY_ENTRIES
     )
-    _as_far_as_memory_goes(read_work(work), session.device, Timed())
+    _as_far_as_memory_goes(read_work(work), session.device, Stopwatch())
     session.device.synchronize()
     write_snapshot(torch.cuda.memory._snapshot(), Path(path))
 
 
 def describe_device(index: int) -> dict[str, Any]:
-    """The job that looks whether a device can be used: `target.DeviceProperties` as plain data."""
-    import torch
-
-    open_cuda(index)
-    found = torch.cuda.get_device_properties(index)
-    return {
-        "title": found.name,
-        "compute_capability": [found.major, found.minor],
-        "multiprocessors": found.multi_processor_count,
-        "total_bytes": found.total_memory,
-        "memory_kilohertz": found.memory_clock_rate,
-        "memory_bus_lines": found.memory_bus_width,
-        "standin": is_standin(),
-    }
+    """The job that looks whether a device can be used: `DeviceProperties` as plain data."""
+    return asdict(open_cuda(index).properties())
 
 
 def session_on(index: int, **memory: Any) -> DeviceSession:

@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 
 BETWEEN = ""
 """The name of what lies between phases."""
+_STEP = ("forward", "backward", "optimizer")
+
+
+class Stopwatch:
+    """A watch that sums the seconds of each phase, and asks nothing of memory."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        start = perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def adopt(self, tensor: Tensor, category: str) -> None:
+        """Nothing: what tensors are for is another run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,106 +184,6 @@ def _phase(name: str, own: Sequence[PhaseReading]) -> Phase:
     )
 
 
-def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
-    """Say where the measured bytes are.
-
-    Args:
-        measured: by the allocator.
-        recorded: the same work under the recorder, which saw every tensor.
-
-    Returns:
-        The measured estimate with components, of the whole run and of each phase; without them,
-        and with the reason, where the two runs do not agree.
-    """
-    run, other = measured.run, recorded.run
-    if run is None or other is None:
-        return measured
-    own = {phase.name: phase for phase in recorded.phases}
-    asked = run.allocator.requested_peak_bytes, other.allocator.requested_peak_bytes
-    if asked[0] != asked[1] or {phase.name for phase in measured.phases} != set(own):
-        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, asked)))
-    same = recorded.allocated_peak_bytes == measured.allocated_peak_bytes
-    return replace(
-        measured,
-        components=_settled(recorded.components, measured.allocated_peak_bytes),
-        library_workspace_bytes=recorded.library_workspace_bytes,
-        phases=tuple(_with_parts(phase, own[phase.name]) for phase in measured.phases),
-        peak_at=recorded.peak_at,
-        timeline=recorded.timeline,
-        held_at_peak=recorded.held_at_peak if same else (),
-    )
-
-
-def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
-    """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
-
-    Args:
-        measured: by the allocator.
-        recorded: the same work, with the allocator's history on.
-
-    Returns:
-        The measured estimate with it; or with the reason.
-    """
-    run, other = measured.run, recorded.run
-    if run is None or other is None:
-        return measured
-    reason = other.fragmentation_reason
-    if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
-        reason = (
-            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
-            f"the measured one {measured.reserved_peak_bytes or 0:,}"
-        )
-    if reason is not None:
-        return replace(measured, run=replace(run, fragmentation_reason=reason))
-    source = other.fragmentation_source
-    return replace(
-        measured,
-        fragmentation=recorded.fragmentation,
-        run=replace(run, fragmentation_source=source),
-    )
-
-
-def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
-    return (
-        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
-        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
-        f"{asked[0]:,}"
-    )
-
-
-def _with_parts(phase: Phase, recorded: Phase) -> Phase:
-    if recorded.components is None:
-        return phase
-    return replace(phase, components=_settled(recorded.components, phase.allocated_peak_bytes))
-
-
-def _settled(recorded: Components, allocated_bytes: int) -> Components:
-    """The parts, so that they sum to what was allocated.
-
-    What is rounded up may differ where one of the two runs gave cached memory back: a block that
-    comes from another segment may be left whole.
-    """
-    asked = recorded.total_bytes - recorded.rounding_bytes
-    return replace(recorded, rounding_bytes=allocated_bytes - asked)
-
-
-STEP = ("forward", "backward", "optimizer")
-
-
-class Stopwatch:
-    """Sums the seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
-
-
 def phase_tokens(run: RunConfig) -> dict[str, int]:
     """Tokens of all sequences that go through each phase; phases that take none are left out.
 
@@ -300,10 +218,10 @@ def _timed(phase: Phase, seconds: float, tokens: int | None) -> Phase:
 
 def _overall(seconds: Mapping[str, float], run: RunConfig) -> float | None:
     """What decode generates in a second, or what a whole step trains on."""
-    needed = STEP if run.mode == "training" else ("decode",)
+    needed = _STEP if run.mode == "training" else ("decode",)
     if not set(needed) <= set(seconds):
         return None
     if run.mode == "training":
-        return run.batch * run.context / sum(seconds[name] for name in STEP)
+        return run.batch * run.context / sum(seconds[name] for name in _STEP)
     decoded = phase_tokens(run)["decode"]
     return decoded / seconds["decode"] if decoded else None

@@ -1,7 +1,8 @@
 """The recorded run on a device: where the bytes are, and how they lie at the reserved peak.
 
 The recorder sees tensors, the allocator's history sees every request. Both are noted at the end of
-each operator, and put together by that.
+each operator, and put together by that. What comes of it completes the measured run of the same
+work, where both went the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import DO_ALLOC, DO_RETRY, History, make_history
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.results.replay import Scenario
-from tritter_mem.results.run import DeviceRun, Estimate
+from tritter_mem.results.run import Components, DeviceRun, Estimate, Phase
 from tritter_mem.simulation.events import Event, EventLog, Span
 from tritter_mem.simulation.peaks import find_peaks
 from tritter_mem.simulation.playback import play
@@ -305,3 +306,86 @@ def _up_to_failure(history: History) -> History:
 
 def _no_progress(steps: int) -> None:
     """Nobody waits for the progress."""
+
+
+def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
+    """Say where the measured bytes are.
+
+    Args:
+        measured: by the allocator.
+        recorded: the same work under the recorder, which saw every tensor.
+
+    Returns:
+        The measured estimate with components, of the whole run and of each phase; without them,
+        and with the reason, where the two runs do not agree.
+    """
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
+        return measured
+    own = {phase.name: phase for phase in recorded.phases}
+    asked = run.allocator.requested_peak_bytes, other.allocator.requested_peak_bytes
+    if asked[0] != asked[1] or {phase.name for phase in measured.phases} != set(own):
+        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, asked)))
+    same = recorded.allocated_peak_bytes == measured.allocated_peak_bytes
+    return replace(
+        measured,
+        components=_settled(recorded.components, measured.allocated_peak_bytes),
+        library_workspace_bytes=recorded.library_workspace_bytes,
+        phases=tuple(_with_parts(phase, own[phase.name]) for phase in measured.phases),
+        peak_at=recorded.peak_at,
+        timeline=recorded.timeline,
+        held_at_peak=recorded.held_at_peak if same else (),
+    )
+
+
+def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
+    """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
+
+    Args:
+        measured: by the allocator.
+        recorded: the same work, with the allocator's history on.
+
+    Returns:
+        The measured estimate with it; or with the reason.
+    """
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
+        return measured
+    reason = other.fragmentation_reason
+    if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
+        reason = (
+            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
+            f"the measured one {measured.reserved_peak_bytes or 0:,}"
+        )
+    if reason is not None:
+        return replace(measured, run=replace(run, fragmentation_reason=reason))
+    source = other.fragmentation_source
+    return replace(
+        measured,
+        fragmentation=recorded.fragmentation,
+        run=replace(run, fragmentation_source=source),
+    )
+
+
+def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
+    return (
+        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
+        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
+        f"{asked[0]:,}"
+    )
+
+
+def _with_parts(phase: Phase, recorded: Phase) -> Phase:
+    if recorded.components is None:
+        return phase
+    return replace(phase, components=_settled(recorded.components, phase.allocated_peak_bytes))
+
+
+def _settled(recorded: Components, allocated_bytes: int) -> Components:
+    """The parts, so that they sum to what was allocated.
+
+    What is rounded up may differ where one of the two runs gave cached memory back: a block that
+    comes from another segment may be left whole.
+    """
+    asked = recorded.total_bytes - recorded.rounding_bytes
+    return replace(recorded, rounding_bytes=allocated_bytes - asked)

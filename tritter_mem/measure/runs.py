@@ -10,7 +10,7 @@ from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import cpu_run
 from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment, run_in_child
-from tritter_mem.measure.phases import with_components, with_fragmentation
+from tritter_mem.measure.recorded_run import with_components, with_fragmentation
 from tritter_mem.measure.target import Target
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.results.run import DeviceRun, Estimate, OutOfMemory, RunFigures, Spread

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.config.cards import AUTO, GpuCard, known_as, read_card
-from tritter_mem.devices.cuda import NO_CUDA, NO_CUDA_BUILD
+from tritter_mem.devices.cuda import NO_CUDA, NO_CUDA_BUILD, DeviceProperties
 from tritter_mem.devices.environment import cuda_of_torch
 from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES, ASSUMED_SOURCE, find_gpu, present_card
 from tritter_mem.errors import MeasureError, UsageError
@@ -210,23 +210,6 @@ def _card_by_nvml(index: int) -> GpuCard | None:
         return present_card(index)
     except MeasureError:
         return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceProperties:
-    """What PyTorch says of a device: `torch.cuda.get_device_properties`.
-
-    Attributes:
-        standin: whether CUDA's libraries are stand-ins, which compute nothing.
-    """
-
-    title: str
-    compute_capability: tuple[int, ...]
-    multiprocessors: int
-    total_bytes: int
-    memory_kilohertz: int
-    memory_bus_lines: int
-    standin: bool
 
 
 def located_by_pytorch(
