@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tritter_mem.devices.cuda import is_standin
+
 if TYPE_CHECKING:
     import torch
-
-STANDIN_UUID = "7374616e-642d-696e-2d6e-6f2d67707500"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Card:
     Attributes:
         capability: 90 for compute capability 9.0.
         device: where tensors go: `cuda`, or `meta` and `cpu` in its place.
-        standin: whether nothing computes there; see `is_standin`.
+        standin: whether CUDA's libraries are stand-ins, over which nothing computes.
     """
 
     name: str
@@ -75,13 +75,6 @@ def _first() -> Card:
         l2_cache_bytes=found.L2_cache_size,
         standin=is_standin(),
     )
-
-
-def is_standin() -> bool:
-    """Whether the CUDA libraries are those of `benchmarks/standin`, over which nothing computes."""
-    import torch
-
-    return str(torch.cuda.get_device_properties(0).uuid) == STANDIN_UUID
 
 
 def main() -> int:

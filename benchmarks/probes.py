@@ -20,19 +20,19 @@ from tritter_mem.config.bundled_files import profiles_root
 from tritter_mem.config.cards import GpuCard, known_as
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError
-from tritter_mem.evidence.probes import Reading, difference, probe, source_of, updated
-from tritter_mem.measure.target import Asked, locate
+from tritter_mem.evidence.probes import ProbeReading, difference, probe, source_of, updated
+from tritter_mem.measure.target import STANDIN, MeasureOptions, locate
 from tritter_mem.results.writing import write_text_atomically
 
 SCHEMA = "tritter-mem.probes/1"
 
 
-def lines(readings: Sequence[Reading]) -> list[str]:
+def lines(readings: Sequence[ProbeReading]) -> list[str]:
     """A table of bytes: measured, assumed, and whether they are equal."""
     return [f"{'probe':<42} {'measured':>13} {'assumed':>13}", *map(_line, readings)]
 
 
-def _line(reading: Reading) -> str:
+def _line(reading: ProbeReading) -> str:
     known = [
         "-" if size is None else f"{size:,}"
         for size in (reading.measured_bytes, reading.assumed_bytes)
@@ -54,7 +54,7 @@ def entry_of(card: GpuCard, folder: Path) -> Path:
     return folder / f"{name}.yaml"
 
 
-def change(path: Path, readings: Sequence[Reading], write: bool) -> str:
+def change(path: Path, readings: Sequence[ProbeReading], write: bool) -> str:
     """What the readings change in a card's file; written where that is wanted.
 
     Raises:
@@ -80,6 +80,8 @@ def kept(output: Path) -> Figures:
     output.unlink(missing_ok=True)
     arguments = ["-m", "benchmarks.probes", "--output", str(output)]
     _, printed = command(arguments, allowed=(EXIT_OK, EXIT_NOT_MEASURED))
+    if not output.exists():
+        raise MeasureError(printed)
     return {"printed": printed, **json.loads(output.read_text())}
 
 
@@ -90,8 +92,11 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="change the card's entry")
     asked = parser.parse_args()
     try:
-        card = locate(Asked(device="cuda"))
+        device = locate(MeasureOptions(device="cuda"))
+        card = device.card
         assert card is not None  # noqa: S101  (only --device cpu has none)
+        if device.standin:
+            raise MeasureError(f"{STANDIN}; probes need a device")
         readings = probe(card)
         _keep(readings, card, asked.output)
         print("\n".join(lines(readings)), end="\n\n")
@@ -102,7 +107,7 @@ def main() -> int:
     return EXIT_OK
 
 
-def _keep(readings: Sequence[Reading], card: GpuCard, output: Path | None) -> None:
+def _keep(readings: Sequence[ProbeReading], card: GpuCard, output: Path | None) -> None:
     if output is None:
         return
     environment = asdict(collect_environment())

@@ -21,9 +21,10 @@ from tritter_mem.allocator.snapshot import read_pickle, save_snapshot
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError
+from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK, MeasureError, OutputError, UsageError
+from tritter_mem.evidence.validate import refuse_rehearsed_evidence
 from tritter_mem.measure import runs
-from tritter_mem.measure.target import Asked, Target, locate
+from tritter_mem.measure.target import MeasureOptions, Target, locate
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.user_code import read_case
@@ -120,8 +121,10 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as name:
         whole = Path(name) / "snapshot.pickle"
-        asked = Asked(device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole)
-        target = Target(card=card, index=0, asked=asked, allocator_conf=case.conf)
+        target = Target(
+            device="cuda", time_limit_seconds=LIMIT_SECONDS, snapshot=whole,
+            card=card, fitted=card, allocator_conf=case.conf,
+        )  # fmt: skip
         runs.save_snapshot(work_of(case, card), target)
         keep(whole, folder / f"{case.name}.pickle")
     return figures(case, simulated_case(case, card))
@@ -144,7 +147,7 @@ def rows(files: Path) -> Iterator[Row]:
 
 def kept(case: Case, folder: Path) -> Figures:
     """Record a case; the document beside the snapshots then has it, and those before it."""
-    card = locate(Asked(device="cuda"))
+    card = locate(MeasureOptions(device="cuda")).card
     assert card is not None  # noqa: S101  (only --device cpu has none)
     folder.mkdir(parents=True, exist_ok=True)
     document = folder / DOCUMENT
@@ -166,10 +169,16 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="a folder")
     folder: Path = parser.parse_args().output
     try:
-        card = locate(Asked(device="cuda"))
+        device = locate(MeasureOptions(device="cuda"))
+        if device.standin:
+            refuse_rehearsed_evidence(folder)
     except MeasureError as error:
         print(f"found no CUDA device to record on: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    card = device.card
     assert card is not None  # noqa: S101  (only --device cpu has none)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[dict[str, Any]] = []

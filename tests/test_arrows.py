@@ -94,6 +94,5 @@ def test_the_model_knows_nothing_of_the_tool(module: str) -> None:
 
 KNOWN = {
     "tritter_mem.check.budget": {"tritter_mem.report.budget_report"},
-    "tritter_mem.devices.cuda": {"tritter_mem.oom.components"},
 }
 """Arrows up that are still there."""

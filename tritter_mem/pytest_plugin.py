@@ -236,10 +236,11 @@ class Session:
             self._notes.append(f"{self._files.report}: {len(records)} results")
 
     def _compare(self) -> None:
-        from tritter_mem.check.budget import compared
+        from tritter_mem.check.budget import compared, is_checked
 
         if self._baseline is not None:
-            self._outcomes = {r.name: compared(r, self._baseline) for r in self._results}
+            checked = filter(is_checked, self._results)
+            self._outcomes = {r.name: compared(r, self._baseline) for r in checked}
 
     def _accept(self, results: list[Result]) -> None:
         """Write the baseline with what passed; the entries of other tests stay as they are."""

@@ -22,8 +22,8 @@ import torch
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.devices.nvml import Driver, find_gpu
-from tritter_mem.measure.cuda_run import Place, Session, measure, open_cuda
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.measure.cuda_run import measure, session_on
 from tritter_mem.models.user_code import ModuleCase, read_case
 from tritter_mem.results.run import Estimate
 from tritter_mem.simulation.events import EventLog
@@ -99,7 +99,7 @@ def _segments(log: EventLog) -> int:
 
 def of_the_allocator(case: ModuleCase, stacks: str) -> Run:
     """The run on `cuda:0`, its history kept."""
-    session = Session(Place(index=0), Driver(0), open_cuda)
+    session = session_on(0)
     torch.cuda.memory._record_memory_history(
         enabled="all", context="alloc", stacks=stacks, max_entries=_ENTRIES
     )

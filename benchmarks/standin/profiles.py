@@ -23,7 +23,8 @@ from tests.planner.cases import profiles
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.measure.workload import Timed, perform
+from tritter_mem.measure.phases import Stopwatch
+from tritter_mem.measure.workload import perform
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.trace_file import load_log
@@ -46,7 +47,7 @@ def of_the_allocator(profile: Profile, card: GpuCard) -> list[Happened]:
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
     try:
-        perform(run_settings(profile, card), "cuda", Timed())
+        perform(run_settings(profile, card), "cuda", Stopwatch())
         return of_history(torch.cuda.memory._snapshot()["device_traces"][0])
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

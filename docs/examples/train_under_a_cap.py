@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tritter_mem import MemoryManager
 from tritter_mem.config.loading import load_profile
-from tritter_mem.devices.cuda import CudaDevice, Device, memory_fraction
+from tritter_mem.devices.cuda import CudaDevice, memory_fraction
+from tritter_mem.devices.device import Device
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.oom.jobs import training_job
@@ -105,7 +106,7 @@ def capped(case: Case, cap_bytes: int) -> Iterator[Device]:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(memory_fraction(min(cap_bytes, total), total))
     try:
-        yield CudaDevice(case.device)
+        yield CudaDevice(torch.cuda.current_device())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tritter_mem.devices.cuda import CudaPeak
+from tritter_mem.devices.cuda import CudaDevice
+from tritter_mem.devices.device import AllocatedPeak
 
 
 class Statistics:
@@ -18,23 +19,23 @@ class Statistics:
         self._live[index] += nbytes
         self._peak[index] = max(self._peak[index], self._live[index])
 
-    def max_memory_allocated(self, device: torch.device) -> int:
-        return self._peak[device.index]
+    def memory_stats(self, index: int) -> dict[str, int]:
+        return {"allocated_bytes.all.peak": self._peak[index]}
 
-    def reset_peak_memory_stats(self, device: torch.device) -> None:
-        self._peak[device.index] = self._live[device.index]
+    def reset_peak_memory_stats(self, index: int) -> None:
+        self._peak[index] = self._live[index]
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Statistics:
     found = Statistics()
-    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+    for name in ("memory_stats", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, getattr(found, name))
     return found
 
 
-def peak(index: int = 0) -> CudaPeak:
-    found = CudaPeak(torch.device("cuda", index))
+def peak(index: int = 0) -> AllocatedPeak:
+    found = AllocatedPeak(CudaDevice(index))
     found.reset()
     return found
 
@@ -55,7 +56,7 @@ def test_what_was_read_outlives_a_reset_by_other_code(cuda: Statistics) -> None:
     cuda.alloc(100)
     cuda.alloc(-100)
     assert found.read_bytes() == 100
-    cuda.reset_peak_memory_stats(torch.device("cuda", 0))
+    cuda.reset_peak_memory_stats(0)
     assert found.read_bytes() == 100
     found.reset()
     assert found.read_bytes() == 0
@@ -69,7 +70,7 @@ def test_each_device_has_its_own(cuda: Statistics) -> None:
 
 
 def test_one_that_is_gone_is_not_followed(cuda: Statistics) -> None:
-    from tritter_mem.devices.cuda import _FOLLOWING
+    from tritter_mem.devices.device import _FOLLOWING
 
     before = len(_FOLLOWING)
     found = peak()

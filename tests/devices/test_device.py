@@ -8,10 +8,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.oom.nets import ROOMY, count, loss, make
+from tritter_mem import MemoryManager
 from tritter_mem.allocator.settings import AllocatorSettings
-from tritter_mem.devices.cuda import CudaDevice, Reading
+from tritter_mem.devices.cuda import CudaDevice, cuda_device
+from tritter_mem.devices.device import DeviceMemory
 from tritter_mem.errors import MeasureError, UsageError
-from tritter_mem.oom.components import known_components
+from tritter_mem.oom.components import known_components, live_components
 from tritter_mem.oom.jobs import training_job
 from tritter_mem.oom.ladder import AS_IT_IS
 from tritter_mem.oom.simulated_device import SimulatedDevice
@@ -40,7 +42,7 @@ def step() -> None:
 def test_memory_runs_out_at_the_very_allocation_that_is_predicted(share: float) -> None:
     with SimulatedDevice(ROOMY) as free:
         step()
-    capacity = round(share * free.read().reserved_bytes)
+    capacity = round(share * free.memory().reserved_bytes)
     predicted = find_out_of_memory(free.log, AllocatorSettings(), capacity, 0)
     assert predicted is not None
     with Watched(capacity) as device, pytest.raises(torch.OutOfMemoryError) as caught:
@@ -86,7 +88,7 @@ def test_what_has_no_storage_of_its_own_does_not_count() -> None:
 
 
 def test_room_is_in_the_cache_and_on_the_device() -> None:
-    reading = Reading(allocated_bytes=1, reserved_bytes=3, free_bytes=4)
+    reading = DeviceMemory(allocated_bytes=1, reserved_bytes=3, free_bytes=4)
     assert reading.holds(6)
     assert not reading.holds(7)
 
@@ -94,37 +96,37 @@ def test_room_is_in_the_cache_and_on_the_device() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_the_way_out_is_named() -> None:
     with pytest.raises(MeasureError, match="no CUDA device was found: hand over SimulatedDevice"):
-        CudaDevice()
+        MemoryManager()
 
 
 @pytest.mark.parametrize("name", ["cpu", "meta", "cuda:", "cudda", "gpu"])
 def test_what_is_no_cuda_device_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"device: found '{name}'; allowed: cuda, cuda:1"):
-        CudaDevice(name)
+        cuda_device(name, "")
 
 
 @pytest.mark.gpu
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(MeasureError, match="device: found cuda:99; there is cuda:0"):
-        CudaDevice("cuda:99")
+        cuda_device("cuda:99", "")
 
 
 @pytest.mark.gpu
 def test_cuda_device_reads_what_pytorch_holds() -> None:
-    device = CudaDevice("cuda")
-    before = device.read()
+    device = CudaDevice(torch.cuda.current_device())
+    before = device.memory()
     held = torch.empty(30 * MiB, dtype=torch.uint8, device="cuda")
-    now = device.read()
+    now = device.memory()
     assert now.allocated_bytes - before.allocated_bytes == held.nbytes
-    assert device.components()["activations"] >= held.nbytes
+    assert live_components(device)["activations"] >= held.nbytes
     del held
     device.empty_cache()
-    assert device.read().reserved_bytes <= now.reserved_bytes - 30 * MiB
+    assert device.memory().reserved_bytes <= now.reserved_bytes - 30 * MiB
 
 
 @pytest.mark.gpu
 def test_generators_of_the_cpu_and_of_cuda_go_back() -> None:
-    device = CudaDevice("cuda")
+    device = CudaDevice(torch.cuda.current_device())
     state = device.random_state()
     torch.rand(3), torch.rand(3, device="cuda")
     assert not any(map(torch.equal, device.random_state(), state))
@@ -135,7 +137,7 @@ def test_generators_of_the_cpu_and_of_cuda_go_back() -> None:
 @pytest.mark.gpu
 @pytest.mark.computes
 def test_after_going_back_the_same_numbers_are_drawn() -> None:
-    device = CudaDevice("cuda")
+    device = CudaDevice(torch.cuda.current_device())
     state = device.random_state()
     drawn = torch.rand(3), torch.rand(3, device="cuda")
     device.set_random_state(state)

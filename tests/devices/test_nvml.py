@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tritter_mem.devices import nvml as driver
-from tritter_mem.devices.nvml import Driver, Usage, read_usage
+from tritter_mem.devices.nvml import Usage, read_usage, usage_of
 
 
 class NVMLError(Exception):
@@ -32,6 +32,7 @@ def nvml(processes: Any = (), second_version: bool = True) -> Any:
         NVMLError=NVMLError,
         nvmlMemory_v2=0x2000028,
         nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetMemoryInfo=memory,
         nvmlDeviceGetComputeRunningProcesses=listed,
@@ -43,7 +44,7 @@ def process(pid: int, used: int | None) -> Any:
 
 
 def test_process_is_found_among_others() -> None:
-    found = read_usage(nvml([process(7, 300), process(8, 600)]), 0, pid=8)
+    found = usage_of(nvml([process(7, 300), process(8, 600)]), 0, pid=8)
     assert found == Usage(device_bytes=1000, process_bytes=600)
 
 
@@ -58,17 +59,17 @@ def test_process_is_found_among_others() -> None:
     ids=["container", "other numbers", "wsl", "not supported"],
 )
 def test_missing_process_has_its_reason(processes: Any, reason: str) -> None:
-    found = read_usage(nvml(processes), 0, pid=8)
+    found = usage_of(nvml(processes), 0, pid=8)
     assert (found.device_bytes, found.process_bytes, found.unread) == (1000, None, (reason,))
 
 
 def test_old_driver_counts_its_own_memory_too() -> None:
-    assert read_usage(nvml(second_version=False), 0, pid=8).device_bytes == 1600
+    assert usage_of(nvml(second_version=False), 0, pid=8).device_bytes == 1600
 
 
 def test_without_the_package_all_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert Driver(0).usage() == Usage(unread=(driver.NO_LIBRARY,))
+    assert read_usage(0) == Usage(unread=("NVML cannot be used: install nvidia-ml-py",))
 
 
 def test_without_a_driver_all_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +79,11 @@ def test_without_a_driver_all_is_unread(monkeypatch: pytest.MonkeyPatch) -> None
     fake = nvml()
     fake.nvmlInit = missing
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    [reason] = Driver(0).usage().unread
+    [reason] = read_usage(0).unread
     assert reason == "NVML cannot be used: NVML Shared Library Not Found"
 
 
 def test_own_process_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", nvml([process(os.getpid(), 64)]))
-    assert Driver(0).usage().process_bytes == 64
+    assert read_usage(0).process_bytes == 64

@@ -22,7 +22,7 @@ from tritter_mem.evidence.probes import (
     CUBLAS,
     OPERATORS,
     Beyond,
-    Reading,
+    ProbeReading,
     beyond,
     difference,
     pages,
@@ -36,8 +36,8 @@ from tritter_mem.units import GiB, MiB
 
 SOURCE = source_of("2.11.0", "580.82.07", "2026-01-05")
 READINGS = (
-    Reading(name=CONTEXT, measured_bytes=530 * MiB + 1),
-    Reading(name=CUBLAS, measured_bytes=33_554_432),
+    ProbeReading(name=CONTEXT, measured_bytes=530 * MiB + 1),
+    ProbeReading(name=CUBLAS, measured_bytes=33_554_432),
 )
 H100 = (profiles_root() / "gpus" / "h100.yaml").read_text()
 
@@ -117,7 +117,7 @@ def test_comments_and_order_stay() -> None:
 
 
 def test_what_could_not_be_read_stays_as_it_is() -> None:
-    unread = Reading(name=CONTEXT, measured_bytes=None)
+    unread = ProbeReading(name=CONTEXT, measured_bytes=None)
     after = updated(H100, (unread, READINGS[1]), SOURCE)
     assert "assumed, not measured" in after
     assert "cublas_workspace_bytes: 33554432" in after
@@ -157,19 +157,19 @@ def test_a_card_that_the_table_lacks_is_named() -> None:
 
 def test_the_table_says_where_a_reading_is_not_what_is_assumed() -> None:
     readings = [
-        Reading(name="a", measured_bytes=512, assumed_bytes=512),
-        Reading(name="b", measured_bytes=1024, assumed_bytes=512),
-        Reading(name="c", measured_bytes=None, assumed_bytes=512),
-        Reading(name="d", measured_bytes=7),
+        ProbeReading(name="a", measured_bytes=512, assumed_bytes=512),
+        ProbeReading(name="b", measured_bytes=1024, assumed_bytes=512),
+        ProbeReading(name="c", measured_bytes=None, assumed_bytes=512),
+        ProbeReading(name="d", measured_bytes=7),
     ]
     assert ["differs" in line for line in lines(readings)] == [False, False, True, False, False]
 
 
 @pytest.mark.gpu
 def test_probes_on_a_gpu_read_every_figure() -> None:
-    from tritter_mem.measure.target import Asked, locate
+    from tritter_mem.measure.target import MeasureOptions, locate
 
-    card = locate(Asked(device="cuda"))
+    card = locate(MeasureOptions(device="cuda")).card
     assert card is not None
     found = {reading.name: reading for reading in probe(card)}
     assert found[CUBLAS].measured_bytes == found[CUBLAS].assumed_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ from tritter_mem.evidence.validate import (
     bundled,
     code_digest,
     conditions_on,
+    figure_sources,
     named,
     that_fit,
     validate,
 )
-from tritter_mem.measure.target import Asked, locate
+from tritter_mem.measure.target import LocatedDevice, MeasureOptions, locate
 from tritter_mem.profiling.profiler import MeasurementFailedError
 from tritter_mem.results.run import Result
 from tritter_mem.results.validation import Validated
@@ -31,7 +33,7 @@ from tritter_mem.results.validation import Validated
 HERE = Conditions(
     device="NVIDIA H100", torch="2.11.0", driver="580.1", tool_version="0.1", code="0" * 16
 )
-CPU = Asked(device="cpu")
+CPU = MeasureOptions(device="cpu")
 H100 = find_gpu("h100")
 
 
@@ -40,7 +42,7 @@ def none_kept(name: str, key: str) -> None:
 
 
 def run(cases: list[Profile], kept: Any = none_kept) -> list[Validated]:
-    return list(validate(cases, HERE, kept, asked=CPU, card=None))
+    return list(validate(cases, HERE, kept, options=CPU, device=LocatedDevice(card=None)))
 
 
 def test_every_case_of_the_list_is_a_profile_of_its_own() -> None:
@@ -98,6 +100,16 @@ def test_key_depends_on_the_profile_s_content_and_not_on_its_name() -> None:
     assert HERE.key(load_profile("tiny", {"workload.context": 256})) != HERE.key(tiny)
 
 
+def test_code_that_figures_come_from_is_a_condition_and_code_that_shows_them_is_not() -> None:
+    root = Path(module.__file__).parents[1]
+    inside = [path for path in figure_sources() if path.is_relative_to(root)]
+    parts = {path.relative_to(root).parts[0] for path in inside}
+    assert {"allocator", "config", "devices", "measure", "models", "planner", "simulation"} < parts
+    assert "torch_release.py" in parts
+    assert not {"cli", "report", "evidence"} & parts
+    assert any(path.name == "transformer.py" for path in figure_sources())
+
+
 def test_the_driver_is_no_condition_of_the_cpu() -> None:
     found = conditions_on(None, 0)
     assert (found.device, found.driver, found.code) == ("cpu", None, code_digest())
@@ -146,14 +158,15 @@ def test_cases_come_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "profile", answer)
     cases = [load_profile("tiny", {"name": name}) for name in "ab"]
-    next(validate(cases, HERE, none_kept, asked=CPU, card=None))
+    next(validate(cases, HERE, none_kept, options=CPU, device=LocatedDevice(card=None)))
     assert asked == ["a"]
 
 
 @pytest.mark.gpu
 def test_tiny_on_a_gpu_is_within_the_tolerances() -> None:
-    asked = Asked(device="cuda")
-    card = locate(asked)
+    options = MeasureOptions(device="cuda")
+    device = locate(options)
+    card = device.card
     cases = [case for case in bundled(card, None) if case.name == "tiny-int4"]
-    (found,) = validate(cases, conditions_on(card, 0), none_kept, asked=asked, card=card)
+    (found,) = validate(cases, conditions_on(card, 0), none_kept, options=options, device=device)
     assert found.status == "within", (found.problem, list(found.errors()))

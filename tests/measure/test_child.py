@@ -13,7 +13,7 @@ import pytest
 
 from tritter_mem.errors import EXIT_NOT_MEASURED, MeasureError
 from tritter_mem.measure import child
-from tritter_mem.measure.child import Job, run_in_child
+from tritter_mem.measure.child import ChildJob, run_in_child
 
 JOBS = """
     import os, signal, subprocess, sys, time
@@ -71,7 +71,9 @@ def _jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(job: str, limit: float = 60, **arguments: object) -> object:
-    return run_in_child(Job(function=f"jobs:{job}", arguments=arguments, time_limit_seconds=limit))
+    return run_in_child(
+        ChildJob(function=f"jobs:{job}", arguments=arguments, time_limit_seconds=limit)
+    )
 
 
 def failure(job: str, limit: float = 60, **arguments: object) -> MeasureError:
@@ -118,7 +120,7 @@ def test_environment_is_set_and_unset_for_the_child_alone(monkeypatch: pytest.Mo
     monkeypatch.setenv("INHERITED", "yes")
 
     def seen(**environment: str | None) -> object:
-        job = Job(
+        job = ChildJob(
             function="jobs:variable",
             arguments={"name": next(iter(environment), "INHERITED")},
             time_limit_seconds=60,
@@ -235,8 +237,9 @@ def test_answer_that_is_no_plain_data_is_an_error() -> None:
 
 CALLER = """
     import sys
-    from tritter_mem.measure.child import Job, run_in_child
-    run_in_child(Job(function="jobs:hang", arguments={"pids": sys.argv[1]}, time_limit_seconds=60))
+    from tritter_mem.measure.child import ChildJob, run_in_child
+    arguments = {"pids": sys.argv[1]}
+    run_in_child(ChildJob(function="jobs:hang", arguments=arguments, time_limit_seconds=60))
 """
 
 

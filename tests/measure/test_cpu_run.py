@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tritter_mem.errors import MeasureError
-from tritter_mem.measure import cpu_run
-from tritter_mem.measure.child import Job, run_in_child
+from tritter_mem.measure import child, cpu_run
+from tritter_mem.measure.child import ChildJob, run_in_child
 from tritter_mem.measure.workload import to_plain
 from tritter_mem.results.run import Estimate
 from tritter_mem.units import MiB
@@ -65,7 +65,7 @@ def test_resident_memory_is_the_childs_own() -> None:
     """The kernel hands a parent's peak on to its children in `ru_maxrss`."""
     ballast = b"x" * (300 * MiB)
     resident = run_in_child(
-        Job(
+        ChildJob(
             function="tritter_mem.measure.cpu_run:resident_peak_bytes",
             arguments={},
             time_limit_seconds=60,
@@ -103,6 +103,6 @@ def test_failing_run_says_what_failed() -> None:
 
 @pytest.mark.parametrize("answer", [{}, {"device": "cpu"}, [], 3, {"device": 3, "phases": "x"}])
 def test_result_that_is_none_is_an_error(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_run, "run_in_child", lambda job: answer)
+    monkeypatch.setattr(child, "run_in_child", lambda job: answer)
     with pytest.raises(MeasureError, match="the run left a result that is none"):
         cpu_run.measure(INFERENCE, time_limit_seconds=1)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +11,17 @@ import pytest
 import torch
 
 from tritter_mem.config.loading import load_profile
+from tritter_mem.devices.cuda import DeviceProperties, explain_cuda
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import EXIT_NOT_MEASURED, MeasureError
 from tritter_mem.measure import child, runs, target
-from tritter_mem.measure.child import Job, run_in_child
-from tritter_mem.measure.failures import explain_cuda
-from tritter_mem.measure.target import Asked, Target, find_where
+from tritter_mem.measure.child import ChildJob, run_in_child
+from tritter_mem.measure.target import (
+    LocatedDevice,
+    MeasureOptions,
+    Target,
+    find_target,
+)
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.profiling import profiler
 from tritter_mem.profiling.profiler import (
@@ -52,15 +57,15 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING"):
         monkeypatch.setenv(name, "inherited")
     monkeypatch.setenv("TRITTER_KERNELS", "triton")
-    job = Job(
+    job = ChildJob(
         function="os:getenv",
         arguments={"key": "PYTORCH_ALLOC_CONF"},
         time_limit_seconds=60,
-        environment=child.environment("expandable_segments:True"),
+        environment=child.measuring_environment("expandable_segments:True"),
     )
     assert run_in_child(job) == "expandable_segments:True"
     assert run_in_child(replace(job, arguments={"key": "PYTORCH_CUDA_ALLOC_CONF"})) is None
-    assert run_in_child(replace(job, environment=child.environment(""))) is None
+    assert run_in_child(replace(job, environment=child.measuring_environment(""))) is None
     assert run_in_child(replace(job, arguments={"key": "TRITTER_KERNELS"})) == "triton"
 
 
@@ -87,7 +92,7 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_trouble_says_what_to_do(said: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tritter_mem.measure.failures.driver_version", lambda: "470.57")
+    monkeypatch.setattr("tritter_mem.devices.cuda.driver_version", lambda: "470.57")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(explain_cuda(said, 3))
@@ -107,7 +112,7 @@ def test_devices_that_are_hidden_are_said_to_be(
 @pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
 def test_child_that_finds_no_cuda_says_so_in_one_line() -> None:
     with pytest.raises(MeasureError, match="this PyTorch is built without CUDA") as caught:
-        target.probe(0, H100, 60)
+        target.located_by_pytorch(0, H100, 60)
     assert caught.value.exit_code == EXIT_NOT_MEASURED
 
 
@@ -129,7 +134,7 @@ def out_of_memory(reserved: int, limit: int, capped: bool) -> Estimate:
 
 
 def on(card: Any = H100, **settings: Any) -> Target:
-    return Target(card=card, index=0, asked=Asked(device="cuda"), **settings)
+    return Target(device="cuda", card=card, fitted=find_gpu("rtx-5080"), **settings)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +146,8 @@ def test_out_of_memory_at_the_limit_is_an_answer(
     reserved: int, limit: int, capped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = out_of_memory(reserved, limit, capped)
-    monkeypatch.setattr(runs, "read_estimate", lambda answer: found)
-    monkeypatch.setattr(runs, "run_in_child", lambda job: None)
-    assert runs.measure_on_gpu(WORK, on()) == found
+    monkeypatch.setattr(runs, "answer_of", lambda job, kind: found)
+    assert runs.measure_once(WORK, on()) == found
 
 
 @pytest.mark.parametrize(("limit", "capped"), [(15 * GiB, True), (80 * GiB, False)])
@@ -151,17 +155,16 @@ def test_out_of_memory_below_the_limit_says_who_holds_the_rest(
     limit: int, capped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = out_of_memory(8 * GiB, limit, capped)
-    monkeypatch.setattr(runs, "read_estimate", lambda answer: found)
-    monkeypatch.setattr(runs, "run_in_child", lambda job: None)
+    monkeypatch.setattr(runs, "answer_of", lambda job, kind: found)
     with pytest.raises(MeasureError, match=r"has 80.00 GiB, of which other processes hold 70.00"):
-        runs.measure_on_gpu(WORK, on())
+        runs.measure_once(WORK, on())
 
 
 def test_failed_recording_leaves_the_measured_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(job: object) -> None:
         raise MeasureError("the run was killed by SIGKILL")
 
-    monkeypatch.setattr(runs, "run_in_child", killed)
+    monkeypatch.setattr(child, "run_in_child", killed)
     measured = replace(out_of_memory(8, 15 * GiB, True), out_of_memory=None)
     found = runs.with_recorded_components(measured, WORK, on())
     assert found.allocated_peak_bytes == measured.allocated_peak_bytes
@@ -171,35 +174,42 @@ def test_failed_recording_leaves_the_measured_figures(monkeypatch: pytest.Monkey
 
 def test_simulated_card_is_the_one_that_measures_with_the_budget_for_its_memory() -> None:
     rtx = find_gpu("rtx-5080")
-    stands_for = on(budget_bytes=15 * GiB).simulated_card(rtx)
-    assert stands_for == replace(H100, total_bytes=15 * GiB)
-    assert on().simulated_card(rtx) == H100
-    assert Target(card=None, index=0, asked=Asked()).simulated_card(rtx) == rtx
+    assert on(budget_bytes=15 * GiB).simulated == replace(H100, total_bytes=15 * GiB)
+    assert on().simulated == H100
+    assert on(None).simulated == rtx
 
 
-def test_pytorch_has_the_last_word_on_the_card() -> None:
-    found = {"compute_capability": [9, 0], "multiprocessors": 114}
-    assert target.seen_by_pytorch(H100, found) == replace(H100, multiprocessors=114)
+SEEN = DeviceProperties(
+    title="NVIDIA H100 80GB HBM3", compute_capability=(9, 0), multiprocessors=114,
+    total_bytes=79 * GiB, memory_kilohertz=2_619_000, memory_bus_lines=5120, standin=False,
+)  # fmt: skip
+
+
+def seen_by_pytorch(monkeypatch: pytest.MonkeyPatch, found: DeviceProperties, card: Any) -> Any:
+    """The card, where the child process has found these properties."""
+    monkeypatch.setattr(child, "run_in_child", lambda job: asdict(found))
+    return target.located_by_pytorch(0, card, 60).card
+
+
+def test_pytorch_has_the_last_word_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seen_by_pytorch(monkeypatch, SEEN, H100) == replace(H100, multiprocessors=114)
 
 
 def test_card_that_nvml_does_not_describe_is_found_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = {"title": "NVIDIA H100 80GB HBM3", "compute_capability": [9, 0],
-             "multiprocessors": 132, "total_bytes": 79 * GiB}  # fmt: skip
-    monkeypatch.setattr(target, "run_in_child", lambda job: found)
-    card = target.probe(0, None, 60)
+    card = seen_by_pytorch(monkeypatch, SEEN, None)
     assert (card.name, card.total_bytes) == ("h100", 79 * GiB)
 
 
 def test_card_that_neither_nvml_nor_the_table_knows_is_what_pytorch_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = {"title": "NVIDIA Something New", "compute_capability": [12, 1], "multiprocessors": 96,
-             "total_bytes": 24 * GiB, "memory_kilohertz": 14_000_000,
-             "memory_bus_lines": 256}  # fmt: skip
-    monkeypatch.setattr(target, "run_in_child", lambda job: found)
-    card = target.probe(0, None, 60)
+    found = DeviceProperties(
+        title="NVIDIA Something New", compute_capability=(12, 1), multiprocessors=96,
+        total_bytes=24 * GiB, memory_kilohertz=14_000_000, memory_bus_lines=256, standin=False,
+    )  # fmt: skip
+    card = seen_by_pytorch(monkeypatch, found, None)
     assert (card.name, card.title, card.total_bytes) == ("auto", "NVIDIA Something New", 24 * GiB)
     assert (card.compute_capability, card.multiprocessors) == ((12, 1), 96)
     assert card.bandwidth_bytes_per_second == 896_000_000_000
@@ -218,7 +228,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> list[Target]:
         asked.append(on)
         return out_of_memory(14 * GiB + 1, 15 * GiB, True)
 
-    monkeypatch.setattr(target, "locate", lambda asked: H100)
+    monkeypatch.setattr(target, "locate", lambda options: LocatedDevice(card=H100))
     monkeypatch.setattr(profiler.runs, "measure", measured)
     return asked
 
@@ -249,8 +259,7 @@ def test_without_a_budget_of_its_own_a_profile_is_not_capped(h100: list[Target])
 
 
 def test_auto_card_is_the_one_that_measures(h100: list[Target]) -> None:
-    where = find_where(Asked(device="cuda:1"), "auto", "", None)
-    assert where.fitted == H100
+    assert find_target(MeasureOptions(device="cuda:1"), "auto").fitted == H100
 
 
 @pytest.fixture
@@ -272,7 +281,7 @@ def _old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(target, "cuda_of_torch", lambda: "12.8")
-    monkeypatch.setattr(target, "probe", probe)
+    monkeypatch.setattr(target, "located_by_pytorch", probe)
 
 
 @pytest.mark.usefixtures("_old_driver")
@@ -290,6 +299,13 @@ def test_old_driver_is_a_reason_for_auto_and_an_error_for_a_named_device() -> No
 SMALL = load_profile("tiny", {"workload.context": "4k"})
 
 
+def ran(result: Result) -> Estimate:
+    """What was measured; over stand-ins for CUDA's libraries, what was rehearsed."""
+    found = result.measured or result.rehearsed
+    assert found is not None
+    return found
+
+
 @pytest.fixture(scope="module")
 def measured() -> Result:
     return profile(SMALL, device="cuda", repeat=2)
@@ -297,18 +313,16 @@ def measured() -> Result:
 
 @pytest.mark.gpu
 def test_measured_is_simulated(measured: Result) -> None:
-    assert measured.measured is not None
     assert measured.simulated is not None
     allocated = measured.simulated.allocated_peak_bytes
-    assert measured.measured.allocated_peak_bytes == pytest.approx(allocated, rel=0.005)
+    assert ran(measured).allocated_peak_bytes == pytest.approx(allocated, rel=0.005)
     reserved = measured.simulated.reserved_peak_bytes
-    assert measured.measured.reserved_peak_bytes == pytest.approx(reserved, rel=0.01)
+    assert ran(measured).reserved_peak_bytes == pytest.approx(reserved, rel=0.01)
 
 
 @pytest.mark.gpu
 def test_device_tells_its_own_figures(measured: Result) -> None:
-    found = measured.measured
-    assert found is not None
+    found = ran(measured)
     assert found.run is not None
     assert found.run.allocator.segment_allocations > 0
     assert found.run.allocator.retries == 0
@@ -320,8 +334,7 @@ def test_device_tells_its_own_figures(measured: Result) -> None:
 
 @pytest.mark.gpu
 def test_components_sum_to_the_measured_peak(measured: Result) -> None:
-    found = measured.measured
-    assert found is not None
+    found = ran(measured)
     assert found.run is not None
     assert found.run.components_reason is None
     assert found.components.total_bytes == found.allocated_peak_bytes
@@ -330,8 +343,7 @@ def test_components_sum_to_the_measured_peak(measured: Result) -> None:
 @pytest.mark.gpu
 def test_expandable_segments_reach_the_run() -> None:
     expanding = load_profile("tiny", {"allocator.conf": "expandable_segments:True"})
-    found = profile(expanding, device="cuda").measured
-    assert found is not None
+    found = ran(profile(expanding, device="cuda"))
     assert found.run is not None
     assert found.reserved_peak_bytes is not None
     assert found.allocated_peak_bytes <= found.reserved_peak_bytes
@@ -342,9 +354,8 @@ def test_expandable_segments_reach_the_run() -> None:
 def test_budget_that_is_too_small_is_out_of_memory_on_a_device() -> None:
     capped = load_profile("1b", {"gpu.budget": "1 GiB"})
     result = profile(capped, device="cuda")
-    assert result.measured is not None
-    assert result.measured.out_of_memory is not None
-    assert result.measured.footprint_bytes <= GiB
+    assert ran(result).out_of_memory is not None
+    assert ran(result).footprint_bytes <= GiB
     assert result.verdict is not None
     assert not result.verdict.fits
 
@@ -365,7 +376,6 @@ def test_third_party_code_on_a_device() -> None:
     arguments = {"layers": 2, "width": 128, "tokens": 128, "batch": 2}
     case = ModuleCase(path=str(code), function="build", arguments=arguments)
     result = profile_module(ModuleProfile(case=case, gpu="auto"), device="cuda")
-    assert result.measured is not None
     assert result.simulated is not None
     simulated = result.simulated.allocated_peak_bytes
-    assert result.measured.allocated_peak_bytes == pytest.approx(simulated, rel=0.005)
+    assert ran(result).allocated_peak_bytes == pytest.approx(simulated, rel=0.005)

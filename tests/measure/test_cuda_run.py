@@ -17,15 +17,15 @@ from tests.measure.simulated_gpu import (
     SimulatedDriver,
     SimulatedGpu,
 )
-from tritter_mem.devices.cuda import context_bytes
 from tritter_mem.devices.nvml import Usage
 from tritter_mem.errors import MeasureError, OutputError
 from tritter_mem.measure import cpu_run, cuda_run
-from tritter_mem.measure.cuda_run import Place, Session
-from tritter_mem.measure.failures import culprit
-from tritter_mem.measure.phases import with_components, with_fragmentation
+from tritter_mem.measure.out_of_memory import culprit
+from tritter_mem.measure.recorded_run import with_components, with_fragmentation
+from tritter_mem.measure.session import DeviceSession, context_by_nvml
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.results.reading import from_plain
 from tritter_mem.results.run import Components, Estimate, Fragmentation
 from tritter_mem.units import GiB, MiB
 from tritter_model.config import ModelConfig, RunConfig
@@ -43,21 +43,22 @@ def session(
     total_bytes: int = GiB,
     budget_bytes: int | None = None,
     inside: Callable[[SimulatedGpu, str], None] = lambda gpu, operator: None,
-) -> Iterator[Session]:
+) -> Iterator[DeviceSession]:
     driver, gpu = SimulatedDriver(), SimulatedGpu(total_bytes, inside)
 
-    def opened(index: int) -> SimulatedGpu:
+    def opened() -> SimulatedGpu:
         driver.gpu = gpu
         return gpu
 
-    place = Place(index=0, budget_bytes=budget_bytes, assumed_context_bytes=500 * MiB)
     with gpu:
-        yield Session(place, driver, opened)  # type: ignore[arg-type]
+        yield DeviceSession(
+            opened, driver.usage, budget_bytes=budget_bytes, assumed_context_bytes=500 * MiB
+        )
 
 
 def measured(work: Work, loads: bool = True, **limits: int) -> tuple[Estimate, SimulatedGpu]:
     with session(**limits) as found:
-        gpu = found.meter
+        gpu = found.device
         assert isinstance(gpu, SimulatedGpu)
         if loads:
             gpu.synchronize = lambda: setattr(gpu, "context_bytes", LOADED)  # type: ignore[method-assign]
@@ -82,7 +83,7 @@ def test_peak_asked_for_is_that_of_the_recorded_tensors(case: tuple[RunConfig, E
 
 
 def cuda_case_record(work: Work) -> Estimate:
-    return cpu_run.read_estimate(cpu_run.run_case(to_plain(work)))
+    return from_plain(Estimate, cpu_run.run_case(to_plain(work)))
 
 
 def test_rounding_and_cache_are_told_apart(case: tuple[RunConfig, Estimate]) -> None:
@@ -333,19 +334,18 @@ def test_other_errors_are_no_answer(third_party: Callable[[str], ModuleCase]) ->
         measured(third_party("broken"))
 
 
-class Silent:
+def silent() -> Usage:
     """A driver that cannot be asked, as where NVML is not there."""
-
-    def usage(self) -> Usage:
-        return Usage(unread=("NVML cannot be used: install nvidia-ml-py",))
+    return Usage(unread=("NVML cannot be used: install nvidia-ml-py",))
 
 
-def unasked(others_bytes: int, **place: int) -> Estimate:
+def unasked(others_bytes: int, budget_bytes: int | None = None) -> Estimate:
     gpu = SimulatedGpu(64 * GiB)
     gpu.others_bytes = others_bytes
     with gpu:
-        at = Place(index=0, assumed_context_bytes=250 * MiB, **place)
-        found = Session(at, Silent(), lambda index: gpu)  # type: ignore[arg-type]
+        found = DeviceSession(
+            lambda: gpu, silent, budget_bytes=budget_bytes, assumed_context_bytes=250 * MiB
+        )
         gpu.synchronize = lambda: setattr(gpu, "context_bytes", LOADED)  # type: ignore[method-assign]
         return cuda_run.measure(INFERENCE, found)
 
@@ -394,7 +394,7 @@ def test_without_nvml_the_cap_leaves_room_for_the_context() -> None:
 def test_context_is_what_is_used_beside_the_allocator(
     before: Usage, now: Usage, expected: int | None
 ) -> None:
-    assert context_bytes(before, now, 100) == expected
+    assert context_by_nvml(before, now, 100) == expected
 
 
 def test_snapshot_is_written_whole_in_the_protocol_that_viewers_read(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from tritter_mem.measure.phases import BETWEEN, Stretch, estimate_of, with_components
+from tritter_mem.measure.phases import BETWEEN, PhaseReading, estimate_of
+from tritter_mem.measure.recorded_run import with_components
 from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Estimate, Holding, Phase
 from tritter_mem.simulation.peaks import WARMUP
 
@@ -15,8 +16,8 @@ NOTHING = AllocatorStats(
 RUN = DeviceRun(allocator=NOTHING, total_bytes=1 << 30)
 
 
-def stretch(name: str, allocated: int, reserved: int, **more: int) -> Stretch:
-    """A stretch in which a tenth of what was allocated is rounding."""
+def reading(name: str, allocated: int, reserved: int, **more: int) -> PhaseReading:
+    """A phase in which a tenth of what was allocated is rounding."""
     stats = {
         "allocated_bytes.all.peak": allocated,
         "reserved_bytes.all.peak": reserved,
@@ -29,24 +30,24 @@ def stretch(name: str, allocated: int, reserved: int, **more: int) -> Stretch:
         "num_device_alloc": more.get("allocations", 0),
         "num_device_free": more.get("releases", 0),
     }
-    return Stretch(name=name, seconds=more.get("seconds", 1), stats=stats)
+    return PhaseReading(name=name, seconds=more.get("seconds", 1), stats=stats)
 
 
-STRETCHES = (
-    stretch(BETWEEN, 0, 0),
-    stretch("load", 500, 600, allocations=3, seconds=9),
-    stretch(BETWEEN, 510, 600),
-    stretch(WARMUP, 5000, 6000, allocations=4, retries=1, releases=2, split_peak=70),
-    stretch("forward", 900, 6000, split_peak=20),
-    stretch("backward", 1000, 6000, split_peak=30),
-    stretch("forward", 950, 6000, seconds=2),
-    stretch(BETWEEN, 1010, 6000),
+READINGS = (
+    reading(BETWEEN, 0, 0),
+    reading("load", 500, 600, allocations=3, seconds=9),
+    reading(BETWEEN, 510, 600),
+    reading(WARMUP, 5000, 6000, allocations=4, retries=1, releases=2, split_peak=70),
+    reading("forward", 900, 6000, split_peak=20),
+    reading("backward", 1000, 6000, split_peak=30),
+    reading("forward", 950, 6000, seconds=2),
+    reading(BETWEEN, 1010, 6000),
 )
 
 
 @pytest.fixture
 def found() -> Estimate:
-    return estimate_of(STRETCHES, "cuda:0", RUN)
+    return estimate_of(READINGS, "cuda:0", RUN)
 
 
 def test_peak_counts_all_but_the_warm_up(found: Estimate) -> None:
@@ -71,7 +72,7 @@ def test_phase_that_comes_twice_has_its_largest_peak_and_all_its_seconds(found: 
 
 
 def test_run_without_a_phase_has_no_peak() -> None:
-    found = estimate_of(STRETCHES[:1], "cuda:0", RUN)
+    found = estimate_of(READINGS[:1], "cuda:0", RUN)
     assert (found.phases, found.allocated_peak_bytes) == ((), 0)
 
 

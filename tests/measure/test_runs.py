@@ -11,7 +11,7 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import runs
 from tritter_mem.measure.runs import PartlyMeasuredError, figures_of, measure, together
-from tritter_mem.measure.target import Asked, Target
+from tritter_mem.measure.target import Target
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.results.run import Components, Estimate, OutOfMemory, Phase
 
@@ -74,7 +74,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Estimate | MeasureError]:
 
 
 def on_the_cpu(repeat: int) -> Target:
-    return Target(card=None, index=0, asked=Asked(device="cpu", repeat=repeat))
+    return Target(device="cpu", repeat=repeat, fitted=find_gpu("h100"))
 
 
 def test_failed_repetition_keeps_the_runs_before(answers: list[Estimate | MeasureError]) -> None:
@@ -112,14 +112,15 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
         asked.append("snapshot")
         raise MeasureError("--snapshot: s cannot be written: No space left on device")
 
-    monkeypatch.setattr(runs, "measure_on_gpu", lambda *a: asked.append("measure") or run(5, 1.0))
+    monkeypatch.setattr(runs, "measure_once", lambda *a: asked.append("measure") or run(5, 1.0))
     monkeypatch.setattr(runs, "with_recorded_components", recorded)
     monkeypatch.setattr(runs, "save_snapshot", snapshot)
     return asked
 
 
 def test_components_and_snapshot_have_runs_of_their_own(on_a_gpu: Sequence[str]) -> None:
-    target = Target(card=find_gpu("h100"), index=0, asked=Asked(device="cuda", repeat=2))
+    h100 = find_gpu("h100")
+    target = Target(device="cuda", repeat=2, card=h100, fitted=h100)
     with pytest.raises(PartlyMeasuredError, match="No space left on device") as caught:
         measure(WORK, target)
     assert on_a_gpu == ["measure", "measure", "record", "snapshot"]

@@ -79,7 +79,7 @@ def reserved_bytes(settings: Settings) -> int:
     with SimulatedDevice(ROOMY) as device:
         model, batch = make()
         training_job(model, loss, batch, count).run(settings)
-        return device.read().reserved_bytes
+        return device.memory().reserved_bytes
 
 
 @contextmanager

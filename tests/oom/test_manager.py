@@ -31,10 +31,10 @@ from tests.oom.nets import (
 )
 from tritter_mem import MemoryManager
 from tritter_mem.errors import MeasureError, UsageError
-from tritter_mem.measure.failures import LadderFailedError
+from tritter_mem.measure.out_of_memory import LadderFailedError
 from tritter_mem.oom.jobs import inference_job, training_job, truncating
 from tritter_mem.oom.ladder import AS_IT_IS, CLEAR_CACHE, Job, Offers, Settings, rungs
-from tritter_mem.oom.manager import Outcome
+from tritter_mem.oom.manager import JobOutcome
 from tritter_mem.oom.simulated_device import SimulatedDevice
 from tritter_mem.units import GB, MiB
 
@@ -63,7 +63,7 @@ def managed(device: SimulatedDevice) -> MemoryManager:
     return MemoryManager(budget_gb=2, headroom_gb=1, device=device)
 
 
-def names(outcome: Outcome[object]) -> list[tuple[str, str]]:
+def names(outcome: JobOutcome[object]) -> list[tuple[str, str]]:
     return [(step.rung, step.ended) for step in outcome.ladder.steps]
 
 
@@ -104,9 +104,9 @@ def test_cleared_cache_has_neither_cycles_nor_segments(device: SimulatedDevice) 
         cycle: list[object] = [torch.empty(30 * MiB, dtype=torch.uint8)]
         cycle.append(cycle)
         del cycle
-        assert device.read().allocated_bytes == 30 * MiB
+        assert device.memory().allocated_bytes == 30 * MiB
         managed(device).clear_cache()
-    assert device.read()[:2] == (0, 0)
+    assert device.memory()[:2] == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +169,10 @@ def test_nothing_is_kept_between_tries() -> None:
     with SimulatedDevice(reserved_bytes(COMBINED)) as device:
         model, batch = make()
         job = training_job(model, loss, batch, count)
-        bases.append(device.read().allocated_bytes)
+        bases.append(device.memory().allocated_bytes)
 
         def run(settings: Settings) -> Tensor:
-            bases.append(device.read().allocated_bytes)
+            bases.append(device.memory().allocated_bytes)
             return job.run(settings)
 
         with without_automatic_collection():
@@ -182,7 +182,7 @@ def test_nothing_is_kept_between_tries() -> None:
         assert tries > 3
         del outcome
         model.zero_grad(set_to_none=True)
-        assert device.read().allocated_bytes == bases[0]
+        assert device.memory().allocated_bytes == bases[0]
         assert all("forward" not in vars(layer) for layer in model.layers)
 
 
@@ -257,11 +257,11 @@ def test_failure_says_how_memory_stood_what_was_largest_and_what_would_help() ->
     with SimulatedDevice(3 * MiB) as device, without_automatic_collection():
         model, batch = make()
         job = training_job(model, loss, batch, count)
-        base = device.read().allocated_bytes
+        base = device.memory().allocated_bytes
         job = replace(job, advise=lambda budget: [f"plan suggests: less than {budget}"])
         with pytest.raises(LadderFailedError) as caught:
             managed(device).run(job)
-        assert device.read().allocated_bytes == base  # while the error is still there
+        assert device.memory().allocated_bytes == base  # while the error is still there
     tried, last, stood, largest, advised = caught.value.problems
     assert tried.startswith(
         "out of memory on every rung: as it is, clear cache, checkpoint every 4"
@@ -420,9 +420,9 @@ def test_managed_forward_keeps_no_copy_of_buffers_for_its_body(device: Simulated
     model, (inputs, _) = make()
     model.register_buffer("table", torch.zeros(MiB, dtype=torch.uint8))
     with torch.no_grad():
-        base = device.read().allocated_bytes
+        base = device.memory().allocated_bytes
         with managed(device).managed_forward(model, inputs) as output:
-            assert device.read().allocated_bytes - base < output.nbytes + MiB
+            assert device.memory().allocated_bytes - base < output.nbytes + MiB
 
 
 def test_managed_forward_keeps_no_hold_of_the_output(device: SimulatedDevice) -> None:
@@ -555,7 +555,7 @@ def test_a_module_is_refused_to_others_in_its_backward_pass_too() -> None:
 
 
 def test_two_managers_in_two_threads_keep_apart() -> None:
-    found: dict[int, Outcome[Tensor]] = {}
+    found: dict[int, JobOutcome[Tensor]] = {}
 
     def work(at_once: int) -> None:
         settings = Settings(checkpoint_every=1, micro_batch=at_once)

@@ -11,7 +11,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import runs
-from tritter_mem.measure.target import Asked, Target, Where
+from tritter_mem.measure.target import Target
 from tritter_mem.oom.ladder import Offers, Settings
 from tritter_mem.planner.result import planned_result
 from tritter_mem.profiling.ladder_profile import (
@@ -131,8 +131,7 @@ def test_a_failed_measurement_leaves_the_simulated_ladder(
 
 
 def _ladders(as_it_is: Estimate) -> list[tuple[tuple[Ladder, ...], list[str]]]:
-    target = Target(card=CARD, index=0, asked=Asked(device="cuda"))
-    where = Where(target=target, reason=None, fitted=CARD, simulated=CARD)
+    target = Target(device="cuda", card=CARD, fitted=CARD)
     result = replace(planned_result(training()), simulated=as_it_is)
-    found = profile_ladders(training(), where, result, Progress())
+    found = profile_ladders(training(), target, result, Progress())
     return [(ladders, list(problems)) for ladders, problems in found]

@@ -18,7 +18,7 @@ import tritter_mem
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile
 from tritter_mem.errors import ConfigError, MeasureError, UsageError
-from tritter_mem.measure.target import Asked, Target, find_where
+from tritter_mem.measure.target import MeasureOptions, Target, find_target
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterrupted, profile
@@ -166,8 +166,8 @@ def test_policy_is_measured_in_a_process_of_its_own_beside_what_is_simulated(
     training: Profile,
 ) -> None:
     simulated = checkpointing_trade_off(training)
-    where = find_where(Asked(device="cpu"), "rtx-5080", "", None)
-    cases, problems = next(measured_trade_off(training, simulated, where, Progress()))
+    target = find_target(MeasureOptions(device="cpu"), "rtx-5080")
+    cases, problems = next(measured_trade_off(training, simulated, target, Progress()))
     assert not problems
     first, second = cases
     assert first.policy == "none"

@@ -14,9 +14,8 @@ from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.cards import GpuCard
     from tritter_mem.evidence.validate import CaseFiles
-    from tritter_mem.measure.target import Asked
+    from tritter_mem.measure.target import LocatedDevice, MeasureOptions
     from tritter_mem.results.validation import Validated, Validation
 
 Configs = Annotated[
@@ -70,16 +69,19 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     Example: tritter-mem validate --config tiny --device cpu --output out
     """
-    from tritter_mem.evidence.validate import CaseFiles, folder_of
-    from tritter_mem.measure.target import Asked
+    from tritter_mem.evidence.validate import CaseFiles, folder_of, refuse_rehearsed_evidence
+    from tritter_mem.measure.target import MeasureOptions
     from tritter_mem.results.writing import check_writable
 
-    asked = Asked(device=device, time_limit_seconds=time_limit)
-    card = _located(asked)
-    run = _Run(asked, card, config, budget)
+    options = MeasureOptions(device=device, time_limit_seconds=time_limit)
+    located = _located(options)
+    run = _Run(options, located, config, budget)
     if html is not None:
         check_writable(html)
-    files = CaseFiles(output or folder_of(run.conditions.device))
+    folder = output or folder_of(run.conditions.device)
+    if located.standin:
+        refuse_rehearsed_evidence(folder)
+    files = CaseFiles(folder)
     try:
         run.go(files, again, shown=not as_json)
     except KeyboardInterrupt:
@@ -91,14 +93,14 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise typer.Exit(code)
 
 
-def _located(asked: Asked) -> GpuCard | None:
-    """The card to measure on; None: the CPU, which is only taken where it is named."""
+def _located(options: MeasureOptions) -> LocatedDevice:
+    """The device to measure on: the CPU only where it is named."""
     from tritter_mem.measure.target import locate
 
-    if asked.device == "none":
+    if options.device == "none":
         raise UsageError("--device: found none; allowed: auto, cuda, cuda:1, cpu")
     try:
-        return locate(asked)
+        return locate(options)
     except MeasureError as error:
         advice = "--device cpu holds the plan against a run on the CPU"
         raise MeasureError(*(f"{problem}; {advice}" for problem in error.problems)) from None
@@ -108,16 +110,17 @@ class _Run:
     """The cases of one call, and what they have come to so far."""
 
     def __init__(
-        self, asked: Asked, card: GpuCard | None, configs: list[str], budget: str | None
+        self, options: MeasureOptions, device: LocatedDevice, configs: list[str], budget: str | None
     ) -> None:
         from tritter_mem.evidence import validate
 
-        self._asked, self._card = asked, card
+        self._options, self._device = options, device
+        card = device.card
         self._started = datetime.now(UTC)
         self._done: list[Validated] = []
         self._left_out: Any = ()
         self.interrupted = False
-        self.conditions = validate.conditions_on(card, asked.index)
+        self.conditions = validate.conditions_on(card, options.index)
         if configs:
             self._cases = validate.named(configs, card, budget)
         else:
@@ -135,8 +138,8 @@ class _Run:
                 self._cases,
                 self.conditions,
                 (lambda name, key: None) if again else files.read,
-                asked=self._asked,
-                card=self._card,
+                options=self._options,
+                device=self._device,
                 progress=progress,
             )
             self._collect(cases, files)
@@ -159,7 +162,7 @@ class _Run:
             created=self._started.isoformat(timespec="seconds"),
             tool_version=__version__,
             device=self.conditions.device,
-            environment=collect_environment(gpu=self._asked.index),
+            environment=collect_environment(gpu=self._options.index),
             cases=tuple(self._done),
             left_out=self._left_out,
             interrupted=self.interrupted,

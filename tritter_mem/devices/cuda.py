@@ -1,158 +1,112 @@
-"""Reading PyTorch's allocator on a device, and what else a measurement asks of one."""
+"""A CUDA device as PyTorch sees it in this process, and what to do where it cannot be used."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import re
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from tritter_mem.devices.nvml import Usage
+from tritter_mem.devices.device import Calls, DeviceMemory, RandomState, Refused
+from tritter_mem.devices.environment import cuda_of_torch
+from tritter_mem.devices.nvml import driver_version, visible_devices
 from tritter_mem.errors import MeasureError, UsageError
-from tritter_mem.oom.components import known_components
 from tritter_mem.results.run import Kind
-from tritter_mem.units import format_bytes
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from tritter_mem.allocator.snapshot import DeviceSnapshot
 
-
-def allocator_limit_bytes(budget_bytes: int, context_bytes: int, total_bytes: int) -> int:
-    """What PyTorch may reserve, so that it and the context stay within a budget.
-
-    Args:
-        budget_bytes: for the whole process.
-        context_bytes: what the context takes of it.
-        total_bytes: the device's memory, which is the most there can be.
-
-    Raises:
-        MeasureError: the context leaves nothing.
-    """
-    left = budget_bytes - context_bytes
-    if left <= 0:
-        raise MeasureError(
-            f"budget: found {format_bytes(budget_bytes)}, of which the CUDA context alone takes "
-            f"{format_bytes(context_bytes)} on this device; give it more (--budget)"
-        )
-    return min(left, total_bytes)
-
-
-def memory_fraction(limit_bytes: int, total_bytes: int) -> float:
-    """The fraction of a device's memory by which PyTorch comes to a limit, to the byte.
-
-    PyTorch truncates `fraction * total` (`setMemoryFraction` in `CUDACachingAllocator.cpp`), so the
-    plain quotient may come out one byte short.
-    """
-    fraction = limit_bytes / total_bytes
-    while int(fraction * total_bytes) < limit_bytes:
-        fraction = math.nextafter(fraction, math.inf)
-    return min(fraction, 1.0)
-
-
-FIGURES = (
-    "allocated_bytes.all.peak", "reserved_bytes.all.peak", "requested_bytes.all.peak",
-    "active_bytes.all.peak", "inactive_split_bytes.all.peak",
-    "allocated_bytes.all.current", "reserved_bytes.all.current",
-    "num_alloc_retries", "num_device_alloc", "num_device_free",
-)  # fmt: skip
-"""What is read of `torch.cuda.memory_stats`; the last three count from the process's start."""
 MOST_EVENTS = 2_000_000
 """Events of a history that is replayed; PyTorch lists them in about a gigabyte of host memory."""
+_NAMES = re.compile(r"cuda(:\d{1,3})?")
 
 
-class Refused(NamedTuple):
-    """A request that the driver, or the cap, refused for good.
+STANDIN_VERSION = "tritter_standin_version"
+"""A function that the stand-ins for CUDA's libraries have, and NVIDIA's have not."""
+_DRIVER_LIBRARY = "libcuda.so.1"
+
+
+def is_standin() -> bool:
+    """Whether this process's CUDA is a stand-in, on which nothing is measured.
+
+    Asked of the driver's library that is loaded; before one is, the answer is no.
+    """
+    try:
+        driver = ctypes.CDLL(_DRIVER_LIBRARY, mode=os.RTLD_LAZY | os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return hasattr(driver, STANDIN_VERSION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProperties:
+    """What PyTorch says of a device: `torch.cuda.get_device_properties`.
 
     Attributes:
-        requested_bytes: the segment that the allocator asked for.
-        allocated_bytes: live blocks at that moment.
-        reserved_bytes: what the allocator then held.
-        limit_bytes: the cap, or the device's memory.
+        standin: whether CUDA's libraries are stand-ins, which compute nothing.
     """
 
-    requested_bytes: int
-    allocated_bytes: int
-    reserved_bytes: int
-    limit_bytes: int
+    title: str
+    compute_capability: tuple[int, ...]
+    multiprocessors: int
+    total_bytes: int
+    memory_kilohertz: int
+    memory_bus_lines: int
+    standin: bool
 
 
-class Calls(NamedTuple):
-    """Requests that the allocator has served, and blocks that were given back to it."""
-
-    allocations: int
-    frees: int
-
-
-class Meter(Protocol):
-    """A device, as a measurement uses it."""
-
-    @property
-    def name(self) -> str:
-        """As PyTorch takes it, such as `cuda:0`."""
-
-    @property
-    def total_bytes(self) -> int:
-        """The device's memory."""
-
-    def used_bytes(self) -> int:
-        """What all processes together have of the device now, as CUDA says."""
-
-    def first_kernel(self) -> None:
-        """Launch a kernel, and leave nothing allocated or reserved."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all."""
-
-    def stats(self) -> Mapping[str, int]:
-        """The allocator's figures, `FIGURES` among them."""
-
-    def reset_peaks(self) -> None:
-        """Let every peak start at what is there now."""
-
-    def keep_history(self) -> None:
-        """Let the allocator note every request from now on."""
-
-    def calls(self) -> Calls:
-        """Of the allocator, from the process's start."""
-
-    def history(self) -> DeviceSnapshot:
-        """What the allocator noted, and how it stands now.
-
-        Raises:
-            MeasureError: it is not all there.
-        """
-
-    def limit(self, limit_bytes: int) -> None:
-        """Cap what the allocator may hold; what it caches beyond goes back."""
-
-    def on_refusal(self, told: Callable[[Refused], None]) -> None:
-        """Call `told` at each out-of-memory error, before anything is unwound."""
-
-
-class CudaMeter:
-    """A CUDA device; making one makes the process's context on it.
+class CudaDevice:
+    """One CUDA device. Nothing is asked of CUDA before the first use.
 
     Args:
-        index: of the device.
-
-    Raises:
-        RuntimeError: CUDA cannot be used; PyTorch says why.
+        index: of the device, as in `cuda:1`.
     """
 
     def __init__(self, index: int) -> None:
-        import torch
-
-        torch.cuda.init()
-        torch.cuda.set_device(index)
         self._index = index
         self.name = f"cuda:{index}"
-        self.total_bytes = int(torch.cuda.mem_get_info(index)[1])
+
+    @property
+    def kind(self) -> Kind:
+        """Measured; rehearsed over stand-ins for CUDA's libraries."""
+        return "rehearsed" if is_standin() else "measured"
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """The device's memory; the first reading makes the process's context on it."""
+        import torch
+
+        return int(torch.cuda.mem_get_info(self._index)[1])
+
+    def properties(self) -> DeviceProperties:
+        """What the device is."""
+        import torch
+
+        found = torch.cuda.get_device_properties(self._index)
+        return DeviceProperties(
+            title=found.name,
+            compute_capability=(found.major, found.minor),
+            multiprocessors=found.multi_processor_count,
+            total_bytes=found.total_memory,
+            memory_kilohertz=found.memory_clock_rate,
+            memory_bus_lines=found.memory_bus_width,
+            standin=is_standin(),
+        )
+
+    def memory(self) -> DeviceMemory:
+        """The memory now; `free_bytes` is below the process's cap, where there is one."""
+        from torch import cuda
+
+        free, total = cuda.mem_get_info(self._index)
+        reserved = cuda.memory_reserved(self._index)
+        cap = int(cuda.get_per_process_memory_fraction(self._index) * total)
+        return DeviceMemory(
+            cuda.memory_allocated(self._index), reserved, max(0, min(free, cap - reserved))
+        )
 
     def used_bytes(self) -> int:
         """What all processes together have of the device now, as CUDA says."""
@@ -161,22 +115,8 @@ class CudaMeter:
         free, total = torch.cuda.mem_get_info(self._index)
         return int(total - free)
 
-    def first_kernel(self) -> None:
-        """Launch a kernel, and leave nothing allocated or reserved."""
-        import torch
-
-        torch.zeros(1, device=self.name)
-        self.synchronize()
-        torch.cuda.empty_cache()
-
-    def synchronize(self) -> None:
-        """Wait until the device has done all."""
-        import torch
-
-        torch.cuda.synchronize(self._index)
-
     def stats(self) -> Mapping[str, int]:
-        """`torch.cuda.memory_stats`."""
+        """`torch.cuda.memory_stats`: empty before CUDA is first used."""
         import torch
 
         return torch.cuda.memory_stats(self._index)
@@ -186,6 +126,54 @@ class CudaMeter:
         import torch
 
         torch.cuda.reset_peak_memory_stats(self._index)
+
+    def synchronize(self) -> None:
+        """Wait for all that was begun, on every stream."""
+        import torch
+
+        torch.cuda.synchronize(self._index)
+
+    def first_kernel(self) -> None:
+        """Launch a kernel, and leave nothing allocated or reserved."""
+        import torch
+
+        torch.zeros(1, device=self.name)
+        self.synchronize()
+        self.empty_cache()
+
+    def empty_cache(self) -> None:
+        """Give unused segments back to the driver."""
+        import torch
+
+        with torch.cuda.device(self._index):
+            torch.cuda.empty_cache()
+
+    def limit(self, limit_bytes: int) -> None:
+        """Cap what the allocator may hold; what it caches beyond goes back."""
+        import torch
+
+        fraction = memory_fraction(limit_bytes, self.total_bytes)
+        torch.cuda.set_per_process_memory_fraction(fraction, self._index)
+        if torch.cuda.memory_reserved(self._index) > limit_bytes:
+            self.empty_cache()
+
+    def on_refusal(self, callback: Callable[[Refused], None]) -> None:
+        """Call `callback` at each out-of-memory error, before anything is unwound."""
+        import torch
+
+        def observe(device: int, requested: int, limit: int, free: int) -> None:
+            del device, free
+            stats = self.stats()
+            callback(
+                Refused(
+                    requested_bytes=requested,
+                    allocated_bytes=stats["allocated_bytes.all.current"],
+                    reserved_bytes=stats["reserved_bytes.all.current"],
+                    limit_bytes=min(limit, self.total_bytes),
+                )
+            )
+
+        torch._C._cuda_attach_out_of_memory_observer(observe)  # type: ignore[attr-defined]
 
     def keep_history(self) -> None:
         """Let the allocator note every request from now on, without who asked."""
@@ -211,37 +199,23 @@ class CudaMeter:
         import torch
 
         self.synchronize()
-        return of_device(torch.cuda.memory._snapshot(), self._index)
+        return _snapshot_of(torch.cuda.memory._snapshot(), self._index)
 
-    def limit(self, limit_bytes: int) -> None:
-        """Cap what the allocator may hold; what it caches beyond goes back."""
+    def random_state(self) -> RandomState:
+        """Of the CPU's generator and the device's."""
         import torch
 
-        fraction = memory_fraction(limit_bytes, self.total_bytes)
-        torch.cuda.set_per_process_memory_fraction(fraction, self._index)
-        if torch.cuda.memory_reserved(self._index) > limit_bytes:
-            torch.cuda.empty_cache()
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self._index)
 
-    def on_refusal(self, told: Callable[[Refused], None]) -> None:
-        """Call `told` at each out-of-memory error, before anything is unwound."""
+    def set_random_state(self, state: RandomState) -> None:
+        """Go back to a state."""
         import torch
 
-        def observe(device: int, requested: int, limit: int, free: int) -> None:
-            del device, free
-            stats = self.stats()
-            told(
-                Refused(
-                    requested_bytes=requested,
-                    allocated_bytes=stats["allocated_bytes.all.current"],
-                    reserved_bytes=stats["reserved_bytes.all.current"],
-                    limit_bytes=min(limit, self.total_bytes),
-                )
-            )
-
-        torch._C._cuda_attach_out_of_memory_observer(observe)  # type: ignore[attr-defined]
+        torch.set_rng_state(state[0])
+        torch.cuda.set_rng_state(state[1], self._index)
 
 
-def of_device(snapshot: dict[str, Any], index: int) -> DeviceSnapshot:
+def _snapshot_of(snapshot: dict[str, Any], index: int) -> DeviceSnapshot:
     """One device of what `torch.cuda.memory._snapshot` gives.
 
     Raises:
@@ -260,146 +234,20 @@ def of_device(snapshot: dict[str, Any], index: int) -> DeviceSnapshot:
     return found
 
 
-_AT_MOST = 1.5
-"""A new context by what is assumed for the card. Another process has one of its own beside it."""
+def memory_fraction(limit_bytes: int, total_bytes: int) -> float:
+    """The fraction of a device's memory by which PyTorch comes to a limit, to the byte.
 
-
-def context_bytes(before: Usage, now: Usage, reserved_bytes: int) -> int | None:
-    """What a process takes of a device beside what its allocator reserves, by NVML.
-
-    By the process's own count where the driver gives one, else by what the device has in use more
-    than before; what other processes take or give back meanwhile then counts, too.
+    PyTorch truncates `fraction * total` (`setMemoryFraction` in `CUDACachingAllocator.cpp`), so the
+    plain quotient may come out one byte short.
     """
-    if now.process_bytes is not None:
-        return max(now.process_bytes - reserved_bytes, 0)
-    if now.device_bytes is None or before.device_bytes is None:
-        return None
-    return max(now.device_bytes - before.device_bytes - reserved_bytes, 0)
+    fraction = limit_bytes / total_bytes
+    while int(fraction * total_bytes) < limit_bytes:
+        fraction = math.nextafter(fraction, math.inf)
+    return min(fraction, 1.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ByFreeMemory:
-    """The second way: by what the device has in use as CUDA counts it, all processes together.
-
-    Attributes:
-        created_bytes: in use when the context was new, and nothing reserved.
-        assumed_bytes: what is assumed for a context on the card.
-    """
-
-    created_bytes: int
-    assumed_bytes: int
-
-    @property
-    def alone(self) -> bool:
-        """Whether what was in use can be one context."""
-        return self.created_bytes <= _AT_MOST * self.assumed_bytes
-
-    def context_bytes(self, used_bytes: int, reserved_bytes: int) -> int | None:
-        """The context now; None where other processes' memory cannot be told from it."""
-        return max(used_bytes - reserved_bytes, 0) if self.alone else None
-
-    def note(self) -> str:
-        """How the context's figure was come by, in words."""
-        if self.alone:
-            return (
-                "CUDA context: by what the device has free, as NVML does not say; what other "
-                "processes take meanwhile counts, too"
-            )
-        return (
-            f"CUDA context: not measured, {format_bytes(self.assumed_bytes)} assumed: the device "
-            f"had {format_bytes(self.created_bytes)} in use when it was made, other processes' "
-            "memory among it, which only NVML tells apart"
-        )
-
-
-_LOCK = threading.Lock()
-_FOLLOWING: weakref.WeakSet[CudaPeak] = weakref.WeakSet()
-
-
-class CudaPeak:
-    """The most that was allocated on a device since the last reset of this very object.
-
-    Args:
-        device: a CUDA device with its index.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._seen_bytes = device, 0
-        with _LOCK:
-            _FOLLOWING.add(self)
-
-    def reset(self) -> None:
-        """Begin at what is allocated now."""
-        from torch import cuda
-
-        with _LOCK:
-            for other in _FOLLOWING:
-                if other._device == self._device:
-                    other._look()
-            cuda.reset_peak_memory_stats(self._device)
-            self._seen_bytes = 0
-
-    def read_bytes(self) -> int:
-        """The peak so far."""
-        with _LOCK:
-            return self._look()
-
-    def _look(self) -> int:
-        from torch import cuda
-
-        self._seen_bytes = max(self._seen_bytes, cuda.max_memory_allocated(self._device))
-        return self._seen_bytes
-
-
-_NAMES = re.compile(r"cuda(:\d{1,3})?")
-RandomState = tuple["Tensor", ...]
-
-
-class Reading(NamedTuple):
-    """A device's memory now, in bytes.
-
-    Attributes:
-        allocated_bytes: live tensors.
-        reserved_bytes: what PyTorch's allocator holds for them.
-        free_bytes: what it could still get of the device.
-    """
-
-    allocated_bytes: int
-    reserved_bytes: int
-    free_bytes: int
-
-    def holds(self, size_bytes: int) -> bool:
-        """Whether there is room for so much more, in the cache or on the device."""
-        return size_bytes <= self.reserved_bytes - self.allocated_bytes + self.free_bytes
-
-
-class Device(Protocol):
-    """What a manager asks of a device."""
-
-    kind: Kind
-    """What its figures are: measured, or simulated."""
-
-    def read(self) -> Reading:
-        """The memory now."""
-
-    def synchronize(self) -> None:
-        """Wait for all that was begun, on every stream."""
-
-    def empty_cache(self) -> None:
-        """Give unused memory back to the driver."""
-
-    def components(self) -> dict[str, int]:
-        """What is alive now: component to bytes."""
-
-    def random_state(self) -> RandomState:
-        """The state of PyTorch's generators that work here may draw from."""
-
-    def set_random_state(self, state: RandomState) -> None:
-        """Go back to a state."""
-
-
-def cuda_device(name: str, instead: str) -> torch.device:
-    """A CUDA device with its index: `cuda` is the current one, and stays so.
+def cuda_device(name: str, instead: str) -> CudaDevice:
+    """The CUDA device of a name; `cuda` is the current one, and stays so.
 
     Args:
         name: `cuda` or `cuda:1`.
@@ -419,70 +267,75 @@ def cuda_device(name: str, instead: str) -> torch.device:
     if index >= (count := torch.cuda.device_count()):
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise MeasureError(f"device: found {name}; there is {there}")
-    return torch.device("cuda", index)
+    return CudaDevice(index)
 
 
-class CudaDevice:
-    """One CUDA device, as PyTorch sees it in this process.
-
-    Args:
-        name: `cuda` or `cuda:1`.
+def open_cuda(index: int) -> CudaDevice:
+    """Make the process's context on a CUDA device, which becomes the current one.
 
     Raises:
-        MeasureError: there is no CUDA device, or none of that number.
-        UsageError: it is no such name.
+        MeasureError: CUDA cannot be used; says why, and what to do.
     """
+    import torch
 
-    kind: Kind = "measured"
+    try:
+        torch.cuda.init()
+        torch.cuda.set_device(index)
+        device = CudaDevice(index)
+        device.used_bytes()
+    except (RuntimeError, AssertionError) as error:
+        raise MeasureError(explain_cuda(str(error), index)) from error
+    return device
 
-    def __init__(self, name: str = "cuda") -> None:
-        self._device = cuda_device(
-            name, "hand over SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
-        )
 
-    def read(self) -> Reading:
-        """The memory now; `free_bytes` is below the process's cap, where there is one."""
-        from torch import cuda
+NO_CUDA = "no CUDA device: nothing was measured"
+NO_CUDA_BUILD = (
+    "this PyTorch is built without CUDA: nothing was measured; install a build with CUDA, as "
+    "pytorch.org says"
+)
+_NO_SUCH_DEVICE = "there is no {device}{shown}: `nvidia-smi -L` lists the devices"
+_ADVICE = {
+    "not compiled with cuda": NO_CUDA_BUILD,
+    "too old": (
+        "the NVIDIA driver ({driver}) is too old for this PyTorch, which is built for CUDA {cuda}: "
+        "update the driver, or install a PyTorch that is built for an older CUDA"
+    ),
+    "no cuda gpus": "no CUDA device{shown}: nothing was measured",
+    "no nvidia driver": NO_CUDA,
+    "invalid device ordinal": _NO_SUCH_DEVICE,
+    "invalid device id": _NO_SUCH_DEVICE,
+    "gpu device may be out of range": _NO_SUCH_DEVICE,
+    "busy or unavailable": (
+        "{device} is busy: another process has it to itself (compute mode exclusive), or it is "
+        "being reset; end that process, or choose another device (--device cuda:1)"
+    ),
+    "out of memory": (
+        "{device} is full: other processes leave no room for a CUDA context; end them, or choose "
+        "another device (--device cuda:1)"
+    ),
+}
+"""What to do, by a part of what PyTorch says in lower case."""
 
-        free, total = cuda.mem_get_info(self._device)
-        reserved = cuda.memory_reserved(self._device)
-        cap = int(cuda.get_per_process_memory_fraction(self._device) * total)
-        return Reading(
-            cuda.memory_allocated(self._device), reserved, max(0, min(free, cap - reserved))
-        )
 
-    def synchronize(self) -> None:
-        """Wait for all that was begun, on every stream."""
-        import torch
+def explain_cuda(message: str, index: int = 0) -> str:
+    """Turn what PyTorch says when CUDA cannot be used into one line with a way out.
 
-        torch.cuda.synchronize(self._device)
+    Args:
+        message: of PyTorch's error.
+        index: the device that was asked for.
+    """
+    low = message.lower()
+    advice = next((text for sign, text in _ADVICE.items() if sign in low), None)
+    if advice is None:
+        first = message.strip().splitlines()[:1]
+        return f"CUDA cannot be used: {' '.join(first)[:300]}"
+    driver = driver_version() or "whose version cannot be read"
+    return advice.format(
+        device=f"cuda:{index}", driver=driver, cuda=cuda_of_torch(), shown=_shown()
+    )
 
-    def empty_cache(self) -> None:
-        """Give unused segments back to the driver."""
-        import torch
 
-        with torch.cuda.device(self._device):
-            torch.cuda.empty_cache()
-
-    def components(self) -> dict[str, int]:
-        """What Python's objects show to be alive; the rest of what is allocated is activations.
-
-        The backward pass keeps its tensors where Python does not see them.
-        """
-        found = known_components(self._device)
-        rest = self.read().allocated_bytes - sum(found.values())
-        found["activations"] = found.get("activations", 0) + max(rest, 0)
-        return found
-
-    def random_state(self) -> RandomState:
-        """Of the CPU's generator and the device's."""
-        import torch
-
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device)
-
-    def set_random_state(self, state: RandomState) -> None:
-        """Go back to a state."""
-        import torch
-
-        torch.set_rng_state(state[0])
-        torch.cuda.set_rng_state(state[1], self._device)
+def _shown() -> str:
+    """What hides devices from CUDA, where something does."""
+    visible = visible_devices()
+    return "" if visible is None else f" among those that CUDA_VISIBLE_DEVICES={visible!r} shows"

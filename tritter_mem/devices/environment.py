@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 from typing import TypedDict
 
+from tritter_mem.devices.nvml import driver_version, present_card
 from tritter_mem.errors import MeasureError
 from tritter_mem.results.run import Environment
 from tritter_mem.torch_release import version_module
@@ -48,26 +49,8 @@ def cuda_of_torch() -> str | None:
 
 def _gpu(index: int) -> _Gpu:
     """A GPU that CUDA would see; nothing where there is none."""
-    from tritter_mem.devices.nvml import present_card
-
     try:
         card, driver = present_card(index), driver_version()
     except MeasureError:
         return {}
     return {"driver": driver, "gpu": card.title, "total_bytes": card.total_bytes}
-
-
-def driver_version() -> str | None:
-    """The NVIDIA driver's version; None where there is no driver, or no asking it."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None

@@ -1,14 +1,66 @@
-"""The card that is present, read from the driver through NVML, without PyTorch."""
+"""What the driver says through NVML: the card that is present, and its memory in use.
+
+NVML is loaded without PyTorch and without a CUDA context.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tritter_mem.config.cards import AUTO, GpuCard, find_card, known_as, read_card
 from tritter_mem.errors import MeasureError
 from tritter_mem.units import MiB
+
+ASSUMED_CONTEXT_BYTES = 512 * MiB
+"""For a card that the table lacks: within what was seen on others, 0.13 to 0.66 GiB."""
+ASSUMED_SOURCE = "assumed, not measured: a card that the table lacks"
+_CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
+"""CUDA cores a multiprocessor by compute capability; 128 from 8.6 on."""
+NOT_INSTALLED = "install nvidia-ml-py"
+
+
+def visible_devices() -> str | None:
+    """CUDA_VISIBLE_DEVICES: the devices that CUDA shows; None where it shows all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class DriverError(MeasureError):
+    """There is no driver, or it refuses a question; in NVML's words."""
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The module `pynvml`, initialised while this is entered.
+
+    Raises:
+        DriverError: in place of NVML's errors.
+        MeasureError: the module is not installed.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        raise MeasureError(NOT_INSTALLED) from None
+    try:
+        pynvml.nvmlInit()
+        try:
+            yield pynvml
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise DriverError(str(error)) from None
+
+
+def driver_version() -> str | None:
+    """The NVIDIA driver's version; None where there is no driver, or no asking it."""
+    try:
+        with _nvml() as nvml:
+            return str(nvml.nvmlSystemGetDriverVersion())
+    except MeasureError:
+        return None
 
 
 def find_gpu(name: str) -> GpuCard:
@@ -21,13 +73,6 @@ def find_gpu(name: str) -> GpuCard:
     return present_card() if name == AUTO else find_card(name)
 
 
-# For a card that the table lacks: within what was seen on others, 0.13 to 0.66 GiB.
-ASSUMED_CONTEXT_BYTES = 512 * MiB
-ASSUMED_SOURCE = "assumed, not measured: a card that the table lacks"
-# CUDA cores a multiprocessor by compute capability; 128 from 8.6 on.
-_CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
-
-
 def present_card(index: int = 0) -> GpuCard:
     """A card that CUDA_VISIBLE_DEVICES shows, with the memory that the driver reports.
 
@@ -38,20 +83,13 @@ def present_card(index: int = 0) -> GpuCard:
         MeasureError: there is no card, no driver, or no reading it.
     """
     try:
-        import pynvml
-    except ImportError:
-        raise MeasureError("gpu auto: install nvidia-ml-py, or name the card") from None
-    try:
-        pynvml.nvmlInit()
-        try:
-            return _card(pynvml, visible_device(pynvml, index))
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise MeasureError(
-            f"gpu auto: no NVIDIA card can be read ({error}); "
-            "name the card to plan for, such as --gpu rtx-5080"
-        ) from None
+        with _nvml() as nvml:
+            return _card(nvml, visible_device(nvml, index))
+    except DriverError as error:
+        reason = f"no NVIDIA card can be read ({error})"
+    except MeasureError as error:
+        reason = str(error)
+    raise MeasureError(f"gpu auto: {reason}; name the card to plan for, such as --gpu rtx-5080")
 
 
 def visible_device(nvml: Any, index: int) -> Any:
@@ -67,7 +105,7 @@ def visible_device(nvml: Any, index: int) -> Any:
         MeasureError: it shows none, or fewer.
         NVMLError: there are fewer.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = visible_devices()
     if visible is None:
         return nvml.nvmlDeviceGetHandleByIndex(index)
     shown = [name.strip() for name in visible.split(",")]
@@ -77,9 +115,8 @@ def visible_device(nvml: Any, index: int) -> Any:
     if name.startswith("GPU-"):
         return nvml.nvmlDeviceGetHandleByUUID(name)
     raise MeasureError(
-        f"gpu auto: CUDA_VISIBLE_DEVICES is {visible!r}, which shows no card"
-        + (f" number {index}; " if index else "; ")
-        + "name the card to plan for, such as --gpu rtx-5080"
+        f"CUDA_VISIBLE_DEVICES is {visible!r}, which shows no card"
+        + (f" number {index}" if index else "")
     )
 
 
@@ -110,7 +147,6 @@ def _unlisted_card(nvml: Any, handle: Any, title: str, total_bytes: int) -> GpuC
     )
 
 
-NO_LIBRARY = "NVML cannot be used: install nvidia-ml-py"
 NOT_LISTED = (
     "NVML lists no process with this number: in a container, and under WSL, the driver counts "
     "processes by other numbers"
@@ -133,43 +169,25 @@ class Usage:
     unread: tuple[str, ...] = ()
 
 
-class Driver:
-    """Reads one device for as long as the process lives; never fails.
+def read_usage(index: int) -> Usage:
+    """Read the memory in use now; where it cannot be read, the answer says why.
 
     Args:
         index: of the device among those that CUDA_VISIBLE_DEVICES shows, in the order of the bus.
     """
-
-    def __init__(self, index: int) -> None:
-        self._nvml: Any = None
-        self._why = ""
-        try:
-            import pynvml
-        except ImportError:
-            self._why = NO_LIBRARY
-            return
-        try:
-            pynvml.nvmlInit()
-            self._handle = visible_device(pynvml, index)
-            self._nvml = pynvml
-        except (pynvml.NVMLError, MeasureError) as error:
-            self._why = f"NVML cannot be used: {error}"
-
-    def usage(self) -> Usage:
-        """Read the memory in use now."""
-        if self._nvml is None:
-            return Usage(unread=(self._why,))
-        try:
-            return read_usage(self._nvml, self._handle, os.getpid())
-        except self._nvml.NVMLError as error:
-            return Usage(unread=(f"NVML does not say: {error}",))
+    try:
+        with _nvml() as nvml:
+            handle = visible_device(nvml, index)
+            return usage_of(nvml, handle, os.getpid())
+    except MeasureError as error:
+        return Usage(unread=(f"NVML cannot be used: {error}",))
 
 
-def read_usage(nvml: Any, handle: Any, pid: int) -> Usage:
+def usage_of(nvml: Any, handle: Any, pid: int) -> Usage:
     """Read a device.
 
     Args:
-        nvml: the module `pynvml`.
+        nvml: the module `pynvml`, initialised.
         handle: of the device.
         pid: of the process.
 

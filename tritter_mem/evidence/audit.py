@@ -1,4 +1,4 @@
-"""The memory specification's claims, each held against what follows from the formulas.
+"""The memory specification's claims, each compared with what follows from the formulas.
 
 The claims are those of the specification that this project started from: a 7B BitNet model with
 128K tokens on a 16 GB card. Its gigabytes are decimal. Claims about code and hardware have no
@@ -25,6 +25,82 @@ from tritter_mem.results.run import COMPONENTS, Components, Estimate, Phase, Res
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.units import GB
+
+SCHEMA = "tritter-mem.audit/1"
+RIGHT, CLOSE = 1.10, 1.25
+"""Within a tenth a claim is right, within a quarter close."""
+
+Unit = Literal["bytes", "percent", "capability"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """One claim.
+
+    Attributes:
+        section: where the specification makes it.
+        claim: what it is about.
+        unit: of the figures.
+        claimed: the specification's figure; None for a claim without one.
+        computed: what follows from the formulas.
+        simulated: what simulation of the real model gives, where it was asked for.
+        measured: what a GPU measured, where such a run was given.
+        verdict: in words.
+        why: what makes the difference.
+    """
+
+    section: str
+    claim: str
+    unit: Unit
+    claimed: float | None
+    computed: float | None
+    verdict: str
+    why: str
+    simulated: float | None = None
+    measured: float | None = None
+
+
+def audit(
+    simulated: Answers | None = None, measured: Answers | None = None
+) -> tuple[AuditRow, ...]:
+    """Every claim, in the specification's order.
+
+    Args:
+        simulated: answers for the simulated column, which is empty without.
+        measured: the same for the measured column; figures that are NaN are left out.
+    """
+    rows = tuple(_rows(Planned()))
+    if simulated is not None:
+        rows = tuple(_with_column(rows, "simulated", simulated))
+    return rows if measured is None else tuple(_with_column(rows, "measured", measured))
+
+
+def _with_column(
+    rows: tuple[AuditRow, ...], column: Literal["simulated", "measured"], answers: Answers
+) -> Iterator[AuditRow]:
+    """The rows with another kind's figures beside what is computed."""
+    for row, other in zip(rows, _rows(answers), strict=True):
+        found = other.computed
+        known = row.unit in ("bytes", "percent") and found is not None and not math.isnan(found)
+        yield replace(row, **{column: found}) if known else row  # type: ignore[arg-type]
+
+
+def _rows(answers: Answers) -> Iterator[AuditRow]:
+    """Every claim, with what is computed taken from one kind of answer."""
+    yield from _weights(answers)
+    yield from _training_state(answers)
+    yield from _cache(answers)
+    yield from _windows(answers)
+    yield from _activations(answers)
+    yield from _checkpointing(answers)
+    yield from _budget(answers)
+    yield from _configurations(answers)
+    yield from _code_and_hardware()
+
+
+def to_dict(rows: tuple[AuditRow, ...]) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
 
 
 class Answers(Protocol):
@@ -65,7 +141,7 @@ class Simulated:
     """By simulation, each profile once. Recomputed work has attention and the loss in it.
 
     Args:
-        progress: told how far each simulation is.
+        progress: shows how far each simulation is.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -143,83 +219,6 @@ def _content(profile: Mapping[str, Any]) -> str:
     unused = {"name", "description", "gpu", "kv_cache" if trains else "training"}
     kept = {key: value for key, value in profile.items() if key not in unused}
     return json.dumps(kept, sort_keys=True)
-
-
-SCHEMA = "tritter-mem.audit/1"
-RIGHT, CLOSE = 1.10, 1.25
-"""Within a tenth a claim is right, within a quarter close."""
-
-Unit = Literal["bytes", "percent", "capability"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditRow:
-    """One claim.
-
-    Attributes:
-        section: where the specification makes it.
-        claim: what it is about.
-        unit: of the figures.
-        claimed: the specification's figure; None for a claim without one.
-        computed: what follows from the formulas.
-        simulated: what simulation of the real model gives, where it was asked for.
-        measured: what a GPU measured, where such a run was given.
-        verdict: in words.
-        why: what makes the difference.
-    """
-
-    section: str
-    claim: str
-    unit: Unit
-    claimed: float | None
-    computed: float | None
-    verdict: str
-    why: str
-    simulated: float | None = None
-    measured: float | None = None
-
-
-def audit(
-    simulated: Answers | None = None, measured: Answers | None = None
-) -> tuple[AuditRow, ...]:
-    """Every claim, in the specification's order.
-
-    Args:
-        simulated: answers for the simulated column, which is empty without.
-        measured: the same for the measured column; figures that are NaN are left out.
-    """
-    rows = tuple(_rows(Planned()))
-    if simulated is not None:
-        rows = tuple(_with_column(rows, "simulated", simulated))
-    return rows if measured is None else tuple(_with_column(rows, "measured", measured))
-
-
-def _with_column(
-    rows: tuple[AuditRow, ...], column: Literal["simulated", "measured"], answers: Answers
-) -> Iterator[AuditRow]:
-    """The rows with another kind's figures beside what is computed."""
-    for row, other in zip(rows, _rows(answers), strict=True):
-        found = other.computed
-        told = row.unit in ("bytes", "percent") and found is not None and not math.isnan(found)
-        yield replace(row, **{column: found}) if told else row  # type: ignore[arg-type]
-
-
-def _rows(answers: Answers) -> Iterator[AuditRow]:
-    """Every claim, with what is computed taken from one kind of answer."""
-    yield from _weights(answers)
-    yield from _training_state(answers)
-    yield from _cache(answers)
-    yield from _windows(answers)
-    yield from _activations(answers)
-    yield from _checkpointing(answers)
-    yield from _budget(answers)
-    yield from _configurations(answers)
-    yield from _code_and_hardware()
-
-
-def to_dict(rows: tuple[AuditRow, ...]) -> dict[str, Any]:
-    """What `--json` prints."""
-    return {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
 
 
 def judged(claimed: float, computed: float) -> str:

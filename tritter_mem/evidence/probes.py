@@ -1,14 +1,14 @@
 """Small probes of what a simulation assumes: context, libraries' workspaces, operators' scratch.
 
-Each is a reading of PyTorch's allocator, or of the driver, around one call. They run in a process
-of their own, before which nothing was allocated.
+Each is a reading of PyTorch's allocator, or of the driver, around one call. They run in a
+fresh process, before which nothing was allocated.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +16,15 @@ from tritter_mem import torch_release
 from tritter_mem.allocator.rules import LARGE_SEGMENT_BYTES, SMALL_SEGMENT_BYTES, round_request
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
-from tritter_mem.devices.cuda import Meter
-from tritter_mem.devices.nvml import Driver, find_gpu
+from tritter_mem.devices.cuda import open_cuda
+from tritter_mem.devices.device import Device
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import MeasureError
-from tritter_mem.measure.child import Job, environment, run_in_child
-from tritter_mem.measure.cuda_run import Place, Session, open_cuda
-from tritter_mem.measure.workload import Timed, perform
+from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment
+from tritter_mem.measure.cuda_run import session_on
+from tritter_mem.measure.phases import Stopwatch
+from tritter_mem.measure.session import DeviceSession
+from tritter_mem.measure.workload import perform
 from tritter_mem.results.reading import from_plain
 from tritter_mem.simulation.cuda.scratch import peak_bytes, scratch_bytes
 from tritter_mem.units import KiB, MiB
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 CONTEXT = "CUDA context, kernels loaded"
 CUBLAS = "cuBLAS workspace, first product"
+MEASURED = "measured: "
 EXPANDABLE = "expandable_segments:True"
 TIME_LIMIT_SECONDS = 120.0
 TINY = {"workload.context": 64, "workload.prefill_chunk": 32, "workload.new_tokens": 4,
@@ -38,7 +42,7 @@ TINY = {"workload.context": 64, "workload.prefill_chunk": 32, "workload.new_toke
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class ProbeReading:
     """One probe.
 
     Attributes:
@@ -52,6 +56,13 @@ class Reading:
     assumed_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeReadings:
+    """What a child process answers."""
+
+    readings: tuple[ProbeReading, ...]
+
+
 class Beyond(NamedTuple):
     """What a call takes beyond what it returns: at its peak, and what stays."""
 
@@ -59,19 +70,19 @@ class Beyond(NamedTuple):
     kept_bytes: int
 
 
-def beyond(meter: Meter, call: Callable[[], Any]) -> Beyond:
+def beyond(device: Device, call: Callable[[], Any]) -> Beyond:
     """Read the allocator around a call.
 
     Args:
-        meter: the device.
+        device: where it runs.
         call: returns a tensor, or several; what is no tensor counts nothing.
     """
-    meter.synchronize()
-    before = meter.stats()["allocated_bytes.all.current"]
-    meter.reset_peaks()
+    device.synchronize()
+    before = device.stats()["allocated_bytes.all.current"]
+    device.reset_peaks()
     returned = call()
-    meter.synchronize()
-    stats = meter.stats()
+    device.synchronize()
+    stats = device.stats()
     base = before + _blocks(returned)
     return Beyond(
         stats["allocated_bytes.all.peak"] - base, stats["allocated_bytes.all.current"] - base
@@ -88,7 +99,7 @@ def _blocks(returned: Any) -> int:
     return sum(map(round_request, storages.values()))
 
 
-def probe(card: GpuCard, index: int = 0) -> list[Reading]:
+def probe(card: GpuCard, index: int = 0) -> list[ProbeReading]:
     """Make every probe on a device.
 
     Args:
@@ -98,45 +109,38 @@ def probe(card: GpuCard, index: int = 0) -> list[Reading]:
     Raises:
         MeasureError: a probe failed; says how.
     """
-    plain = _in_child("probe_device", {"index": index, "card": asdict(card)}, "")
+    found = _in_child("probe_device", {"index": index, "card": asdict(card)}, "")
+    found += _in_child("probe_pages", {"index": index}, EXPANDABLE)
     assumed = {CONTEXT: card.context_bytes, CUBLAS: card.cublas_workspace_bytes}
-    readings = [
-        from_plain(Reading, one)
-        for one in plain + _in_child("probe_pages", {"index": index}, EXPANDABLE)
-    ]
-    return [
-        Reading(name=r.name, measured_bytes=r.measured_bytes,
-                assumed_bytes=assumed.get(r.name, r.assumed_bytes))
-        for r in readings
-    ]  # fmt: skip
+    return [replace(r, assumed_bytes=assumed.get(r.name, r.assumed_bytes)) for r in found]
 
 
-def _in_child(function: str, arguments: dict[str, Any], allocator_conf: str) -> list[Any]:
-    found: list[Any] = run_in_child(
-        Job(
-            function=f"tritter_mem.evidence.probes:{function}",
-            arguments=arguments,
-            time_limit_seconds=TIME_LIMIT_SECONDS,
-            environment=environment(allocator_conf),
-        )
+def _in_child(
+    function: str, arguments: dict[str, Any], allocator_conf: str
+) -> tuple[ProbeReading, ...]:
+    job = ChildJob(
+        function=f"tritter_mem.evidence.probes:{function}",
+        arguments=arguments,
+        time_limit_seconds=TIME_LIMIT_SECONDS,
+        environment=measuring_environment(allocator_conf),
     )
-    return found
+    return answer_of(job, ProbeReadings).readings
 
 
-def probe_device(index: int, card: dict[str, Any]) -> list[dict[str, Any]]:
+def probe_device(index: int, card: dict[str, Any]) -> dict[str, Any]:
     """The job that probes libraries, operators and, last, what all of that loads."""
-    session = Session(Place(index=index), Driver(index), open_cuda)
-    operators = _operators(session.meter, from_plain(GpuCard, card))
-    readings = [*_libraries(session.meter), *operators, *_context(session)]
-    return [asdict(reading) for reading in readings]
+    session = session_on(index)
+    operators = _operators(session.device, from_plain(GpuCard, card))
+    readings = (*_libraries(session.device), *operators, *_context(session))
+    return asdict(ProbeReadings(readings=readings))
 
 
-def probe_pages(index: int) -> list[dict[str, Any]]:
+def probe_pages(index: int) -> dict[str, Any]:
     """The job that probes what expandable segments map at least; its allocator is set so."""
-    return [asdict(reading) for reading in pages(open_cuda(index))]
+    return asdict(ProbeReadings(readings=tuple(pages(open_cuda(index)))))
 
 
-def pages(meter: Meter) -> Iterator[Reading]:
+def pages(device: Device) -> Iterator[ProbeReading]:
     """What one small, and one large request reserves."""
     import torch
 
@@ -145,18 +149,18 @@ def pages(meter: Meter) -> Iterator[Reading]:
         ("expandable segment's page, small", 512, SMALL_SEGMENT_BYTES),
         ("expandable segment's page, large", 2 * MiB, LARGE_SEGMENT_BYTES),
     ):
-        before = meter.stats()["reserved_bytes.all.current"]
-        held.append(torch.empty(size, dtype=torch.uint8, device=meter.name))
-        found = meter.stats()["reserved_bytes.all.current"] - before
-        yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)
+        before = device.stats()["reserved_bytes.all.current"]
+        held.append(torch.empty(size, dtype=torch.uint8, device=device.name))
+        found = device.stats()["reserved_bytes.all.current"] - before
+        yield ProbeReading(name=name, measured_bytes=found, assumed_bytes=assumed)
 
 
-def _libraries(meter: Meter) -> Iterator[Reading]:
+def _libraries(device: Device) -> Iterator[ProbeReading]:
     """Each product is the first of its handle and stream; a workspace then stays."""
     import torch
 
     def ones(*shape: int, grad: bool = False) -> Tensor:
-        return torch.ones(shape, dtype=torch.bfloat16, device=meter.name, requires_grad=grad)
+        return torch.ones(shape, dtype=torch.bfloat16, device=device.name, requires_grad=grad)
 
     a, b, weight, bias = ones(256, 256), ones(256, 256), ones(256, 256, grad=True), ones(256)
 
@@ -165,45 +169,49 @@ def _libraries(meter: Meter) -> Iterator[Reading]:
         return weight.grad
 
     def other_stream() -> Tensor:
-        with torch.cuda.stream(torch.cuda.Stream(meter.name)):
+        with torch.cuda.stream(torch.cuda.Stream(device.name)):
             return a @ b
 
-    first = beyond(meter, lambda: a @ b).peak_bytes
+    first = beyond(device, lambda: a @ b).peak_bytes
     stays = first if torch_release.keeps_workspaces() else 0
-    yield Reading(name=CUBLAS, measured_bytes=first)
-    again = beyond(meter, lambda: a @ b).kept_bytes
-    yield Reading(name="cuBLAS workspace, second product", measured_bytes=again, assumed_bytes=0)
+    yield ProbeReading(name=CUBLAS, measured_bytes=first)
+    again = beyond(device, lambda: a @ b).kept_bytes
+    yield ProbeReading(
+        name="cuBLAS workspace, second product", measured_bytes=again, assumed_bytes=0
+    )
     for name, call in (("backward thread", backward), ("second stream", other_stream)):
-        found = beyond(meter, call).kept_bytes
-        yield Reading(name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=stays)
+        found = beyond(device, call).kept_bytes
+        yield ProbeReading(
+            name=f"cuBLAS workspace, {name}", measured_bytes=found, assumed_bytes=stays
+        )
     with_bias = torch_release.cublaslt_workspace_bytes() if stays else 0
     for which, assumed in (("first", with_bias), ("second", 0)):
-        found = beyond(meter, lambda: torch.addmm(bias, a, b)).kept_bytes
+        found = beyond(device, lambda: torch.addmm(bias, a, b)).kept_bytes
         name = f"cuBLASLt workspace, {which} product with a bias"
-        yield Reading(name=name, measured_bytes=found, assumed_bytes=assumed)
+        yield ProbeReading(name=name, measured_bytes=found, assumed_bytes=assumed)
 
 
-def _operators(meter: Meter, card: GpuCard) -> Iterator[Reading]:
+def _operators(device: Device, card: GpuCard) -> Iterator[ProbeReading]:
     for name, make in OPERATORS.items():
-        operator, args = make(meter.name)
+        operator, args = make(device.name)
         assumed = peak_bytes(scratch_bytes(card, str(operator), args, {}))
-        found = beyond(meter, lambda operator=operator, args=args: operator(*args))  # type: ignore[misc]
-        yield Reading(name=name, measured_bytes=found.peak_bytes, assumed_bytes=assumed)
+        found = beyond(device, lambda operator=operator, args=args: operator(*args))  # type: ignore[misc]
+        yield ProbeReading(name=name, measured_bytes=found.peak_bytes, assumed_bytes=assumed)
 
 
-def _context(session: Session) -> Iterator[Reading]:
+def _context(session: DeviceSession) -> Iterator[ProbeReading]:
     """The context as it grew; at the end with the kernels of a small inference and training run."""
     from tritter_mem.models.bundled import run_settings
 
-    yield Reading(name="CUDA context as made", measured_bytes=session.readings.created_bytes)
-    first = session.readings.first_kernel_bytes
-    yield Reading(name="CUDA context, first kernel", measured_bytes=first)
-    yield Reading(name="CUDA context, cuBLAS loaded", measured_bytes=session.context_bytes())
+    yield ProbeReading(name="CUDA context as made", measured_bytes=session.context.created_bytes)
+    first = session.context.first_kernel_bytes
+    yield ProbeReading(name="CUDA context, first kernel", measured_bytes=first)
+    yield ProbeReading(name="CUDA context, cuBLAS loaded", measured_bytes=session.context_bytes())
     for mode in ("inference", "training"):
         profile = load_profile("tiny", {**TINY, "workload.mode": mode})
         work = run_settings(profile, find_gpu(profile.gpu.name))
-        perform(work, session.meter.name, Timed())
-    yield Reading(name=CONTEXT, measured_bytes=session.context_bytes())
+        perform(work, session.device.name, Stopwatch())
+    yield ProbeReading(name=CONTEXT, measured_bytes=session.context_bytes())
 
 
 def _embedding(device: str) -> tuple[Any, tuple[Any, ...]]:
@@ -268,9 +276,7 @@ OPERATORS: dict[str, Callable[[str], tuple[Any, tuple[Any, ...]]]] = {
     "index_put, accumulating": _index_put,
     "sort, rows of 8,192": _sort,
 }
-"""Each row of `trace.scratch`'s table: what makes an operator and its arguments on a device."""
-
-MEASURED = "measured: "
+"""By row of `simulation.cuda.scratch`: what makes an operator and its arguments on a device."""
 
 
 def source_of(torch: str, driver: str | None, date: str) -> str:
@@ -278,14 +284,14 @@ def source_of(torch: str, driver: str | None, date: str) -> str:
     return f"{MEASURED}torch {torch}, driver {driver or 'unknown'}, {date}"
 
 
-def updated(entry: str, readings: Sequence[Reading], source: str) -> str:
+def updated(entry: str, readings: Sequence[ProbeReading], source: str) -> str:
     """A card's file with what is measured in place of what was assumed.
 
     What could not be read stays as it is.
 
     Args:
         entry: the file's text.
-        readings: of `probes.probe`.
+        readings: of `probe`.
         source: of `source_of`.
 
     Raises:

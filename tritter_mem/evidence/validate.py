@@ -1,4 +1,4 @@
-"""Bundled profiles measured one after another, so that plan and simulation are held against each.
+"""Bundled profiles measured one after another, to compare plan and simulation with each.
 
 A case that was finished under the same conditions is kept: the profile's content, the device, the
 driver, PyTorch, and the code that plans, simulates, runs and measures.
@@ -20,8 +20,8 @@ from tritter_mem.config.cards import AUTO, GpuCard, slug
 from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import ConfigError, InputError, TritterMemError
-from tritter_mem.measure.target import Asked, where_on
+from tritter_mem.errors import ConfigError, InputError, TritterMemError, UsageError
+from tritter_mem.measure.target import LocatedDevice, MeasureOptions, target_on
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.profiler import MeasurementFailedError, profile
 from tritter_mem.results.run import Result
@@ -30,13 +30,19 @@ from tritter_mem.results.writing import check_writable, read_results, write_text
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.version import __version__
 
+REPORTS = Path("reports")
+"""What devices measured."""
+DOCUMENT = "validation.json"
+FINISHED = "cases"
+_KEY = "[0-9a-f]{16}"
 Kept = Callable[[str, str], Result | None]
 """By a case's name and key its finished record; None where there is none."""
-_MEASURED_CODE = ("config", "planner", "trace", "allocator", "measure")
+_WITHOUT_FIGURES = {"check", "cli", "evidence", "oom", "report", "pytest_plugin.py", "__main__.py"}
+"""Packages and files that show figures, compare them or serve users' own runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundled:
+class ListedCase:
     """A case of the list: a bundled profile, and what is changed in it, by dotted key."""
 
     name: str
@@ -44,16 +50,16 @@ class Bundled:
     changes: Mapping[str, Any]
 
 
-def _tiny(name: str, **changes: Any) -> Bundled:
+def _tiny(name: str, **changes: Any) -> ListedCase:
     return _of("tiny", name, **changes)
 
 
-def _of(config: str, name: str, **changes: Any) -> Bundled:
+def _of(config: str, name: str, **changes: Any) -> ListedCase:
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return Bundled(name=f"{config}-{name}", config=config, changes=dotted)
+    return ListedCase(name=f"{config}-{name}", config=config, changes=dotted)
 
 
-def _training(config: str, optimizer: str, policy: str, **changes: Any) -> Bundled:
+def _training(config: str, optimizer: str, policy: str, **changes: Any) -> ListedCase:
     short = {"adamw-8bit": "8bit"}.get(optimizer, optimizer)
     kind, _, n = policy.partition(":")
     checkpointing = {"policy": kind, "n": int(n or 1)}
@@ -120,12 +126,17 @@ def conditions_on(card: GpuCard | None, index: int) -> Conditions:
 @cache
 def code_digest() -> str:
     """16 hex digits of SHA-256 over the sources of all that figures come from."""
-    tool, model = Path(__file__).parents[1], Path(tritter_model.__file__).parent
-    roots = [*(tool / name for name in _MEASURED_CODE), model]
     digest = hashlib.sha256()
-    for path in sorted(path for root in roots for path in root.rglob("*.py")):
+    for path in figure_sources():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def figure_sources() -> list[Path]:
+    """The model's files, and the tool's but those of `_WITHOUT_FIGURES`."""
+    tool, model = Path(__file__).parents[1], Path(tritter_model.__file__).parent
+    own = (p for p in tool.rglob("*.py") if p.relative_to(tool).parts[0] not in _WITHOUT_FIGURES)
+    return sorted([*own, *model.rglob("*.py")])
 
 
 def bundled(card: GpuCard | None, budget: str | None) -> list[Profile]:
@@ -185,8 +196,8 @@ def validate(
     conditions: Conditions,
     kept: Kept,
     *,
-    asked: Asked,
-    card: GpuCard | None,
+    options: MeasureOptions,
+    device: LocatedDevice,
     progress: Progress | None = None,
 ) -> Iterator[Validated]:
     """Plan, simulate and measure each case; one that fails does not end the others.
@@ -195,9 +206,9 @@ def validate(
         cases: resolved profiles.
         conditions: of this run.
         kept: finds what was finished before.
-        asked: where to measure, and for how long at most.
-        card: what `asked` was found to be; None: the CPU.
-        progress: told how far each case is.
+        options: where to measure, and for how long at most.
+        device: what was found for the options.
+        progress: shows how far each case is.
 
     Yields:
         Each case as soon as it has ended.
@@ -208,31 +219,23 @@ def validate(
         if before is not None:
             yield Validated(name=case.name, key=key, result=before, kept=True)
         else:
-            result, problem = _answer(case, asked, card, progress)
+            result, problem = _profiled(case, options, device, progress)
             yield Validated(name=case.name, key=key, result=result, problem=problem)
 
 
-def _answer(
-    case: Profile, asked: Asked, card: GpuCard | None, progress: Progress | None
+def _profiled(
+    case: Profile, options: MeasureOptions, device: LocatedDevice, progress: Progress | None
 ) -> tuple[Result | None, str]:
     """The record, and what went wrong."""
-    limit = asked.time_limit_seconds
     try:
-        where = where_on(card, asked, case.gpu.name, case.allocator.conf, case.gpu.budget)
-        return profile(
-            case, device=asked.device, time_limit_seconds=limit, progress=progress, where=where
-        ), ""
+        target = target_on(device, options, case.gpu.name, case.allocator.conf, case.gpu.budget)
+        return profile(case, device=options.device, progress=progress, target=target), ""
     except MeasurementFailedError as error:
         return error.result, "; ".join(error.problems)
     except TritterMemError as error:
         return None, "; ".join(error.problems)
     except Exception as error:  # a fault of one case is no reason to lose the others
         return None, " ".join(f"{type(error).__name__}: {error}".split())
-
-
-DOCUMENT = "validation.json"
-CASES_FOLDER = "cases"
-_KEY = "[0-9a-f]{16}"
 
 
 class CaseFiles:
@@ -248,7 +251,7 @@ class CaseFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         check_writable(folder / DOCUMENT)
-        check_writable(folder / CASES_FOLDER / "a.json")
+        check_writable(folder / FINISHED / "a.json")
 
     def read(self, name: str, key: str) -> Result | None:
         """A finished case; None where there is none that can be read."""
@@ -256,7 +259,7 @@ class CaseFiles:
             results = read_results(self._path(name, key))
         except InputError:
             return None
-        return results[0] if len(results) == 1 and results[0].measured is not None else None
+        return results[0] if len(results) == 1 and _ran(results[0]) else None
 
     def write(self, case: Validated) -> None:
         """Keep a finished case in place of those of its name under other conditions.
@@ -282,12 +285,29 @@ class CaseFiles:
         write_text_atomically(self._folder / DOCUMENT, text)
 
     def _path(self, name: str, key: str) -> Path:
-        return self._folder / CASES_FOLDER / f"{_slug(name)}-{key}.json"
+        return self._folder / FINISHED / f"{_slug(name)}-{key}.json"
+
+
+def _ran(result: Result) -> bool:
+    return result.measured is not None or result.rehearsed is not None
+
+
+def refuse_rehearsed_evidence(folder: Path) -> None:
+    """Keep what was rehearsed out of the folder of what was measured.
+
+    Raises:
+        UsageError: the folder is below `reports`.
+    """
+    if REPORTS.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UsageError(
+            f"--output: found {folder}; allowed: a folder outside of {REPORTS}, which holds what "
+            "was measured: CUDA's libraries are stand-ins here, which measure nothing"
+        )
 
 
 def folder_of(device: str) -> Path:
     """`reports/nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
-    return Path("reports") / _slug(device)
+    return REPORTS / _slug(device)
 
 
 def _slug(name: str) -> str:

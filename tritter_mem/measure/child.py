@@ -1,6 +1,6 @@
 """Runs one function in a fresh process, so that a crash, a hang or lack of memory ends that alone.
 
-A process of its own is also what makes measurements independent: nothing is cached or fragmented
+A separate process is also what makes measurements independent: nothing is cached or fragmented
 from before, and the allocator reads its settings from the environment once, at the start.
 """
 
@@ -17,58 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from tritter_mem.errors import MeasureError
 from tritter_mem.results.reading import from_plain
-from tritter_mem.results.run import Estimate
 
-
-def read_estimate(answer: Any) -> Estimate:
-    """Read what a child left.
-
-    Raises:
-        MeasureError: it is no `Estimate`.
-    """
-    try:
-        return from_plain(Estimate, answer)
-    except ValueError as error:
-        raise MeasureError(f"the run left a result that is none: {error}") from error
-
-
-_UNSET = (
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_HIP_ALLOC_CONF",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "CUBLASLT_WORKSPACE_SIZE",
-    "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
-)
-"""What is inherited and would change the memory: what the profile says counts alone."""
-
-
-def environment(allocator_conf: str) -> dict[str, str | None]:
-    """The variables of a process that measures; None removes one.
-
-    PyTorch reads PYTORCH_ALLOC_CONF, and where that is not set its older names. Devices are
-    numbered as the driver and `nvidia-smi` do.
-    """
-    return {
-        **dict.fromkeys(_UNSET),
-        "PYTORCH_ALLOC_CONF": allocator_conf or None,
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    }
-
-
-def _job(function: str, arguments: Mapping[str, Any], limit: float, allocator_conf: str) -> Job:
-    return Job(
-        function=f"tritter_mem.measure.cuda_run:{function}",
-        arguments=arguments,
-        time_limit_seconds=limit,
-        environment=environment(allocator_conf),
-    )
-
-
+T = TypeVar("T")
 GRACE_SECONDS = 5.0
 """How long a process group that reached its time limit has from SIGTERM to SIGKILL."""
 _POLL_SECONDS = 0.02
@@ -77,7 +31,7 @@ _ANNOUNCED = ("what():", "Fatal Python error:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ChildJob:
     """What a child process runs.
 
     Attributes:
@@ -91,6 +45,97 @@ class Job:
     arguments: Mapping[str, Any]
     time_limit_seconds: float
     environment: Mapping[str, str | None] = field(default_factory=dict)
+
+
+_UNSET = (
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_HIP_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUBLASLT_WORKSPACE_SIZE",
+    "TORCH_CUBLASLT_UNIFIED_WORKSPACE",
+)
+"""What is inherited and would change the memory: only what the profile says counts."""
+
+
+def measuring_environment(allocator_conf: str = "") -> dict[str, str | None]:
+    """The variables of a process that measures; None removes one.
+
+    PyTorch reads PYTORCH_ALLOC_CONF, and where that is not set its older names. Devices are
+    numbered as the driver and `nvidia-smi` do.
+    """
+    return {
+        **dict.fromkeys(_UNSET),
+        "PYTORCH_ALLOC_CONF": allocator_conf or None,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+
+
+def answer_of(job: ChildJob, kind: type[T]) -> T:
+    """Run a job in a separate process, and read the dataclass that its function returned as data.
+
+    Raises:
+        MeasureError: as `run_in_child`, and where the answer is no such dataclass.
+    """
+    answer = run_in_child(job)
+    try:
+        return from_plain(kind, answer)
+    except ValueError as error:
+        raise MeasureError(f"the run left a result that is none: {error}") from error
+
+
+def run_in_child(job: ChildJob) -> Any:
+    """Run a job in a separate process group and return what its function returned.
+
+    Whatever happens, a KeyboardInterrupt too, no process of the group outlives the call.
+
+    Raises:
+        MeasureError: the process was killed, crashed, failed, ran out of time, or left no readable
+            answer; or its function raised a TritterMemError. The last lines that it printed are a
+            note of the error.
+    """
+    with _folder() as folder:
+        request, answer = folder / "request.json", folder / "answer.json"
+        with _writing(folder):
+            request.write_text(json.dumps(_request(job)))
+            output = (folder / "output.txt").open("w+b")
+        with output:
+            end = _run(job, [str(request), str(answer)], output)
+        problem = _problem(end, job)
+        if problem:
+            error = MeasureError(problem)
+            error.add_note(f"It last printed:\n{end.tail}")
+            raise error
+        return _read(answer)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for a job, which is gone afterwards."""
+    with _writing(Path(tempfile.gettempdir())):
+        folder = tempfile.TemporaryDirectory(prefix="tritter-mem-")
+    with folder as name:
+        yield Path(name)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say what to do where a folder takes no files.
+
+    Raises:
+        MeasureError: in place of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise MeasureError(
+            f"{folder}: cannot be written: {error.strerror}; free some space, or name another "
+            "folder for temporary files (TMPDIR)"
+        ) from error
+
+
+def _request(job: ChildJob) -> dict[str, Any]:
+    return {"function": job.function, "arguments": job.arguments, "parent": os.getpid()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,61 +163,7 @@ class _End:
         return "".join(filter(str.isprintable, line.strip()))[:300]
 
 
-def run_in_child(job: Job) -> Any:
-    """Run a job in a process group of its own and return what its function returned.
-
-    Whatever happens, a KeyboardInterrupt too, no process of the group outlives the call.
-
-    Raises:
-        MeasureError: the process was killed, crashed, failed, ran out of time, or left no readable
-            answer; or its function raised a TritterMemError. The last lines that it printed are a
-            note of the error.
-    """
-    with _folder() as folder:
-        request, answer = folder / "request.json", folder / "answer.json"
-        with _writing(folder):
-            request.write_text(json.dumps(_request(job)))
-            output = (folder / "output.txt").open("w+b")
-        with output:
-            end = _run(job, [str(request), str(answer)], output)
-        problem = _problem(end, job)
-        if problem:
-            error = MeasureError(problem)
-            error.add_note(f"It last printed:\n{end.tail}")
-            raise error
-        return _read(answer)
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """A folder of its own for a job, which is gone afterwards."""
-    with _writing(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="tritter-mem-")
-    with folder as name:
-        yield Path(name)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Say what to do where a folder takes no files.
-
-    Raises:
-        MeasureError: in place of OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise MeasureError(
-            f"{folder}: cannot be written: {error.strerror}; free some space, or name another "
-            "folder for temporary files (TMPDIR)"
-        ) from error
-
-
-def _request(job: Job) -> dict[str, Any]:
-    return {"function": job.function, "arguments": job.arguments, "parent": os.getpid()}
-
-
-def _run(job: Job, arguments: list[str], output: IO[bytes]) -> _End:
+def _run(job: ChildJob, arguments: list[str], output: IO[bytes]) -> _End:
     kills = _kernel_kills()
     with _process_group(job, arguments, output) as process:
         timed_out = not _ends_within(process, job.time_limit_seconds)
@@ -190,7 +181,7 @@ def _run(job: Job, arguments: list[str], output: IO[bytes]) -> _End:
 
 @contextmanager
 def _process_group(
-    job: Job, arguments: list[str], output: IO[bytes]
+    job: ChildJob, arguments: list[str], output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The worker, and the end of it and of all that it started."""
     process = subprocess.Popen(  # noqa: S603  (our own module, with paths that we made)
@@ -210,7 +201,7 @@ def _process_group(
         process.wait()
 
 
-def _environment(job: Job) -> dict[str, str]:
+def _environment(job: ChildJob) -> dict[str, str]:
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     changed = {**os.environ, "PYTHONPATH": path, **job.environment}
     return {name: value for name, value in changed.items() if value is not None}
@@ -241,7 +232,7 @@ def _tail(output: IO[bytes]) -> str:
     return output.read().decode(errors="replace").strip()
 
 
-def _problem(end: _End, job: Job) -> str | None:
+def _problem(end: _End, job: ChildJob) -> str | None:
     """What went wrong, in one line, and what to do."""
     if end.timed_out:
         return (

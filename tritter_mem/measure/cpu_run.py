@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import MeasureError
-from tritter_mem.measure.child import Job, read_estimate, run_in_child
-from tritter_mem.measure.phases import with_speed
-from tritter_mem.measure.workload import Timed, Work, perform, read_work, to_plain
+from tritter_mem.measure.child import ChildJob, answer_of
+from tritter_mem.measure.phases import Stopwatch, with_speed
+from tritter_mem.measure.workload import Work, perform, read_work, to_plain
 from tritter_mem.results.run import Estimate
 from tritter_mem.simulation.events import EventLog
 from tritter_model.config import RunConfig
@@ -39,17 +39,17 @@ def measure(work: Work, time_limit_seconds: float) -> Estimate:
             "workload.cuda_graph: found true for a run on the CPU, which has no CUDA graphs;"
             " set it to false, or use --device none"
         )
-    job = Job(
+    job = ChildJob(
         function="tritter_mem.measure.cpu_run:run_case",
         arguments={"work": to_plain(work)},
         time_limit_seconds=time_limit_seconds,
     )
-    return read_estimate(run_in_child(job))
+    return answer_of(job, Estimate)
 
 
 def run_case(work: Mapping[str, Any]) -> dict[str, Any]:
     """In the child: run a case, given as plain data, and return its `Estimate` as plain data."""
-    case, watch = read_work(work), Timed()
+    case, watch = read_work(work), Stopwatch()
     recorded = _recorded(case)
     perform(case, "cpu", watch)
     timed = with_speed(recorded, watch.seconds, case)

@@ -1,4 +1,7 @@
-"""A run on a device, cut into stretches: each phase, and what lies between, with its own peaks."""
+"""The phases of a run: what a device's allocator did in each, its seconds and its speed.
+
+What lies between phases is read like a phase, under an empty name.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from tritter_mem.devices.cuda import FIGURES, Meter
+from tritter_mem.devices.device import STATISTICS, Device
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Estimate, Phase
 from tritter_mem.simulation.peaks import WARMUP
@@ -19,15 +22,33 @@ if TYPE_CHECKING:
 
 BETWEEN = ""
 """The name of what lies between phases."""
+_STEP = ("forward", "backward", "optimizer")
+
+
+class Stopwatch:
+    """A watch that sums the seconds of each phase, and asks nothing of memory."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside."""
+        start = perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+
+    def adopt(self, tensor: Tensor, category: str) -> None:
+        """Nothing: what tensors are for is another run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """What the allocator did from one point of a run to the next.
+class PhaseReading:
+    """What the allocator did in a phase, or between two.
 
     Attributes:
         name: of the phase; empty between phases.
-        stats: `meter.FIGURES`; the last three are what came in this stretch.
+        stats: `device.STATISTICS`; the last three are the calls of this phase.
     """
 
     name: str
@@ -35,83 +56,85 @@ class Stretch:
     stats: Mapping[str, int]
 
 
-class Stretches:
+class PhaseMeter:
     """A watch that reads a device's allocator around each phase.
 
     Args:
-        meter: the device.
-        warmed_up: called when the warm-up is over.
+        device: where the run is.
+        after_warmup: called when the warm-up is over.
 
     Attributes:
-        found: the stretches so far.
+        readings: the phases so far, in order.
         failed_in: the phase that an error came out of.
     """
 
-    def __init__(self, meter: Meter, warmed_up: Callable[[], None] = lambda: None) -> None:
-        self.found: list[Stretch] = []
+    def __init__(self, device: Device, after_warmup: Callable[[], None] = lambda: None) -> None:
+        self.readings: list[PhaseReading] = []
         self.failed_in = BETWEEN
-        self._meter, self._warmed_up = meter, warmed_up
-        self._counts = _counts(meter.stats())
+        self._device, self._after_warmup = device, after_warmup
+        self._counts = _counts(device.stats())
         self._begin()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Read what runs inside as one stretch."""
-        self.close(BETWEEN)
+        """Read what runs inside as one phase."""
+        self.end(BETWEEN)
         try:
             yield
         except BaseException:
             self.failed_in = name
             raise
         finally:
-            self.close(name)
+            self.end(name)
         if name == WARMUP:
-            self._warmed_up()
+            self._after_warmup()
             self._begin()
 
     def adopt(self, tensor: Tensor, category: str) -> None:
         """Nothing: what tensors are for is another run's."""
 
-    def close(self, name: str) -> None:
-        """End the stretch that runs, and begin another."""
-        self._meter.synchronize()
+    def end(self, name: str) -> None:
+        """End the phase that runs, or what lies between two, and begin the next."""
+        self._device.synchronize()
         seconds = perf_counter() - self._since
-        stats = self._meter.stats()
+        stats = self._device.stats()
         before, self._counts = self._counts, _counts(stats)
         came = {key: self._counts[key] - before[key] for key in before}
-        self.found.append(
-            Stretch(
+        self.readings.append(
+            PhaseReading(
                 name=name,
                 seconds=seconds,
-                stats={key: int(stats[key]) for key in FIGURES} | came,
+                stats={key: int(stats[key]) for key in STATISTICS} | came,
             )
         )
         self._begin()
 
     def _begin(self) -> None:
-        self._meter.reset_peaks()
+        self._device.reset_peaks()
         self._since = perf_counter()
 
 
 def _counts(stats: Mapping[str, int]) -> dict[str, int]:
-    return {key: int(stats[key]) for key in FIGURES if key.startswith("num_")}
+    return {key: int(stats[key]) for key in STATISTICS if key.startswith("num_")}
 
 
-def peak(stretches: Sequence[Stretch], figure: str) -> int:
+def peak(readings: Sequence[PhaseReading], figure: str) -> int:
     """The largest of a figure's peaks: `allocated` for `allocated_bytes.all.peak`."""
-    return max((stretch.stats[f"{figure}_bytes.all.peak"] for stretch in stretches), default=0)
+    return max((reading.stats[f"{figure}_bytes.all.peak"] for reading in readings), default=0)
 
 
-def allocator_stats(peaks: Sequence[Stretch], counts: Sequence[Stretch]) -> AllocatorStats:
+def allocator_stats(
+    peaks: Sequence[PhaseReading], counts: Sequence[PhaseReading]
+) -> AllocatorStats:
     """What the allocator counted.
 
     Args:
-        peaks: stretches whose peaks count.
-        counts: stretches whose calls count.
+        peaks: phases whose peaks count.
+        counts: phases whose calls count.
     """
 
     def total(figure: str) -> int:
-        return sum(stretch.stats[figure] for stretch in counts)
+        return sum(reading.stats[figure] for reading in counts)
 
     return AllocatorStats(
         requested_peak_bytes=peak(peaks, "requested"),
@@ -123,142 +146,42 @@ def allocator_stats(peaks: Sequence[Stretch], counts: Sequence[Stretch]) -> Allo
     )
 
 
-def estimate_of(stretches: Sequence[Stretch], device: str, run: DeviceRun) -> Estimate:
+def estimate_of(readings: Sequence[PhaseReading], device: str, run: DeviceRun) -> Estimate:
     """What a measured run comes to, as far as it came; where its bytes are is not known yet.
 
     The warm-up's peaks do not count, except for what is reserved: that stays. So it is where
     a run is simulated.
 
     Args:
-        stretches: of the whole run, in order.
+        readings: of the whole run, in order.
         device: such as `cuda:0`.
         run: what else was read; its allocator figures are filled in here.
     """
-    counted = [stretch for stretch in stretches if stretch.name != WARMUP]
+    counted = [reading for reading in readings if reading.name != WARMUP]
     return Estimate(
         device=device,
         components=Components(),
         phases=tuple(_phases(counted)),
         allocated_peak_bytes=peak(counted, "allocated"),
-        reserved_peak_bytes=peak(stretches, "reserved"),
-        run=replace(run, allocator=allocator_stats(counted, stretches)),
+        reserved_peak_bytes=peak(readings, "reserved"),
+        run=replace(run, allocator=allocator_stats(counted, readings)),
     )
 
 
-def _phases(counted: Sequence[Stretch]) -> list[Phase]:
+def _phases(counted: Sequence[PhaseReading]) -> list[Phase]:
     """One for each name; what was entered several times counts with its largest peaks."""
-    names = dict.fromkeys(stretch.name for stretch in counted if stretch.name != BETWEEN)
+    names = dict.fromkeys(reading.name for reading in counted if reading.name != BETWEEN)
     return [_phase(name, [s for s in counted if s.name == name]) for name in names]
 
 
-def _phase(name: str, own: Sequence[Stretch]) -> Phase:
+def _phase(name: str, own: Sequence[PhaseReading]) -> Phase:
     return Phase(
         name=name,
         allocated_peak_bytes=peak(own, "allocated"),
         reserved_peak_bytes=peak(own, "reserved"),
-        seconds=sum(stretch.seconds for stretch in own),
+        seconds=sum(reading.seconds for reading in own),
         allocator=allocator_stats(own, own),
     )
-
-
-def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
-    """Say where the measured bytes are.
-
-    Args:
-        measured: by the allocator.
-        recorded: the same work under the recorder, which saw every tensor.
-
-    Returns:
-        The measured estimate with components, of the whole run and of each phase; without them,
-        and with the reason, where the two runs do not agree.
-    """
-    run, other = measured.run, recorded.run
-    if run is None or other is None:
-        return measured
-    own = {phase.name: phase for phase in recorded.phases}
-    asked = run.allocator.requested_peak_bytes, other.allocator.requested_peak_bytes
-    if asked[0] != asked[1] or {phase.name for phase in measured.phases} != set(own):
-        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, asked)))
-    same = recorded.allocated_peak_bytes == measured.allocated_peak_bytes
-    return replace(
-        measured,
-        components=_settled(recorded.components, measured.allocated_peak_bytes),
-        library_workspace_bytes=recorded.library_workspace_bytes,
-        phases=tuple(_with_parts(phase, own[phase.name]) for phase in measured.phases),
-        peak_at=recorded.peak_at,
-        timeline=recorded.timeline,
-        held_at_peak=recorded.held_at_peak if same else (),
-    )
-
-
-def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
-    """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
-
-    Args:
-        measured: by the allocator.
-        recorded: the same work, with the allocator's history on.
-
-    Returns:
-        The measured estimate with it; or with the reason.
-    """
-    run, other = measured.run, recorded.run
-    if run is None or other is None:
-        return measured
-    reason = other.fragmentation_reason
-    if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
-        reason = (
-            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
-            f"the measured one {measured.reserved_peak_bytes or 0:,}"
-        )
-    if reason is not None:
-        return replace(measured, run=replace(run, fragmentation_reason=reason))
-    source = other.fragmentation_source
-    return replace(
-        measured,
-        fragmentation=recorded.fragmentation,
-        run=replace(run, fragmentation_source=source),
-    )
-
-
-def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
-    return (
-        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
-        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
-        f"{asked[0]:,}"
-    )
-
-
-def _with_parts(phase: Phase, recorded: Phase) -> Phase:
-    if recorded.components is None:
-        return phase
-    return replace(phase, components=_settled(recorded.components, phase.allocated_peak_bytes))
-
-
-def _settled(recorded: Components, allocated_bytes: int) -> Components:
-    """The parts, so that they sum to what was allocated.
-
-    What is rounded up may differ where one of the two runs gave cached memory back: a block that
-    comes from another segment may be left whole.
-    """
-    asked = recorded.total_bytes - recorded.rounding_bytes
-    return replace(recorded, rounding_bytes=allocated_bytes - asked)
-
-
-STEP = ("forward", "backward", "optimizer")
-
-
-class Stopwatch:
-    """Sums the seconds of each phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        start = perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
 
 
 def phase_tokens(run: RunConfig) -> dict[str, int]:
@@ -295,10 +218,10 @@ def _timed(phase: Phase, seconds: float, tokens: int | None) -> Phase:
 
 def _overall(seconds: Mapping[str, float], run: RunConfig) -> float | None:
     """What decode generates in a second, or what a whole step trains on."""
-    needed = STEP if run.mode == "training" else ("decode",)
+    needed = _STEP if run.mode == "training" else ("decode",)
     if not set(needed) <= set(seconds):
         return None
     if run.mode == "training":
-        return run.batch * run.context / sum(seconds[name] for name in STEP)
+        return run.batch * run.context / sum(seconds[name] for name in _STEP)
     decoded = phase_tokens(run)["decode"]
     return decoded / seconds["decode"] if decoded else None

@@ -1,4 +1,9 @@
-"""The recorded run on a device as an estimate: where the bytes are, and how they lie."""
+"""The recorded run on a device: where the bytes are, and how they lie at the reserved peak.
+
+The recorder sees tensors, the allocator's history sees every request. Both are noted at the end of
+each operator, and put together by that. What comes of it completes the measured run of the same
+work, where both went the same way.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tritter_mem.allocator.snapshot import ALLOC, FREE_REQUESTED, DeviceSnapshot, Trace
-from tritter_mem.devices.cuda import Calls, Meter
+from tritter_mem.devices.device import Calls, Device
 from tritter_mem.errors import MeasureError
 from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import DO_ALLOC, DO_RETRY, History, make_history
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.results.replay import Scenario
-from tritter_mem.results.run import DeviceRun, Estimate
+from tritter_mem.results.run import Components, DeviceRun, Estimate, Phase
 from tritter_mem.simulation.events import Event, EventLog, Span
 from tritter_mem.simulation.peaks import find_peaks
 from tritter_mem.simulation.playback import play
@@ -29,49 +34,12 @@ if TYPE_CHECKING:
     from tritter_mem.simulation.operators import Operator
 
 
-def replay_to_peak(snapshot: DeviceSnapshot) -> Scenario:
-    """Replay a device's history under the settings that it was recorded with.
-
-    Where memory ran out, up to there.
-
-    Raises:
-        MeasureError: the replay is not what was recorded; says how far off.
-    """
-    history = _up_to_failure(make_history(snapshot))
-    _, fidelity = verify(history, _untold)
-    if not fidelity.exact:
-        raise MeasureError(
-            "the allocator's history does not replay as recorded: "
-            f"{fidelity.segments_missed + fidelity.segments_extra:,} segments differ, and "
-            f"{fidelity.addresses_total - fidelity.addresses_matched:,} of "
-            f"{fidelity.addresses_total:,} blocks lie elsewhere"
-        )
-    recorded, *_ = plans_for(history, ())
-    return run_scenario(history, recorded, None, _untold)
+SOURCE = "the recorded run: its allocator's history, replayed to the reserved peak"
+_NEVER = 1 << 62
 
 
-def _up_to_failure(history: History) -> History:
-    """Without the request that ran out of memory, and what came after it."""
-    if not history.failures:
-        return history
-    end = history.failures[0].step
-    served = history.steps[:end]
-    allocations = served.count(DO_ALLOC) + served.count(DO_RETRY)
-    return replace(
-        history,
-        steps=served,
-        numbers=history.numbers[:end],
-        events=history.events[:end],
-        recorded=replace(history.recorded, allocations=allocations),
-    )
-
-
-def _untold(steps: int) -> None:
-    """Nobody waits for the progress."""
-
-
-class Mark(NamedTuple):
-    """A point of a run, at the end of an operator.
+class Boundary(NamedTuple):
+    """Where one operator of a run ends and the next begins.
 
     Attributes:
         allocations: that the allocator has served since the recording began.
@@ -88,27 +56,27 @@ class Mark(NamedTuple):
     place: str
 
 
-class MarkedRecorder(Recorder):
+class HistoryRecorder(Recorder):
     """Records a run on a device whose allocator keeps its history meanwhile.
 
     Args:
-        meter: the device.
+        device: where the run is.
 
     Attributes:
-        marks: where the allocator or the recorder went on, in order.
+        boundaries: where the allocator or the recorder went on, in order.
         spans: the phases, by calls of the allocator in place of events of the log.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        super().__init__(meter.name)
-        self.marks = [Mark(0, 0, "", "", "")]
+    def __init__(self, device: Device) -> None:
+        super().__init__(device.name)
+        self.boundaries = [Boundary(0, 0, "", "", "")]
         self.spans: list[Span] = []
-        self._meter = meter
-        self._before = meter.calls()
+        self._on = device
+        self._before = device.calls()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Mark a phase of the run."""
+        """Note a phase of the run."""
         start = self._calls()
         try:
             with super().phase(name):
@@ -119,28 +87,26 @@ class MarkedRecorder(Recorder):
     def adopt(self, tensor: Tensor, category: str) -> None:
         """Account a tensor's storage to a category."""
         super().adopt(tensor, category)
-        self._mark("")
+        self._note_boundary("")
 
     def _ran(self, operator: Operator, inputs: Any, result: Any) -> None:
         super()._ran(operator, inputs, result)
-        self._mark(operator.name)
+        self._note_boundary(operator.name)
 
-    def _mark(self, operator: str) -> None:
+    def _note_boundary(self, operator: str) -> None:
         at = self._calls().allocations, self.log.storages
-        if at != self.marks[-1][:2]:
-            self.marks.append(Mark(*at, operator, self._module.running, labels.current_place()))
+        if at != self.boundaries[-1][:2]:
+            place = labels.current_place()
+            self.boundaries.append(Boundary(*at, operator, self._module.running, place))
 
     def _calls(self) -> Calls:
-        now, before = self._meter.calls(), self._before
+        now, before = self._on.calls(), self._before
         return Calls(now.allocations - before.allocations, now.frees - before.frees)
 
 
-_NEVER = 1 << 62
-
-
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """A run's events.
+class MergedEvents:
+    """Every request of a run, with the tensor that it was for where there is one.
 
     Attributes:
         log: storages are numbered as the allocator's requests are.
@@ -158,24 +124,26 @@ class _Request(NamedTuple):
     freed: int
 
 
-def merge(log: EventLog, marks: Sequence[Mark], spans: Sequence[Span], trace: Trace) -> Merged:
-    """Put the two together.
+def merge(
+    log: EventLog, boundaries: Sequence[Boundary], spans: Sequence[Span], trace: Trace
+) -> MergedEvents:
+    """Put what the recorder and the allocator saw together.
 
     Args:
         log: of the recorder.
-        marks: which storages and which requests belong to which operator.
+        boundaries: which storages and which requests belong to which operator.
         spans: the phases, by the allocator's calls.
         trace: the allocator's history of the same run, from its beginning on.
     """
     requests = _requests(trace)
     seen = [event for event in log if event.kind == "alloc"]
     tensors: dict[int, Event] = {}
-    inside: dict[int, Mark] = {}
-    for before, mark in pairwise([*marks, _end(marks, requests)]):
-        own = range(before.allocations, mark.allocations)
-        found = _matched(seen[before.storages : mark.storages], own, requests)
+    inside: dict[int, Boundary] = {}
+    for before, boundary in pairwise([*boundaries, _end(boundaries, requests)]):
+        own = range(before.allocations, boundary.allocations)
+        found = _matched(seen[before.storages : boundary.storages], own, requests)
         tensors |= found
-        inside |= {number: mark for number in own if number not in found}
+        inside |= {number: boundary for number in own if number not in found}
     merged = EventLog()
     for number, came in _calls(trace):
         if not came:
@@ -185,12 +153,12 @@ def merge(log: EventLog, marks: Sequence[Mark], spans: Sequence[Span], trace: Tr
         else:
             _append(merged, requests[number].size, _inside(inside[number]))
     merged.spans += spans
-    return Merged(merged, frozenset(inside))
+    return MergedEvents(merged, frozenset(inside))
 
 
-def _end(marks: Sequence[Mark], requests: Sequence[_Request]) -> Mark:
+def _end(boundaries: Sequence[Boundary], requests: Sequence[_Request]) -> Boundary:
     """What came after the last operator."""
-    return marks[-1]._replace(allocations=len(requests), operator="", module="")
+    return boundaries[-1]._replace(allocations=len(requests), operator="", module="")
 
 
 def _calls(trace: Trace) -> Iterator[tuple[int, bool]]:
@@ -233,9 +201,9 @@ def _matched(seen: Sequence[Event], own: range, requests: Sequence[_Request]) ->
     return found
 
 
-def _inside(mark: Mark) -> Event:
-    operator = f"inside {mark.operator}" if mark.operator else ""
-    return Event("alloc", 0, 0, operator, mark.module, "", WORKSPACE, mark.place)
+def _inside(boundary: Boundary) -> Event:
+    operator = f"inside {boundary.operator}" if boundary.operator else ""
+    return Event("alloc", 0, 0, operator, boundary.module, "", WORKSPACE, boundary.place)
 
 
 def _append(log: EventLog, size: int, event: Event) -> None:
@@ -244,11 +212,8 @@ def _append(log: EventLog, size: int, event: Event) -> None:
         log.places[number] = event.place
 
 
-SOURCE = "the recorded run: its allocator's history, replayed to the reserved peak"
-
-
 def estimate_of(
-    recorder: MarkedRecorder, snapshot: DeviceSnapshot, device: str, run: DeviceRun
+    recorder: HistoryRecorder, snapshot: DeviceSnapshot, device: str, run: DeviceRun
 ) -> Estimate:
     """What a recorded run comes to.
 
@@ -259,7 +224,7 @@ def estimate_of(
         run: what else was read; the peak of what was asked for, and where fragmentation comes from,
             are filled in here.
     """
-    merged = merge(recorder.log, recorder.marks, recorder.spans, snapshot.trace)
+    merged = merge(recorder.log, recorder.boundaries, recorder.spans, snapshot.trace)
     played = play(merged.log, snapshot.settings)
     peaks = find_peaks(played.log, requested=merged.log)
     asked = find_peaks(merged.log).allocated_peak_bytes
@@ -278,7 +243,7 @@ def estimate_of(
     return _with_fragmentation(estimate, snapshot, run)
 
 
-def _live_inside(merged: Merged, level: int) -> int:
+def _live_inside(merged: MergedEvents, level: int) -> int:
     """Bytes of what no tensor held, after so many events."""
     return sum(
         size if came else -size
@@ -300,3 +265,127 @@ def _with_fragmentation(estimate: Estimate, snapshot: DeviceSnapshot, run: Devic
         fragmentation=peak.fragmentation,
         run=replace(run, fragmentation_source=SOURCE),
     )
+
+
+def replay_to_peak(snapshot: DeviceSnapshot) -> Scenario:
+    """Replay a device's history under the settings that it was recorded with.
+
+    Where memory ran out, up to there.
+
+    Raises:
+        MeasureError: the replay is not what was recorded; says how far off.
+    """
+    history = _up_to_failure(make_history(snapshot))
+    _, fidelity = verify(history, _no_progress)
+    if not fidelity.exact:
+        raise MeasureError(
+            "the allocator's history does not replay as recorded: "
+            f"{fidelity.segments_missed + fidelity.segments_extra:,} segments differ, and "
+            f"{fidelity.addresses_total - fidelity.addresses_matched:,} of "
+            f"{fidelity.addresses_total:,} blocks lie elsewhere"
+        )
+    recorded, *_ = plans_for(history, ())
+    return run_scenario(history, recorded, None, _no_progress)
+
+
+def _up_to_failure(history: History) -> History:
+    """Without the request that ran out of memory, and what came after it."""
+    if not history.failures:
+        return history
+    end = history.failures[0].step
+    served = history.steps[:end]
+    allocations = served.count(DO_ALLOC) + served.count(DO_RETRY)
+    return replace(
+        history,
+        steps=served,
+        numbers=history.numbers[:end],
+        events=history.events[:end],
+        recorded=replace(history.recorded, allocations=allocations),
+    )
+
+
+def _no_progress(steps: int) -> None:
+    """Nobody waits for the progress."""
+
+
+def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
+    """Say where the measured bytes are.
+
+    Args:
+        measured: by the allocator.
+        recorded: the same work under the recorder, which saw every tensor.
+
+    Returns:
+        The measured estimate with components, of the whole run and of each phase; without them,
+        and with the reason, where the two runs do not agree.
+    """
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
+        return measured
+    own = {phase.name: phase for phase in recorded.phases}
+    asked = run.allocator.requested_peak_bytes, other.allocator.requested_peak_bytes
+    if asked[0] != asked[1] or {phase.name for phase in measured.phases} != set(own):
+        return replace(measured, run=replace(run, components_reason=_disagreement(recorded, asked)))
+    same = recorded.allocated_peak_bytes == measured.allocated_peak_bytes
+    return replace(
+        measured,
+        components=_settled(recorded.components, measured.allocated_peak_bytes),
+        library_workspace_bytes=recorded.library_workspace_bytes,
+        phases=tuple(_with_parts(phase, own[phase.name]) for phase in measured.phases),
+        peak_at=recorded.peak_at,
+        timeline=recorded.timeline,
+        held_at_peak=recorded.held_at_peak if same else (),
+    )
+
+
+def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
+    """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
+
+    Args:
+        measured: by the allocator.
+        recorded: the same work, with the allocator's history on.
+
+    Returns:
+        The measured estimate with it; or with the reason.
+    """
+    run, other = measured.run, recorded.run
+    if run is None or other is None:
+        return measured
+    reason = other.fragmentation_reason
+    if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
+        reason = (
+            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
+            f"the measured one {measured.reserved_peak_bytes or 0:,}"
+        )
+    if reason is not None:
+        return replace(measured, run=replace(run, fragmentation_reason=reason))
+    source = other.fragmentation_source
+    return replace(
+        measured,
+        fragmentation=recorded.fragmentation,
+        run=replace(run, fragmentation_source=source),
+    )
+
+
+def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
+    return (
+        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
+        f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
+        f"{asked[0]:,}"
+    )
+
+
+def _with_parts(phase: Phase, recorded: Phase) -> Phase:
+    if recorded.components is None:
+        return phase
+    return replace(phase, components=_settled(recorded.components, phase.allocated_peak_bytes))
+
+
+def _settled(recorded: Components, allocated_bytes: int) -> Components:
+    """The parts, so that they sum to what was allocated.
+
+    What is rounded up may differ where one of the two runs gave cached memory back: a block that
+    comes from another segment may be left whole.
+    """
+    asked = recorded.total_bytes - recorded.rounding_bytes
+    return replace(recorded, rounding_bytes=allocated_bytes - asked)

@@ -3,29 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median_low
-from typing import Any
 
 from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import cpu_run
-from tritter_mem.measure.child import _job, read_estimate, run_in_child
-from tritter_mem.measure.cuda_run import Place
-from tritter_mem.measure.phases import with_components, with_fragmentation
+from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment, run_in_child
+from tritter_mem.measure.recorded_run import with_components, with_fragmentation
 from tritter_mem.measure.target import Target
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.results.run import DeviceRun, Estimate, OutOfMemory, RunFigures, Spread
 from tritter_mem.units import format_bytes
 
+LOAD = "load"
 
-def measure_on_gpu(work: Work, target: Target) -> Estimate:
-    """Run a case in a process of its own; components are not known yet.
+
+class PartlyMeasuredError(MeasureError):
+    """Something failed after the measurement; `estimate` is what was measured before."""
+
+    def __init__(self, *problems: str, estimate: Estimate) -> None:
+        super().__init__(*problems)
+        self.estimate = estimate
+
+
+def measure(work: Work, target: Target) -> Estimate:
+    """Measure a case, on the CPU or on a CUDA device, each run in a separate process.
+
+    A run that goes out of memory is the answer, whatever others came to. On CUDA one more run tells
+    where the bytes are, and one more writes the snapshot, where it is wanted.
+
+    Raises:
+        PartlyMeasuredError: a repetition failed, or the snapshot.
+        MeasureError: the first run failed.
+    """
+    problems: list[str] = []
+    runs = _repeated(work, target, problems)
+    found = together(runs)
+    if target.card is not None:
+        found = with_recorded_components(found, work, target)
+        problems += _problems_of(lambda: save_snapshot(work, target))
+    if problems:
+        raise PartlyMeasuredError(*problems, estimate=found)
+    return found
+
+
+def _repeated(work: Work, target: Target, problems: list[str]) -> list[Estimate]:
+    """The runs that succeeded; why another did not is added to the problems."""
+    runs = [measure_once(work, target)]
+    while len(runs) < target.repeat and runs[-1].out_of_memory is None:
+        try:
+            runs.append(measure_once(work, target))
+        except MeasureError as error:
+            which = f"run {len(runs) + 1} of {target.repeat}"
+            problems += [f"{which}: {problem}" for problem in error.problems]
+            break
+    return runs
+
+
+def _problems_of(act: Callable[[], None]) -> Sequence[str]:
+    try:
+        act()
+    except MeasureError as error:
+        return error.problems
+    return ()
+
+
+def measure_once(work: Work, target: Target) -> Estimate:
+    """Measure a case once; on CUDA without components.
 
     Raises:
         MeasureError: the run failed, or other processes left too little memory; says how.
     """
-    found = read_estimate(_run("run_case", work, target))
+    if target.card is None:
+        return cpu_run.measure(work, target.time_limit_seconds)
+    found = answer_of(_cuda_job("measure_case", work, target), Estimate)
     if found.out_of_memory is not None and found.run is not None:
         _refuse_if_crowded(found.out_of_memory, found.run, found.context_bytes)
     return found
@@ -37,7 +89,7 @@ def with_recorded_components(measured: Estimate, work: Work, target: Target) -> 
     Where either is not known, the estimate says why.
     """
     try:
-        recorded = read_estimate(_run("record_case", work, target))
+        recorded = answer_of(_cuda_job("record_case", work, target), Estimate)
     except MeasureError as error:
         why = str(error)
         run = measured.run and replace(
@@ -53,19 +105,25 @@ def save_snapshot(work: Work, target: Target) -> None:
     Raises:
         MeasureError: the run failed, or the file cannot be written.
     """
-    if target.asked.snapshot is not None:
-        _run("snapshot_case", work, target, path=str(target.asked.snapshot.resolve()))
+    if target.snapshot is not None:
+        path = str(target.snapshot.resolve())
+        run_in_child(_cuda_job("snapshot_case", work, target, path=path))
 
 
-def _run(function: str, work: Work, target: Target, **more: str) -> Any:
-    place = Place(
-        index=target.index,
-        budget_bytes=target.budget_bytes,
-        assumed_context_bytes=target.card.context_bytes if target.card else ASSUMED_CONTEXT_BYTES,
+def _cuda_job(function: str, work: Work, target: Target, **more: str) -> ChildJob:
+    assumed = target.card.context_bytes if target.card else ASSUMED_CONTEXT_BYTES
+    return ChildJob(
+        function=f"tritter_mem.measure.cuda_run:{function}",
+        arguments={
+            "work": to_plain(work),
+            "index": target.index,
+            "budget_bytes": target.budget_bytes,
+            "assumed_context_bytes": assumed,
+            **more,
+        },
+        time_limit_seconds=target.time_limit_seconds,
+        environment=measuring_environment(target.allocator_conf),
     )
-    arguments = {"work": to_plain(work), "place": asdict(place), **more}
-    limit = target.asked.time_limit_seconds
-    return run_in_child(_job(function, arguments, limit, target.allocator_conf))
 
 
 def _refuse_if_crowded(refused: OutOfMemory, run: DeviceRun, context_bytes: int | None) -> None:
@@ -88,70 +146,6 @@ def _refuse_if_crowded(refused: OutOfMemory, run: DeviceRun, context_bytes: int 
     )
 
 
-LOAD = "load"
-
-
-class PartlyMeasuredError(MeasureError):
-    """Something failed after the measurement; `estimate` is what was measured before."""
-
-    def __init__(self, *problems: str, estimate: Estimate) -> None:
-        super().__init__(*problems)
-        self.estimate = estimate
-
-
-def measure(work: Work, target: Target) -> Estimate:
-    """Measure a case, on the CPU or on a CUDA device, each run in a process of its own.
-
-    A run that goes out of memory is the answer, whatever others came to. On CUDA one more run tells
-    where the bytes are, and one more writes the snapshot, where it is wanted.
-
-    Raises:
-        PartlyMeasuredError: a repetition failed, or the snapshot.
-        MeasureError: the first run failed.
-    """
-    problems: list[str] = []
-    runs = _repeated(work, target, problems)
-    found = together(runs)
-    if target.card is not None:
-        found = with_recorded_components(found, work, target)
-        problems += _trouble(lambda: save_snapshot(work, target))
-    if problems:
-        raise PartlyMeasuredError(*problems, estimate=found)
-    return found
-
-
-def _repeated(work: Work, target: Target, problems: list[str]) -> list[Estimate]:
-    """The runs that succeeded; why another did not is added to the problems."""
-    runs = [measure_once(work, target)]
-    while len(runs) < target.asked.repeat and runs[-1].out_of_memory is None:
-        try:
-            runs.append(measure_once(work, target))
-        except MeasureError as error:
-            which = f"run {len(runs) + 1} of {target.asked.repeat}"
-            problems += [f"{which}: {problem}" for problem in error.problems]
-            break
-    return runs
-
-
-def measure_once(work: Work, target: Target) -> Estimate:
-    """Measure a case once; on CUDA without components.
-
-    Raises:
-        MeasureError: the run failed.
-    """
-    if target.card is None:
-        return cpu_run.measure(work, target.asked.time_limit_seconds)
-    return measure_on_gpu(work, target)
-
-
-def _trouble(act: Callable[[], None]) -> Sequence[str]:
-    try:
-        act()
-    except MeasureError as error:
-        return error.problems
-    return ()
-
-
 def together(runs: Sequence[Estimate]) -> Estimate:
     """The median run with the spread of all; a single run as it is.
 
@@ -172,7 +166,7 @@ def together(runs: Sequence[Estimate]) -> Estimate:
 
 
 def figures_of(run: Estimate) -> RunFigures:
-    """What is held against other runs of the same case."""
+    """What is compared with other runs of the same case."""
     return RunFigures(
         allocated_peak_bytes=run.allocated_peak_bytes,
         reserved_peak_bytes=run.reserved_peak_bytes,

@@ -3,143 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tritter_mem.config.cards import AUTO, GpuCard, known_as, read_card
+from tritter_mem.devices.cuda import NO_CUDA, NO_CUDA_BUILD, DeviceProperties
 from tritter_mem.devices.environment import cuda_of_torch
 from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES, ASSUMED_SOURCE, find_gpu, present_card
 from tritter_mem.errors import MeasureError, UsageError
-from tritter_mem.measure.child import _job, run_in_child
-from tritter_mem.measure.failures import NO_CUDA, NO_CUDA_BUILD
-
-
-def probe(index: int, card: GpuCard | None, time_limit_seconds: float) -> GpuCard:
-    """Ask PyTorch, in a process of its own, whether it can use a device.
-
-    Args:
-        index: of the device.
-        card: what the driver says of it; None: nothing.
-        time_limit_seconds: for the answer.
-
-    Returns:
-        The card, with the capability and the multiprocessors that PyTorch sees.
-
-    Raises:
-        MeasureError: it cannot; says why.
-    """
-    found = run_in_child(_job("probe", {"index": index}, time_limit_seconds, ""))
-    return seen_by_pytorch(card or _told_by_pytorch(found), found)
-
-
-def _told_by_pytorch(found: Mapping[str, Any]) -> GpuCard:
-    """The card where NVML cannot be asked: of the table, by the name that PyTorch gives it.
-
-    One that the table lacks is what PyTorch says of it, two transfers a clock on every line of the
-    bus; its context is assumed.
-    """
-    title, total = str(found["title"]), int(found["total_bytes"])
-    known = known_as(title)
-    if known is not None:
-        return replace(read_card(known), title=title, total_bytes=total)
-    transfers_per_second = 2 * int(found["memory_kilohertz"]) * 1000
-    return GpuCard(
-        name=AUTO,
-        title=title,
-        total_bytes=total,
-        bandwidth_bytes_per_second=transfers_per_second * int(found["memory_bus_lines"]) // 8,
-        compute_capability=(0, 0),
-        multiprocessors=0,
-        context_bytes=ASSUMED_CONTEXT_BYTES,
-        source="read from PyTorch",
-        context_source=ASSUMED_SOURCE,
-    )
-
-
-def seen_by_pytorch(card: GpuCard, found: Mapping[str, Any]) -> GpuCard:
-    """The card as `cuda_case.probe` found it."""
-    major, minor = found["compute_capability"]
-    return replace(
-        card, compute_capability=(major, minor), multiprocessors=int(found["multiprocessors"])
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """Where to measure, or why nowhere; and the cards that the answer is about.
-
-    Attributes:
-        target: None where nothing can be measured.
-        reason: why not.
-        fitted: the card to fit.
-        simulated: the card to plan and simulate for: the one that measures, where one does.
-    """
-
-    target: Target | None
-    reason: str | None
-    fitted: GpuCard
-    simulated: GpuCard
-
-
-def find_where(asked: Asked, gpu: str, allocator_conf: str, budget_bytes: int | None) -> Where:
-    """Look for the device that was asked for.
-
-    Args:
-        asked: how to measure.
-        gpu: name of the card to fit; `auto`: the one that measures, else the one present.
-        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
-        budget_bytes: memory that may be used, where it was named: the cap of a run on CUDA.
-
-    Raises:
-        ConfigError: there is no such card.
-        MeasureError: the card is `auto`, and there is none.
-    """
-    try:
-        card = locate(asked)
-    except MeasureError as error:
-        fitted = find_gpu(gpu)
-        return Where(target=None, reason=str(error), fitted=fitted, simulated=fitted)
-    return where_on(card, asked, gpu, allocator_conf, budget_bytes)
-
-
-def where_on(
-    card: GpuCard | None, asked: Asked, gpu: str, allocator_conf: str, budget_bytes: int | None
-) -> Where:
-    """The same where the device was found already.
-
-    Args:
-        card: what `locate` found; None: the CPU.
-        asked: how to measure.
-        gpu: name of the card to fit; `auto`: the one that measures, else the one present.
-        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
-        budget_bytes: memory that may be used, where it was named: the cap of a run on CUDA.
-
-    Raises:
-        ConfigError: there is no card of the name `gpu`.
-    """
-    fitted = card if card is not None and gpu == AUTO else find_gpu(gpu)
-    target = Target(card=card, index=asked.index, asked=asked, allocator_conf=allocator_conf,
-                    budget_bytes=None if card is None else budget_bytes)  # fmt: skip
-    simulated = target.simulated_card(fitted)
-    return Where(target=target, reason=None, fitted=fitted, simulated=simulated)
-
+from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment
+from tritter_mem.results.run import Kind
 
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
 MOST_RUNS = 100
 _DEVICES = re.compile(r"auto|none|cpu|cuda(:\d{1,3})?")
 _NONE = "nothing was to be measured (--device none)"
+STANDIN = "CUDA's libraries are stand-ins here, over which a run is rehearsed: nothing was measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class MeasureOptions:
     """How to measure, as a caller asks for it.
 
     Attributes:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `none`.
         time_limit_seconds: for each run.
-        repeat: runs, each in a process of its own.
+        repeat: runs, each in a separate process.
         snapshot: where to write PyTorch's snapshot of one more run, on CUDA.
 
     Raises:
@@ -178,66 +68,201 @@ class Asked:
         return int(self.device.partition(":")[2] or 0)
 
     @property
-    def must(self) -> bool:
+    def required(self) -> bool:
         """Whether not measuring is an error: a device was named, or a snapshot is wanted."""
         return self.device not in ("auto", "none") or self.snapshot is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What a run needs to know beside its work.
+class LocatedDevice:
+    """A device that runs can be made on.
 
     Attributes:
-        card: that is measured; None: the CPU.
-        index: of the CUDA device.
-        asked: time limit, repetitions, snapshot.
-        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
-        budget_bytes: a cap on the whole process; None: none.
+        card: None: the CPU.
+        standin: whether CUDA's libraries are stand-ins, over which a run is rehearsed.
     """
 
     card: GpuCard | None
-    index: int
-    asked: Asked
+    standin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target(MeasureOptions):
+    """The device that was found for the options, and what a case is run with there.
+
+    Attributes:
+        fitted: the card to fit.
+        reason: why nothing can be measured; None where it can.
+        card: the card that measures; None: the CPU, or nothing.
+        standin: whether it is a stand-in, over which a run is rehearsed.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        budget_bytes: a cap on the whole process, on CUDA; None: no cap.
+    """
+
+    fitted: GpuCard
+    reason: str | None = None
+    card: GpuCard | None = None
+    standin: bool = False
     allocator_conf: str = ""
     budget_bytes: int | None = None
 
-    def simulated_card(self, otherwise: GpuCard) -> GpuCard:
-        """The card to plan and simulate for, so that like is held against like.
+    @property
+    def runs(self) -> bool:
+        """Whether a run can be made."""
+        return self.reason is None
 
-        It is the one that measures: cuBLAS workspaces, context and the split of attention are its
-        own. Under a budget it has no more memory than that.
+    @property
+    def kind(self) -> Kind:
+        """What a run's figures are."""
+        return "rehearsed" if self.standin else "measured"
 
-        Args:
-            otherwise: the card where none measures.
+    @property
+    def simulated(self) -> GpuCard:
+        """The card to plan and simulate for, so that like is compared with like.
+
+        It is the one that measures: cuBLAS workspaces, context and the split of attention are those
+        of that card. Under a budget it has no more memory than that. Where none measures, it is the
+        card to fit.
         """
         if self.card is None:
-            return otherwise
+            return self.fitted
         most = self.budget_bytes or self.card.total_bytes
         return replace(self.card, total_bytes=min(self.card.total_bytes, most))
 
 
-def locate(asked: Asked) -> GpuCard | None:
-    """The card to measure on; None: the CPU.
+def find_target(
+    options: MeasureOptions, gpu: str, allocator_conf: str = "", budget_bytes: int | None = None
+) -> Target:
+    """Look for the device that was asked for.
 
-    A process of its own asks PyTorch whether the device can be used.
+    Args:
+        options: how to measure.
+        gpu: name of the card to fit; `auto`: the one that measures, else the one present.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        budget_bytes: memory that may be used, where it was named: the cap of a run on CUDA.
+
+    Raises:
+        ConfigError: there is no such card.
+        MeasureError: the card is `auto`, and there is none.
+    """
+    try:
+        device = locate(options)
+    except MeasureError as error:
+        return Target(**_fields(options), fitted=find_gpu(gpu), reason=str(error))
+    return target_on(device, options, gpu, allocator_conf, budget_bytes)
+
+
+def target_on(
+    device: LocatedDevice,
+    options: MeasureOptions,
+    gpu: str,
+    allocator_conf: str = "",
+    budget_bytes: int | None = None,
+) -> Target:
+    """The same where the device was found already.
+
+    Args:
+        device: what `locate` found.
+        options: how to measure.
+        gpu: as in `find_target`.
+        allocator_conf: as in `find_target`.
+        budget_bytes: as in `find_target`.
+
+    Raises:
+        ConfigError: there is no card of the name `gpu`.
+    """
+    card = device.card
+    return Target(
+        **_fields(options),
+        fitted=card if card is not None and gpu == AUTO else find_gpu(gpu),
+        card=card,
+        standin=device.standin,
+        allocator_conf=allocator_conf,
+        budget_bytes=None if card is None else budget_bytes,
+    )
+
+
+def _fields(options: MeasureOptions) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(MeasureOptions)}
+
+
+def locate(options: MeasureOptions) -> LocatedDevice:
+    """The device to measure on.
+
+    A separate process asks PyTorch whether the device can be used.
 
     Raises:
         MeasureError: there is nowhere to measure; says why.
     """
-    if asked.device == "cpu":
-        return None
-    if asked.device == "none":
+    if options.device == "cpu":
+        return LocatedDevice(card=None)
+    if options.device == "none":
         raise MeasureError(_NONE)
-    card = _described(asked.index)
+    card = _card_by_nvml(options.index)
     if cuda_of_torch() is None:
         raise MeasureError(NO_CUDA if card is None else NO_CUDA_BUILD)
+    return located_by_pytorch(options.index, card, options.time_limit_seconds)
 
-    return probe(asked.index, card, asked.time_limit_seconds)
 
-
-def _described(index: int) -> GpuCard | None:
+def _card_by_nvml(index: int) -> GpuCard | None:
     """What the driver says of a device; None where it cannot be asked."""
     try:
         return present_card(index)
     except MeasureError:
         return None
+
+
+def located_by_pytorch(
+    index: int, card: GpuCard | None, time_limit_seconds: float
+) -> LocatedDevice:
+    """Ask PyTorch, in a separate process, whether it can use a device.
+
+    Args:
+        index: of the device.
+        card: what the driver says of it; None: nothing.
+        time_limit_seconds: for the answer.
+
+    Returns:
+        The card, with the capability and the multiprocessors that PyTorch sees, and whether it is
+        a stand-in.
+
+    Raises:
+        MeasureError: it cannot; says why.
+    """
+    job = ChildJob(
+        function="tritter_mem.measure.cuda_run:describe_device",
+        arguments={"index": index},
+        time_limit_seconds=time_limit_seconds,
+        environment=measuring_environment(),
+    )
+    found = answer_of(job, DeviceProperties)
+    major, minor = found.compute_capability
+    seen = replace(
+        card or _described(found),
+        compute_capability=(major, minor),
+        multiprocessors=found.multiprocessors,
+    )
+    return LocatedDevice(card=seen, standin=found.standin)
+
+
+def _described(found: DeviceProperties) -> GpuCard:
+    """The card where NVML cannot be asked: of the table, by the name that PyTorch gives it.
+
+    One that the table lacks is what PyTorch says of it, two transfers a clock on every line of the
+    bus; its context is assumed.
+    """
+    known = known_as(found.title)
+    if known is not None:
+        return replace(read_card(known), title=found.title, total_bytes=found.total_bytes)
+    transfers_per_second = 2 * found.memory_kilohertz * 1000
+    return GpuCard(
+        name=AUTO,
+        title=found.title,
+        total_bytes=found.total_bytes,
+        bandwidth_bytes_per_second=transfers_per_second * found.memory_bus_lines // 8,
+        compute_capability=(0, 0),
+        multiprocessors=0,
+        context_bytes=ASSUMED_CONTEXT_BYTES,
+        source="read from PyTorch",
+        context_source=ASSUMED_SOURCE,
+    )

@@ -1,4 +1,4 @@
-"""Memory of a stretch of a program: now, and at its peak, held against a budget.
+"""Memory of a part of a program: now, and at its peak, compared with a budget.
 
 Sizes here are decimal gigabytes (1 GB is 10^9 bytes), as in the memory specification.
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from tritter_mem.devices.cuda import CudaPeak, cuda_device
+from tritter_mem.devices.cuda import cuda_device
+from tritter_mem.devices.device import AllocatedPeak
 from tritter_mem.errors import MemoryBudgetExceeded, UsageError
 from tritter_mem.units import GB
 
@@ -66,7 +67,8 @@ class MemoryTracker:
         name = "cuda" if device is None else str(device)
         if not _DEVICES.fullmatch(name):
             raise UsageError(f"device: found {name!r}; allowed: cuda, cuda:1, cpu, meta")
-        self._source: _Source = _Cuda(name) if name.startswith("cuda") else _Recording(name)
+        of = _CudaStatistics if name.startswith("cuda") else _Recording
+        self._source: _Source = of(name)
 
     def __enter__(self) -> Self:
         self.reset()
@@ -106,7 +108,7 @@ class MemoryTracker:
         )
 
     def check_budget(self, budget_gb: float = 15.0) -> bool:
-        """Hold the peak of allocated memory against a budget.
+        """Compare the peak of allocated memory with a budget.
 
         Args:
             budget_gb: most allowed, in decimal GB; the default leaves headroom on a 16 GB card.
@@ -130,7 +132,7 @@ class MemoryTracker:
         return True
 
 
-class _Reading(NamedTuple):
+class _Tracked(NamedTuple):
     allocated_bytes: int
     reserved_bytes: int
     peak_bytes: int
@@ -140,32 +142,29 @@ class _Source(Protocol):
     """Where a tracker's figures come from."""
 
     def reset(self) -> None: ...
-    def read(self) -> _Reading: ...
+    def read(self) -> _Tracked: ...
     def close(self) -> None: ...
 
 
-class _Cuda:
+class _CudaStatistics:
     """PyTorch's statistics of a CUDA device."""
 
     def __init__(self, name: str) -> None:
         self._device = cuda_device(
             name, 'use MemoryTracker(device="cpu") to track tensors on the CPU'
         )
-        self._peak = CudaPeak(self._device)
-        self._end: _Reading | None = None
+        self._peak = AllocatedPeak(self._device)
+        self._end: _Tracked | None = None
 
     def reset(self) -> None:
         self._end = None
         self._peak.reset()
 
-    def read(self) -> _Reading:
-        from torch import cuda
-
-        return self._end or _Reading(
-            cuda.memory_allocated(self._device),
-            cuda.memory_reserved(self._device),
-            self._peak.read_bytes(),
-        )
+    def read(self) -> _Tracked:
+        if self._end is not None:
+            return self._end
+        now = self._device.memory()
+        return _Tracked(now.allocated_bytes, now.reserved_bytes, self._peak.read_bytes())
 
     def close(self) -> None:
         self._end = self.read()
@@ -184,11 +183,11 @@ class _Recording:
             self._recorder, self._running = self._entered(), True
         self._recorder.reset_peak()
 
-    def read(self) -> _Reading:
+    def read(self) -> _Tracked:
         if self._recorder is None:
             raise UsageError("the tracker has not begun: call reset() first, or use it in `with`")
         live = self._recorder.allocated_bytes
-        return _Reading(live, live, self._recorder.peak_bytes)
+        return _Tracked(live, live, self._recorder.peak_bytes)
 
     def close(self) -> None:
         if self._recorder is not None and self._running:

@@ -1,4 +1,4 @@
-"""The child process: `python -m tritter_mem.measure.worker REQUEST ANSWER`, see `child.Job`."""
+"""The child process of `child`: `python -m tritter_mem.measure.worker REQUEST ANSWER`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(request: Path, answer: Path) -> None:
     try:
         _write(answer, _answer(job))
     except Exception as error:
-        _write(answer, {"failure": said(error)})
+        _write(answer, {"failure": described(error)})
         raise
 
 
@@ -39,7 +39,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
         return {"problems": list(error.problems)}
 
 
-def said(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An error's type and its first line: `RuntimeError: no kernel image is available`."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tritter_mem.measure.phases import Stopwatch
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.results.reading import from_plain
 from tritter_model.config import RunConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tritter_mem.simulation.user_module import Watch
 
 Work = RunConfig | ModuleCase
@@ -39,7 +35,7 @@ def perform(work: Work, device: str, watch: Watch) -> None:
     Args:
         work: what to run.
         device: `cpu`, `cuda:0`.
-        watch: entered around each phase; of third-party code told what tensors are for, too.
+        watch: entered around each phase; third-party code also says what tensors are for.
     """
     if isinstance(work, ModuleCase):
         from tritter_mem.simulation.user_module import run_module
@@ -49,24 +45,3 @@ def perform(work: Work, device: str, watch: Watch) -> None:
         from tritter_model.run import run
 
         run(work, device, watch.phase)
-
-
-class Timed:
-    """A watch that times phases and asks nothing of memory."""
-
-    def __init__(self) -> None:
-        self._stopwatch = Stopwatch()
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Of each phase so far."""
-        return self._stopwatch.seconds
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside."""
-        with self._stopwatch.phase(name):
-            yield
-
-    def adopt(self, tensor: Tensor, category: str) -> None:
-        """Nothing: what tensors are for is another run's."""

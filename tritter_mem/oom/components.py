@@ -7,16 +7,36 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tritter_mem.devices.device import Device
+from tritter_mem.oom.simulated_device import SimulatedDevice
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 
+def live_components(device: Device) -> dict[str, int]:
+    """What is alive on a device now: component to bytes.
+
+    A simulated device has recorded what each storage is for. On another one Python's objects show
+    it, and the rest of what is allocated counts as activations: the backward pass keeps its tensors
+    where Python does not see them.
+    """
+    import torch
+
+    if isinstance(device, SimulatedDevice):
+        return device.recorded_components()
+    found = known_components(torch.device(device.name))
+    rest = device.memory().allocated_bytes - sum(found.values())
+    found["activations"] = found.get("activations", 0) + max(rest, 0)
+    return found
+
+
 def known_components(device: torch.device) -> dict[str, int]:
     """Weights, embeddings, gradients and optimizer state of all modules that are alive, in bytes.
 
-    Each storage counts once, as what it was first seen to be. Tensors without a storage of their
-    own, such as sparse ones and parameters that are yet to get their shape, do not count.
+    Each storage counts once, as what it was first seen to be. Tensors without a separate storage,
+    such as sparse ones and parameters that are yet to get their shape, do not count.
     """
     found: Counter[str] = Counter()
     seen: set[int] = set()

@@ -1,4 +1,8 @@
-"""A training step of any module as a job: forward and backward, whole or in pieces."""
+"""Jobs of any module: a training step and a forward pass, whole or in pieces, and what they need.
+
+A job runs a module as it is under each rung's settings: its layers are checkpointed from outside,
+its batch is cut, its buffers are put back.
+"""
 
 from __future__ import annotations
 
@@ -25,111 +29,6 @@ if TYPE_CHECKING:
 
 _LOCK = threading.Lock()
 _IN_USE: set[nn.Module] = set()
-
-
-@contextmanager
-def claimed(model: nn.Module) -> Iterator[None]:
-    """Keep a module, and all modules in it, to one run: two would share gradients and buffers.
-
-    Raises:
-        UsageError: another run has it, or a part of it.
-    """
-    parts = set(model.modules())
-    with _LOCK:
-        if not parts.isdisjoint(_IN_USE):
-            raise UsageError(
-                f"{type(model).__name__}: runs in another ladder now, another thread's or an outer "
-                "one, whole or in part; allowed: in one at a time; let that one end first, or run "
-                "a copy (copy.deepcopy)"
-            )
-        _IN_USE.update(parts)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _IN_USE.difference_update(parts)
-
-
-def buffers_undo(model: nn.Module) -> Callable[[], None]:
-    """What makes a module's buffers those of now again: the same tensors with the same values.
-
-    The values are copied, to where the buffers are.
-    """
-    import torch
-
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-
-    def undo() -> None:
-        with torch.no_grad():
-            for buffer, before in values:
-                buffer.copy_(before)
-        for now, earlier in registered:
-            now.clear()
-            now.update(earlier)
-
-    return undo
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers that a module repeats: its longest list of modules of one class; else none."""
-    from torch import nn
-
-    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
-    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
-    longest = max(alike, key=len, default=[])
-    return longest if len(longest) > 1 else []
-
-
-def mixes_sequences(model: nn.Module) -> bool:
-    """Whether training in pieces, or a forward pass run twice, is not the same: batch norm."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
-
-
-def offered(model: nn.Module) -> tuple[int, ...]:
-    """How often a module's layers can be checkpointed; not at all where a rerun is not the same."""
-    layers = 0 if mixes_sequences(model) else len(layers_of(model))
-    return tuple(n for n in EVERY_LAYER if n < layers)
-
-
-def last_tokens(tensor: Tensor, window: int | None) -> Tensor:
-    """The last columns of a tensor of [rows, tokens, ...]; all where there is no window."""
-    return tensor if window is None or tensor.dim() < 2 else tensor[:, -window:]
-
-
-@contextmanager
-def recomputing(model: nn.Module, every: int | None) -> Iterator[None]:
-    """Checkpoint layers 0, n, 2n, ... of a module where their forward runs inside.
-
-    A graph that was made inside recomputes outside too. Random numbers are drawn again as they
-    were.
-
-    Args:
-        model: a module with layers (`layers_of`), which no other run has (`claimed`).
-        every: the n; None: nothing is checkpointed.
-    """
-    with ExitStack() as stack:
-        if every is not None:
-            for layer in layers_of(model)[::every]:
-                stack.enter_context(_recomputed(layer))
-        yield
-
-
-@contextmanager
-def _recomputed(layer: nn.Module) -> Iterator[None]:
-    """Stand in for a layer's forward: hooks around it run once, its work twice."""
-    from torch.utils.checkpoint import checkpoint
-
-    before = vars(layer).get("forward")  # other code may stand in for it already
-    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        del layer.forward
-        if before is not None:
-            layer.forward = before
 
 
 def rows(*tensors: Tensor) -> int:
@@ -345,6 +244,111 @@ def join(parts: Sequence[Any]) -> Any:
         "allowed: tensors with rows, and lists, tuples and mappings of them; or hand over a Job of "
         "your own"
     )
+
+
+@contextmanager
+def claimed(model: nn.Module) -> Iterator[None]:
+    """Keep a module, and all modules in it, to one run: two would share gradients and buffers.
+
+    Raises:
+        UsageError: another run has it, or a part of it.
+    """
+    parts = set(model.modules())
+    with _LOCK:
+        if not parts.isdisjoint(_IN_USE):
+            raise UsageError(
+                f"{type(model).__name__}: runs in another ladder now, another thread's or an outer "
+                "one, whole or in part; allowed: in one at a time; let that one end first, or run "
+                "a copy (copy.deepcopy)"
+            )
+        _IN_USE.update(parts)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _IN_USE.difference_update(parts)
+
+
+def buffers_undo(model: nn.Module) -> Callable[[], None]:
+    """What makes a module's buffers those of now again: the same tensors with the same values.
+
+    The values are copied, to where the buffers are.
+    """
+    import torch
+
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+
+    def undo() -> None:
+        with torch.no_grad():
+            for buffer, before in values:
+                buffer.copy_(before)
+        for now, earlier in registered:
+            now.clear()
+            now.update(earlier)
+
+    return undo
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that a module repeats: its longest list of modules of one class; else none."""
+    from torch import nn
+
+    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    alike = [layers for layers in lists if len({type(layer) for layer in layers}) == 1]
+    longest = max(alike, key=len, default=[])
+    return longest if len(longest) > 1 else []
+
+
+def mixes_sequences(model: nn.Module) -> bool:
+    """Whether training in pieces, or a forward pass run twice, is not the same: batch norm."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
+def offered(model: nn.Module) -> tuple[int, ...]:
+    """How often a module's layers can be checkpointed; not at all where a rerun is not the same."""
+    layers = 0 if mixes_sequences(model) else len(layers_of(model))
+    return tuple(n for n in EVERY_LAYER if n < layers)
+
+
+def last_tokens(tensor: Tensor, window: int | None) -> Tensor:
+    """The last columns of a tensor of [rows, tokens, ...]; all where there is no window."""
+    return tensor if window is None or tensor.dim() < 2 else tensor[:, -window:]
+
+
+@contextmanager
+def recomputing(model: nn.Module, every: int | None) -> Iterator[None]:
+    """Checkpoint layers 0, n, 2n, ... of a module where their forward runs inside.
+
+    A graph that was made inside recomputes outside too. Random numbers are drawn again as they
+    were.
+
+    Args:
+        model: a module with layers (`layers_of`), which no other run has (`claimed`).
+        every: the n; None: nothing is checkpointed.
+    """
+    with ExitStack() as stack:
+        if every is not None:
+            for layer in layers_of(model)[::every]:
+                stack.enter_context(_recomputed(layer))
+        yield
+
+
+@contextmanager
+def _recomputed(layer: nn.Module) -> Iterator[None]:
+    """Stand in for a layer's forward: hooks around it run once, its work twice."""
+    from torch.utils.checkpoint import checkpoint
+
+    before = vars(layer).get("forward")  # other code may stand in for it already
+    layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        del layer.forward
+        if before is not None:
+            layer.forward = before
 
 
 def predictor(

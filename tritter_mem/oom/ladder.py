@@ -1,4 +1,4 @@
-"""The ladder: what a job can give up, rung by rung, so that it needs less memory.
+"""The ladder: what a job can give up, rung by rung, so that it needs less memory; and the job.
 
 Rungs are settings, each with all that the rungs before it gave up. The order is the
 specification's: clear the cache, checkpoint more often, halve the batch, truncate the context. The

@@ -13,9 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
-from tritter_mem.devices.cuda import CudaDevice, Device, RandomState, Reading
+from tritter_mem.devices.cuda import cuda_device
+from tritter_mem.devices.device import Device, DeviceMemory, RandomState
 from tritter_mem.errors import UsageError
-from tritter_mem.measure.failures import LadderFailedError, is_out_of_memory, let_go, said
+from tritter_mem.measure.out_of_memory import (
+    LadderFailedError,
+    first_sentences,
+    is_out_of_memory,
+    release_frames,
+)
+from tritter_mem.oom.components import live_components
 from tritter_mem.oom.jobs import inference_job
 from tritter_mem.oom.ladder import AS_IT_IS, CLEAR_CACHE, Job, Rung, Settings, T, rungs
 from tritter_mem.results.run import Ladder, LadderEnd, LadderStep
@@ -25,10 +32,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 _LARGEST = 3
+_KEPT = 1000
+_INSTEAD = "hand over SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
+_BODY_NOTE = (
+    "managed_forward cured the forward pass only: a `with` body cannot run twice. To have the "
+    "backward pass retried too, hand it over: manager.run(training_job(model, loss, batch))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Generic[T]):
+class JobOutcome(Generic[T]):
     """What a job came to.
 
     Attributes:
@@ -40,143 +53,6 @@ class Outcome(Generic[T]):
     value: T
     settings: Settings
     ladder: Ladder
-
-
-class Climb(Generic[T]):
-    """Runs one job, once.
-
-    Args:
-        device: where it runs.
-        job: the work.
-        limit_bytes: what predictions are held against.
-    """
-
-    def __init__(self, device: Device, job: Job[T], limit_bytes: int) -> None:
-        self._device, self._job, self._limit_bytes = device, job, limit_bytes
-        self._steps: list[LadderStep] = []
-        self._refused: list[Rung] = []
-        self._needs: dict[Settings, int] = {}
-        self._reading = Reading(0, 0, 0)
-        self._components: dict[str, int] = {}
-
-    @property
-    def ladder(self) -> Ladder:
-        """The rungs so far."""
-        return Ladder(
-            kind=self._device.kind, budget_bytes=self._limit_bytes, steps=tuple(self._steps)
-        )
-
-    def run(self, start: Settings) -> Outcome[T]:
-        """Go down the ladder.
-
-        Args:
-            start: what is given up from the start.
-
-        Raises:
-            LadderFailedError: memory ran out on every rung.
-        """
-        generators = self._device.random_state()
-        for rung in self._to_try(start):
-            if (outcome := self._tried(rung)) is not None:
-                return outcome
-            self._clean_up(generators)  # the error and its traceback are gone by now
-        for rung in self._refused:
-            self._note(rung, "refused")
-        raise self._failure()
-
-    def _tried(self, rung: Rung) -> Outcome[T] | None:
-        """What one rung came to; None: memory ran out."""
-        try:
-            value = self._job.run(rung.settings)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._ran_out(rung, error)
-            return None
-        self._note(rung, "fits")
-        return Outcome(value=value, settings=rung.settings, ladder=self.ladder)
-
-    def _to_try(self, start: Settings) -> list[Rung]:
-        found = list(rungs(self._job.offers, start))
-        self._refused = [rung for rung in found if rung.refused]
-        allowed = [rung for rung in found if not rung.refused]
-        return allowed if self._job.predict is None else list(self._promising(allowed))
-
-    def _promising(self, allowed: list[Rung]) -> Iterator[Rung]:
-        """From the first rung on that is predicted to fit; the last where none is."""
-        fits = False
-        for rung in allowed:
-            fits = fits or self._predicted(rung.settings) <= self._limit_bytes
-            if fits or rung is allowed[-1]:
-                yield rung
-            elif rung.name != CLEAR_CACHE:  # which changes nothing that is predicted
-                self._note(rung, "does not fit")
-
-    def _predicted(self, settings: Settings) -> int:
-        if settings not in self._needs and self._job.predict is not None:
-            self._needs[settings] = self._job.predict(settings)
-        return self._needs[settings]
-
-    def _ran_out(self, rung: Rung, error: Exception) -> None:
-        """Read how things stand while all is still there, then let go of it."""
-        self._reading, self._components = self._device.read(), self._device.components()
-        self._note(rung, "out of memory", self._reading, said(error))
-        let_go(error)
-
-    def _clean_up(self, generators: RandomState) -> None:
-        self._device.synchronize()  # or the failed try might still write into what is put back
-        self._job.undo()
-        gc.collect()
-        self._device.empty_cache()
-        self._device.set_random_state(generators)
-
-    def _note(
-        self, rung: Rung, ended: LadderEnd, now: Reading | None = None, detail: str = ""
-    ) -> None:
-        self._steps.append(
-            LadderStep(
-                rung=rung.name,
-                settings=rung.settings.given_up(),
-                ended=ended,
-                needs_bytes=self._needs.get(rung.settings),
-                allocated_bytes=now.allocated_bytes if now else None,
-                reserved_bytes=now.reserved_bytes if now else None,
-                detail=detail,
-                changes_result=rung.changes_result,
-            )
-        )
-
-    def _failure(self) -> LadderFailedError:
-        return LadderFailedError(
-            *self._last_try(),
-            f"largest of what was alive: {self._largest() or 'nothing'}",
-            *(f"refused in training, unless asked for: {rung.name}" for rung in self._refused),
-            *self._job.advise(self._limit_bytes),
-            ladder=self.ladder,
-            components=self._components,
-        )
-
-    def _last_try(self) -> Iterator[str]:
-        """Where memory ran out, and how it stood the last time."""
-        tried = [step for step in self._steps if step.ended == "out of memory"]
-        now = self._reading
-        yield f"out of memory on every rung: {', '.join(step.rung for step in tried)}"
-        yield f"the last try: {tried[-1].detail}"
-        yield (
-            f"then: {format_bytes(now.allocated_bytes)} allocated, "
-            f"{format_bytes(now.reserved_bytes)} reserved, {format_bytes(now.free_bytes)} left"
-        )
-
-    def _largest(self) -> str:
-        largest = sorted(self._components.items(), key=lambda part: -part[1])[:_LARGEST]
-        return ", ".join(f"{name.replace('_', ' ')} {format_bytes(n)}" for name, n in largest)
-
-
-_KEPT = 1000
-_BODY_NOTE = (
-    "managed_forward cured the forward pass only: a `with` body cannot run twice. To have the "
-    "backward pass retried too, hand it over: manager.run(training_job(model, loss, batch))"
-)
 
 
 class MemoryManager:
@@ -191,12 +67,12 @@ class MemoryManager:
     PyTorch's random generators go back to where they were. So what comes out equals what a run
     started with the last settings gives. An error of another kind passes through untouched.
 
-    The budget is what predictions and `can_allocate` are held against. No limit is set: PyTorch
+    Predictions and `can_allocate` are compared with the budget. No limit is set: PyTorch
     knows one a process and device (`torch.cuda.set_per_process_memory_fraction`), not one a
     manager.
 
-    Managers share nothing, so they may run in threads and processes side by side, each a module of
-    its own: one that runs already is refused. What they cannot keep apart is the process's: one
+    Managers share nothing, so they may run in threads and processes side by side, each another
+    module: one that runs already is refused. What they cannot keep apart is the process's: one
     allocator, whose memory another thread may take between a prediction and the run, and PyTorch's
     generators, which a cure in one thread sets back for all.
 
@@ -225,7 +101,7 @@ class MemoryManager:
             )
         self.budget_gb, self.headroom_gb = budget_gb, headroom_gb
         self.history: deque[Ladder] = deque(maxlen=_KEPT)  # whose append is thread-safe
-        self._device = CudaDevice(device) if isinstance(device, str) else device
+        self._device = cuda_device(device, _INSTEAD) if isinstance(device, str) else device
 
     @property
     def limit_bytes(self) -> int:
@@ -245,7 +121,7 @@ class MemoryManager:
         """
         if not (math.isfinite(size_gb) and size_gb >= 0):
             raise UsageError(f"size_gb: found {size_gb}; allowed: a size in GB, 0 or more")
-        now, size = self._device.read(), round(size_gb * GB)
+        now, size = self._device.memory(), round(size_gb * GB)
         return now.allocated_bytes + size <= self.limit_bytes and now.holds(size)
 
     def clear_cache(self) -> None:
@@ -256,7 +132,7 @@ class MemoryManager:
         gc.collect()
         self._device.empty_cache()
 
-    def run(self, job: Job[T], start: Settings = AS_IT_IS) -> Outcome[T]:
+    def run(self, job: Job[T], start: Settings = AS_IT_IS) -> JobOutcome[T]:
         """Run a job, and on running out of memory again, with less and less.
 
         Where the job predicts what it needs, the first try is the first rung that is predicted to
@@ -269,11 +145,11 @@ class MemoryManager:
         Raises:
             LadderFailedError: memory ran out on every rung.
         """
-        climb = Climb(self._device, job, self.limit_bytes)
+        retries = Retries(self._device, job, self.limit_bytes)
         try:
-            return climb.run(start)
+            return retries.run(start)
         finally:
-            self.history.append(climb.ladder)
+            self.history.append(retries.ladder)
 
     @contextmanager
     def managed_forward(
@@ -307,3 +183,133 @@ class MemoryManager:
                 error.add_note(_BODY_NOTE)
                 self.clear_cache()
             raise
+
+
+class Retries(Generic[T]):
+    """Runs one job, on one rung after another.
+
+    Args:
+        device: where it runs.
+        job: the work.
+        limit_bytes: what predictions are compared with.
+    """
+
+    def __init__(self, device: Device, job: Job[T], limit_bytes: int) -> None:
+        self._device, self._job, self._limit_bytes = device, job, limit_bytes
+        self._steps: list[LadderStep] = []
+        self._refused: list[Rung] = []
+        self._needs: dict[Settings, int] = {}
+        self._memory = DeviceMemory(0, 0, 0)
+        self._components: dict[str, int] = {}
+
+    @property
+    def ladder(self) -> Ladder:
+        """The rungs so far."""
+        return Ladder(
+            kind=self._device.kind, budget_bytes=self._limit_bytes, steps=tuple(self._steps)
+        )
+
+    def run(self, start: Settings) -> JobOutcome[T]:
+        """Go down the ladder.
+
+        Args:
+            start: what is given up from the start.
+
+        Raises:
+            LadderFailedError: memory ran out on every rung.
+        """
+        generators = self._device.random_state()
+        for rung in self._to_try(start):
+            if (outcome := self._tried(rung)) is not None:
+                return outcome
+            self._clean_up(generators)  # the error and its traceback are gone by now
+        for rung in self._refused:
+            self._note(rung, "refused")
+        raise self._failure()
+
+    def _tried(self, rung: Rung) -> JobOutcome[T] | None:
+        """What one rung came to; None: memory ran out."""
+        try:
+            value = self._job.run(rung.settings)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._ran_out(rung, error)
+            return None
+        self._note(rung, "fits")
+        return JobOutcome(value=value, settings=rung.settings, ladder=self.ladder)
+
+    def _to_try(self, start: Settings) -> list[Rung]:
+        found = list(rungs(self._job.offers, start))
+        self._refused = [rung for rung in found if rung.refused]
+        allowed = [rung for rung in found if not rung.refused]
+        return allowed if self._job.predict is None else list(self._promising(allowed))
+
+    def _promising(self, allowed: list[Rung]) -> Iterator[Rung]:
+        """From the first rung on that is predicted to fit; the last where no rung is."""
+        fits = False
+        for rung in allowed:
+            fits = fits or self._predicted(rung.settings) <= self._limit_bytes
+            if fits or rung is allowed[-1]:
+                yield rung
+            elif rung.name != CLEAR_CACHE:  # which changes nothing that is predicted
+                self._note(rung, "does not fit")
+
+    def _predicted(self, settings: Settings) -> int:
+        if settings not in self._needs and self._job.predict is not None:
+            self._needs[settings] = self._job.predict(settings)
+        return self._needs[settings]
+
+    def _ran_out(self, rung: Rung, error: Exception) -> None:
+        """Read how memory stands while all is still there, then release it."""
+        self._memory, self._components = self._device.memory(), live_components(self._device)
+        self._note(rung, "out of memory", self._memory, first_sentences(error))
+        release_frames(error)
+
+    def _clean_up(self, generators: RandomState) -> None:
+        self._device.synchronize()  # or the failed try might still write into what is put back
+        self._job.undo()
+        gc.collect()
+        self._device.empty_cache()
+        self._device.set_random_state(generators)
+
+    def _note(
+        self, rung: Rung, ended: LadderEnd, now: DeviceMemory | None = None, detail: str = ""
+    ) -> None:
+        self._steps.append(
+            LadderStep(
+                rung=rung.name,
+                settings=rung.settings.given_up(),
+                ended=ended,
+                needs_bytes=self._needs.get(rung.settings),
+                allocated_bytes=now.allocated_bytes if now else None,
+                reserved_bytes=now.reserved_bytes if now else None,
+                detail=detail,
+                changes_result=rung.changes_result,
+            )
+        )
+
+    def _failure(self) -> LadderFailedError:
+        return LadderFailedError(
+            *self._last_try(),
+            f"largest of what was alive: {self._largest() or 'nothing'}",
+            *(f"refused in training, unless asked for: {rung.name}" for rung in self._refused),
+            *self._job.advise(self._limit_bytes),
+            ladder=self.ladder,
+            components=self._components,
+        )
+
+    def _last_try(self) -> Iterator[str]:
+        """Where memory ran out, and how it stood the last time."""
+        tried = [step for step in self._steps if step.ended == "out of memory"]
+        now = self._memory
+        yield f"out of memory on every rung: {', '.join(step.rung for step in tried)}"
+        yield f"the last try: {tried[-1].detail}"
+        yield (
+            f"then: {format_bytes(now.allocated_bytes)} allocated, "
+            f"{format_bytes(now.reserved_bytes)} reserved, {format_bytes(now.free_bytes)} left"
+        )
+
+    def _largest(self) -> str:
+        largest = sorted(self._components.items(), key=lambda part: -part[1])[:_LARGEST]
+        return ", ".join(f"{name.replace('_', ' ')} {format_bytes(n)}" for name, n in largest)

@@ -1,6 +1,6 @@
 """On which rung of the ladder a profile ends: simulated, and measured where there is a GPU.
 
-A run is made in a process of its own, which has no cache to clear, so that rung is left out.
+A run is made in a separate process, which has no cache to clear, so that rung is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
 from tritter_mem.errors import MeasureError
 from tritter_mem.measure import runs
-from tritter_mem.measure.target import Where
+from tritter_mem.measure.target import Target
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.oom.ladder import (
     AS_IT_IS,
@@ -24,7 +24,7 @@ from tritter_mem.oom.ladder import (
     rungs,
 )
 from tritter_mem.planner.compose import budget_of
-from tritter_mem.results.run import Estimate, Ladder, LadderEnd, LadderStep, Result
+from tritter_mem.results.run import Estimate, Kind, Ladder, LadderEnd, LadderStep, Result
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import case_workload, simulate_workload
 from tritter_model.config import RunConfig
@@ -70,24 +70,23 @@ def run_with(profile: Profile, settings: Settings, card: GpuCard) -> RunConfig:
 
 
 def profile_ladders(
-    profile: Profile, where: Where, result: Result, progress: Progress
+    profile: Profile, target: Target, result: Result, progress: Progress
 ) -> Iterator[tuple[tuple[Ladder, ...], Sequence[str]]]:
-    """Go down the ladder by simulation, then by measuring where the profile is measured on a GPU.
+    """Go down the ladder by simulation, then by running where the profile runs on a GPU.
 
     Args:
         profile: a resolved profile.
-        where: the card to stand for, the card to fit, and the one that measures.
+        target: the card to stand for, the card to fit, and the one that measures.
         result: the profile as it is, simulated.
-        progress: told which rung runs.
+        progress: shows which rung runs.
 
     Yields:
         After each ladder all so far, and what went wrong with this one.
     """
-    card, budget = where.simulated, budget_of(profile, where.fitted)
+    card, budget = target.simulated, budget_of(profile, target.fitted)
     found = [simulated_ladder(profile, card, budget, progress, result.simulated)]
     yield tuple(found), []
-    target = where.target
-    if target is None or target.card is None:
+    if target.card is None:
         return
 
     def measure(case: RunConfig) -> Estimate:
@@ -95,7 +94,7 @@ def profile_ladders(
         return runs.measure_once(case, target)
 
     try:
-        found.append(measured_ladder(profile, card, budget, measure))
+        found.append(measured_ladder(profile, card, budget, measure, target.kind))
     except MeasureError as error:
         yield tuple(found), [f"ladder: {problem}" for problem in error.problems]
     else:
@@ -115,7 +114,7 @@ def simulated_ladder(
         profile: a resolved profile.
         card: the card to stand for.
         budget_bytes: memory that may be used.
-        progress: told how far each simulation is.
+        progress: shows how far each simulation is.
         as_it_is: the profile simulated already; where it leaves repetitions out, so do the rungs.
     """
     fast = as_it_is is not None and as_it_is.shortened
@@ -134,7 +133,11 @@ def simulated_ladder(
 
 
 def measured_ladder(
-    profile: Profile, card: GpuCard, budget_bytes: int, measure: Callable[[RunConfig], Estimate]
+    profile: Profile,
+    card: GpuCard,
+    budget_bytes: int,
+    measure: Callable[[RunConfig], Estimate],
+    kind: Kind = "measured",
 ) -> Ladder:
     """Go down the ladder by measuring until a rung fits.
 
@@ -142,7 +145,8 @@ def measured_ladder(
         profile: a resolved profile.
         card: the card that measures.
         budget_bytes: memory that may be used.
-        measure: runs a case on the card, in a process of its own.
+        measure: runs a case on the card, in a separate process.
+        kind: what its figures are.
 
     Raises:
         MeasureError: a run failed, and not for lack of memory.
@@ -156,7 +160,7 @@ def measured_ladder(
         return replace(step, needs_bytes=None, detail=f"in {refused.phase}: {refused.operator}")
 
     steps = tuple(_down(profile, measured))
-    return Ladder(kind="measured", budget_bytes=budget_bytes, steps=steps)
+    return Ladder(kind=kind, budget_bytes=budget_bytes, steps=steps)
 
 
 def _down(profile: Profile, try_on: Callable[[Rung], LadderStep]) -> Iterator[LadderStep]:

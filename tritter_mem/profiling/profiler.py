@@ -1,4 +1,7 @@
-"""A profile's answers side by side: planned, simulated, measured, and the verdict that follows."""
+"""A profile's answers side by side: planned, simulated, measured, and the verdict that follows.
+
+`profile` answers for a profile of the bundled model, `profile_module` for third-party code.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ from tritter_mem.errors import MeasureError, SimulationError
 from tritter_mem.measure import runs
 from tritter_mem.measure.target import (
     DEFAULT_TIME_LIMIT_SECONDS,
-    Asked,
-    Where,
-    find_where,
+    STANDIN,
+    MeasureOptions,
+    Target,
+    find_target,
 )
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
@@ -31,13 +35,15 @@ from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
-from tritter_mem.results.run import KINDS, Estimate, Kind, Result
+from tritter_mem.results.run import KINDS, RUN_KINDS, Estimate, Kind, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.user_module import simulate_module
 from tritter_mem.version import __version__
 
+DEFAULT_GPU = "rtx-5080"
+_NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
 INTERRUPTED = "interrupted"
 
 
@@ -57,87 +63,6 @@ class ProfileInterrupted(KeyboardInterrupt):
         self.result = result
 
 
-class Answer:
-    """A record that grows.
-
-    Args:
-        result: the record so far.
-        judged: adds verdict and differences to a record.
-
-    Attributes:
-        result: the record so far.
-        problems: what ends the command with an error, though the record stands.
-    """
-
-    def __init__(self, result: Result, judged: Callable[[Result], Result]) -> None:
-        self.result = result
-        self.problems: list[str] = []
-        self._judged = judged
-
-    def add(self, **found: Any) -> None:
-        """Replace fields of the record."""
-        self.result = replace(self.result, **found)
-
-    def fail(self, problems: Iterable[str]) -> None:
-        """Note what went wrong."""
-        self.problems += problems
-
-    def measure(self, work: Work, where: Where, asked: Asked) -> None:
-        """Add what is measured, or why nothing is."""
-        if where.target is None:
-            self.add(measured_reason=where.reason)
-            if asked.must:
-                self.fail([_not_here(asked, where.reason or "")])
-            return
-        try:
-            self.add(measured=runs.measure(work, where.target))
-        except runs.PartlyMeasuredError as error:
-            self.add(measured=error.estimate)
-            self.fail(error.problems)
-        except MeasureError as error:
-            self.add(measured_reason=str(error))
-            self.fail(error.problems)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Hand what is finished over to whoever catches an interruption.
-
-        Raises:
-            ProfileInterrupted: in place of KeyboardInterrupt.
-        """
-        try:
-            yield
-        except KeyboardInterrupt:
-            missing = {
-                f"{kind}_reason": INTERRUPTED
-                for kind in KINDS
-                if getattr(self.result, kind) is None
-                and getattr(self.result, f"{kind}_reason") is None
-            }
-            self.add(**missing)
-            raise ProfileInterrupted(self._judged(self.result)) from None
-
-    def finished(self) -> Result:
-        """The record with its verdict.
-
-        Raises:
-            MeasurementFailedError: something went wrong on the way.
-        """
-        result = self._judged(self.result)
-        if self.problems:
-            raise MeasurementFailedError(*self.problems, result=result)
-        return result
-
-
-def _not_here(asked: Asked, reason: str) -> str:
-    if asked.device == "auto":
-        return f"snapshot: {reason}"
-    return f"device {asked.device}: {reason}; use --device cpu, or none to plan only"
-
-
-__all__ = ["MeasurementFailedError", "of_the_card", "profile"]
-
-
 def profile(  # noqa: PLR0913  (one keyword an option of the command)
     profile: Profile,
     *,
@@ -150,12 +75,12 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     fast: bool = False,
     progress: Progress | None = None,
     save_trace: Path | None = None,
-    where: Where | None = None,
+    target: Target | None = None,
 ) -> Result:
     """Plan a profile, simulate it and, where there is a device for it, measure it.
 
-    On a CUDA device, plan and simulation are for the card that measures, and the verdict holds them
-    against the budget of the profile's card: so like is compared with like. A budget that the
+    On a CUDA device, plan and simulation are for the card that measures, and the verdict compares
+    them with the budget of the profile's card: so like is compared with like. A budget that the
     profile names caps the run.
 
     Args:
@@ -163,16 +88,16 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         device: where to measure, in a child process: `cpu`, `cuda`, `cuda:1`; `none`: nowhere;
             `auto`: on CUDA where it can be, else nowhere.
         time_limit_seconds: for each run; the child is ended when it takes longer.
-        repeat: runs, each in a process of its own; figures of the median one, and the spread.
+        repeat: runs, each in a separate process; figures of the median one, and the spread.
         snapshot: where to write PyTorch's memory snapshot of one more run, on CUDA.
         checkpointing: simulate every checkpointing policy too, and measure each where the profile
             is measured; for training.
         ladder: where the profile does not fit, go down the out-of-memory ladder to the first rung
             that does: simulated, and measured where the profile is measured on a GPU.
         fast: simulate without the chunks and tokens that take the memory of those before them.
-        progress: told how far the work is.
+        progress: shows how far the work is.
         save_trace: where to write the simulated run's memory events.
-        where: the device, where it was looked for already.
+        target: the device, where it was looked for already.
 
     Returns:
         The record. What is missing in it has its reason there. The verdict follows what was
@@ -187,57 +112,55 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
         UsageError: there is no such kind of device, the time limit is no time, or the checkpointing
             of inference was asked for.
     """
-    asked = Asked(
+    options = MeasureOptions(
         device=device, time_limit_seconds=time_limit_seconds, repeat=repeat, snapshot=snapshot
     )
-    told, gpu = progress or Progress(), profile.gpu
-    where = where or find_where(asked, gpu.name, profile.allocator.conf, gpu.budget)
-    card = where.simulated
-    answer = Answer(_planned(profile, where, asked), partial(_judged, profile, where))
-    with answer.kept():
+    progress, gpu = progress or Progress(), profile.gpu
+    target = target or find_target(options, gpu.name, profile.allocator.conf, gpu.budget)
+    card = target.simulated
+    record = RecordBuilder(_planned(profile, target), partial(_with_verdict, profile, target))
+    with record.kept():
         if checkpointing:
-            answer.add(checkpointing=checkpointing_trade_off(profile, told, card))
-        told.begin(profile.name)
-        simulated = simulate(profile, fast=fast, progress=told, save_trace=save_trace, card=card)
-        answer.add(simulated=simulated)
-        told.begin(f"{profile.name}: measuring")
-        answer.measure(run_settings(profile, card), where, asked)
-        simulated_cases = answer.result.checkpointing
-        for cases, problems in measured_trade_off(profile, simulated_cases, where, told):
-            answer.add(checkpointing=cases)
-            answer.fail(problems)
+            record.add(checkpointing=checkpointing_trade_off(profile, progress, card))
+        progress.begin(profile.name)
+        simulated = simulate(
+            profile, fast=fast, progress=progress, save_trace=save_trace, card=card
+        )
+        record.add(simulated=simulated)
+        progress.begin(f"{profile.name}: measuring")
+        record.measure(run_settings(profile, card), target)
+        simulated_cases = record.result.checkpointing
+        for cases, problems in measured_trade_off(profile, simulated_cases, target, progress):
+            record.add(checkpointing=cases)
+            record.fail(problems)
         if ladder:
-            for ladders, problems in profile_ladders(profile, where, answer.result, told):
-                answer.add(ladders=ladders)
-                answer.fail(problems)
-    return answer.finished()
+            for ladders, problems in profile_ladders(profile, target, record.result, progress):
+                record.add(ladders=ladders)
+                record.fail(problems)
+    return record.finished()
 
 
-def _planned(profile: Profile, where: Where, asked: Asked) -> Result:
+def _planned(profile: Profile, target: Target) -> Result:
     return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
-        environment=collect_environment(profile.allocator.conf, asked.index),
+        environment=collect_environment(profile.allocator.conf, target.index),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
-        planned=plan(profile, where.simulated),
+        planned=plan(profile, target.simulated),
     )
 
 
-def _judged(profile: Profile, where: Where, result: Result) -> Result:
-    """The record with its verdict and the differences between its kinds of answer."""
-    budget, found = budget_of(profile, where.fitted), result.estimates()
-    verdict = judge(of_the_card(found), budget, suggest(profile, where.simulated, budget))
+def _with_verdict(profile: Profile, target: Target, result: Result) -> Result:
+    """The record with its verdict and the differences between its kinds of record."""
+    budget, found = budget_of(profile, target.fitted), result.estimates()
+    verdict = judge(of_the_card(found), budget, suggest(profile, target.simulated, budget))
     return replace(result, verdict=verdict, differences=compare(found))
 
 
 def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
     """The estimates that tell whether a card holds it: not those of the CPU."""
     return {kind: found for kind, found in estimates.items() if found.device != "cpu"}
-
-
-DEFAULT_GPU = "rtx-5080"
-_NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,16 +201,16 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
 ) -> Result:
     """Simulate third-party code and, where there is a device for it, measure it.
 
-    On a CUDA device the simulation is for the card that measures, as in `profile.profile`.
+    On a CUDA device the simulation is for the card that measures, as in `profile`.
 
     Args:
         profile: the code and the card to fit.
         device: where to measure, in a child process: `cpu`, `cuda`, `cuda:1`; `none`: nowhere;
             `auto`: on CUDA where it can be, else nowhere.
         time_limit_seconds: for each run.
-        repeat: runs, each in a process of its own; figures of the median one, and the spread.
+        repeat: runs, each in a separate process; figures of the median one, and the spread.
         snapshot: where to write PyTorch's memory snapshot of one more run, on CUDA.
-        progress: told what runs.
+        progress: shows what runs.
         save_trace: where to write the simulated run's memory events.
 
     Returns:
@@ -300,28 +223,28 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
         ProfileInterrupted: Ctrl-C; what was finished is there.
         UsageError: wrong arguments of the code, or a wrong device.
     """
-    asked = Asked(
+    options = MeasureOptions(
         device=device, time_limit_seconds=time_limit_seconds, repeat=repeat, snapshot=snapshot
     )
-    told, name = progress or Progress(), profile.case.name
-    where = find_where(asked, profile.gpu, profile.allocator_conf, profile.budget_bytes)
-    answer = Answer(_empty(profile, asked), partial(_judged_module, profile, where))
-    with answer.kept():
-        told.begin(f"{name}: simulating")
-        problems = _simulate(answer, profile, where.simulated, save_trace)
-        told.begin(f"{name}: measuring")
-        answer.measure(profile.case, where, asked)
-    if answer.result.measured is None:  # nobody could say anything
-        answer.problems[:0] = problems
-    return answer.finished()
+    progress, name = progress or Progress(), profile.case.name
+    target = find_target(options, profile.gpu, profile.allocator_conf, profile.budget_bytes)
+    record = RecordBuilder(_unplanned(profile, target), partial(_module_verdict, profile, target))
+    with record.kept():
+        progress.begin(f"{name}: simulating")
+        problems = _simulate(record, profile, target.simulated, save_trace)
+        progress.begin(f"{name}: measuring")
+        record.measure(profile.case, target)
+    if not record.result.estimates().keys() & set(RUN_KINDS):  # nobody could say anything
+        record.problems[:0] = problems
+    return record.finished()
 
 
-def _empty(profile: ModuleProfile, asked: Asked) -> Result:
+def _unplanned(profile: ModuleProfile, target: Target) -> Result:
     resolved = profile.resolved()
     return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         tool_version=__version__,
-        environment=collect_environment(profile.allocator_conf, asked.index),
+        environment=collect_environment(profile.allocator_conf, target.index),
         profile=resolved,
         profile_hash=_content_hash(resolved),
         planned_reason=_NOT_PLANNED,
@@ -329,21 +252,21 @@ def _empty(profile: ModuleProfile, asked: Asked) -> Result:
 
 
 def _simulate(
-    answer: Answer, profile: ModuleProfile, card: GpuCard, save_trace: Path | None
+    record: RecordBuilder, profile: ModuleProfile, card: GpuCard, save_trace: Path | None
 ) -> Sequence[str]:
     """Add what is simulated, or the reason why it cannot be, which is returned too."""
     try:
         found = simulate_module(profile.case, card, profile.allocator_conf, save_trace)
     except SimulationError as error:
-        answer.add(simulated_reason=str(error))
+        record.add(simulated_reason=str(error))
         return error.problems
-    answer.add(simulated=found)
+    record.add(simulated=found)
     return ()
 
 
-def _judged_module(profile: ModuleProfile, where: Where, result: Result) -> Result:
+def _module_verdict(profile: ModuleProfile, target: Target, result: Result) -> Result:
     found = result.estimates()
-    budget = profile.budget_bytes or where.fitted.default_budget_bytes
+    budget = profile.budget_bytes or target.fitted.default_budget_bytes
     return replace(result, verdict=judge(of_the_card(found), budget), differences=compare(found))
 
 
@@ -352,3 +275,84 @@ def _content_hash(resolved: dict[str, Any]) -> str:
     content = {key: value for key, value in resolved.items() if key != "name"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class RecordBuilder:
+    """A record that grows.
+
+    Args:
+        result: the record so far.
+        with_verdict: adds verdict and differences to a record.
+
+    Attributes:
+        result: the record so far.
+        problems: what ends the command with an error, though the record stands.
+    """
+
+    def __init__(self, result: Result, with_verdict: Callable[[Result], Result]) -> None:
+        self.result = result
+        self.problems: list[str] = []
+        self._with_verdict = with_verdict
+
+    def add(self, **found: Any) -> None:
+        """Replace fields of the record."""
+        self.result = replace(self.result, **found)
+
+    def fail(self, problems: Iterable[str]) -> None:
+        """Note what went wrong."""
+        self.problems += problems
+
+    def measure(self, work: Work, target: Target) -> None:
+        """Add what is measured or, over stand-ins, rehearsed; or why nothing is."""
+        if target.reason is not None:
+            self.add(measured_reason=target.reason)
+            if target.required:
+                self.fail([_not_here(target.device, target.reason)])
+            return
+        if target.standin:
+            self.add(measured_reason=STANDIN)
+        try:
+            self.add(**{target.kind: runs.measure(work, target)})
+        except runs.PartlyMeasuredError as error:
+            self.add(**{target.kind: error.estimate})
+            self.fail(error.problems)
+        except MeasureError as error:
+            self.add(**{f"{target.kind}_reason": str(error)})
+            self.fail(error.problems)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Hand what is finished over to whoever catches an interruption.
+
+        Raises:
+            ProfileInterrupted: in place of KeyboardInterrupt.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            missing = {
+                f"{kind}_reason": INTERRUPTED
+                for kind in KINDS
+                if kind != "rehearsed"
+                and getattr(self.result, kind) is None
+                and getattr(self.result, f"{kind}_reason") is None
+            }
+            self.add(**missing)
+            raise ProfileInterrupted(self._with_verdict(self.result)) from None
+
+    def finished(self) -> Result:
+        """The record with its verdict.
+
+        Raises:
+            MeasurementFailedError: something went wrong on the way.
+        """
+        result = self._with_verdict(self.result)
+        if self.problems:
+            raise MeasurementFailedError(*self.problems, result=result)
+        return result
+
+
+def _not_here(device: str, reason: str) -> str:
+    if device == "auto":
+        return f"snapshot: {reason}"
+    return f"device {device}: {reason}; use --device cpu, or none to plan only"

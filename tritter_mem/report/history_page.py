@@ -30,7 +30,12 @@ from tritter_mem.units import format_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLORS = {"planned": "--soft", "simulated": "--accent", "measured": "--c-kv-cache"}
+COLORS = {
+    "planned": "--soft",
+    "simulated": "--accent",
+    "rehearsed": "--c-workspace",
+    "measured": "--c-kv-cache",
+}
 DASHES = ("solid", "dash", "dot", "dashdot")
 COMMIT_LENGTH = 9
 

@@ -73,9 +73,13 @@ def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
             held_at_peak=estimate.held_at_peak[:holdings],
         )
 
-    kinds = (result.planned, result.simulated, result.measured)
-    planned, simulated, measured = map(cut, kinds)
-    return replace(result, planned=planned, simulated=simulated, measured=measured)
+    return replace(
+        result,
+        planned=cut(result.planned),
+        simulated=cut(result.simulated),
+        rehearsed=cut(result.rehearsed),
+        measured=cut(result.measured),
+    )
 
 
 def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:

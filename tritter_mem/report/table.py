@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tritter_mem.results.run import (
     KINDS,
+    RUN_KINDS,
     Fragmentation,
     Kind,
     OutOfMemory,
@@ -22,6 +23,7 @@ from tritter_mem.units import format_bytes, format_count
 KIND_LABELS: dict[Kind, str] = {
     "planned": "Planned",
     "simulated": "Simulated",
+    "rehearsed": "Rehearsed",
     "measured": "Measured",
 }
 LABELS = {
@@ -128,7 +130,12 @@ def missing_kinds(result: Result) -> list[str]:
 
 def devices_sentence(result: Result) -> str:
     """Which device each kind of number is for."""
-    words = {"planned": "planned for", "simulated": "simulated for", "measured": "measured on"}
+    words = {
+        "planned": "planned for",
+        "simulated": "simulated for",
+        "rehearsed": "rehearsed on",
+        "measured": "measured on",
+    }
     return ", ".join(
         f"{words[kind]} {printable(estimate.device, NAME_LIMIT)}"
         + (" (repeated chunks and tokens left out)" if estimate.shortened else "")
@@ -148,8 +155,8 @@ def notes(result: Result) -> list[str]:
 
 
 def _refusals(result: Result) -> list[str]:
-    """The request that a card could not serve, simulated or measured."""
-    ends = {"measured": "; its figures are those up to there"}
+    """The request that a card could not serve, simulated or in a run."""
+    ends = dict.fromkeys(RUN_KINDS, "; its figures are those up to there")
     return [
         f"{kind}: out of memory{_where(refused)}: {format_bytes(refused.requested_bytes)} more, "
         f"with {format_bytes(refused.reserved_bytes)} reserved of "
@@ -168,8 +175,9 @@ def _where(refused: OutOfMemory) -> str:
 
 
 def _unread(result: Result) -> list[str]:
-    """Why figures of a measured run are missing, or how they were come by."""
-    run = result.measured.run if result.measured else None
+    """Why figures of a run are missing, or how they were obtained."""
+    ran = result.measured or result.rehearsed
+    run = ran.run if ran else None
     if run is None:
         return []
     found = {

@@ -620,14 +620,15 @@ Line = tuple[str, Cell]
 
 def measured_table(result: Result, units: str) -> Table | None:
     """One row a figure; what was not read is left out. None where there is nothing to say."""
-    estimate = result.measured
+    kind: Kind = "measured" if result.measured else "rehearsed"
+    estimate = result.estimates().get(kind)
     if estimate is None:
         return None
     lines = [*_run_lines(estimate, units), *_spread_lines(estimate.spread, units)]
     if not lines:
         return None
     return Table(
-        caption=f"Measured on {printable(estimate.device, 40)}",
+        caption=f"{KIND_LABELS[kind]} on {printable(estimate.device, 40)}",
         columns=(Column(label="Figure", numeric=False), Column(label="Value")),
         rows=[Row(cells=(Cell(text=name), cell)) for name, cell in lines],
     )

@@ -21,8 +21,8 @@ from tritter_mem.report.table import (
 )
 from tritter_mem.report.tables import tone_of
 from tritter_mem.report.terminal import STYLES, render_line, render_table
-from tritter_mem.results.run import KINDS, Difference, Kind
-from tritter_mem.results.validation import HELD, Status, Validated, Validation
+from tritter_mem.results.run import Difference, Kind
+from tritter_mem.results.validation import PREDICTED, Status, Validated, Validation, pairs_with
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -60,26 +60,28 @@ def render_validation(validation: Validation, console: Console, units: str = "Gi
 
 def validation_table(validation: Validation, units: str) -> Table:
     """Two rows a case: the allocated peak under its name and, where it is known, the reserved."""
+    kind = validation.ran_as
     return Table(
         caption=f"Allocated and reserved peaks against {printable(validation.device, NAME_LIMIT)}",
         columns=(
             Column(label="Case", numeric=False),
-            *(Column(label=kind.capitalize()) for kind in KINDS),
-            *(Column(label=f"vs {first}") for first, _ in HELD),
+            *(Column(label=name.capitalize()) for name in (*PREDICTED, kind)),
+            *(Column(label=f"vs {first}") for first in PREDICTED),
         ),
-        rows=[row for case in validation.cases for row in _rows(case, units)],
+        rows=[row for case in validation.cases for row in _rows(case, kind, units)],
     )
 
 
-def _rows(case: Validated, units: str) -> Iterator[Row]:
+def _rows(case: Validated, kind: Kind, units: str) -> Iterator[Row]:
     name = Cell(text=printable(case.name, NAME_LIMIT), tone=TONES[case.status])
+    kinds = (*PREDICTED, kind)
     if not case.peaks:
-        yield Row(cells=(name, *[UNKNOWN] * len(KINDS), *[BLANK] * len(HELD)))
+        yield Row(cells=(name, *[UNKNOWN] * len(kinds), *[BLANK] * len(PREDICTED)))
     for peak in case.peaks:
         first = name if peak.name == "allocated_peak" else Cell(text=RESERVED)
-        sizes = (getattr(peak, f"{kind}_bytes") for kind in KINDS)
+        sizes = (getattr(peak, f"{name}_bytes") for name in kinds)
         cells = (bytes_cell(size, units) for size in sizes)
-        yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in HELD)))
+        yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in pairs_with(kind))))
 
 
 def _error(peak: Difference, pair: tuple[Kind, Kind]) -> Cell:
@@ -107,7 +109,7 @@ def _remarks_on(case: Validated, units: str) -> Iterator[str]:
     if case.status == "beyond":
         for peak, pair, ratio in case.beyond():
             allowed = f"{tolerance_of(peak.name, pair):.1%}"
-            what = f"{label(peak.name)}, measured against {pair[0]}"
+            what = f"{label(peak.name)}, {pair[1]} against {pair[0]}"
             yield f"{what}: {percent(ratio)}, beyond {allowed}{_pressed(case, peak)}"
     elif case.status == "out of memory":
         yield _out_of_memory(case, units)
@@ -119,14 +121,13 @@ def _remarks_on(case: Validated, units: str) -> Iterator[str]:
 
 def _pressed(case: Validated, peak: Difference) -> str:
     """A cap that made the allocator give memory back lowers what it reserves."""
-    run = case.result.measured.run if case.result and case.result.measured else None
+    run = case.ran.run if case.ran else None
     retries = run.allocator.retries if run and peak.name == "reserved_peak" else 0
     return f"; {retries} requests were served after a retry, under the cap" if retries else ""
 
 
 def _out_of_memory(case: Validated, units: str) -> str:
-    measured = case.result.measured if case.result else None
-    refused = measured.out_of_memory if measured else None
+    refused = case.ran.out_of_memory if case.ran else None
     if refused is None:
         return "out of memory"
     asked, limit = (format_bytes(n, units) for n in (refused.requested_bytes, refused.limit_bytes))
@@ -138,7 +139,8 @@ def _count(validation: Validation) -> str:
     cases = validation.cases
     within = sum(case.status == "within" for case in cases)
     kept = sum(case.kept for case in cases)
-    allowed = ", ".join(f"{first} {TOLERANCES[first, last]:.1%}" for first, last in HELD)
+    pairs = pairs_with(validation.ran_as)
+    allowed = ", ".join(f"{first} {TOLERANCES[first, last]:.1%}" for first, last in pairs)
     parts = [
         f"{within} of {len(cases)} within the tolerances ({allowed}; "
         f"reserved {RESERVED_TOLERANCE:.1%})",

@@ -69,8 +69,14 @@ class ContextCurve:
 
 
 SCHEMA = "tritter-mem.result/1"
-Kind = Literal["planned", "simulated", "measured"]
-KINDS: tuple[Kind, ...] = ("planned", "simulated", "measured")
+Kind = Literal["planned", "simulated", "rehearsed", "measured"]
+KINDS: tuple[Kind, ...] = ("planned", "simulated", "rehearsed", "measured")
+"""From the one that knows least to the best.
+
+A rehearsed run ran over stand-ins for CUDA's libraries, without a device that computes.
+"""
+RUN_KINDS: tuple[Kind, ...] = ("rehearsed", "measured")
+"""Those of a run of PyTorch's own allocator, or on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +279,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """One kind of answer: what is planned, simulated or measured.
+    """One kind of answer: what is planned, simulated, rehearsed or measured.
 
     Attributes:
         device: `cuda:0`, `cpu`; for planned and simulated the card it stands for.
@@ -343,7 +349,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether it fits, by the best basis there is: measured, then simulated, then planned."""
+    """Whether it fits, by the best basis there is, the last of `KINDS`."""
 
     fits: bool
     budget_bytes: int
@@ -363,6 +369,10 @@ class Difference:
     planned_vs_simulated: float | None
     simulated_vs_measured: float | None
     planned_vs_measured: float | None
+    rehearsed_bytes: int | None = None
+    planned_vs_rehearsed: float | None = None
+    simulated_vs_rehearsed: float | None = None
+    rehearsed_vs_measured: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,9 +493,11 @@ class Result:
     profile_hash: str
     planned: Estimate | None = None
     simulated: Estimate | None = None
+    rehearsed: Estimate | None = None
     measured: Estimate | None = None
     planned_reason: str | None = None
     simulated_reason: str | None = None
+    rehearsed_reason: str | None = None
     measured_reason: str | None = None
     verdict: Verdict | None = None
     differences: tuple[Difference, ...] = ()
@@ -506,8 +518,8 @@ class Result:
     def gpu_of(self, kind: Kind) -> str:
         """The card that a kind of answer is for: a name of the table, the driver's, or `cpu`."""
         device = self.estimates()[kind].device
-        measured_on_gpu = kind == "measured" and device != "cpu"
-        return self.environment.gpu or device if measured_on_gpu else device
+        ran_on_gpu = kind in RUN_KINDS and device != "cpu"
+        return self.environment.gpu or device if ran_on_gpu else device
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers, with `schema` first."""

@@ -1,4 +1,4 @@
-"""What a validation comes to (`tritter-mem.validation/1`): peaks held against those of a device.
+"""What a validation comes to (`tritter-mem.validation/1`): peaks compared with those of a device.
 
 A case is within where its allocated and its reserved peak, planned and simulated, are as near to
 what was measured as `differences` allows.
@@ -11,17 +11,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK
-from tritter_mem.results.run import Difference, Environment, Kind, Result
+from tritter_mem.results.run import Difference, Environment, Estimate, Kind, Result
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 
 SCHEMA = "tritter-mem.validation/1"
 PEAKS = ("allocated_peak", "reserved_peak")
-HELD: tuple[tuple[Kind, Kind], ...] = (("planned", "measured"), ("simulated", "measured"))
-"""What is held against what."""
+PREDICTED: tuple[Kind, ...] = ("planned", "simulated")
+"""The kinds that are compared with what ran."""
 
 Status = Literal["within", "beyond", "out of memory", "not measured"]
 Error = tuple[Difference, tuple[Kind, Kind], float]
 """A peak, the two kinds of answer that are compared, and (measured / other) - 1."""
+
+
+def pairs_with(kind: Kind) -> tuple[tuple[Kind, Kind], ...]:
+    """What is compared with a kind of run."""
+    return tuple((first, kind) for first in PREDICTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +54,22 @@ class Validated:
         return tuple(row for row in found if row.name in PEAKS)
 
     @property
+    def ran_as(self) -> Kind:
+        """What the others are compared with: measured, or rehearsed where nothing could measure."""
+        return "rehearsed" if self.result and self.result.rehearsed else "measured"
+
+    @property
+    def ran(self) -> Estimate | None:
+        """What the run came to."""
+        return self.result.estimates().get(self.ran_as) if self.result else None
+
+    @property
     def status(self) -> Status:
         """How it ended."""
-        measured = self.result.measured if self.result else None
-        if self.problem or measured is None:
+        ran = self.ran
+        if self.problem or ran is None:
             return "not measured"
-        if measured.out_of_memory is not None:
+        if ran.out_of_memory is not None:
             return "out of memory"
         if not any(self.errors()):
             return "not measured"
@@ -63,7 +78,7 @@ class Validated:
     def errors(self) -> Iterator[Error]:
         """Every error that can be told."""
         for row in self.peaks:
-            for pair in HELD:
+            for pair in pairs_with(self.ran_as):
                 ratio: float | None = getattr(row, f"{pair[0]}_vs_{pair[1]}")
                 if ratio is not None:
                     yield row, pair, ratio
@@ -115,6 +130,11 @@ class Validation:
     schema: str = field(default=SCHEMA)
 
     @property
+    def ran_as(self) -> Kind:
+        """What the cases ran as: all alike, for they ran on one device."""
+        return next((case.ran_as for case in self.cases if case.ran is not None), "measured")
+
+    @property
     def exit_code(self) -> int:
         """1 where a case is beyond its tolerance, else 3 where one was not measured, else 0."""
         found = {case.status for case in self.cases}
@@ -124,7 +144,7 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints, with `schema` first."""
-        tolerances = {f"{first}_vs_{second}": TOLERANCES[first, second] for first, second in HELD}
+        tolerances = {f"{a}_vs_{b}": TOLERANCES[a, b] for a, b in pairs_with(self.ran_as)}
         return {
             "schema": self.schema,
             "created": self.created,

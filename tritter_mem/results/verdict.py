@@ -1,4 +1,4 @@
-"""Kinds of answer held against each other, and the best of them against the budget."""
+"""Kinds of answer compared with each other, and the best of them with the budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from tritter_mem.results.run import (
     COMPONENTS,
     KINDS,
+    RUN_KINDS,
     Difference,
     Estimate,
     Kind,
@@ -16,8 +17,11 @@ from tritter_mem.results.run import (
 
 TOLERANCES: dict[tuple[Kind, Kind], float] = {
     ("planned", "simulated"): 0.02,
+    ("simulated", "rehearsed"): 0.005,
+    ("planned", "rehearsed"): 0.02,
     ("simulated", "measured"): 0.005,
     ("planned", "measured"): 0.02,
+    ("rehearsed", "measured"): 0.005,
 }
 """How far one kind of answer may be from the next."""
 RESERVED_TOLERANCE = 0.01
@@ -52,7 +56,7 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
     found = {kind: _bytes_of(estimate, name) for kind, estimate in estimates.items()}
     if not any(found.values()):
         return None
-    planned, simulated, measured = (found.get(kind) for kind in KINDS)
+    planned, simulated, rehearsed, measured = (found.get(kind) for kind in KINDS)
     on_cpu = {
         kind: None if size is None else size - _beyond_the_cpu(estimates[kind], name)
         for kind, size in found.items()
@@ -66,6 +70,10 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
         planned_vs_simulated=_ratio(planned, simulated),
         simulated_vs_measured=_ratio(held.get("simulated"), measured),
         planned_vs_measured=_ratio(held.get("planned"), measured),
+        rehearsed_bytes=rehearsed,
+        planned_vs_rehearsed=_ratio(planned, rehearsed),
+        simulated_vs_rehearsed=_ratio(simulated, rehearsed),
+        rehearsed_vs_measured=_ratio(held.get("rehearsed"), measured),
     )
 
 
@@ -91,8 +99,8 @@ def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
     basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
     if basis is None:
         return None
-    # A measured run that went out of memory ends there: it needs the refused request at least.
-    refused = estimates[basis].out_of_memory if basis == "measured" else None
+    # A run that went out of memory ends there: it needs the refused request at least.
+    refused = estimates[basis].out_of_memory if basis in RUN_KINDS else None
     needs = estimates[basis].footprint_bytes + (refused.requested_bytes if refused else 0)
     headroom = budget_bytes - needs
     return Verdict(

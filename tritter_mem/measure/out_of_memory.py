@@ -1,8 +1,7 @@
-"""Why CUDA cannot be used, in one line, and what to do."""
+"""Out-of-memory errors: what counts as one, what asked for memory, what an error keeps alive."""
 
 from __future__ import annotations
 
-import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,66 +9,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from tritter_mem.devices.cuda import Meter, Refused
-from tritter_mem.devices.environment import cuda_of_torch, driver_version
+from tritter_mem.devices.device import Device, Refused
 from tritter_mem.errors import MeasureError
 from tritter_mem.results.run import Ladder, OutOfMemory
 
 if TYPE_CHECKING:
     import torch
 
-NO_CUDA = "no CUDA device: nothing was measured"
-NO_CUDA_BUILD = (
-    "this PyTorch is built without CUDA: nothing was measured; install a build with CUDA, as "
-    "pytorch.org says"
-)
-NO_SUCH = "there is no {device}{shown}: `nvidia-smi -L` lists the devices"
-_TROUBLES = {
-    "not compiled with cuda": NO_CUDA_BUILD,
-    "too old": (
-        "the NVIDIA driver ({driver}) is too old for this PyTorch, which is built for CUDA {cuda}: "
-        "update the driver, or install a PyTorch that is built for an older CUDA"
-    ),
-    "no cuda gpus": "no CUDA device{shown}: nothing was measured",
-    "no nvidia driver": NO_CUDA,
-    "invalid device ordinal": NO_SUCH,
-    "invalid device id": NO_SUCH,
-    "gpu device may be out of range": NO_SUCH,
-    "busy or unavailable": (
-        "{device} is busy: another process has it to itself (compute mode exclusive), or it is "
-        "being reset; end that process, or choose another device (--device cuda:1)"
-    ),
-    "out of memory": (
-        "{device} is full: other processes leave no room for a CUDA context; end them, or choose "
-        "another device (--device cuda:1)"
-    ),
-}
-
-
-def explain_cuda(said: str, index: int = 0) -> str:
-    """Turn what PyTorch says when CUDA cannot be used into one line with a way out.
-
-    Args:
-        said: PyTorch's error.
-        index: the device that was asked for.
-    """
-    low = said.lower()
-    advice = next((text for sign, text in _TROUBLES.items() if sign in low), None)
-    if advice is None:
-        first = said.strip().splitlines()[:1]
-        return f"CUDA cannot be used: {' '.join(first)[:300]}"
-    driver = driver_version() or "whose version cannot be read"
-    return advice.format(
-        device=f"cuda:{index}", driver=driver, cuda=cuda_of_torch(), shown=_shown()
-    )
-
-
-def _shown() -> str:
-    """What hides devices from CUDA, where something does."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if visible is None else f" among those that CUDA_VISIBLE_DEVICES={visible!r} shows"
-
-
+_OWN = str(Path(__file__).parent.parent)
 _SAYS_SO = re.compile(
     r"CUDA out of memory|(?:CUDA (?:driver )?error|Triton Error \[CUDA\]): out of memory|"
     r"CU(?:BLAS|DNN|SOLVER|SPARSE|FFT)_(?:\w+_)?ALLOC(?:ATION)?_FAILED|"
@@ -105,15 +52,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _SAYS_SO.search(str(error)) is not None
 
 
-def said(error: BaseException) -> str:
+def first_sentences(error: BaseException) -> str:
     """The first sentences of an error, or of the first of a group, without PyTorch's advice."""
     if isinstance(error, BaseExceptionGroup):
-        return said(error.exceptions[0])
+        return first_sentences(error.exceptions[0])
     words = " ".join(str(error).split())
     return ". ".join(words.split(". ")[:2])[:200]
 
 
-def let_go(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Clear the local variables of the frames that an error came through: they hold tensors.
 
     Frames that still run keep theirs. The traceback keeps its lines.
@@ -136,9 +83,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
                 waiting += one.exceptions
 
 
-_OWN = str(Path(__file__).parent.parent)
-
-
 def find_out_of_memory(error: BaseException) -> BaseException | None:
     """The device's out-of-memory error among an error and its causes; None where there is none."""
     cause: BaseException | None = error
@@ -151,17 +95,17 @@ def find_out_of_memory(error: BaseException) -> BaseException | None:
 
 
 def describe(
-    error: BaseException, phase: str, refused: Sequence[Refused], meter: Meter
+    error: BaseException, phase: str, refused: Sequence[Refused], device: Device
 ) -> OutOfMemory:
     """Put together what is known of an out-of-memory error.
 
     Args:
         error: PyTorch's.
         phase: that it came out of.
-        refused: requests that PyTorch's allocator saw refused; none where a library's was.
-        meter: the device.
+        refused: requests that PyTorch's allocator was refused; none where it was a library's.
+        device: that ran out.
     """
-    last = refused[-1] if refused else _without_request(meter)
+    last = refused[-1] if refused else _without_request(device)
     operator, module = culprit(error)
     return OutOfMemory(
         operator=operator,
@@ -174,14 +118,14 @@ def describe(
     )
 
 
-def _without_request(meter: Meter) -> Refused:
+def _without_request(device: Device) -> Refused:
     """A library asked the driver itself: nobody says for how much."""
-    stats = meter.stats()
+    stats = device.stats()
     return Refused(
         requested_bytes=0,
         allocated_bytes=stats["allocated_bytes.all.current"],
         reserved_bytes=stats["reserved_bytes.all.current"],
-        limit_bytes=meter.total_bytes,
+        limit_bytes=device.total_bytes,
     )
 
 

@@ -10,7 +10,11 @@ import torch
 
 from tests.oom.nets import ROOMY, without_automatic_collection
 from tritter_mem import MemoryManager
-from tritter_mem.measure.failures import LadderFailedError, is_out_of_memory, said
+from tritter_mem.measure.out_of_memory import (
+    LadderFailedError,
+    first_sentences,
+    is_out_of_memory,
+)
 from tritter_mem.oom.ladder import Job, Offers, Settings
 from tritter_mem.oom.simulated_device import SimulatedDevice
 from tritter_mem.units import MiB
@@ -61,7 +65,7 @@ def test_a_group_counts_where_all_in_it_do() -> None:
     alone, mixed = [refused()], [refused(), ValueError("wrong")]
     assert is_out_of_memory(ExceptionGroup("tasks", [*alone, ExceptionGroup("more", alone)]))
     assert not is_out_of_memory(ExceptionGroup("tasks", mixed))
-    assert said(ExceptionGroup("tasks", alone)) == said(alone[0])
+    assert first_sentences(ExceptionGroup("tasks", alone)) == first_sentences(alone[0])
 
 
 async def _in_tasks(run: Callable[[], object]) -> None:
@@ -82,7 +86,7 @@ def test_tasks_that_run_out_are_cured_and_keep_nothing() -> None:
     with SimulatedDevice(ROOMY) as device, without_automatic_collection():
 
         def run(settings: Settings) -> str:
-            bases.append(device.read().allocated_bytes)
+            bases.append(device.memory().allocated_bytes)
             if settings.micro_batch is None:
                 asyncio.run(_in_tasks(lambda: torch.empty(2 * ROOMY, dtype=torch.uint8)))
             return "done"

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tritter_model.run  # noqa: F401  (it defines every operator)
 from tests.planner.cases import card, tiny
 from tritter_mem.models.bundled import run_settings
-from tritter_mem.profiling.checkpointing import OPERATIONS, FlopCounter, visible_pairs
+from tritter_mem.simulation.flops import OPERATIONS, FlopCounter, visible_pairs
 from tritter_mem.simulation.recorder import Recorder
 from tritter_model.ops.attention import Mask
 from tritter_model.run import run
