@@ -12,7 +12,7 @@ from tritter_mem.errors import MeasureError
 from tritter_mem.units import format_bytes
 
 _ALONE_AT_MOST = 1.5
-"""A new context by what is assumed for the card. Another process has one of its own beside it."""
+"""A new context by what is assumed for the card. Another process has another one beside it."""
 
 
 class CreatedContext(NamedTuple):

@@ -121,7 +121,7 @@ class Target(MeasureOptions):
         """The card to plan and simulate for, so that like is compared with like.
 
         It is the one that measures: cuBLAS workspaces, context and the split of attention are those
-        of that card. Under a budget it has no more memory than that. Where none measures, it is the
+        of that card. Under a budget it has at most that much memory. Where none measures, it is the
         card to fit.
         """
         if self.card is None:

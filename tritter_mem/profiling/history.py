@@ -51,7 +51,7 @@ class Remembered:
 def remember(results: Sequence[Result], file: Path = FILE) -> None:
     """Add the peaks of results to the history, unless it is switched off.
 
-    A history that cannot be written is told on standard error and fails nothing.
+    A history that cannot be written is reported on standard error and fails nothing.
     """
     if not results or os.environ.get(VARIABLE, "").lower() in ("off", "0", "no", "false"):
         return
