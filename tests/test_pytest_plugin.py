@@ -10,7 +10,7 @@ import torch
 
 from tritter_mem.check.budget import following, read_mark, result_of
 from tritter_mem.report.table import MINUS
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import Result
 from tritter_mem.units import MiB
 
@@ -69,7 +69,7 @@ def _warm() -> None:
 
 
 def results_in(path: Path) -> list[Result]:
-    """A report's records, read without pydantic, which a machine with a GPU need not have."""
+    """A report's records."""
     return [from_plain(Result, record) for record in json.loads(path.read_text())]
 
 
@@ -348,16 +348,6 @@ def test_wrong_options_end_the_session_before_it_begins(
     result = session.run(*options)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([expected])
-
-
-def test_a_package_that_is_not_installed_is_named_before_the_session_begins(
-    session: Session,
-) -> None:
-    session.write(test_it=NOTHING, conftest="import sys; sys.modules['pydantic_core'] = None")
-    (session.path / "baseline.json").write_text("{}")
-    result = session.run("--memory-baseline", "baseline.json")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*this needs pydantic, which is not installed: pip install *"])
 
 
 def test_without_the_plugin_the_mark_is_unknown_and_nothing_else_changes(

@@ -201,7 +201,7 @@ class Session:
         """Compare with the baseline or make it anew, and write the report."""
         if not self._texts:
             return
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         read = {nodeid: _read_result(text) for nodeid, text in sorted(self._texts.items())}
         self._results = list(read.values())
@@ -258,7 +258,7 @@ class Session:
 
 
 def _read_result(text: str) -> Result:
-    from tritter_mem.results.reading import from_plain
+    from tritter_mem.results.from_json import from_plain
     from tritter_mem.results.run import Result
 
     return from_plain(Result, json.loads(text))

@@ -23,7 +23,7 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
 )
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 from tritter_mem.simulation.trace_file import load_log
 
 

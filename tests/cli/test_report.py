@@ -11,8 +11,8 @@ from typer.testing import Result as Done
 from tests.report.records import planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_OK, EXIT_USAGE
-from tritter_mem.profiling.history import VARIABLE, remember
 from tritter_mem.report.page import PLOTLY_FILE
+from tritter_mem.results.history import VARIABLE, remember
 from tritter_mem.results.run import Result
 
 

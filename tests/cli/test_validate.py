@@ -23,7 +23,7 @@ from tritter_mem.errors import (
 from tritter_mem.evidence import validate
 from tritter_mem.profiling.profiler import ProfileInterrupted
 from tritter_mem.results import run as results
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 
 SHORT = """
 extends: tiny

@@ -12,7 +12,7 @@ from tests.report.records import training_1b
 from tritter_mem.errors import InputError
 from tritter_mem.report.html import render_html
 from tritter_mem.report.terminal import make_console, render_results
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 
 GOOD = json.dumps(training_1b().to_dict())
 values = st.recursive(

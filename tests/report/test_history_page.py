@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 from tests.report.test_html import Page
-from tritter_mem.profiling.history import Remembered
 from tritter_mem.report.history_page import history_chart, render_history_html
 from tritter_mem.report.table import MINUS, MISSING
+from tritter_mem.results.history import Remembered
 from tritter_mem.units import GiB
 
 

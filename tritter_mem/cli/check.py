@@ -166,7 +166,7 @@ class Ask:
         """Profile every case; what fails is part of the answer."""
         from tritter_mem.check.run import run_task
         from tritter_mem.cli.progress import showing
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         with showing(not self.quiet) as progress:
             found = [
@@ -222,7 +222,7 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
     from tritter_mem.check.baseline_file import read_baseline
     from tritter_mem.check.run import KINDS, from_file, listed_tasks, outcomes_of
     from tritter_mem.results.check import CheckReport
-    from tritter_mem.results.writing import read_results
+    from tritter_mem.results.record_file import read_results
 
     baseline = read_baseline(file)
     read = (result for path in results for result in read_results(path))

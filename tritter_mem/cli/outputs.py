@@ -74,7 +74,7 @@ class Outputs:
         """Remember, write and show what there is."""
         if not results:
             return
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         remember(results)
         try:

@@ -95,7 +95,7 @@ def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
 
 
 def _show_history(wanted: Wanted) -> None:
-    from tritter_mem.profiling.history import FILE, read_history
+    from tritter_mem.results.history import FILE, read_history
 
     try:
         found = read_history()
@@ -143,7 +143,7 @@ def _write_page(html: Path, results: Sequence[Result], wanted: Wanted) -> None:
 
 def _read(files: Sequence[Path]) -> list[Result]:
     """The results of all files, or the problems of all files."""
-    from tritter_mem.results.writing import read_results
+    from tritter_mem.results.record_file import read_results
 
     results: list[Result] = []
     problems: list[str] = []

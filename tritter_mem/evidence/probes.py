@@ -22,7 +22,7 @@ from tritter_mem.errors import MeasureError
 from tritter_mem.measure.child import Job, environment, run_in_child
 from tritter_mem.measure.cuda_run import Place, Session, open_cuda
 from tritter_mem.measure.workload import Timed, perform
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.simulation.cuda.scratch import peak_bytes, scratch_bytes
 from tritter_mem.units import KiB, MiB
 

@@ -7,7 +7,6 @@ phases, each with its own peaks; then read. Nothing is recorded meanwhile.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,12 +23,13 @@ from tritter_mem.devices.cuda import (
     context_bytes,
 )
 from tritter_mem.devices.nvml import ASSUMED_CONTEXT_BYTES, Driver, Usage
-from tritter_mem.errors import MeasureError, OutputError
+from tritter_mem.errors import MeasureError
 from tritter_mem.measure.failures import describe, explain_cuda, find_out_of_memory
 from tritter_mem.measure.phases import BETWEEN, Stretches, estimate_of, with_speed
 from tritter_mem.measure.workload import Timed, Work, perform, read_work
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import AllocatorStats, DeviceRun, Estimate, OutOfMemory
+from tritter_mem.results.writing import open_atomically
 
 if TYPE_CHECKING:
     from tritter_mem.simulation.user_module import Watch
@@ -248,16 +248,8 @@ def write_snapshot(snapshot: Any, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            pickle.dump(snapshot, file, protocol=4)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"--snapshot: {path} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomically(path) as file:
+        pickle.dump(snapshot, file, protocol=4)
 
 
 def probe(index: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tritter_mem.errors import OutputError, UsageError
 from tritter_mem.report.tables import TOTALS, total_bytes
 from tritter_mem.results.run import Estimate, Result
-from tritter_mem.results.writing import write_bytes_atomically
+from tritter_mem.results.writing import open_atomically
 from tritter_mem.text import printable
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ def export(path: Path, results: Sequence[Result]) -> None:
         UsageError, OutputError: as `check_export`, or the path cannot be written.
     """
     check_export(path)
-    write_bytes_atomically(path, _WRITERS[path.suffix](to_frame(results)))
+    content = _WRITERS[path.suffix](to_frame(results))
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 def _csv(frame: DataFrame) -> bytes:

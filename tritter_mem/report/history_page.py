@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tritter_mem.profiling.history import Remembered
 from tritter_mem.report.charts.axes import Chart, Json, Scale, plotly_text
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.table import (
@@ -24,6 +23,7 @@ from tritter_mem.report.table import (
     signed_bytes,
 )
 from tritter_mem.report.terminal import render_table
+from tritter_mem.results.history import Remembered
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
