@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from tritter_mem.results.run import Fragmentation
+
 NEVER = 1 << 63
 
 
@@ -133,6 +135,17 @@ class PeakMoment(NamedTuple):
     reserved_bytes: int
     largest_free_block_bytes: int
     inactive_split_bytes: int
+
+    @property
+    def fragmentation(self) -> Fragmentation:
+        """What could not be used then; its ratio is of what was reserved."""
+        unused = self.reserved_bytes - self.allocated_bytes
+        return Fragmentation(
+            reserved_not_allocated_bytes=unused,
+            ratio=unused / self.reserved_bytes if self.reserved_bytes else 0.0,
+            largest_free_block_bytes=self.largest_free_block_bytes,
+            inactive_split_bytes=self.inactive_split_bytes,
+        )
 
 
 class Lap(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,9 +110,10 @@ class _Run:
         self, asked: Asked, card: GpuCard | None, configs: list[str], budget: str | None
     ) -> None:
         from tritter_mem.evidence import validate
+        from tritter_mem.results.header import header
 
         self._asked, self._card = asked, card
-        self._started = datetime.now(UTC)
+        self._header = header()
         self._done: list[Validated] = []
         self._left_out: Any = ()
         self.interrupted = False
@@ -153,11 +153,9 @@ class _Run:
         """What there is."""
         from tritter_mem.devices.environment import collect_environment
         from tritter_mem.results.validation import Validation
-        from tritter_mem.version import __version__
 
         return Validation(
-            created=self._started.isoformat(timespec="seconds"),
-            tool_version=__version__,
+            **self._header,
             device=self.conditions.device,
             environment=collect_environment(gpu=self._asked.index),
             cases=tuple(self._done),

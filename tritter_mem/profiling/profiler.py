@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
+from tritter_mem.results.header import header
 from tritter_mem.results.run import KINDS, Estimate, Kind, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.user_module import simulate_module
-from tritter_mem.version import __version__
 
 INTERRUPTED = "interrupted"
 
@@ -215,8 +214,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
 
 def _planned(profile: Profile, where: Where, asked: Asked) -> Result:
     return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__,
+        **header(),
         environment=collect_environment(profile.allocator.conf, asked.index),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
@@ -319,8 +317,7 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
 def _empty(profile: ModuleProfile, asked: Asked) -> Result:
     resolved = profile.resolved()
     return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__,
+        **header(),
         environment=collect_environment(profile.allocator_conf, asked.index),
         profile=resolved,
         profile_hash=_content_hash(resolved),

@@ -9,7 +9,6 @@ from itertools import islice
 from tritter_mem.allocator.blocks import PrivateStream, Stream
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError, SegmentState
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.allocator.statistics import PeakMoment
 from tritter_mem.recordings.memory_history import History
 from tritter_mem.recordings.player import (
     SERVING,
@@ -20,7 +19,7 @@ from tritter_mem.recordings.player import (
     ascending_beyond,
 )
 from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, OutOfMemory, Scenario
-from tritter_mem.results.run import Fragmentation, Timeline
+from tritter_mem.results.run import Timeline
 from tritter_mem.units import MiB, format_bytes
 
 TIMELINE_ROWS = 500
@@ -183,22 +182,12 @@ def _scenario(
         fresh=plan.fresh,
         allocated_peak_bytes=allocator.counters.allocated_peak_bytes,
         reserved_peak_bytes=allocator.counters.reserved.peak,
-        fragmentation=_fragmentation(moment),
+        fragmentation=moment.fragmentation,
         alloc_retries=allocator.counters.num_alloc_retries,
         out_of_memory=failure,
         without_effect=plan.settings.without_effect,
         timeline=Timeline(columns=TIMELINE_COLUMNS, rows=tuple(rows)),
         allocations_at_peak=moment.allocations,
-    )
-
-
-def _fragmentation(moment: PeakMoment) -> Fragmentation:
-    unused = moment.reserved_bytes - moment.allocated_bytes
-    return Fragmentation(
-        reserved_not_allocated_bytes=unused,
-        ratio=unused / moment.reserved_bytes if moment.reserved_bytes else 0.0,
-        largest_free_block_bytes=moment.largest_free_block_bytes,
-        inactive_split_bytes=moment.inactive_split_bytes,
     )
 
 

@@ -12,7 +12,7 @@ from tritter_mem.report.charts.budget_chart import budget_chart, comparison_char
 from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
 from tritter_mem.report.charts.context_chart import context_chart
 from tritter_mem.report.charts.segment_map import largest_first, segment_map
-from tritter_mem.report.charts.timeline_chart import thin, timeline_chart
+from tritter_mem.report.charts.timeline_chart import timeline_chart
 from tritter_mem.report.export import to_csv
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.table import (
@@ -42,6 +42,7 @@ from tritter_mem.report.tables import (
     profile_table,
 )
 from tritter_mem.results.run import Estimate, Result, Segment
+from tritter_mem.results.thinning import thin
 from tritter_mem.text import printable
 
 TIMELINE_NUMBERS = 10_000

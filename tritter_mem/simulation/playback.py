@@ -64,18 +64,11 @@ def play(log: EventLog, settings: AllocatorSettings) -> Played:
         allocator.lap()
         player.run(start, end)
         peaks[name] = max(peaks.get(name, 0), allocator.lap().reserved_peak_bytes)
-    moment = allocator.peak_moment
-    unused = moment.reserved_bytes - moment.allocated_bytes
     return Played(
         log=log.with_storage_bytes(player.block_bytes),
         reserved_peak_bytes={**peaks, "": allocator.counters.reserved.peak},
         reserved=player.reserved,
-        fragmentation=Fragmentation(
-            reserved_not_allocated_bytes=unused,
-            ratio=unused / moment.reserved_bytes if moment.reserved_bytes else 0.0,
-            largest_free_block_bytes=moment.largest_free_block_bytes,
-            inactive_split_bytes=moment.inactive_split_bytes,
-        ),
+        fragmentation=allocator.peak_moment.fragmentation,
     )
 
 

@@ -15,9 +15,9 @@ from tritter_mem.report.charts.axes import (
     name_axis,
     plotly_text,
 )
-from tritter_mem.report.charts.timeline_chart import thin
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
 from tritter_mem.results.replay import DeviceReplay, Scenario
+from tritter_mem.results.thinning import thin
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 

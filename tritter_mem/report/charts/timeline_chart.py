@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 
 from tritter_mem.report.charts.axes import Chart, Json, Scale, color, limit_line, plotly_text
 from tritter_mem.report.table import (
@@ -20,37 +18,8 @@ from tritter_mem.report.table import (
 )
 from tritter_mem.report.tables import basis_of
 from tritter_mem.results.run import COMPONENTS, Kind, Phase, Result, Timeline
+from tritter_mem.results.thinning import thin
 from tritter_mem.units import format_bytes
-
-PEAKS = ("allocated_bytes", "reserved_bytes")
-
-
-def thin(timeline: Timeline, most: int) -> Timeline:
-    """At most `most` rows: the first, the last, and of each stretch between the peaks.
-
-    Args:
-        timeline: memory over time.
-        most: how many rows to keep at most, four or more.
-
-    Returns:
-        Rows of `timeline` in their order, among them the highest allocated and the highest
-        reserved one.
-    """
-    rows = timeline.rows
-    if len(rows) <= most:
-        return timeline
-    peaks = [timeline.columns.index(name) for name in PEAKS if name in timeline.columns]
-    stretches = (most - 2) // max(len(peaks), 1)
-    edges = [1 + (len(rows) - 2) * i // stretches for i in range(stretches + 1)]
-    kept = {0, len(rows) - 1}
-    for start, end in pairwise(edges):
-        kept |= {_highest(timeline, range(start, end), column) for column in peaks or [0]}
-    return replace(timeline, rows=tuple(rows[at] for at in sorted(kept)))
-
-
-def _highest(timeline: Timeline, stretch: range, column: int) -> int:
-    return max(stretch, key=lambda at: timeline.rows[at][column])
-
 
 TABLE_ROWS = 20
 PHASE = "phase"
