@@ -1,12 +1,13 @@
 """Files of records: read whole, or refused with every problem named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.report.records import planned_7b, tiny_on_cpu, training_1b
+from tests.report.records import curves, planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.errors import InputError
 from tritter_mem.results import from_json
 from tritter_mem.results.record_file import read_results
@@ -122,6 +123,19 @@ def test_unknown_components_are_refused(tmp_path: Path) -> None:
         f"{where[0]}: found total, {expected}",
         f"{where[1]}: found odd, {expected}",
     ]
+
+
+def test_curves_have_the_same_rising_contexts_and_memory_that_can_be(tmp_path: Path) -> None:
+    record = replace(planned_7b(), context_curves=curves("int4", "int2")).to_dict()
+    assert read_results(write(tmp_path, record))
+    first, second = (curve["points"] for curve in json.loads(json.dumps(record))["context_curves"])
+    for odd in ([], second[::-1], second[:2], [[0, 1], *second[1:]], [[4096, -1], *second[1:]]):
+        record["context_curves"][0]["points"] = first
+        record["context_curves"][1]["points"] = odd
+        assert problems(write(tmp_path, record)) == [
+            "context_curves[1].points: allowed: rising contexts in tokens, the same in every "
+            "curve, and the bytes of each"
+        ]
 
 
 def test_a_flood_of_problems_is_cut(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.options import Json, ProfileOptions, with_options
-from tritter_mem.cli.outputs import Format, show_check
-from tritter_mem.errors import InputError, UsageError
+from tritter_mem.cli.options import Json, ProfileOptions, size_of, with_options
+from tritter_mem.cli.outputs import print_json
+from tritter_mem.errors import InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.check.compare import Rules
@@ -62,6 +63,7 @@ Absolute = Annotated[
     str | None,
     typer.Option("--absolute", metavar="SIZE", help="Tolerated in any case, such as 16MiB."),
 ]
+Format = Literal["text", "json", "markdown", "junit", "github"]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 
 
@@ -105,7 +107,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         fast=fast,
         quiet=as_json or form != "text",
     )
-    limits = Rules(gate=gate, relative=_ratio(relative), absolute_bytes=_size(absolute))
+    limits = Rules(
+        gate=gate, relative=_ratio(relative), absolute_bytes=size_of(absolute, "--absolute")
+    )
     ask.refuse_what_does_not_go_together(update, limits, results)
     if update:
         report = _update(file, ask)
@@ -113,7 +117,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         report = _check_files(file, limits, results)
     else:
         report = _check(file, ask, limits)
-    show_check(report, "json" if as_json else form)
+    _show(report, "json" if as_json else form)
     raise typer.Exit(report.exit_code)
 
 
@@ -189,17 +193,6 @@ def _ratio(text: str | None) -> float | None:
     return found
 
 
-def _size(text: str | None) -> int | None:
-    from tritter_mem.units import parse_bytes
-
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UsageError(f"--absolute: found {text!r}; {error}") from error
-
-
 def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
     from tritter_mem.check.baseline_file import read_baseline
     from tritter_mem.check.run import outcomes_of
@@ -262,3 +255,44 @@ def _write(file: Path, baseline: Baseline) -> bool:
         return False
     write_text_atomically(file, text)
     return True
+
+
+def _show(report: CheckReport, form: Format) -> None:
+    """Print a check as one of the formats; for GitHub its step summary is added to as well."""
+    if form == "json":
+        print_json(report.to_dict())
+    elif form == "text":
+        from tritter_mem.report.check_report import render_check
+        from tritter_mem.report.terminal import make_console
+
+        render_check(report, make_console())
+    elif form == "junit":
+        from tritter_mem.report.check_report import render_junit
+
+        typer.echo(render_junit(report), nl=False)
+    else:
+        _show_markdown(report, annotations=form == "github")
+
+
+def _show_markdown(report: CheckReport, annotations: bool) -> None:
+    from tritter_mem.report.check_report import counts, render_annotations, render_markdown
+
+    text = render_markdown(report)
+    if not annotations:
+        typer.echo(text, nl=False)
+        return
+    typer.echo(render_annotations(report), nl=False)
+    typer.echo(f"memory: {counts(report)}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _add_to_summary(Path(summary), text)
+
+
+def _add_to_summary(path: Path, text: str) -> None:
+    from tritter_mem.report.check_report import fitting_summary
+
+    try:
+        written = path.stat().st_size if path.exists() else 0
+        with path.open("a", encoding="utf-8") as file:
+            file.write(fitting_summary(text, written))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritter_mem.cli.options import Budget, Html, Json, complete_profiles
-from tritter_mem.cli.outputs import print_json
+from tritter_mem.cli.outputs import print_json, write_result_page
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
@@ -174,12 +174,9 @@ def _finish(validation: Validation, files: CaseFiles, html: Path | None, as_json
 
 
 def _write_page(validation: Validation, html: Path | None) -> None:
-    from tritter_mem.report.html import render_html
-    from tritter_mem.results.writing import write_text_atomically
-
     results = [case.result for case in validation.cases if case.result is not None]
     if html is not None and results:
-        write_text_atomically(html, render_html(results))
+        write_result_page(html, results)
 
 
 def _show(validation: Validation, as_json: bool) -> None:

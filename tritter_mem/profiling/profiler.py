@@ -27,6 +27,7 @@ from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.solve import context_curves
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
@@ -223,10 +224,15 @@ def _planned(profile: Profile, where: Where, asked: Asked) -> Result:
 
 
 def _judged(profile: Profile, where: Where, result: Result) -> Result:
-    """The record with its verdict and the differences between its kinds of answer."""
+    """The record with its verdict, the differences between its kinds of answer, and its curves."""
     budget, found = budget_of(profile, where.fitted), result.estimates()
     verdict = judge(of_the_card(found), budget, suggest(profile, where.simulated, budget))
-    return replace(result, verdict=verdict, differences=compare(found))
+    return replace(
+        result,
+        verdict=verdict,
+        differences=compare(found),
+        context_curves=context_curves(profile),
+    )
 
 
 def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:

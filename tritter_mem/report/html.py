@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
@@ -41,7 +40,7 @@ from tritter_mem.report.tables import (
     phase_table,
     profile_table,
 )
-from tritter_mem.results.run import Estimate, Result, Segment
+from tritter_mem.results.run import Estimate, Result, Segment, document
 from tritter_mem.results.thinning import thin
 from tritter_mem.text import printable
 
@@ -158,7 +157,7 @@ def render_html(
             _section(result, units, full) for result, full in zip(shown, results, strict=True)
         ],
         made=_made(shown[0]),
-        records=_records(shown),
+        records=document(shown),
         csv=to_csv(shown),
     )
 
@@ -289,8 +288,3 @@ def _environment(result: Result, units: str) -> list[tuple[str, str]]:
 def _made(result: Result) -> str:
     version, created = (printable(t, NAME_LIMIT) for t in (result.tool_version, result.created))
     return f"{version}, {created}"
-
-
-def _records(results: Sequence[Result]) -> Any:
-    records = [result.to_dict() for result in results]
-    return records[0] if len(records) == 1 else records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tritter_mem.results.from_json import (
     shown,
     values,
 )
-from tritter_mem.results.run import COMPONENTS, SCHEMA, Result, Timeline
+from tritter_mem.results.run import COMPONENTS, SCHEMA, ContextCurve, Result, Timeline
 from tritter_mem.text import printable
 
 MAX_MEMORY_BYTES = 1 << 62
@@ -86,7 +86,7 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
 
     Memory is 0 to 2**62 bytes (what is left of a budget may be negative), a step takes 0 to 2**100
     operations, numbers are finite, a timeline has one number for each of its columns in every row,
-    and components are known ones; what is free of a segment has none.
+    components are known ones, what is free of a segment has none, and curves share their contexts.
     """
     record = result.to_dict()
     for estimate in filter(None, (record["planned"], record["simulated"], record["measured"])):
@@ -97,6 +97,18 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
     for kind, found in result.estimates().items():
         if found.timeline is not None:
             yield from _ragged(found.timeline, join(place, f"{kind}.timeline.rows"))
+    yield from _uneven(result.context_curves, join(place, "context_curves"))
+
+
+def _uneven(curves: Sequence[ContextCurve], place: str) -> Iterator[Problem]:
+    allowed = "allowed: rising contexts in tokens, the same in every curve, and the bytes of each"
+    for index, curve in enumerate(curves):
+        contexts = [context for context, _ in curve.points]
+        alike = contexts == [context for context, _ in curves[0].points]
+        rising = contexts == sorted(set(contexts)) and contexts[:1] > [0]
+        possible = all(0 <= needed <= MAX_MEMORY_BYTES for _, needed in curve.points)
+        if not (alike and rising and possible):
+            yield f"{place}[{index}].points", allowed
 
 
 def _wrong(value: Any, place: str) -> str:

@@ -8,65 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldBySame:
-    """What modules that differ in their numbers alone hold of one component together.
-
-    Attributes:
-        module: their path, as `Transformer.layers.*.mlp`.
-        component: one of `COMPONENTS`.
-        count: how many modules they are.
-        allocated_bytes: of all of them.
-    """
-
-    module: str
-    component: str
-    count: int
-    allocated_bytes: int
-
-
-def held_by_same(holdings: Iterable[Holding]) -> list[HeldBySame]:
-    """Join the holdings of modules that differ in their numbers alone, most first."""
-    joined: defaultdict[tuple[str, str], list[Holding]] = defaultdict(list)
-    for holding in holdings:
-        joined[_NUMBER.sub("*", holding.module), holding.component].append(holding)
-    found = [
-        HeldBySame(
-            module=module,
-            component=component,
-            count=len({holding.module for holding in same}),
-            allocated_bytes=sum(holding.allocated_bytes for holding in same),
-        )
-        for (module, component), same in joined.items()
-    ]
-    return sorted(found, key=lambda held: (-held.allocated_bytes, held.module, held.component))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextCurve:
-    """What one kind of cache needs at each context length.
-
-    Attributes:
-        cache_dtype: as in `kv_cache.dtype`.
-        kv_heads: as in `model.num_key_value_heads`.
-        own: whether this is the profile's own cache.
-        points: (context in tokens, bytes that the card must hold), ascending.
-        largest_context: the longest context that fits the budget; None where none does.
-    """
-
-    cache_dtype: str
-    kv_heads: int
-    own: bool
-    points: tuple[tuple[int, int], ...]
-    largest_context: int | None
-
+from typing import Any, Literal, Protocol
 
 SCHEMA = "tritter-mem.result/1"
 Kind = Literal["planned", "simulated", "measured"]
@@ -196,6 +140,43 @@ class Holding:
     module: str
     component: str
     allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBySame:
+    """What modules that differ in their numbers alone hold of one component together.
+
+    Attributes:
+        module: their path, as `Transformer.layers.*.mlp`.
+        component: one of `COMPONENTS`.
+        count: how many modules they are.
+        allocated_bytes: of all of them.
+    """
+
+    module: str
+    component: str
+    count: int
+    allocated_bytes: int
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def held_by_same(holdings: Iterable[Holding]) -> list[HeldBySame]:
+    """Join the holdings of modules that differ in their numbers alone, most first."""
+    joined: defaultdict[tuple[str, str], list[Holding]] = defaultdict(list)
+    for holding in holdings:
+        joined[_NUMBER.sub("*", holding.module), holding.component].append(holding)
+    found = [
+        HeldBySame(
+            module=module,
+            component=component,
+            count=len({holding.module for holding in same}),
+            allocated_bytes=sum(holding.allocated_bytes for holding in same),
+        )
+        for (module, component), same in joined.items()
+    ]
+    return sorted(found, key=lambda held: (-held.allocated_bytes, held.module, held.component))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -404,6 +385,29 @@ class CheckpointCase:
         return self.recomputed_flops / base if base else 0.0
 
 
+LONGEST_CONTEXT = 1 << 20
+"""Where curves over the context end, in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextCurve:
+    """What one kind of cache needs at each context length.
+
+    Attributes:
+        cache_dtype: as in `kv_cache.dtype`.
+        kv_heads: as in `model.num_key_value_heads`.
+        own: whether this is the profile's own cache.
+        points: (context in tokens, bytes that the card must hold), ascending.
+        largest_context: the longest context that fits the budget; None where none does.
+    """
+
+    cache_dtype: str
+    kv_heads: int
+    own: bool
+    points: tuple[tuple[int, int], ...]
+    largest_context: int | None
+
+
 LadderEnd = Literal["fits", "out of memory", "does not fit", "refused"]
 
 
@@ -474,6 +478,8 @@ class Result:
         checkpointing: the trade-off of every policy, where it was asked for.
         ladders: what the out-of-memory ladder comes to, simulated and measured, where it was asked
             for.
+        context_curves: what other context lengths and kinds of cache would need, as planned, where
+            the record was made to be drawn; empty in training, which has no cache.
     """
 
     created: str
@@ -491,6 +497,7 @@ class Result:
     differences: tuple[Difference, ...] = ()
     checkpointing: tuple[CheckpointCase, ...] = ()
     ladders: tuple[Ladder, ...] = ()
+    context_curves: tuple[ContextCurve, ...] = ()
     schema: str = field(default=SCHEMA)
 
     @property
@@ -513,3 +520,17 @@ class Result:
         """Plain dicts, lists, strings and numbers, with `schema` first."""
         record = asdict(self)
         return {"schema": record.pop("schema"), **record}
+
+
+class Record(Protocol):
+    """What commands print, one for each profile."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with `schema` first."""
+        ...
+
+
+def document(records: Sequence[Record]) -> Any:
+    """What `--json` prints: one record, or a list of them where several profiles were asked for."""
+    found = [record.to_dict() for record in records]
+    return found[0] if len(found) == 1 else found
