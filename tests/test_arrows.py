@@ -81,13 +81,21 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
+def test_only_those_who_speak_to_people_import_a_renderer() -> None:
+    importing = {
+        package_of(name)
+        for name, found in ARROWS.items()
+        if name != FACADE and any(package_of(other) == "report" for other in found)
+    }
+    assert importing == {"report", "cli", "pytest_plugin"}
+
+
 @pytest.mark.parametrize("module", MODEL)
 def test_the_model_knows_nothing_of_the_tool(module: str) -> None:
     assert not {name for name in imports(MODEL[module]) if name.split(".")[0] == FACADE}
 
 
 KNOWN = {
-    "tritter_mem.check.budget": {"tritter_mem.report.budget_report"},
     "tritter_mem.devices.cuda": {"tritter_mem.oom.components"},
     "tritter_mem.report.charts.replay_charts": {
         "tritter_mem.allocator.blocks",

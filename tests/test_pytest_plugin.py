@@ -2,13 +2,17 @@
 
 import json
 import re
+import sys
+import weakref
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import torch
 
-from tritter_mem.check.budget import following, read_mark, result_of
+from tritter_mem.check.budget import following, result_of
+from tritter_mem.check.budget_mark import read_mark
+from tritter_mem.pytest_plugin import MarkedTest
 from tritter_mem.report.table import MINUS
 from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import Result
@@ -436,3 +440,30 @@ def test_on_a_gpu_a_tracker_that_the_body_resets_hides_nothing_from_the_budget(
     result = session.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["memory_budget: does not fit: needs *"])
+
+
+class Held:
+    """What a test has when it fails."""
+
+
+def failed_holding() -> tuple[AssertionError, weakref.ref[Held]]:
+    held = Held()
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        return error, weakref.ref(held)
+
+
+def test_what_an_earlier_test_held_when_it_failed_is_gone_before_the_peak_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pytest has laid the failure into `sys` for debuggers."""
+    error, held = failed_holding()
+    monkeypatch.setitem(vars(sys), "last_type", type(error))
+    monkeypatch.setitem(vars(sys), "last_value", error)
+    monkeypatch.setitem(vars(sys), "last_traceback", error.__traceback__)
+    del error
+    assert held() is not None
+    marked = MarkedTest(name="test", mark=read_mark(("1 GiB",), {"device": "cpu"}))
+    with marked.around_body(None):
+        assert held() is None

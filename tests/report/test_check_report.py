@@ -24,7 +24,7 @@ from tritter_mem.report.check_report import (
 )
 from tritter_mem.report.table import NAME_LIMIT
 from tritter_mem.report.terminal import make_console
-from tritter_mem.results.check import CheckReport, Outcome
+from tritter_mem.results.check import CaseOutcome, CheckReport
 from tritter_mem.text import printable
 from tritter_mem.units import MiB
 
@@ -42,7 +42,7 @@ DETAILS = [
 ]
 
 
-def many(count: int, outcome: Outcome | None = None) -> CheckReport:
+def many(count: int, outcome: CaseOutcome | None = None) -> CheckReport:
     return CheckReport(baseline="b.json", outcomes=(outcome or regression(),) * count)
 
 

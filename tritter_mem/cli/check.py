@@ -17,7 +17,7 @@ from tritter_mem.errors import InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.check.compare import Rules
-    from tritter_mem.check.run import Profiled, Task
+    from tritter_mem.check.tasks import Profiled, Task
     from tritter_mem.results.baseline import Baseline, CheckedKind
     from tritter_mem.results.check import CheckReport
 
@@ -153,7 +153,7 @@ class Ask:
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
-        from tritter_mem.check.run import Task, listed_tasks
+        from tritter_mem.check.tasks import Task, listed_tasks
         from tritter_mem.results.baseline import Case
 
         if not self.options.config:
@@ -168,7 +168,7 @@ class Ask:
 
     def run(self, tasks: Sequence[Task]) -> list[Profiled]:
         """Profile every case; what fails is part of the answer."""
-        from tritter_mem.check.run import run_task
+        from tritter_mem.check.tasks import run_task
         from tritter_mem.cli.progress import showing
         from tritter_mem.results.history import remember
 
@@ -195,7 +195,7 @@ def _ratio(text: str | None) -> float | None:
 
 def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
     from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import outcomes_of
+    from tritter_mem.check.tasks import outcomes_of
     from tritter_mem.results.check import CheckReport
 
     baseline = read_baseline(file)
@@ -213,7 +213,8 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
     """Check what was profiled before; what the baseline lists besides is told, not failed."""
     from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import KINDS, from_file, listed_tasks, outcomes_of
+    from tritter_mem.check.tasks import from_file, listed_tasks, outcomes_of
+    from tritter_mem.results.baseline import CHECKED_KINDS
     from tritter_mem.results.check import CheckReport
     from tritter_mem.results.record_file import read_results
 
@@ -221,7 +222,7 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
     read = (result for path in results for result in read_results(path))
     outcomes = outcomes_of([from_file(baseline, result) for result in read], baseline, limits)
     seen = {outcome.label for outcome in outcomes}
-    listed = (task.case.label for task in listed_tasks(baseline, KINDS))
+    listed = (task.case.label for task in listed_tasks(baseline, CHECKED_KINDS))
     rest = [label for label in listed if label not in seen]
     notes = (f"not in the results: {', '.join(rest)}",) if rest else ()
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
@@ -230,7 +231,7 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
 def _update(file: Path, ask: Ask) -> CheckReport:
     """Write the baseline anew, unless something could not be profiled."""
     from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import update
+    from tritter_mem.check.tasks import update
     from tritter_mem.results.baseline import Baseline
     from tritter_mem.results.check import CheckReport
     from tritter_mem.results.writing import check_writable

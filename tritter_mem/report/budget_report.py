@@ -28,7 +28,7 @@ from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
 if TYPE_CHECKING:
-    from tritter_mem.results.check import Outcome
+    from tritter_mem.results.check import CaseOutcome
 
 UNITS = "GiB"
 UPDATE = "pytest --memory-baseline FILE --memory-update-baseline"
@@ -97,7 +97,7 @@ def _at(estimate: Estimate) -> str:
     return f", the peak at {printable(estimate.peak_at, 200)}" if estimate.peak_at else ""
 
 
-def against_baseline(outcome: Outcome) -> str:
+def against_baseline(outcome: CaseOutcome) -> str:
     """Say what grew, or why nothing can be compared."""
     if outcome.gated is not None and outcome.status == "regression":
         return "\n".join((headline(outcome, UNITS), *(f"  {line}" for line in details(outcome))))
@@ -106,7 +106,9 @@ def against_baseline(outcome: Outcome) -> str:
     return f"{outcome.status}: {what}; where that is meant: {UPDATE}"
 
 
-def summary(results: Sequence[Result], outcomes: Mapping[str, Outcome], width: int) -> list[str]:
+def summary(
+    results: Sequence[Result], outcomes: Mapping[str, CaseOutcome], width: int
+) -> list[str]:
     """The table at the end of a session, and what to do about gains.
 
     Args:
@@ -129,7 +131,7 @@ def summary(results: Sequence[Result], outcomes: Mapping[str, Outcome], width: i
     return lines
 
 
-def _row(result: Result, outcome: Outcome | None) -> Row:
+def _row(result: Result, outcome: CaseOutcome | None) -> Row:
     verdict = result.verdict
     if verdict is None:
         return Row(cells=(Cell(text=printable(result.name)), *[BLANK] * (len(COLUMNS) - 1)))
@@ -146,7 +148,7 @@ def _row(result: Result, outcome: Outcome | None) -> Row:
     )
 
 
-def _moved(outcome: Outcome) -> str:
+def _moved(outcome: CaseOutcome) -> str:
     """`+192.0 MiB regression`; the status alone where nothing is compared."""
     change = outcome.gated
     if change is None or outcome.status not in COMPARED:

@@ -28,7 +28,7 @@ from tritter_mem.units import MiB, format_bytes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tritter_mem.results.check import Change, CheckReport, Outcome, Reason, Status
+    from tritter_mem.results.check import CaseOutcome, CheckReport, Reason, SizeChange, Status
 
 REASONS = 3
 COLUMNS = (
@@ -55,14 +55,14 @@ TIGHTEN = "smaller than the baseline: tighten it, so that it cannot grow back un
 UPDATE = "tritter-mem check --update-baseline"
 
 
-def name_of_outcome(outcome: Outcome) -> str:
+def name_of_outcome(outcome: CaseOutcome) -> str:
     """What was profiled, how and for what: `1b (simulated, rtx-5080, torch 2.13.0)`."""
     torch = f"torch {outcome.torch}" if outcome.torch else ""
     place = ", ".join(filter(None, (outcome.kind, outcome.gpu, torch)))
     return f"{printable(outcome.label, NAME_LIMIT)} ({printable(place, NAME_LIMIT)})"
 
 
-def headline(outcome: Outcome, units: str = "GiB") -> str:
+def headline(outcome: CaseOutcome, units: str = "GiB") -> str:
     """What came out, in one sentence."""
     change = outcome.gated
     if change is None:
@@ -77,7 +77,7 @@ def headline(outcome: Outcome, units: str = "GiB") -> str:
     return f"{text}; {printable(outcome.message, TEXT_LIMIT)}" if outcome.message else text
 
 
-def _moved(change: Change, units: str) -> str:
+def _moved(change: SizeChange, units: str) -> str:
     """`1.80 GiB → 2.15 GiB, +358.0 MiB (+19.4%)`."""
     before, now = (format_bytes(n, units) for n in (change.baseline_bytes, change.now_bytes))
     if not change.growth_bytes:
@@ -86,7 +86,7 @@ def _moved(change: Change, units: str) -> str:
     return f"{before} → {now}, {signed_bytes(change.growth_bytes, units)}{ratio}"
 
 
-def details(outcome: Outcome, units: str = "GiB", most: int = REASONS) -> list[str]:
+def details(outcome: CaseOutcome, units: str = "GiB", most: int = REASONS) -> list[str]:
     """What grew or shrank, the largest of each group first, and what else there is to know."""
     lines: list[str] = []
     for group in ("component", "phase", "module"):
@@ -114,16 +114,16 @@ def _reason(reason: Reason, units: str) -> str:
     return f"{reason.group} {name}: {_moved(reason.change, units)}"
 
 
-def informing(outcome: Outcome) -> Change | None:
+def informing(outcome: CaseOutcome) -> SizeChange | None:
     """The change of the peak that does not decide."""
     return outcome.reserved if outcome.gate == "allocated" else outcome.allocated
 
 
-def _other_gate(outcome: Outcome) -> str:
+def _other_gate(outcome: CaseOutcome) -> str:
     return "reserved" if outcome.gate == "allocated" else "allocated"
 
 
-def notable(outcome: Outcome) -> bool:
+def notable(outcome: CaseOutcome) -> bool:
     """Whether there is more to say than that all is as it was."""
     if outcome.status != "ok":
         return True
@@ -149,7 +149,7 @@ def check_table(report: CheckReport, units: str) -> Table:
     return Table(caption=caption, columns=COLUMNS, rows=rows)
 
 
-def _row(outcome: Outcome, units: str) -> Row:
+def _row(outcome: CaseOutcome, units: str) -> Row:
     change, tone = outcome.gated, TONES[outcome.status]
     added = outcome.status == "added"
     names = (outcome.label, outcome.kind, outcome.gpu)
@@ -164,7 +164,7 @@ def _row(outcome: Outcome, units: str) -> Row:
     )
 
 
-def _short(change: Change, units: str) -> str:
+def _short(change: SizeChange, units: str) -> str:
     return signed_bytes(change.growth_bytes, units) if change.growth_bytes else "equal"
 
 
@@ -194,7 +194,7 @@ CUT = "\n\n*cut here: a step summary holds 1 MiB*\n"
 
 def render_annotations(report: CheckReport, units: str = "GiB") -> str:
     """One line an annotation; where there are too many of a level, the last one counts the rest."""
-    found: dict[Level, list[Outcome]] = {"error": [], "warning": [], "notice": []}
+    found: dict[Level, list[CaseOutcome]] = {"error": [], "warning": [], "notice": []}
     for outcome in report.outcomes:
         if (level := _level(outcome)) is not None:
             found[level].append(outcome)
@@ -202,13 +202,13 @@ def render_annotations(report: CheckReport, units: str = "GiB") -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _level(outcome: Outcome) -> Level | None:
+def _level(outcome: CaseOutcome) -> Level | None:
     if outcome.exit_code:
         return "error" if outcome.status in ("regression", "failed") else "warning"
     return "notice" if outcome.status == "gain" else None
 
 
-def _lines(level: Level, outcomes: list[Outcome], units: str) -> Iterator[str]:
+def _lines(level: Level, outcomes: list[CaseOutcome], units: str) -> Iterator[str]:
     fits = len(outcomes) <= MAX_OF_A_LEVEL
     shown = outcomes if fits else outcomes[: MAX_OF_A_LEVEL - 1]
     for outcome in shown:
@@ -268,11 +268,11 @@ def render_junit(report: CheckReport, units: str = "GiB") -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
 
 
-def _is_error(outcome: Outcome) -> bool:
+def _is_error(outcome: CaseOutcome) -> bool:
     return outcome.exit_code != 0 and outcome.status != "regression"
 
 
-def _add_case(suite: ET.Element, outcome: Outcome, units: str) -> None:
+def _add_case(suite: ET.Element, outcome: CaseOutcome, units: str) -> None:
     names = {"name": _text(name_of_outcome(outcome)), "classname": f"tritter_mem.{outcome.kind}"}
     case = ET.SubElement(suite, "testcase", names)
     text = "\n".join([headline(outcome, units), *details(outcome, units)])
