@@ -13,7 +13,7 @@ import torch
 from tritter_mem.check.budget import following, result_of
 from tritter_mem.check.budget_mark import read_mark
 from tritter_mem.pytest_plugin import MarkedTest
-from tritter_mem.report.table import MINUS
+from tritter_mem.report.words import MINUS
 from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import Result
 from tritter_mem.units import MiB

@@ -108,13 +108,13 @@ def _show_history(wanted: Wanted) -> None:
     if wanted.as_json:
         print_json([asdict(one) for one in found])
     elif wanted.html is not None:
-        from tritter_mem.report.history_page import render_history_html
+        from tritter_mem.report.history_report import render_history_html
         from tritter_mem.report.page import write_page
 
         page = render_history_html(found, plotlyjs=wanted.plotlyjs, units=wanted.units)
         write_page(wanted.html, page, wanted.plotlyjs)
     else:
-        from tritter_mem.report.history_page import render_history
+        from tritter_mem.report.history_report import render_history
         from tritter_mem.report.terminal import make_console
 
         render_history(found, make_console(), wanted.units)

@@ -6,23 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from tritter_mem.report.check_report import TIGHTEN, details, headline
-from tritter_mem.report.table import (
-    BLANK,
+from tritter_mem.report.check_report import TIGHTEN, details, growth_words, headline
+from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, bytes_cell, headroom_cell
+from tritter_mem.report.words import (
     NAME_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    headroom_cell,
+    OUTSIDE,
     label,
-    signed_bytes,
     suggestion_options,
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.report.tables import OUTSIDE
 from tritter_mem.results.run import Estimate, Result, Verdict, held_by_same
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -153,5 +146,4 @@ def _moved(outcome: CaseOutcome) -> str:
     change = outcome.gated
     if change is None or outcome.status not in COMPARED:
         return outcome.status
-    size = signed_bytes(change.growth_bytes, UNITS) if change.growth_bytes else "equal"
-    return f"{size} {outcome.status}"
+    return f"{growth_words(change, UNITS)} {outcome.status}"

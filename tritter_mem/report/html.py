@@ -12,12 +12,22 @@ from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
 from tritter_mem.report.charts.context_chart import context_chart
 from tritter_mem.report.charts.segment_map import largest_first, segment_map
 from tritter_mem.report.charts.timeline_chart import timeline_chart
+from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.export import to_csv
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.table import (
+from tritter_mem.report.table import Table, Tone, verdict_tone
+from tritter_mem.report.tables import (
+    budget_table,
+    comparison_table,
+    environment_facts,
+    holdings_table,
+    measured_table,
+    phase_table,
+    profile_table,
+)
+from tritter_mem.report.trade_offs import checkpointing_table, ladder_tables
+from tritter_mem.report.words import (
     NAME_LIMIT,
-    Table,
-    Tone,
     fragmentation_sentence,
     headroom_words,
     name_of,
@@ -27,21 +37,9 @@ from tritter_mem.report.table import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.report.tables import (
-    basis_of,
-    budget_table,
-    checkpointing_table,
-    comparison_table,
-    environment_facts,
-    holdings_table,
-    ladder_tables,
-    measured_table,
-    notable_differences,
-    phase_table,
-    profile_table,
-)
 from tritter_mem.results.run import Estimate, Result, Segment, document
 from tritter_mem.results.thinning import thin
+from tritter_mem.results.verdict import basis_of
 from tritter_mem.text import printable
 
 TIMELINE_NUMBERS = 10_000
@@ -118,7 +116,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class ProfileSection:
     """Everything about one profile, in reading order."""
 
     name: str
@@ -169,7 +167,7 @@ def _headline(result: Result, units: str) -> Headline:
         facts=setup_facts(result),
         number=headroom_words(verdict.headroom_bytes, units) if verdict else "no verdict",
         words=verdict_sentence(verdict, units),
-        tone=_tone(result),
+        tone=verdict_tone(result.verdict),
     )
 
 
@@ -192,25 +190,19 @@ def _why_not_all(over: int, unjudged: int) -> str:
     return ", ".join(parts) or "every profile is within its budget"
 
 
-def _tone(result: Result) -> Tone:
-    if result.verdict is None:
-        return ""
-    return "good" if result.verdict.fits else "bad"
-
-
 def _compared(results: Sequence[Result], units: str) -> Comparison:
     return Comparison(
         table=comparison_table(results, units), chart=comparison_chart(results, units)
     )
 
 
-def _section(result: Result, units: str, full: Result) -> Section:
+def _section(result: Result, units: str, full: Result) -> ProfileSection:
     suggestions = result.verdict.suggestions if result.verdict else ()
-    return Section(
+    return ProfileSection(
         name=name_of(result),
         facts=setup_facts(result),
         words=verdict_sentence(result.verdict, units),
-        tone=_tone(result),
+        tone=verdict_tone(result.verdict),
         notes=notes(result),
         suggestions=[
             (suggestion_sentence(s, units), suggestion_options(s), s.fits) for s in suggestions
@@ -267,9 +259,7 @@ def _differences(result: Result, units: str) -> Part | None:
 
 
 def _fragmentation(result: Result, units: str, full: Result) -> Part | None:
-    basis = basis_of(result)
-    found = result.estimates()[basis].fragmentation if basis else None
-    words = fragmentation_sentence(found, units) if found else ""
+    words = fragmentation_sentence(result, units)
     drawn = segment_map(result, units, full)
     if not words and drawn is None:
         return None

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.replay_charts import peaks_chart, segment_map, timeline_chart
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.table import BLANK, NAME_LIMIT, Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.words import NAME_LIMIT
 from tritter_mem.results.replay import DeviceReplay, OutOfMemory, Replay, Scenario
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes

@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tritter_mem.report.table import (
-    BLANK,
-    NAME_LIMIT,
-    TEXT_LIMIT,
-    UNKNOWN,
-    Cell,
-    Column,
-    Row,
-    Table,
-    Tone,
-    bytes_cell,
-    label,
-    percent,
-)
-from tritter_mem.report.tables import tone_of
+from tritter_mem.report.differences import tone_of
+from tritter_mem.report.table import BLANK, UNKNOWN, Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.terminal import STYLES, render_line, render_table
+from tritter_mem.report.words import NAME_LIMIT, TEXT_LIMIT, label, percent
 from tritter_mem.results.run import KINDS, Difference, Kind
 from tritter_mem.results.validation import HELD, Status, Validated, Validation
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of

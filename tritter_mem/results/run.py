@@ -310,6 +310,21 @@ class Estimate:
             return self.device_peak_bytes
         return (self.reserved_peak_bytes or self.allocated_peak_bytes) + (self.context_bytes or 0)
 
+    def totals(self) -> dict[str, int | None]:
+        """Total without `_bytes`, to bytes where they are known, in reading order.
+
+        The device's peak counts as known where more than what tensors take is.
+        """
+        more = (self.reserved_peak_bytes, self.context_bytes) != (None, None)
+        known = more or self.device_peak_bytes is not None
+        return {
+            "allocated_peak": self.allocated_peak_bytes,
+            "reserved_peak": self.reserved_peak_bytes,
+            "context": self.context_bytes,
+            "device_peak": self.footprint_bytes if known else None,
+            "resident_peak": self.resident_peak_bytes,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:

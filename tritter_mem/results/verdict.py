@@ -1,4 +1,4 @@
-"""Kinds of answer held against each other, and the best of them against the budget."""
+"""Kinds of answer compared with each other, and the best of them with the budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tritter_mem.results.run import (
     Difference,
     Estimate,
     Kind,
+    Result,
     Suggestion,
     Verdict,
 )
@@ -87,7 +88,7 @@ def _ratio(first: int | None, second: int | None) -> float | None:
 
 def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
           suggestions: Iterable[Suggestion] = ()) -> Verdict | None:  # fmt: skip
-    """Hold the best kind of answer there is against the budget; None where there is no answer."""
+    """Compare the best kind of answer there is with the budget; None where there is no answer."""
     basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
     if basis is None:
         return None
@@ -102,3 +103,27 @@ def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
         basis=basis,
         suggestions=tuple(suggestions),
     )
+
+
+def basis_of(result: Result) -> Kind | None:
+    """The kind of answer that the verdict stands on; without a verdict the best there is."""
+    if result.verdict is not None and result.verdict.basis in result.estimates():
+        return result.verdict.basis
+    kinds = list(on_the_card(result)) or list(result.estimates())
+    return kinds[-1] if kinds else None
+
+
+def on_the_card(result: Result) -> dict[Kind, Estimate]:
+    """The kinds of answer that can be compared with a card's budget.
+
+    A run on the CPU has neither context nor libraries' workspaces: it counts only where the
+    verdict says that it does.
+    """
+    basis = result.verdict.basis if result.verdict else None
+    return {k: e for k, e in result.estimates().items() if e.device != "cpu" or k == basis}
+
+
+def best_kind_with(result: Result, field: str) -> Kind | None:
+    """The best kind of answer of whose estimate a field is there and not empty."""
+    found = [kind for kind, estimate in result.estimates().items() if getattr(estimate, field)]
+    return found[-1] if found else None

@@ -6,16 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from tritter_mem.report.charts.axes import Chart, Json, Scale, budget_note, limit_line, plotly_text
-from tritter_mem.report.table import (
-    NAME_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    name_of,
-    on_scale,
-)
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.words import NAME_LIMIT, name_of
 from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve, Result
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes, format_count

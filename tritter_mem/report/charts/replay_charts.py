@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from tritter_mem.allocator.blocks import FREE
 from tritter_mem.allocator.caching_allocator import SegmentState
 from tritter_mem.report.charts.axes import (
+    TABLE_ROWS,
     Chart,
     Json,
     Scale,
@@ -15,14 +16,13 @@ from tritter_mem.report.charts.axes import (
     name_axis,
     plotly_text,
 )
+from tritter_mem.report.charts.timeline_chart import timeline_table
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
 from tritter_mem.results.replay import DeviceReplay, Scenario
-from tritter_mem.results.thinning import thin
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
 UNITS = "GiB"
-TABLE_ROWS = 20
 MAP_ROWS, MAP_COLUMNS = 24, 200
 NAME_LIMIT = 36
 LIVE, UNUSED = "--accent", "--c-cached"
@@ -120,7 +120,7 @@ def timeline_chart(scenario: Scenario, capacity_bytes: int | None) -> Chart:
                 "shapes": [limit_line((rows[0][0], at), (rows[-1][0], at))] if near else [],
             },
         },
-        table=_timeline_table(scenario, title),
+        table=timeline_table(scenario.timeline, title, UNITS),
         height=300,
         legend=[(LIVE, "Allocated"), ("--ink", "Reserved")]
         + ([("--limit", "Capacity")] if near else []),
@@ -139,20 +139,6 @@ def _line(
         "line": {"width": 1.5, "shape": "hv", "color": color},
         "hovertemplate": f"%{{fullData.name}}: %{{y:,.2f}} {scale.unit}<extra></extra>",
     }
-
-
-def _timeline_table(scenario: Scenario, caption: str) -> Table:
-    rows = [
-        Row(
-            cells=(
-                Cell(text=f"{event:,.0f}", value=event),
-                *(bytes_cell(round(size), UNITS) for size in sizes),
-            )
-        )
-        for event, *sizes in thin(scenario.timeline, TABLE_ROWS).rows
-    ]
-    columns = [Column(label=label) for label in ("Event", "Allocated", "Reserved")]
-    return Table(caption=caption, columns=columns, rows=rows)
 
 
 def segment_map(scenario: Scenario) -> Chart:

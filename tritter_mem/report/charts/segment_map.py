@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tritter_mem.report.charts.axes import Chart, Json, Scale, color
-from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, label
-from tritter_mem.results.run import COMPONENTS, Kind, Result, Segment
+from tritter_mem.report.charts.axes import TABLE_ROWS, Chart, Json, Scale, color
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell
+from tritter_mem.report.words import label
+from tritter_mem.results.run import COMPONENTS, Result, Segment
+from tritter_mem.results.verdict import best_kind_with
 from tritter_mem.units import MiB, format_bytes, format_count
 
-TABLE_ROWS = 20
 ROW_HEIGHTS = (4, 18)
 TALLEST = 640
 FREE = "free"
@@ -30,7 +31,7 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
         units: `GiB` or `GB`.
         full: the same, where `result` has only the largest segments.
     """
-    kind = _kind_with_segments(result)
+    kind = best_kind_with(result, "segments")
     if kind is None:
         return None
     segments = largest_first(result.estimates()[kind].segments)
@@ -66,11 +67,6 @@ def _row_bytes(segments: Sequence[Segment]) -> int:
 def largest_first(segments: Sequence[Segment]) -> list[Segment]:
     """Segments in the order of the map."""
     return sorted(segments, key=lambda segment: segment.size_bytes, reverse=True)
-
-
-def _kind_with_segments(result: Result) -> Kind | None:
-    found = [kind for kind, estimate in result.estimates().items() if estimate.segments]
-    return found[-1] if found else None
 
 
 def _free_bytes(segment: Segment) -> int:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tritter_mem.report.charts.axes import Chart, Json, Scale, color, limit_line, plotly_text
-from tritter_mem.report.table import (
-    NAME_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    label,
-    name_of,
-    on_scale,
+from tritter_mem.report.charts.axes import (
+    TABLE_ROWS,
+    Chart,
+    Json,
+    Scale,
+    color,
+    limit_line,
+    plotly_text,
 )
-from tritter_mem.report.tables import basis_of
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.words import NAME_LIMIT, label, name_of
 from tritter_mem.results.run import COMPONENTS, Kind, Phase, Result, Timeline
 from tritter_mem.results.thinning import thin
+from tritter_mem.results.verdict import basis_of
 from tritter_mem.units import format_bytes
 
-TABLE_ROWS = 20
 PHASE = "phase"
 LINES = {"allocated_bytes": "--ink", "reserved_bytes": "--soft"}
 
@@ -55,7 +53,7 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
                 **_marks(timeline, estimate.phases, near, scale),
             },
         },
-        table=_rows_table(timeline, title, units),
+        table=timeline_table(timeline, title, units),
         height=380,
         legend=_legend(timeline),
     )
@@ -163,7 +161,8 @@ def _legend(timeline: Timeline) -> list[tuple[str, str]]:
     return areas + lines
 
 
-def _rows_table(timeline: Timeline, caption: str, units: str) -> Table:
+def timeline_table(timeline: Timeline, caption: str, units: str) -> Table:
+    """The rows behind a chart of memory over time, thinned."""
     shown = thin(timeline, TABLE_ROWS)
     columns = [Column(label=label(name.removesuffix("_bytes"))) for name in shown.columns]
     rows = [
@@ -171,10 +170,14 @@ def _rows_table(timeline: Timeline, caption: str, units: str) -> Table:
             cells=tuple(
                 bytes_cell(round(value), units)
                 if name.endswith("_bytes")
-                else Cell(text=f"{value:g}", value=value)
+                else Cell(text=_plain(value), value=value)
                 for name, value in zip(shown.columns, row, strict=True)
             )
         )
         for row in shown.rows
     ]
     return Table(caption=caption, columns=columns, rows=rows)
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
