@@ -150,7 +150,7 @@ def prepare(item: pytest.Item) -> MarkedTest:
     """Read a test's mark and, where it is not about the test's own body, find what is needed.
 
     A mark that is wrong, and what cannot be simulated or measured, ends the test with an error;
-    where a GPU is asked for and there is none, the test is skipped.
+    where a GPU is asked for and none is there, the test is skipped.
     """
     from tritter_mem.check.budget import result_of, why_not_measured
     from tritter_mem.check.budget_mark import read_mark
@@ -264,7 +264,7 @@ class MarkedResults:
 
     Args:
         files: what to write.
-        baseline: as it is before the session; None where there is none.
+        baseline: as it is before the session; None without one.
     """
 
     def __init__(self, files: Files, baseline: Baseline | None) -> None:

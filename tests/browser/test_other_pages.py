@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from tests.report.test_history_page import run
-
 from tests.allocator.build import fragmented_snapshot
 from tests.browser.actions import assert_fits_a_desk_and_a_phone, show
+from tests.report.test_history_report import run
 from tritter_mem.recordings.replay import replay
 from tritter_mem.report.history_report import render_history_html
 from tritter_mem.report.replay_report import render_replay_html

@@ -176,5 +176,5 @@ def _not_together(mark: MemoryBudget) -> Iterator[str]:
     ]
     wrong = [name for name in given if name not in _ALLOWED[mark.subject]]
     if wrong:
-        places = {place for place, names in _ALLOWED.items() if names & set(wrong)}
-        yield f"{', '.join(wrong)}: not for {mark.subject}; for {' or '.join(sorted(places))}"
+        subjects = {subject for subject, names in _ALLOWED.items() if names & set(wrong)}
+        yield f"{', '.join(wrong)}: not for {mark.subject}; for {' or '.join(sorted(subjects))}"

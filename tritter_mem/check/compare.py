@@ -1,4 +1,4 @@
-"""Today's figures held against the baseline's, and what grew."""
+"""Today's figures compared with the baseline's, and what grew."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def figures_of(estimate: Estimate) -> Figures:
 
 
 def compare(now: Entry, baseline: Baseline, rules: Rules) -> CaseOutcome:
-    """Hold one case's figures against the baseline's entry of the same name."""
+    """Compare one case's figures with the baseline's entry of the same name."""
     before = baseline.find(now.key) or _of_other_torch(now, baseline)
     if before is None:
         return _without_entry(now, baseline)
@@ -122,11 +122,8 @@ def _version(text: str) -> tuple[int, ...]:
 def _without_entry(now: Entry, baseline: Baseline) -> CaseOutcome:
     known = sorted({entry.gpu for entry in baseline.of_case(now.case.label, now.kind)})
     found = f"the baseline has it for {', '.join(known)} alone" if known else "not in the baseline"
-    return CaseOutcome(
-        label=now.case.label,
-        kind=now.kind,
-        gpu=now.gpu,
-        torch=now.torch,
+    return replace(
+        _outcome_of(now),
         status="no entry",
         message=f"{found}; check --update-baseline --config {now.config} adds it",
         exit_code=EXIT_USAGE,
@@ -134,7 +131,7 @@ def _without_entry(now: Entry, baseline: Baseline) -> CaseOutcome:
 
 
 def _not_alike(now: Entry, before: Entry) -> tuple[Status, str] | None:
-    """Why the two may not be held against each other; None where they may."""
+    """Why the two may not be compared; None where they may."""
     if before.torch != now.torch:
         return "other torch", (
             f"the baseline is of torch {before.torch}, this is {now.torch}: the figures decide "
@@ -158,17 +155,20 @@ def _judge(change: SizeChange | None, tolerated_bytes: int, gate: Gate) -> tuple
 
 def difference(now: Entry, before: Entry, gate: Gate) -> CaseOutcome:
     """What differs between two entries, not judged."""
-    return CaseOutcome(
-        label=now.case.label,
-        kind=now.kind,
-        gpu=now.gpu,
-        torch=now.torch,
-        status="ok",
+    return replace(
+        _outcome_of(now),
         gate=gate,
         allocated=_change(*(e.figures.allocated_peak_bytes for e in (before, now))),
         reserved=_change(*(e.figures.reserved_peak_bytes for e in (before, now))),
         moved=_moved(before.figures.peak_at, now.figures.peak_at),
         reasons=tuple(explain(before.figures, now.figures, gate)),
+    )
+
+
+def _outcome_of(now: Entry) -> CaseOutcome:
+    """The outcome of a case that nothing is said of yet."""
+    return CaseOutcome(
+        label=now.case.label, kind=now.kind, gpu=now.gpu, torch=now.torch, status="ok"
     )
 
 

@@ -30,7 +30,7 @@ class Profiled:
     """What a task came to, or what went wrong.
 
     Attributes:
-        result: None where there is none at all.
+        result: None where nothing could be made.
         problem: why something is missing.
         exit_code: of the problem.
     """

@@ -211,7 +211,7 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
-    """Check what was profiled before; what the baseline lists besides is told, not failed."""
+    """Check what was profiled before; what the baseline lists besides is a note, no failure."""
     from tritter_mem.check.baseline_file import read_baseline
     from tritter_mem.check.tasks import from_file, listed_tasks, outcomes_of
     from tritter_mem.results.baseline import CHECKED_KINDS

@@ -1,7 +1,7 @@
 """Options that several commands share: which profiles, and what to change in them.
 
 A command takes them as one parameter, `options: ProfileOptions`, and `with_options` shows each as
-an option of its own. The schema checks the values, so that every problem is reported at once.
+a separate option. The schema checks the values, so that every problem is reported at once.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def with_options(command: Callable[..., None], **defaults: Any) -> Callable[...,
     """Show the fields of `ProfileOptions` as options of a command that takes `options`.
 
     Args:
-        command: takes `options`, and parameters of its own.
+        command: takes `options`, and other parameters.
         defaults: of fields, where the command's differ from the shared ones.
     """
     hints = get_type_hints(ProfileOptions, include_extras=True)

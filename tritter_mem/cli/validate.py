@@ -1,4 +1,4 @@
-"""`tritter-mem validate`: plan and simulation held against what a device measures."""
+"""`tritter-mem validate`: plan and simulation compared with what a device measures."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class _Run:
                 self._cases, self._left_out = validate.that_fit(self._cases, card)
 
     def go(self, files: CaseFiles, again: bool, shown: bool) -> None:
-        """Run the cases; each is kept and told of as soon as it has ended."""
+        """Run the cases; each is kept and named as soon as it has ended."""
         from tritter_mem.cli.progress import showing
         from tritter_mem.evidence.validate import validate
 

@@ -59,7 +59,7 @@ def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
 
 
 def _figure(estimate: Estimate) -> str:
-    """Which figure is held against the budget."""
+    """Which figure is compared with the budget."""
     if estimate.reserved_peak_bytes is None:
         return "needed is the largest sum of live tensors"
     reserved = format_bytes(estimate.reserved_peak_bytes, UNITS)
@@ -79,11 +79,11 @@ def _most(estimate: Estimate) -> Iterator[str]:
         phase = max(estimate.phases, key=lambda phase: phase.allocated_peak_bytes)
         size = format_bytes(phase.allocated_peak_bytes, UNITS)
         yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(estimate)}"
-    for held in held_by_same(estimate.held_at_peak)[:1]:
-        many = f", {held.count} of them" if held.count > 1 else ""
-        module = printable(held.module, NAME_LIMIT) or OUTSIDE
-        size = format_bytes(held.allocated_bytes, UNITS)
-        yield f"module {module}{many} ({label(held.component)}): {size}"
+    for module in held_by_same(estimate.held_at_peak)[:1]:
+        many = f", {module.count} of them" if module.count > 1 else ""
+        name = printable(module.module, NAME_LIMIT) or OUTSIDE
+        size = format_bytes(module.allocated_bytes, UNITS)
+        yield f"module {name}{many} ({label(module.component)}): {size}"
 
 
 def _at(estimate: Estimate) -> str:

@@ -49,12 +49,12 @@ def _name(replay: Replay) -> str:
 
 
 def facts(device: DeviceReplay) -> list[str]:
-    """What was recorded, and what it is held against."""
+    """What was recorded, and the capacity it is judged by."""
     conf = printable(device.recorded_conf, CONF_LIMIT)
     found = [f"{device.recorded_events:,} events", conf or "PyTorch's default settings"]
     if device.capacity_bytes is not None:
-        told = " (told by the recording)" if device.capacity_source == "recorded" else ""
-        found.append(f"capacity {format_bytes(device.capacity_bytes)}{told}")
+        source = " (told by the recording)" if device.capacity_source == "recorded" else ""
+        found.append(f"capacity {format_bytes(device.capacity_bytes)}{source}")
     return found
 
 
@@ -201,7 +201,7 @@ def render_replay_html(replay: Replay, *, plotlyjs: PlotlyJs = "inline") -> str:
             expects it beside the page.
 
     Raises:
-        UsageError: `plotlyjs` is none of the three.
+        UsageError: `plotlyjs` is another word.
     """
     return render_page(
         "replay.html.j2",

@@ -86,5 +86,5 @@ def headroom_cell(headroom_bytes: int, units: str, *, words: bool) -> Cell:
 
 
 def on_scale(budget_bytes: int, most_bytes: int) -> bool:
-    """Whether a budget can share an axis with what is held against it, without dwarfing it."""
+    """Whether a budget can share an axis with what is compared with it, without dwarfing it."""
     return budget_bytes <= 8 * most_bytes

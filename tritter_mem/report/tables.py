@@ -292,13 +292,13 @@ MOST_MODULES = 12
 
 
 def holdings_table(result: Result, units: str) -> Table | None:
-    """What held most of the peak; None where no kind of number knows modules."""
+    """What took most of the peak; None where no kind of number knows modules."""
     kind = best_kind_with(result, "held_at_peak")
     if kind is None:
         return None
-    held = held_by_same(result.estimates()[kind].held_at_peak)
-    rows = [_module_row(one, units) for one in held[:MOST_MODULES]]
-    if rest := held[MOST_MODULES:]:
+    modules = held_by_same(result.estimates()[kind].held_at_peak)
+    rows = [_module_row(one, units) for one in modules[:MOST_MODULES]]
+    if rest := modules[MOST_MODULES:]:
         rows.append(_other_modules_row(rest, units))
     return Table(
         caption=f"Alive at the allocated peak ({kind})",
@@ -309,25 +309,25 @@ def holdings_table(result: Result, units: str) -> Table | None:
             Column(label="Size"),
         ),
         rows=rows,
-        bars=Bars(label="Share", full_bytes=max(sum(one.allocated_bytes for one in held), 1)),
+        bars=Bars(label="Share", full_bytes=max(sum(one.allocated_bytes for one in modules), 1)),
     )
 
 
-def _module_row(held: HeldBySame, units: str) -> Row:
+def _module_row(modules: HeldBySame, units: str) -> Row:
     return Row(
         cells=(
-            Cell(text=printable(held.module, NAME_LIMIT) or OUTSIDE),
-            Cell(text=label(held.component)),
-            Cell(text=format_count(held.count), value=held.count),
-            bytes_cell(held.allocated_bytes, units),
+            Cell(text=printable(modules.module, NAME_LIMIT) or OUTSIDE),
+            Cell(text=label(modules.component)),
+            Cell(text=format_count(modules.count), value=modules.count),
+            bytes_cell(modules.allocated_bytes, units),
         ),
-        bar_bytes=held.allocated_bytes,
+        bar_bytes=modules.allocated_bytes,
     )
 
 
 def _other_modules_row(rest: list[HeldBySame], units: str) -> Row:
-    size = sum(held.allocated_bytes for held in rest)
-    count = sum(held.count for held in rest)
+    size = sum(modules.allocated_bytes for modules in rest)
+    count = sum(modules.count for modules in rest)
     return Row(
         cells=(
             Cell(text=f"{len(rest)} others"),

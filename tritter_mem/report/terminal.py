@@ -183,7 +183,7 @@ def render_table(table: Table, console: Console) -> None:
 
 
 def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
-    """What each column needs; the first, which holds names, gets no more than the others leave."""
+    """What each column needs; the first, which has names, gets at most what the others leave."""
     from rich.cells import cell_len
 
     widths = [

@@ -10,7 +10,7 @@ from tritter_mem.report.table import BLANK, UNKNOWN, Cell, Column, Row, Table, T
 from tritter_mem.report.terminal import STYLES, render_line, render_table
 from tritter_mem.report.words import NAME_LIMIT, TEXT_LIMIT, label, percent
 from tritter_mem.results.run import KINDS, Difference, Kind
-from tritter_mem.results.validation import HELD, Status, Validated, Validation
+from tritter_mem.results.validation import COMPARED, Status, Validated, Validation
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -53,7 +53,7 @@ def validation_table(validation: Validation, units: str) -> Table:
         columns=(
             Column(label="Case", numeric=False),
             *(Column(label=kind.capitalize()) for kind in KINDS),
-            *(Column(label=f"vs {first}") for first, _ in HELD),
+            *(Column(label=f"vs {first}") for first, _ in COMPARED),
         ),
         rows=[row for case in validation.cases for row in _rows(case, units)],
     )
@@ -62,12 +62,12 @@ def validation_table(validation: Validation, units: str) -> Table:
 def _rows(case: Validated, units: str) -> Iterator[Row]:
     name = Cell(text=printable(case.name, NAME_LIMIT), tone=TONES[case.status])
     if not case.peaks:
-        yield Row(cells=(name, *[UNKNOWN] * len(KINDS), *[BLANK] * len(HELD)))
+        yield Row(cells=(name, *[UNKNOWN] * len(KINDS), *[BLANK] * len(COMPARED)))
     for peak in case.peaks:
         first = name if peak.name == "allocated_peak" else Cell(text=RESERVED)
         sizes = (getattr(peak, f"{kind}_bytes") for kind in KINDS)
         cells = (bytes_cell(size, units) for size in sizes)
-        yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in HELD)))
+        yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in COMPARED)))
 
 
 def _error(peak: Difference, pair: tuple[Kind, Kind]) -> Cell:
@@ -126,7 +126,7 @@ def _count(validation: Validation) -> str:
     cases = validation.cases
     within = sum(case.status == "within" for case in cases)
     kept = sum(case.kept for case in cases)
-    allowed = ", ".join(f"{first} {TOLERANCES[first, last]:.1%}" for first, last in HELD)
+    allowed = ", ".join(f"{first} {TOLERANCES[first, last]:.1%}" for first, last in COMPARED)
     parts = [
         f"{within} of {len(cases)} within the tolerances ({allowed}; "
         f"reserved {RESERVED_TOLERANCE:.1%})",

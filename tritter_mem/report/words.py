@@ -167,7 +167,7 @@ def _where(refused: OutOfMemory) -> str:
 
 
 def _unread(result: Result) -> list[str]:
-    """Why figures of a measured run are missing, or how they were come by."""
+    """Why figures of a measured run are missing, or how they were obtained."""
     run = result.measured.run if result.measured else None
     if run is None:
         return []

@@ -72,7 +72,7 @@ class CaseOutcome:
         label: what was profiled.
         gpu: empty where it is not known, because the run failed.
         status: `gain` is a fall beyond the tolerance; `no entry`, `other torch` and `other profile`
-            say why nothing is held against the baseline; `added` and `updated` are of an update.
+            say why nothing is compared with the baseline; `added` and `updated` are of an update.
         gate: the peak that decides.
         tolerated_bytes: how far it may move.
         allocated: None where there is nothing to compare.

@@ -55,7 +55,7 @@ def read_results_below(folder: Path) -> list[Result]:
     """Read every result in a folder and in those below it; other files are passed over.
 
     Raises:
-        InputError: there is none.
+        InputError: no file there is one.
     """
     found: list[Result] = []
     for path in sorted(folder.rglob("*.json")):

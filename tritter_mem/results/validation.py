@@ -1,4 +1,4 @@
-"""What a validation comes to (`tritter-mem.validation/1`): peaks held against those of a device.
+"""What a validation comes to (`tritter-mem.validation/1`): peaks compared with those of a device.
 
 A case is within where its allocated and its reserved peak, planned and simulated, are as near to
 what was measured as `differences` allows.
@@ -16,8 +16,8 @@ from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, toleranc
 
 SCHEMA = "tritter-mem.validation/1"
 PEAKS = ("allocated_peak", "reserved_peak")
-HELD: tuple[tuple[Kind, Kind], ...] = (("planned", "measured"), ("simulated", "measured"))
-"""What is held against what."""
+COMPARED: tuple[tuple[Kind, Kind], ...] = (("planned", "measured"), ("simulated", "measured"))
+"""What is compared with what."""
 
 Status = Literal["within", "beyond", "out of memory", "not measured"]
 Error = tuple[Difference, tuple[Kind, Kind], float]
@@ -61,9 +61,9 @@ class Validated:
         return "beyond" if any(self.beyond()) else "within"
 
     def errors(self) -> Iterator[Error]:
-        """Every error that can be told."""
+        """Every error that is known."""
         for row in self.peaks:
-            for pair in HELD:
+            for pair in COMPARED:
                 ratio: float | None = getattr(row, f"{pair[0]}_vs_{pair[1]}")
                 if ratio is not None:
                     yield row, pair, ratio
@@ -124,7 +124,9 @@ class Validation:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints, with `schema` first."""
-        tolerances = {f"{first}_vs_{second}": TOLERANCES[first, second] for first, second in HELD}
+        tolerances = {
+            f"{first}_vs_{second}": TOLERANCES[first, second] for first, second in COMPARED
+        }
         return {
             "schema": self.schema,
             "created": self.created,

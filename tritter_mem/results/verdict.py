@@ -58,15 +58,15 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
         kind: None if size is None else size - _beyond_the_cpu(estimates[kind], name)
         for kind, size in found.items()
     }
-    held = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
+    alike = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
     return Difference(
         name=name,
         planned_bytes=planned,
         simulated_bytes=simulated,
         measured_bytes=measured,
         planned_vs_simulated=_ratio(planned, simulated),
-        simulated_vs_measured=_ratio(held.get("simulated"), measured),
-        planned_vs_measured=_ratio(held.get("planned"), measured),
+        simulated_vs_measured=_ratio(alike.get("simulated"), measured),
+        planned_vs_measured=_ratio(alike.get("planned"), measured),
     )
 
 

@@ -26,7 +26,7 @@ PARTS = (*COMPONENTS, "cached", "context", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One stacked bar: its name, its parts, and the budget that it is held against."""
+    """One stacked bar: its name, its parts, and the budget that it is compared with."""
 
     name: str
     parts: Mapping[str, int]

@@ -142,7 +142,7 @@ def _line(
 
 
 def segment_map(scenario: Scenario) -> Chart:
-    """All segments at the peak, laid end to end and wrapped like text: how full each stretch is."""
+    """All segments at the peak, laid end to end and wrapped like text: how full each cell is."""
     segments = scenario.segments_at_peak
     total = sum(segment.size for segment in segments)
     cells = _fullness(segments, max(-(-total // (MAP_ROWS * MAP_COLUMNS)), 1))
@@ -180,10 +180,10 @@ def _heatmap(lines: Sequence[Sequence[int]]) -> Json:
 
 
 def _fullness(segments: Sequence[SegmentState], cell_bytes: int) -> list[int]:
-    """Percent in use of each stretch of `cell_bytes`, over all segments end to end."""
+    """Percent in use of each cell of `cell_bytes`, over all segments end to end."""
     total = sum(segment.size for segment in segments)
     used = [0] * -(-total // cell_bytes)
-    for start, end in _live_stretches(segments):
+    for start, end in _live_ranges(segments):
         for cell in range(start // cell_bytes, -(-end // cell_bytes)):
             first, behind = cell * cell_bytes, (cell + 1) * cell_bytes
             used[cell] += min(end, behind) - max(start, first)
@@ -192,7 +192,7 @@ def _fullness(segments: Sequence[SegmentState], cell_bytes: int) -> list[int]:
     return [round(100 * part / size) for part, size in zip(used, sizes, strict=True)]
 
 
-def _live_stretches(segments: Sequence[SegmentState]) -> Iterator[tuple[int, int]]:
+def _live_ranges(segments: Sequence[SegmentState]) -> Iterator[tuple[int, int]]:
     position = 0
     for segment in segments:
         for block in segment.blocks:
