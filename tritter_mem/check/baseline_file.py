@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import Field, asdict, fields, is_dataclass, replace
+from dataclasses import Field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
     for key, times in Counter(entry.key for entry in baseline.entries).items():
         if times > 1:
             yield "entries", f"found {times} of {printable(', '.join(key), 200)}; keep one"
-    for place, value in values(asdict(baseline), ""):
+    for place, value in values(baseline, ""):
         if isinstance(value, int) and value < 0 and ".settings" not in place:
             yield place, f"found {value}; allowed: 0 or more"
 

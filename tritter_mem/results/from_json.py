@@ -142,9 +142,11 @@ class _PlainReader:
         self._newer = newer
 
     def read(self, kind: Any, data: Any, place: str) -> Any:
-        origin, arguments = get_origin(kind), get_args(kind)
+        if kind in _EXPECTED:
+            return self._single(kind, data, place)
         if is_dataclass(kind):
             return self._fields(cast("type", kind), data, place)
+        origin, arguments = get_origin(kind), get_args(kind)
         if origin is tuple:
             return self._tuple(arguments, data, place)
         if origin is dict:
@@ -236,12 +238,15 @@ def shown(value: object) -> str:
 
 
 def values(data: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Each single value of parsed JSON with its key path."""
-    if isinstance(data, dict):
+    """Each single value of a dataclass, or of parsed JSON, with its key path."""
+    if data is None or isinstance(data, str | int | float):
+        yield place, data
+    elif isinstance(data, dict):
         for key, part in data.items():
             yield from values(part, join(place, printable(key, 80)))
     elif isinstance(data, list | tuple):
         for index, part in enumerate(data):
             yield from values(part, f"{place}[{index}]")
     else:
-        yield place, data
+        for name in _fields_of(data.__class__):
+            yield from values(getattr(data, name), join(place, name))

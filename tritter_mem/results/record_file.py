@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,11 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
     operations, numbers are finite, a timeline has one number for each of its columns in every row,
     components are known ones, what is free of a segment has none, and curves share their contexts.
     """
-    record = result.to_dict()
-    for estimate in filter(None, (record["planned"], record["simulated"], record["measured"])):
-        estimate["timeline"] = None  # numbers of any sign, finite already
-    for at, value in values(record, place):
+    untimed: dict[str, Any] = {
+        kind: replace(estimate, timeline=None)  # which has numbers of any sign
+        for kind, estimate in result.estimates().items()
+    }
+    for at, value in values(replace(result, **untimed), place):
         if wrong := _wrong(value, at):
             yield at, wrong
     for kind, found in result.estimates().items():
