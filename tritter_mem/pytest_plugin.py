@@ -329,17 +329,16 @@ class MarkedResults:
 
     def _accept(self, results: list[Result]) -> None:
         """Write the baseline with what passed; the entries of other tests stay as they are."""
-        from tritter_mem.check.baseline_file import baseline_text
+        from tritter_mem.check.baseline_file import write_baseline
         from tritter_mem.check.budget import accepted
         from tritter_mem.results.baseline import Baseline
-        from tritter_mem.results.writing import write_text_atomically
 
         path, before = self._files.baseline, self._baseline or Baseline()
         if path is None:
             return
         new, outcomes = accepted(results, before)
         self._outcomes = {outcome.label: outcome for outcome in outcomes}
-        write_text_atomically(path, baseline_text(new))
+        write_baseline(path, new)
         self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
 
 

@@ -20,6 +20,7 @@ from tritter_mem.results.from_json import (
     shown,
     values,
 )
+from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.text import printable
 
 WIDTH = 100
@@ -70,6 +71,19 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
 def _wrong_tolerance(place: str, tolerance: Tolerance) -> Iterator[Problem]:
     if not 0 <= tolerance.relative <= 1:
         yield f"{place}.relative", f"found {tolerance.relative}; allowed: 0 to 1, 0.01 is 1%"
+
+
+def write_baseline(path: Path, baseline: Baseline) -> bool:
+    """Write a baseline, unless the file has it already; whether it was written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = baseline_text(baseline)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return False
+    write_text_atomically(path, text)
+    return True
 
 
 def baseline_text(baseline: Baseline) -> str:

@@ -230,7 +230,7 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
 
 def _update(file: Path, ask: Ask) -> CheckReport:
     """Write the baseline anew, unless something could not be profiled."""
-    from tritter_mem.check.baseline_file import read_baseline
+    from tritter_mem.check.baseline_file import read_baseline, write_baseline
     from tritter_mem.check.tasks import update
     from tritter_mem.results.baseline import Baseline
     from tritter_mem.results.check import CheckReport
@@ -242,20 +242,8 @@ def _update(file: Path, ask: Ask) -> CheckReport:
     if new is None:
         note = f"{file} is as it was: not everything could be profiled"
     else:
-        note = f"{file}: {'written' if _write(file, new) else 'nothing changed'}"
+        note = f"{file}: {'written' if write_baseline(file, new) else 'nothing changed'}"
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))
-
-
-def _write(file: Path, baseline: Baseline) -> bool:
-    """Write a baseline, unless the file has it already; whether it was written."""
-    from tritter_mem.check.baseline_file import baseline_text
-    from tritter_mem.results.writing import write_text_atomically
-
-    text = baseline_text(baseline)
-    if file.exists() and file.read_text(encoding="utf-8") == text:
-        return False
-    write_text_atomically(file, text)
-    return True
 
 
 def _show(report: CheckReport, form: Format) -> None:

@@ -7,11 +7,10 @@ from itertools import pairwise
 
 from tritter_mem.report.table import BLANK, Cell, Column, Tone
 from tritter_mem.report.words import KIND_LABELS, label, percent, signed_bytes
-from tritter_mem.results.run import Difference, Kind, Result
+from tritter_mem.results.run import Difference, Kind, KindPair, Result
 from tritter_mem.results.verdict import tolerance_of
 from tritter_mem.units import format_bytes
 
-KindPair = tuple[Kind, Kind]
 NOTABLE = 0.02
 """What two kinds of number may differ by without a sentence."""
 UNPLANNED = "rounding"
@@ -32,15 +31,18 @@ def difference_column(pair: KindPair, *, alone: bool) -> Column:
 
 def difference_cell(row: Difference | None, pair: KindPair) -> Cell:
     """How far the second kind is from the first, coloured by the pair's tolerance."""
-    if row is None or None in (sizes := _sizes_of(row, pair)) or _is_unplanned(row, pair):
+    if row is None or _is_unplanned(row, pair):
         return BLANK
-    ratio = _ratio_of(row, pair)
+    before, after = (row.sizes()[kind] for kind in pair)
+    if before is None or after is None:
+        return BLANK
+    ratio = row.ratio(pair)
     if ratio is None:
-        return _cell_without_ratio(*sizes)
+        return _cell_without_ratio(before, after)
     return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, tolerance_of(row.name, pair)))
 
 
-def _cell_without_ratio(before: int | None, after: int | None) -> Cell:
+def _cell_without_ratio(before: int, after: int) -> Cell:
     """Without a ratio: nothing in both, or in the first alone; else it was left out on purpose."""
     if before == after:
         return Cell(text="equal", tone="good")
@@ -65,10 +67,10 @@ def notable_differences(result: Result, units: str) -> list[str]:
 
 
 def _is_notable(row: Difference, pair: KindPair) -> bool:
-    before, after = _sizes_of(row, pair)
+    before, after = (row.sizes()[kind] for kind in pair)
     if before is None or after is None or _is_unplanned(row, pair):
         return False
-    ratio = _ratio_of(row, pair)
+    ratio = row.ratio(pair)
     return before == 0 != after if ratio is None else abs(ratio) > NOTABLE
 
 
@@ -78,21 +80,10 @@ def _is_unplanned(row: Difference, pair: KindPair) -> bool:
 
 def _difference_sentence(row: Difference, pair: KindPair, units: str) -> str:
     """`Activations: planned 1.0 MiB, measured 1.2 MiB (+20.0%)`."""
-    before, after = (size or 0 for size in _sizes_of(row, pair))
-    ratio = _ratio_of(row, pair)
+    before, after = (row.sizes()[kind] or 0 for kind in pair)
+    ratio = row.ratio(pair)
     change = signed_bytes(after - before, units) if ratio is None else percent(ratio)
     return (
         f"{label(row.name)}: {pair[0]} {format_bytes(before, units)}, "
         f"{pair[1]} {format_bytes(after, units)} ({change})"
     )
-
-
-def _sizes_of(row: Difference, pair: KindPair) -> tuple[int | None, int | None]:
-    first, second = pair
-    return getattr(row, f"{first}_bytes"), getattr(row, f"{second}_bytes")
-
-
-def _ratio_of(row: Difference, pair: KindPair) -> float | None:
-    first, second = pair
-    ratio: float | None = getattr(row, f"{first}_vs_{second}")
-    return ratio

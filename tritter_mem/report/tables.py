@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tritter_mem.report.differences import (
-    KindPair,
     compared_pairs,
     difference_cell,
     difference_column,
@@ -40,6 +39,7 @@ from tritter_mem.results.run import (
     Estimate,
     HeldBySame,
     Kind,
+    KindPair,
     Phase,
     Result,
     RunFigures,

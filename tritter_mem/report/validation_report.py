@@ -9,7 +9,7 @@ from tritter_mem.report.differences import tone_of
 from tritter_mem.report.table import BLANK, UNKNOWN, Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.terminal import STYLES, render_line, render_table
 from tritter_mem.report.words import NAME_LIMIT, TEXT_LIMIT, label, percent
-from tritter_mem.results.run import KINDS, Difference, Kind
+from tritter_mem.results.run import KINDS, Difference, KindPair
 from tritter_mem.results.validation import COMPARED, Status, Validated, Validation
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 from tritter_mem.text import printable
@@ -65,13 +65,12 @@ def _rows(case: Validated, units: str) -> Iterator[Row]:
         yield Row(cells=(name, *[UNKNOWN] * len(KINDS), *[BLANK] * len(COMPARED)))
     for peak in case.peaks:
         first = name if peak.name == "allocated_peak" else Cell(text=RESERVED)
-        sizes = (getattr(peak, f"{kind}_bytes") for kind in KINDS)
-        cells = (bytes_cell(size, units) for size in sizes)
+        cells = (bytes_cell(size, units) for size in peak.sizes().values())
         yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in COMPARED)))
 
 
-def _error(peak: Difference, pair: tuple[Kind, Kind]) -> Cell:
-    ratio: float | None = getattr(peak, f"{pair[0]}_vs_{pair[1]}")
+def _error(peak: Difference, pair: KindPair) -> Cell:
+    ratio = peak.ratio(pair)
     if ratio is None:
         return BLANK
     tone = tone_of(ratio, tolerance_of(peak.name, pair))

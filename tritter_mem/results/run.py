@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol
 SCHEMA = "tritter-mem.result/1"
 Kind = Literal["planned", "simulated", "measured"]
 KINDS: tuple[Kind, ...] = ("planned", "simulated", "measured")
+KindPair = tuple[Kind, Kind]
+"""Two kinds of answer, in the order of KINDS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +361,15 @@ class Difference:
     planned_vs_simulated: float | None
     simulated_vs_measured: float | None
     planned_vs_measured: float | None
+
+    def sizes(self) -> dict[Kind, int | None]:
+        """Bytes by kind of answer."""
+        return {kind: getattr(self, f"{kind}_bytes") for kind in KINDS}
+
+    def ratio(self, pair: KindPair) -> float | None:
+        """How far the second kind of a pair is from the first; None where it is not known."""
+        found: float | None = getattr(self, f"{pair[0]}_vs_{pair[1]}")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK
-from tritter_mem.results.run import Difference, Environment, Kind, Result
+from tritter_mem.results.run import Difference, Environment, KindPair, Result
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 
 SCHEMA = "tritter-mem.validation/1"
 PEAKS = ("allocated_peak", "reserved_peak")
-COMPARED: tuple[tuple[Kind, Kind], ...] = (("planned", "measured"), ("simulated", "measured"))
+COMPARED: tuple[KindPair, ...] = (("planned", "measured"), ("simulated", "measured"))
 """What is compared with what."""
 
 Status = Literal["within", "beyond", "out of memory", "not measured"]
-Error = tuple[Difference, tuple[Kind, Kind], float]
+Error = tuple[Difference, KindPair, float]
 """A peak, the two kinds of answer that are compared, and (measured / other) - 1."""
 
 
@@ -64,8 +64,7 @@ class Validated:
         """Every error that is known."""
         for row in self.peaks:
             for pair in COMPARED:
-                ratio: float | None = getattr(row, f"{pair[0]}_vs_{pair[1]}")
-                if ratio is not None:
+                if (ratio := row.ratio(pair)) is not None:
                     yield row, pair, ratio
 
     def beyond(self) -> Iterator[Error]:

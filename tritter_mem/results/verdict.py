@@ -10,12 +10,13 @@ from tritter_mem.results.run import (
     Difference,
     Estimate,
     Kind,
+    KindPair,
     Result,
     Suggestion,
     Verdict,
 )
 
-TOLERANCES: dict[tuple[Kind, Kind], float] = {
+TOLERANCES: dict[KindPair, float] = {
     ("planned", "simulated"): 0.02,
     ("simulated", "measured"): 0.005,
     ("planned", "measured"): 0.02,
@@ -25,7 +26,7 @@ RESERVED_TOLERANCE = 0.01
 """What is reserved depends on the order of all requests: it may differ a little more."""
 
 
-def tolerance_of(name: str, pair: tuple[Kind, Kind]) -> float:
+def tolerance_of(name: str, pair: KindPair) -> float:
     """How far a component or total of two kinds of answer may be apart, as a ratio."""
     return RESERVED_TOLERANCE if name == "reserved_peak" else TOLERANCES[pair]
 
