@@ -2,15 +2,19 @@
 
 import json
 import re
+import sys
+import weakref
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import torch
 
-from tritter_mem.check.budget import following, read_mark, result_of
-from tritter_mem.report.table import MINUS
-from tritter_mem.results.reading import from_plain
+from tritter_mem.check.budget import following, result_of
+from tritter_mem.check.budget_mark import read_mark
+from tritter_mem.pytest_plugin import MarkedTest
+from tritter_mem.report.words import MINUS
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import Result
 from tritter_mem.units import MiB
 
@@ -69,7 +73,7 @@ def _warm() -> None:
 
 
 def results_in(path: Path) -> list[Result]:
-    """A report's records, read without pydantic, which a machine with a GPU need not have."""
+    """A report's records."""
     return [from_plain(Result, record) for record in json.loads(path.read_text())]
 
 
@@ -350,16 +354,6 @@ def test_wrong_options_end_the_session_before_it_begins(
     result.stderr.fnmatch_lines([expected])
 
 
-def test_a_package_that_is_not_installed_is_named_before_the_session_begins(
-    session: Session,
-) -> None:
-    session.write(test_it=NOTHING, conftest="import sys; sys.modules['pydantic_core'] = None")
-    (session.path / "baseline.json").write_text("{}")
-    result = session.run("--memory-baseline", "baseline.json")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*this needs pydantic, which is not installed: pip install *"])
-
-
 def test_without_the_plugin_the_mark_is_unknown_and_nothing_else_changes(
     session: Session,
 ) -> None:
@@ -447,3 +441,30 @@ def test_on_a_gpu_a_tracker_that_the_body_resets_hides_nothing_from_the_budget(
     result = session.run()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["memory_budget: does not fit: needs *"])
+
+
+class Held:
+    """What a test has when it fails."""
+
+
+def failed_holding() -> tuple[AssertionError, weakref.ref[Held]]:
+    held = Held()
+    try:
+        raise AssertionError
+    except AssertionError as error:
+        return error, weakref.ref(held)
+
+
+def test_what_an_earlier_test_held_when_it_failed_is_gone_before_the_peak_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pytest has laid the failure into `sys` for debuggers."""
+    error, held = failed_holding()
+    monkeypatch.setitem(vars(sys), "last_type", type(error))
+    monkeypatch.setitem(vars(sys), "last_value", error)
+    monkeypatch.setitem(vars(sys), "last_traceback", error.__traceback__)
+    del error
+    assert held() is not None
+    marked = MarkedTest(name="test", mark=read_mark(("1 GiB",), {"device": "cpu"}))
+    with marked.around_body(None):
+        assert held() is None

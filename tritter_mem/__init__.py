@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tritter_mem.planner.compose import plan as plan
     from tritter_mem.planner.result import calculate_memory_budget as calculate_memory_budget
     from tritter_mem.profiling.profiler import profile as profile
-    from tritter_mem.recordings.replay import replay as replay
+    from tritter_mem.recordings.replay_snapshot import replay as replay
     from tritter_mem.simulation.simulate import simulate as simulate
 
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "calculate_memory_budget": "tritter_mem.planner.result",
     "plan": "tritter_mem.planner.compose",
     "profile": "tritter_mem.profiling.profiler",
-    "replay": "tritter_mem.recordings.replay",
+    "replay": "tritter_mem.recordings.replay_snapshot",
     "simulate": "tritter_mem.simulation.simulate",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)

@@ -9,8 +9,8 @@ EXIT_DOES_NOT_FIT = 1
 EXIT_USAGE = 2
 EXIT_NOT_MEASURED = 3
 EXIT_INTERRUPTED = 130
-_REQUIRED = ("jinja2", "pandas", "plotly", "pydantic", "rich", "torch", "triton")
-_PACKAGES = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "pydantic_core": "pydantic"}
+_REQUIRED = ("jinja2", "pandas", "plotly", "rich", "torch", "triton")
+_PACKAGES = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
 
 
 class TritterMemError(Exception):

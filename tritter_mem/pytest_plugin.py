@@ -7,20 +7,22 @@ until a test or an option asks for it.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from tritter_mem.errors import InputError, TritterMemError, missing_package
+from tritter_mem.errors import InputError, TritterMemError
 
 if TYPE_CHECKING:
-    from tritter_mem.check.budget import Budgeted
+    from tritter_mem.check.budget_mark import MemoryBudget
     from tritter_mem.measure.tracker import MemoryTracker
     from tritter_mem.results.baseline import Baseline
-    from tritter_mem.results.check import Outcome
+    from tritter_mem.results.check import CaseOutcome
     from tritter_mem.results.run import Result
 
 MARK = "memory_budget"
@@ -28,8 +30,10 @@ _MARKER = (
     f"{MARK}(budget, *, profile=None, module=None, ...): the test fails where the profile, the "
     "third-party code or, without either, its own body needs more memory than the budget"
 )
-_BUDGETED: pytest.StashKey[Budgeted] = pytest.StashKey()
+_MARKED: pytest.StashKey[MarkedTest] = pytest.StashKey()
 _BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+_ATTRIBUTE = "memory_result"
+"""Of a test's report: its record, in a form that xdist can send."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,24 +70,22 @@ def pytest_configure(config: pytest.Config) -> None:
     baseline = files.read()
     config.stash[_BASELINE] = None if files.update else baseline
     if not hasattr(config, "workerinput"):  # a worker of xdist hands its results over
-        config.pluginmanager.register(Session(files, baseline), "tritter_mem_session")
+        config.pluginmanager.register(MarkedResults(files, baseline), "tritter_mem_session")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Find what a marked test needs, once its marks to skip have not skipped it."""
     if item.get_closest_marker(MARK) is not None:
-        from tritter_mem.check.budget import prepare
-
-        item.stash[_BUDGETED] = prepare(item)
+        item.stash[_MARKED] = prepare(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Hold a marked test against its budget."""
-    budgeted = item.stash.get(_BUDGETED, None)
-    if budgeted is None:
+    """Compare what a marked test needs with its budget."""
+    marked = item.stash.get(_MARKED, None)
+    if marked is None:
         return (yield)
-    with budgeted.around_body(item.config.stash[_BASELINE]):
+    with marked.around_body(item.config.stash[_BASELINE]):
         return (yield)
 
 
@@ -93,9 +95,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Lay the result into the report, which travels from xdist's workers."""
     report = yield
-    budgeted = item.stash.get(_BUDGETED, None)
-    if call.when == "call" and budgeted is not None and budgeted.result is not None:
-        attach(report, budgeted.result)
+    marked = item.stash.get(_MARKED, None)
+    if call.when == "call" and marked is not None and marked.result is not None:
+        setattr(report, _ATTRIBUTE, json.dumps(marked.result.to_dict()))
     return report
 
 
@@ -114,12 +116,101 @@ def memory_tracker(request: pytest.FixtureRequest) -> Iterator[MemoryTracker]:
         yield tracker
 
 
-_ATTRIBUTE = "memory_result"
+@dataclass(slots=True, kw_only=True)
+class MarkedTest:
+    """A test with the mark.
+
+    Attributes:
+        name: the test's id.
+        mark: its arguments.
+        result: what it needs; None until the body of a test that is about it is done.
+    """
+
+    name: str
+    mark: MemoryBudget
+    result: Result | None = None
+
+    @contextmanager
+    def around_body(self, baseline: Baseline | None) -> Generator[None]:
+        """Enter around the test's body, which runs only where what the mark names fits."""
+        if self.result is not None:
+            _fail_beyond(self.result, baseline)
+            yield
+            return
+        from tritter_mem.check.budget import following
+
+        _forget_last_failure()
+        with following(self.mark) as result:
+            yield
+        self.result = _named(self.name, result())
+        _fail_beyond(self.result, baseline)
 
 
-def attach(report: pytest.TestReport, result: Result) -> None:
-    """Lay a test's record into its report, in a form that xdist can send."""
-    setattr(report, _ATTRIBUTE, json.dumps(result.to_dict()))
+def prepare(item: pytest.Item) -> MarkedTest:
+    """Read a test's mark and, where it is not about the test's own body, find what is needed.
+
+    A mark that is wrong, and what cannot be simulated or measured, ends the test with an error;
+    where a GPU is asked for and none is there, the test is skipped.
+    """
+    from tritter_mem.check.budget import result_of, why_not_measured
+    from tritter_mem.check.budget_mark import read_mark
+
+    given = _closest_mark(item)
+    name = _id_without_groups(item)
+    try:
+        with chdir(item.config.rootpath):
+            mark = read_mark(given.args, given.kwargs)
+            if reason := why_not_measured(mark):
+                pytest.skip(f"{MARK}: {reason}")
+            result = None if mark.is_of_body else _named(name, result_of(mark))
+    except TritterMemError as error:
+        _fail(*error.problems)
+    return MarkedTest(name=name, mark=mark, result=result)
+
+
+def _closest_mark(item: pytest.Item) -> pytest.Mark:
+    """A test's own mark comes before its class's and module's."""
+    (closest, mark), *others = item.iter_markers_with_node(MARK)
+    if any(node is closest for node, _ in others):
+        _fail("found several on one test; allowed: one; write a test for each")
+    return mark
+
+
+def _id_without_groups(item: pytest.Item) -> str:
+    """The test's id, without the groups that xdist may add under `--dist loadgroup`."""
+    marks = item.iter_markers("xdist_group")
+    groups = {str(mark.args[0] if mark.args else mark.kwargs.get("name")) for mark in marks}
+    return item.nodeid.removesuffix(f"@{'_'.join(sorted(groups))}") if groups else item.nodeid
+
+
+def _named(name: str, result: Result) -> Result:
+    return replace(result, profile={**result.profile, "name": name})
+
+
+def _forget_last_failure() -> None:
+    """Of another test: pytest keeps it for debuggers, and with it all that its frames hold.
+
+    It forgets it itself before the next body, but after the peak of that has begun.
+    """
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)
+
+
+def _fail_beyond(result: Result, baseline: Baseline | None) -> None:
+    """End the test where it needs more than its budget, or than the baseline tolerates."""
+    from tritter_mem.check.budget import compared
+    from tritter_mem.report.budget_report import against_baseline, over_budget
+
+    if result.verdict is not None and not result.verdict.fits:
+        _fail(over_budget(result, result.verdict))
+    if baseline is not None and (outcome := compared(result, baseline)).exit_code:
+        _fail(against_baseline(outcome))
+
+
+def _fail(*problems: str) -> NoReturn:
+    """End the test with a message instead of a traceback: nothing in its code is wrong."""
+    lines = (f"{MARK}: {problem}" for problem in problems)
+    raise pytest.fail.Exception("\n".join(lines), pytrace=False) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +231,7 @@ class Files:
         """The baseline: empty where it is to be made, None where none is named.
 
         Raises:
-            pytest.UsageError: it cannot be read, a file not be written, or a package is
-                missing; known before tests run.
+            pytest.UsageError: it cannot be read, or a file not be written; known before tests run.
         """
         if self.update and self.baseline is None:
             raise pytest.UsageError("--memory-update-baseline: only with --memory-baseline FILE")
@@ -150,10 +240,6 @@ class Files:
             return None if self.baseline is None else self._read(self.baseline)
         except TritterMemError as error:
             raise pytest.UsageError(*error.problems) from error
-        except ModuleNotFoundError as error:
-            if (words := missing_package(error)) is None:
-                raise
-            raise pytest.UsageError(words) from error
 
     def _check_writable(self) -> None:
         for path in filter(None, (self.report, self.baseline if self.update else None)):
@@ -173,12 +259,12 @@ class Files:
         raise InputError(f"{path}: no such baseline; make it: {make}")
 
 
-class Session:
+class MarkedResults:
     """Takes the results of marked tests from their reports, wherever the tests ran.
 
     Args:
         files: what to write.
-        baseline: as it is before the session; None where there is none.
+        baseline: as it is before the session; None without one.
     """
 
     def __init__(self, files: Files, baseline: Baseline | None) -> None:
@@ -187,7 +273,7 @@ class Session:
         self._texts: dict[str, str] = {}
         self._passed: set[str] = set()
         self._results: list[Result] = []
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, CaseOutcome] = {}
         self._notes: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -201,7 +287,7 @@ class Session:
         """Compare with the baseline or make it anew, and write the report."""
         if not self._texts:
             return
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         read = {nodeid: _read_result(text) for nodeid, text in sorted(self._texts.items())}
         self._results = list(read.values())
@@ -244,22 +330,21 @@ class Session:
 
     def _accept(self, results: list[Result]) -> None:
         """Write the baseline with what passed; the entries of other tests stay as they are."""
-        from tritter_mem.check.baseline_file import baseline_text
+        from tritter_mem.check.baseline_file import write_baseline
         from tritter_mem.check.budget import accepted
         from tritter_mem.results.baseline import Baseline
-        from tritter_mem.results.writing import write_text_atomically
 
         path, before = self._files.baseline, self._baseline or Baseline()
         if path is None:
             return
         new, outcomes = accepted(results, before)
         self._outcomes = {outcome.label: outcome for outcome in outcomes}
-        write_text_atomically(path, baseline_text(new))
+        write_baseline(path, new)
         self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
 
 
 def _read_result(text: str) -> Result:
-    from tritter_mem.results.reading import from_plain
+    from tritter_mem.results.from_json import from_plain, parse_json
     from tritter_mem.results.run import Result
 
-    return from_plain(Result, json.loads(text))
+    return from_plain(Result, parse_json(text))

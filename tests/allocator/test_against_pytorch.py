@@ -19,7 +19,7 @@ from benchmarks.standin.allocator.state import differences
 from tests.allocator.build import dump
 from tritter_mem import torch_release
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 
 FILES = sorted((Path(__file__).parent / "data").glob("*/*.json.gz"))
 each_file = pytest.mark.parametrize(

@@ -164,12 +164,18 @@ def test_other_devices_come_before_it_empty() -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        save_snapshot(tmp_path / "no" / "s.pickle", {})
+        save_snapshot(tmp_path / "file" / "s.pickle", {})
     (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError):
         save_snapshot(tmp_path / "folder", {})
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    save_snapshot(tmp_path / "no" / "s.pickle", snapshot_of(a_run()))
+    assert len(load_snapshot(tmp_path / "no" / "s.pickle")) == 1
 
 
 def test_an_older_file_is_replaced_whole(tmp_path: Path) -> None:

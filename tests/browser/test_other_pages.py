@@ -5,9 +5,9 @@ from typing import Any
 
 from tests.allocator.build import fragmented_snapshot
 from tests.browser.actions import assert_fits_a_desk_and_a_phone, show
-from tests.report.test_history_page import run
-from tritter_mem.recordings.replay import replay
-from tritter_mem.report.history_page import render_history_html
+from tests.report.test_history_report import run
+from tritter_mem.recordings.replay_snapshot import replay
+from tritter_mem.report.history_report import render_history_html
 from tritter_mem.report.replay_report import render_replay_html
 from tritter_mem.units import GiB
 

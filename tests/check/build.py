@@ -7,7 +7,7 @@ from typing import Any
 
 from tritter_mem.check.compare import Rules, compare
 from tritter_mem.results.baseline import Baseline, Entry, Figures, PhasePeaks, Tolerance
-from tritter_mem.results.check import CheckReport, Outcome
+from tritter_mem.results.check import CaseOutcome, CheckReport
 from tritter_mem.results.run import HeldBySame
 from tritter_mem.units import GiB, MiB
 
@@ -51,12 +51,12 @@ def entry(config: str = "7b", **parts: Any) -> Entry:
     return Entry(config=config, **(filled | parts))
 
 
-def checked(now: Entry, *before: Entry, rules: Rules | None = None, **parts: Any) -> Outcome:
+def checked(now: Entry, *before: Entry, rules: Rules | None = None, **parts: Any) -> CaseOutcome:
     """What an entry comes to against a baseline of others."""
     return compare(now, Baseline(entries=before, **parts), rules or Rules())
 
 
-def regression(config: str = "7b") -> Outcome:
+def regression(config: str = "7b") -> CaseOutcome:
     now = entry(config, figures=figures(mlp=2 * GiB + 512 * MiB))
     return checked(now, entry(config))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tritter_mem.check.budget import read_mark
+from tritter_mem.check.budget_mark import read_mark
 from tritter_mem.errors import UsageError
 from tritter_mem.units import GiB
 

@@ -50,10 +50,9 @@ def test_the_hook_of_the_page_is_the_one_that_is_defined() -> None:
 
 
 def test_the_example_of_settings_is_one() -> None:
-    from pydantic import TypeAdapter
-
     from tritter_mem.results.baseline import Tolerance
+    from tritter_mem.results.from_json import from_plain
 
     (settings,) = blocks("json")
     assert settings["gate"] in ("allocated", "reserved")
-    assert TypeAdapter(Tolerance).validate_python(settings["tolerance"]).relative == 0.005
+    assert from_plain(Tolerance, settings["tolerance"]).relative == 0.005

@@ -5,8 +5,7 @@ from dataclasses import replace
 from tests.check.build import EXACT, entry, figures
 from tests.report.records import training_1b
 from tritter_mem.check.compare import Rules
-from tritter_mem.check.run import (
-    KINDS,
+from tritter_mem.check.tasks import (
     Profiled,
     Task,
     from_file,
@@ -15,11 +14,11 @@ from tritter_mem.check.run import (
     update,
     updated,
 )
-from tritter_mem.results.baseline import Baseline, Case
+from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case
 from tritter_mem.results.check import CheckReport
 from tritter_mem.units import GiB
 
-TASK = Task(case=Case(config="1b"), kinds=KINDS)
+TASK = Task(case=Case(config="1b"), kinds=CHECKED_KINDS)
 
 
 def test_each_kind_is_an_entry_and_then_nothing_differs() -> None:
@@ -69,7 +68,7 @@ def test_entries_that_were_not_made_anew_stay() -> None:
 def test_a_case_is_run_once_for_all_that_is_listed_of_it() -> None:
     entries = (entry(), entry(torch="2.9.0"), entry(kind="measured", gpu="l4"), entry("tiny"))
     baseline = Baseline(entries=entries)
-    assert [(task.case.label, task.kinds) for task in listed_tasks(baseline, KINDS)] == [
+    assert [(task.case.label, task.kinds) for task in listed_tasks(baseline, CHECKED_KINDS)] == [
         ("7b", ["simulated", "measured"]), ("tiny", ["simulated"]),
     ]  # fmt: skip
     assert [task.kinds for task in listed_tasks(baseline, ["measured"])] == [["measured"]]

@@ -92,9 +92,9 @@ def test_wrong_usage_is_explained_with_exit_code_2(arguments: list[str], words: 
         (MeasureError("no card"), 3, "error: no card\n"),
         (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted\n"),
         (
-            ModuleNotFoundError("No module named 'pydantic_core'", name="pydantic_core"),
+            ModuleNotFoundError("No module named 'yaml'", name="yaml"),
             2,
-            "error: this needs pydantic, which is not installed: pip install pydantic\n",
+            "error: this needs pyyaml, which is not installed: pip install pyyaml\n",
         ),
         (
             ModuleNotFoundError("No module named 'tritter_mem.odd'", name="tritter_mem.odd"),

@@ -23,7 +23,7 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
 )
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 from tritter_mem.simulation.trace_file import load_log
 
 
@@ -298,7 +298,7 @@ def test_full_disk_is_said_and_the_tables_are_shown(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
+        patched.setattr(Path, "replace", full)
         done = run("--config", "tiny", "--device", "none", "--output", output)
     assert done.exit_code == EXIT_USAGE
     assert "tiny.json: cannot be written: No space left on device" in done.stderr

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK, EXIT_USAGE
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 GPT = f"{EXAMPLES / 'gpt.py'}:build"

@@ -72,7 +72,7 @@ def test_html_is_written_beside_the_table(fragmented: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--capacity", "much"], "--capacity: found 'much', expected a memory size"),
+        (["--capacity", "much"], "--capacity: found 'much'; expected a memory size"),
         (["--capacity", "0"], "capacity: found 0 bytes, expected a positive size"),
         (["--alloc-conf", "expandible_segments:True"], "did you mean expandable_segments?"),
         (["--html", "/proc/no/page.html"], "cannot be written"),
@@ -154,6 +154,6 @@ def test_a_replay_loads_neither_torch_nor_pandas(fragmented: Path) -> None:
 
 def test_the_library_has_the_same_function() -> None:
     import tritter_mem
-    from tritter_mem.recordings.replay import replay
+    from tritter_mem.recordings.replay_snapshot import replay
 
     assert tritter_mem.replay is replay

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from typer.testing import Result as Done
 
 from tests.report.records import planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.cli.main import app
+from tritter_mem.config.loading import load_profile
 from tritter_mem.errors import EXIT_OK, EXIT_USAGE
-from tritter_mem.profiling.history import VARIABLE, remember
+from tritter_mem.planner.result import planned_result
+from tritter_mem.planner.solve import context_curves
 from tritter_mem.report.page import PLOTLY_FILE
+from tritter_mem.results.history import VARIABLE, remember
 from tritter_mem.results.run import Result
 
 
@@ -60,6 +64,16 @@ def test_html_writes_one_page_and_prints_nothing(planned: Path) -> None:
     assert (done.exit_code, done.output) == (EXIT_OK, "")
     assert page.read_text().startswith("<!doctype html>")
     assert list(page.parent.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the record", "planned anew"])
+def test_a_record_without_curves_is_drawn_with_them(tmp_path: Path, known: bool) -> None:
+    profile = load_profile("tiny")
+    curves = context_curves(profile) if known else ()
+    made = replace(planned_result(profile), context_curves=curves)
+    record, page = write(tmp_path / "tiny.json", made), tmp_path / "tiny.html"
+    assert run(record, "--html", page, "--plotlyjs", "cdn").exit_code == EXIT_OK
+    assert "Memory against context length" in page.read_text()
 
 
 def test_the_library_goes_where_it_is_asked_to(planned: Path) -> None:

@@ -23,7 +23,7 @@ from tritter_mem.errors import (
 from tritter_mem.evidence import validate
 from tritter_mem.profiling.profiler import ProfileInterrupted
 from tritter_mem.results import run as results
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 
 SHORT = """
 extends: tiny
@@ -140,11 +140,11 @@ def test_an_interruption_keeps_what_is_finished(
 def test_a_full_disk_ends_it_with_the_tables_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, content: bytes) -> int:
+    def full(path: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     def answer(name: str) -> results.Result | None:
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "replace", full)
         return validated(name=name).result
 
     answering(monkeypatch, answer)

@@ -15,7 +15,7 @@ from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, snapshot_of
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import OutputError
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.results.run import Estimate
 from tritter_mem.units import GiB, MiB
 

@@ -362,7 +362,7 @@ def test_budget_that_is_too_small_is_out_of_memory_on_a_device() -> None:
 
 @pytest.mark.gpu
 def test_snapshot_of_a_device_replays(tmp_path: Path) -> None:
-    from tritter_mem.recordings.replay import replay
+    from tritter_mem.recordings.replay_snapshot import replay
 
     path = tmp_path / "snapshot.pickle"
     profile(load_profile("tiny"), device="cuda", snapshot=path)

@@ -25,7 +25,7 @@ from tritter_mem.measure.recorded_run import with_components, with_fragmentation
 from tritter_mem.measure.session import DeviceSession, context_by_nvml
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.models.user_code import ModuleCase
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import Components, Estimate, Fragmentation
 from tritter_mem.units import GiB, MiB
 from tritter_model.config import ModelConfig, RunConfig

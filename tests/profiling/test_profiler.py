@@ -20,6 +20,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.errors import ConfigError, MeasureError, UsageError
 from tritter_mem.measure.target import MeasureOptions, Target, find_target
 from tritter_mem.planner.compose import plan
+from tritter_mem.planner.solve import context_curves
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterrupted, profile
 from tritter_mem.results.run import Estimate, Result
@@ -82,6 +83,10 @@ def test_a_run_on_the_cpu_does_not_judge_the_card(measured: Result) -> None:
     assert measured.verdict.basis == "simulated"
     budget = measured.verdict.budget_bytes
     assert measured.verdict.headroom_bytes == budget - measured.simulated.footprint_bytes
+
+
+def test_record_that_will_be_drawn_has_its_curves(measured: Result) -> None:
+    assert measured.context_curves == context_curves(TINY)
 
 
 def test_record_is_plain_json(measured: Result) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.results.replay import DeviceReplay
 from tritter_mem.units import MiB
 

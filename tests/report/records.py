@@ -8,6 +8,7 @@ from typing import Any
 from tritter_mem.results.run import (
     CheckpointCase,
     Components,
+    ContextCurve,
     Environment,
     Estimate,
     Fragmentation,
@@ -326,6 +327,20 @@ def many(count: int = 20) -> list[Result]:
     return [*planned, training_1b()]
 
 
+def curves(*cache_dtypes: str) -> tuple[ContextCurve, ...]:
+    """A curve for each type of cache, of the first two KV head counts; the first is its own."""
+    return tuple(
+        ContextCurve(
+            cache_dtype=cache_dtype,
+            kv_heads=32 >> number,
+            own=number == 0,
+            points=tuple((length, GiB + 1024 * length) for length in (4096, 5120, 8192)),
+            largest_context=None if number else 6000,
+        )
+        for number, cache_dtype in enumerate(cache_dtypes)
+    )
+
+
 HOSTILE_NAMES = (
     "<script>document.title='owned'</script>",
     "</script><img src=x onerror=\"document.title='owned'\">",
@@ -352,5 +367,6 @@ def hostile(name: str) -> Result:
         profile={**profile(name), name: {name: [name]}},
         environment=replace(MEASURING, gpu=name, allocator_conf=name),
         verdict=verdict,
+        context_curves=curves(name, "int4"),
         measured_reason=name,
     )

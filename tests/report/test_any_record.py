@@ -2,19 +2,20 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.report.records import training_1b
+from tests.report.records import curves, training_1b
 from tritter_mem.errors import InputError
 from tritter_mem.report.html import render_html
 from tritter_mem.report.terminal import make_console, render_results
-from tritter_mem.results.writing import read_results
+from tritter_mem.results.record_file import read_results
 
-GOOD = json.dumps(training_1b().to_dict())
+GOOD = json.dumps(replace(training_1b(), context_curves=curves("int4", "int2")).to_dict())
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from tests.check.build import every_status, regression
 from tests.report.records import planned_7b
 from tritter_mem.report.budget_report import UPDATE, against_baseline, over_budget, summary
-from tritter_mem.report.table import MINUS
+from tritter_mem.report.words import MINUS
 from tritter_mem.results.run import Result, Verdict
 from tritter_mem.units import GiB, MiB
 

@@ -16,8 +16,8 @@ from tritter_mem.report.charts.budget_chart import (
     waterfall_chart,
 )
 from tritter_mem.report.charts.timeline_chart import timeline_chart
-from tritter_mem.report.tables import held
 from tritter_mem.results.run import Result, Timeline
+from tritter_mem.results.verdict import on_the_card
 from tritter_mem.units import GiB, MiB
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b()]
@@ -60,7 +60,7 @@ def test_what_only_the_device_sees_is_a_part_of_its_own() -> None:
 @pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
 def test_budget_bars_are_as_long_as_the_footprint(result: Result) -> None:
     chart = budget_chart(result, "GiB")
-    needs = [estimate.footprint_bytes for estimate in held(result).values()]
+    needs = [estimate.footprint_bytes for estimate in on_the_card(result).values()]
     scale = Scale.of(max(needs), "GiB")
     lengths = [sum(trace["x"][bar] for trace in chart.figure["data"]) for bar in range(len(needs))]
     for length, need in zip(lengths, needs, strict=True):

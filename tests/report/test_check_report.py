@@ -13,7 +13,7 @@ from tritter_mem.report import check_report
 from tritter_mem.report.check_report import (
     annotation,
     details,
-    escape,
+    escape_markdown,
     fitting_summary,
     headline,
     name_of_outcome,
@@ -22,9 +22,9 @@ from tritter_mem.report.check_report import (
     render_junit,
     render_markdown,
 )
-from tritter_mem.report.table import NAME_LIMIT
 from tritter_mem.report.terminal import make_console
-from tritter_mem.results.check import CheckReport, Outcome
+from tritter_mem.report.words import NAME_LIMIT
+from tritter_mem.results.check import CaseOutcome, CheckReport
 from tritter_mem.text import printable
 from tritter_mem.units import MiB
 
@@ -42,7 +42,7 @@ DETAILS = [
 ]
 
 
-def many(count: int, outcome: Outcome | None = None) -> CheckReport:
+def many(count: int, outcome: CaseOutcome | None = None) -> CheckReport:
     return CheckReport(baseline="b.json", outcomes=(outcome or regression(),) * count)
 
 
@@ -87,7 +87,7 @@ def test_names_show_as_text_in_markdown(name: str) -> None:
 
 
 def test_links_mentions_and_emoji_are_escaped_in_markdown() -> None:
-    assert escape("@me :+1: https://x.y #1") == r"\@me \:+1: https\://x.y \#1"
+    assert escape_markdown("@me :+1: https://x.y #1") == r"\@me \:+1: https\://x.y \#1"
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

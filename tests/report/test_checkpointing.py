@@ -11,8 +11,8 @@ import pytest
 from tests.report.records import TRADE_OFF, planned_7b, training_1b
 from tritter_mem.report.html import render_html
 from tritter_mem.report.table import Table
-from tritter_mem.report.tables import checkpointing_table
 from tritter_mem.report.terminal import make_console, render_results
+from tritter_mem.report.trade_offs import checkpointing_table
 from tritter_mem.results.run import CheckpointCase
 
 

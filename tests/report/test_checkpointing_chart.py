@@ -5,7 +5,7 @@ from dataclasses import replace
 from tests.report.records import TRADE_OFF, training_1b
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
-from tritter_mem.report.tables import checkpointing_table
+from tritter_mem.report.trade_offs import checkpointing_table
 from tritter_mem.results.run import CheckpointCase
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tests.report.records import planned_7b, training_1b
+from tests.report.records import planned_7b
 from tritter_mem.config.loading import load_profile
 from tritter_mem.planner.result import planned_result
 from tritter_mem.planner.solve import context_curves
@@ -11,7 +11,9 @@ from tritter_mem.report.charts.context_chart import context_chart
 
 
 def chart_of(name: str) -> Chart:
-    chart = context_chart(planned_result(load_profile(name)), "GiB")
+    profile = load_profile(name)
+    result = replace(planned_result(profile), context_curves=context_curves(profile))
+    chart = context_chart(result, "GiB")
     assert chart
     return chart
 
@@ -44,8 +46,9 @@ def test_a_budget_that_dwarfs_every_curve_is_left_out() -> None:
     assert layout["yaxis"]["title"]["text"] == "MiB"
 
 
-def test_training_and_records_without_a_whole_profile_have_no_chart() -> None:
-    training = planned_result(load_profile("tiny", {"workload.mode": "training"}))
-    assert context_chart(training, "GiB") is None
+def test_records_without_curves_or_a_verdict_have_no_chart() -> None:
     assert context_chart(planned_7b(), "GiB") is None
-    assert context_chart(replace(training_1b(), verdict=None), "GiB") is None
+    curves = context_curves(load_profile("7b"))
+    judged = replace(planned_7b(), context_curves=curves)
+    assert context_chart(judged, "GiB") is not None
+    assert context_chart(replace(judged, verdict=None), "GiB") is None

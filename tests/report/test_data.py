@@ -4,7 +4,7 @@ import csv
 import io
 
 from tests.report.records import hostile, many, training_1b
-from tritter_mem.report.export import DATA_COLUMNS, to_csv
+from tritter_mem.report.export import PAGE_COLUMNS, to_csv
 from tritter_mem.results.run import COMPONENTS, Result
 
 
@@ -41,4 +41,4 @@ def test_a_name_can_be_no_formula_and_no_new_row() -> None:
     name = '=HYPERLINK("http://x","y"),\n"'
     found = rows([hostile(name)])
     assert {row["profile"][:2] for row in found} == {"'="}
-    assert all(set(row) == set(DATA_COLUMNS) and row["bytes"].isdecimal() for row in found)
+    assert all(set(row) == set(PAGE_COLUMNS) and row["bytes"].isdecimal() for row in found)

@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 
 from tests.report.records import record, tiny_on_cpu, training_1b
-from tritter_mem.report.tables import compared_pairs, difference_cell, notable_differences, tone_of
+from tritter_mem.report.differences import (
+    compared_pairs,
+    difference_cell,
+    notable_differences,
+    tone_of,
+)
 from tritter_mem.results.run import Components, Estimate, Kind
 from tritter_mem.results.verdict import TOLERANCES, compare
 

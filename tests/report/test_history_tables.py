@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tests.report.records import HOSTILE_NAMES
-from tritter_mem.profiling.history import Remembered
-from tritter_mem.report.history_page import history_tables, render_history, series_of
+from tritter_mem.report.history_report import history_tables, render_history, series_of
 from tritter_mem.report.terminal import make_console
+from tritter_mem.results.history import Remembered
 from tritter_mem.units import GiB, MiB
 
 FIRST = Remembered(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import planned_7b, training_1b
-from tritter_mem.report.tables import ROWS, holdings_table
+from tritter_mem.report.tables import MOST_MODULES, holdings_table
 from tritter_mem.results.run import COMPONENTS, Holding, Result, held_by_same
 
 
@@ -49,7 +49,7 @@ def test_bytes_are_kept_and_most_comes_first(holdings: list[Holding]) -> None:
 def test_what_is_not_shown_is_summed_in_the_last_row() -> None:
     table = holdings_table(held_by(*(holding(f"m{'x' * i}", 100 - i) for i in range(20))), "GiB")
     assert table
-    assert len(table.rows) == ROWS + 1
+    assert len(table.rows) == MOST_MODULES + 1
     assert table.rows[-1].cells[0].text == "8 others"
     assert sum(row.bar_bytes or 0 for row in table.rows) == sum(100 - i for i in range(20))
 

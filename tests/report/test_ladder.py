@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from tests.report.records import planned_7b, training_1b
 from tritter_mem.report.html import render_html
-from tritter_mem.report.tables import ladder_tables, ladders_compared
 from tritter_mem.report.terminal import make_console, render_results
+from tritter_mem.report.trade_offs import ladder_tables, ladders_compared
 from tritter_mem.results.run import Ladder, LadderStep, Result
 from tritter_mem.units import GiB
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from tests.report.records import TRADE_OFF, planned_7b, training_1b
 from tritter_mem.report.html import render_html
-from tritter_mem.report.table import Table, notes
-from tritter_mem.report.tables import budget_table, checkpointing_table, measured_table
+from tritter_mem.report.table import Table
+from tritter_mem.report.tables import budget_table, measured_table
+from tritter_mem.report.trade_offs import checkpointing_table
+from tritter_mem.report.words import notes
 from tritter_mem.results.run import (
     AllocatorStats,
     Components,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.allocator.build import fragmented_snapshot
 from tests.report.test_html import Page
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.report.charts.replay_charts import MAP_COLUMNS, MAP_ROWS, peaks_chart, segment_map
 from tritter_mem.report.page import plotly_source
 from tritter_mem.report.replay_report import (

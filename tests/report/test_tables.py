@@ -7,16 +7,14 @@ import pytest
 from tests.report.records import many, planned_7b, record, tiny_on_cpu, training_1b
 from tritter_mem.report.table import Row, Table
 from tritter_mem.report.tables import (
-    basis_of,
     budget_table,
     comparison_table,
     environment_facts,
     phase_table,
     profile_table,
-    total_bytes,
 )
 from tritter_mem.results.run import COMPONENTS, Estimate, Kind, Result
-from tritter_mem.results.verdict import judge
+from tritter_mem.results.verdict import basis_of, judge
 from tritter_mem.units import GiB
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b(), record()]
@@ -106,8 +104,8 @@ def test_a_verdict_on_a_run_on_the_cpu_shows_what_it_stands_on() -> None:
 
 def test_device_peak_is_the_footprint_where_its_parts_are_known() -> None:
     estimate = replace(planned_7b().estimates()["planned"], device_peak_bytes=None)
-    assert total_bytes(estimate, "device_peak") == estimate.footprint_bytes
-    assert total_bytes(replace(estimate, context_bytes=None), "device_peak") is None
+    assert estimate.totals()["device_peak"] == estimate.footprint_bytes
+    assert replace(estimate, context_bytes=None).totals()["device_peak"] is None
 
 
 def test_the_verdict_s_basis_leads() -> None:

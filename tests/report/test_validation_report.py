@@ -12,9 +12,9 @@ import pytest
 from tests.results.test_validation import REFUSED, validated, validation
 from tritter_mem.errors import OutputError
 from tritter_mem.evidence.validate import CaseFiles, folder_of
-from tritter_mem.report.table import MISSING
 from tritter_mem.report.terminal import make_console
 from tritter_mem.report.validation_report import render_validation
+from tritter_mem.report.words import MISSING
 from tritter_mem.results.validation import LeftOut, Validation
 from tritter_mem.units import GiB
 

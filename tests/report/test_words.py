@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import planned_7b, profile, record, tiny_on_cpu, training_1b
-from tritter_mem.report.table import (
+from tritter_mem.report.words import (
     LABELS,
     flatten,
     headroom_words,

@@ -10,9 +10,9 @@ import pytest
 
 from tests.report.records import planned_7b, training_1b
 from tritter_mem.report.html import render_html
-from tritter_mem.report.table import notes, verdict_sentence
 from tritter_mem.report.tables import budget_table, measured_table
 from tritter_mem.report.validation_report import remarks, validation_table
+from tritter_mem.report.words import notes, verdict_sentence
 from tritter_mem.results.run import KINDS, Environment, Estimate, Result
 from tritter_mem.results.validation import Validated, Validation
 from tritter_mem.results.verdict import compare, judge

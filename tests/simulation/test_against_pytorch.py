@@ -18,7 +18,7 @@ from benchmarks.snapshots import CASES, Case, simulated_case
 from benchmarks.standin.events import first_difference, of_history, of_log
 from tritter_mem.allocator.snapshot import read_pickle
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.results.run import Estimate
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.trace_file import load_log

@@ -8,7 +8,6 @@ global in it is refused: it could run code.
 from __future__ import annotations
 
 import pickle
-import secrets
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -21,7 +20,7 @@ from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import DIVISION_INTERVALS, round_request
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.errors import ConfigError, InputError, OutputError
+from tritter_mem.errors import ConfigError, InputError
 from tritter_mem.results.segments import (
     ALLOCATED,
     FREE,
@@ -31,6 +30,7 @@ from tritter_mem.results.segments import (
     SegmentState,
     Stream,
 )
+from tritter_mem.results.writing import open_atomically
 from tritter_mem.units import GiB, format_bytes
 
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE = range(5)
@@ -478,17 +478,8 @@ def save_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
     Raises:
         OutputError: the path cannot be written.
     """
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pickle.dump(snapshot, file, protocol=PROTOCOL)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; name a file in a folder that takes files"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_atomically(path) as file:
+        pickle.dump(snapshot, file, protocol=PROTOCOL)
 
 
 def snapshot_of(

@@ -1,1 +1,1 @@
-"""Baselines and regression checks: today's memory held against what was committed."""
+"""Baselines and regression checks: today's memory compared with what was committed."""

@@ -1,4 +1,4 @@
-"""Today's figures held against the baseline's, and what grew."""
+"""Today's figures compared with the baseline's, and what grew."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tritter_mem.results.baseline import (
     PhasePeaks,
     Tolerance,
 )
-from tritter_mem.results.check import Change, Group, Moved, Outcome, Reason, Status
+from tritter_mem.results.check import CaseOutcome, Group, Moved, Reason, SizeChange, Status
 from tritter_mem.results.run import Estimate, HeldBySame, Result, held_by_same
 
 _NUMBER = re.compile(r"(?<=\.)\d+\b")
@@ -91,8 +91,8 @@ def figures_of(estimate: Estimate) -> Figures:
     )
 
 
-def compare(now: Entry, baseline: Baseline, rules: Rules) -> Outcome:
-    """Hold one case's figures against the baseline's entry of the same name."""
+def compare(now: Entry, baseline: Baseline, rules: Rules) -> CaseOutcome:
+    """Compare one case's figures with the baseline's entry of the same name."""
     before = baseline.find(now.key) or _of_other_torch(now, baseline)
     if before is None:
         return _without_entry(now, baseline)
@@ -119,14 +119,11 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
 
 
-def _without_entry(now: Entry, baseline: Baseline) -> Outcome:
+def _without_entry(now: Entry, baseline: Baseline) -> CaseOutcome:
     known = sorted({entry.gpu for entry in baseline.of_case(now.case.label, now.kind)})
     found = f"the baseline has it for {', '.join(known)} alone" if known else "not in the baseline"
-    return Outcome(
-        label=now.case.label,
-        kind=now.kind,
-        gpu=now.gpu,
-        torch=now.torch,
+    return replace(
+        _outcome_of(now),
         status="no entry",
         message=f"{found}; check --update-baseline --config {now.config} adds it",
         exit_code=EXIT_USAGE,
@@ -134,7 +131,7 @@ def _without_entry(now: Entry, baseline: Baseline) -> Outcome:
 
 
 def _not_alike(now: Entry, before: Entry) -> tuple[Status, str] | None:
-    """Why the two may not be held against each other; None where they may."""
+    """Why the two may not be compared; None where they may."""
     if before.torch != now.torch:
         return "other torch", (
             f"the baseline is of torch {before.torch}, this is {now.torch}: the figures decide "
@@ -148,7 +145,7 @@ def _not_alike(now: Entry, before: Entry) -> tuple[Status, str] | None:
     return None
 
 
-def _judge(change: Change | None, tolerated_bytes: int, gate: Gate) -> tuple[Status, str]:
+def _judge(change: SizeChange | None, tolerated_bytes: int, gate: Gate) -> tuple[Status, str]:
     if change is None:
         return "failed", f"the gate is the {gate} peak, and this kind of number has none"
     if change.growth_bytes > tolerated_bytes:
@@ -156,14 +153,10 @@ def _judge(change: Change | None, tolerated_bytes: int, gate: Gate) -> tuple[Sta
     return ("gain" if -change.growth_bytes > tolerated_bytes else "ok"), ""
 
 
-def difference(now: Entry, before: Entry, gate: Gate) -> Outcome:
+def difference(now: Entry, before: Entry, gate: Gate) -> CaseOutcome:
     """What differs between two entries, not judged."""
-    return Outcome(
-        label=now.case.label,
-        kind=now.kind,
-        gpu=now.gpu,
-        torch=now.torch,
-        status="ok",
+    return replace(
+        _outcome_of(now),
         gate=gate,
         allocated=_change(*(e.figures.allocated_peak_bytes for e in (before, now))),
         reserved=_change(*(e.figures.reserved_peak_bytes for e in (before, now))),
@@ -172,10 +165,17 @@ def difference(now: Entry, before: Entry, gate: Gate) -> Outcome:
     )
 
 
-def _change(baseline_bytes: int | None, now_bytes: int | None) -> Change | None:
+def _outcome_of(now: Entry) -> CaseOutcome:
+    """The outcome of a case that nothing is said of yet."""
+    return CaseOutcome(
+        label=now.case.label, kind=now.kind, gpu=now.gpu, torch=now.torch, status="ok"
+    )
+
+
+def _change(baseline_bytes: int | None, now_bytes: int | None) -> SizeChange | None:
     if baseline_bytes is None or now_bytes is None:
         return None
-    return Change(baseline_bytes=baseline_bytes, now_bytes=now_bytes)
+    return SizeChange(baseline_bytes=baseline_bytes, now_bytes=now_bytes)
 
 
 def _moved(baseline: str | None, now: str | None) -> Moved | None:
@@ -194,7 +194,7 @@ def explain(before: Figures, now: Figures, gate: Gate) -> Iterator[Reason]:
 
 def _reason(group: Group, name: str, sizes: tuple[int | None, int | None]) -> Reason:
     first, second = sizes
-    change = Change(baseline_bytes=first or 0, now_bytes=second or 0)
+    change = SizeChange(baseline_bytes=first or 0, now_bytes=second or 0)
     return Reason(group=group, name=name, change=change)
 
 

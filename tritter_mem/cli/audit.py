@@ -52,7 +52,7 @@ def command(
 def _runs(path: Path) -> Measured:
     """The runs of a result file, or of all that are in a folder."""
     from tritter_mem.evidence.audit import Measured
-    from tritter_mem.results.writing import read_results, read_results_below
+    from tritter_mem.results.record_file import read_results, read_results_below
 
     return Measured(read_results_below(path) if path.is_dir() else read_results(path))
 

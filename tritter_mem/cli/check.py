@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.options import Json, ProfileOptions, with_options
-from tritter_mem.cli.outputs import Format, show_check
-from tritter_mem.errors import InputError, UsageError
+from tritter_mem.cli.options import Json, ProfileOptions, size_of, with_options
+from tritter_mem.cli.outputs import print_json
+from tritter_mem.errors import InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.check.compare import Rules
-    from tritter_mem.check.run import Profiled, Task
+    from tritter_mem.check.tasks import Profiled, Task
     from tritter_mem.results.baseline import Baseline, CheckedKind
     from tritter_mem.results.check import CheckReport
 
@@ -62,6 +63,7 @@ Absolute = Annotated[
     str | None,
     typer.Option("--absolute", metavar="SIZE", help="Tolerated in any case, such as 16MiB."),
 ]
+Format = Literal["text", "json", "markdown", "junit", "github"]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 
 
@@ -105,7 +107,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         fast=fast,
         quiet=as_json or form != "text",
     )
-    limits = Rules(gate=gate, relative=_ratio(relative), absolute_bytes=_size(absolute))
+    limits = Rules(
+        gate=gate, relative=_ratio(relative), absolute_bytes=size_of(absolute, "--absolute")
+    )
     ask.refuse_what_does_not_go_together(update, limits, results)
     if update:
         report = _update(file, ask)
@@ -113,7 +117,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         report = _check_files(file, limits, results)
     else:
         report = _check(file, ask, limits)
-    show_check(report, "json" if as_json else form)
+    _show(report, "json" if as_json else form)
     raise typer.Exit(report.exit_code)
 
 
@@ -149,7 +153,7 @@ class Ask:
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
-        from tritter_mem.check.run import Task, listed_tasks
+        from tritter_mem.check.tasks import Task, listed_tasks
         from tritter_mem.results.baseline import Case
 
         if not self.options.config:
@@ -164,9 +168,9 @@ class Ask:
 
     def run(self, tasks: Sequence[Task]) -> list[Profiled]:
         """Profile every case; what fails is part of the answer."""
-        from tritter_mem.check.run import run_task
+        from tritter_mem.check.tasks import run_task
         from tritter_mem.cli.progress import showing
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         with showing(not self.quiet) as progress:
             found = [
@@ -189,20 +193,9 @@ def _ratio(text: str | None) -> float | None:
     return found
 
 
-def _size(text: str | None) -> int | None:
-    from tritter_mem.units import parse_bytes
-
-    if text is None:
-        return None
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UsageError(f"--absolute: found {text!r}; {error}") from error
-
-
 def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
     from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import outcomes_of
+    from tritter_mem.check.tasks import outcomes_of
     from tritter_mem.results.check import CheckReport
 
     baseline = read_baseline(file)
@@ -218,17 +211,18 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
-    """Check what was profiled before; what the baseline lists besides is told, not failed."""
+    """Check what was profiled before; what the baseline lists besides is a note, no failure."""
     from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import KINDS, from_file, listed_tasks, outcomes_of
+    from tritter_mem.check.tasks import from_file, listed_tasks, outcomes_of
+    from tritter_mem.results.baseline import CHECKED_KINDS
     from tritter_mem.results.check import CheckReport
-    from tritter_mem.results.writing import read_results
+    from tritter_mem.results.record_file import read_results
 
     baseline = read_baseline(file)
     read = (result for path in results for result in read_results(path))
     outcomes = outcomes_of([from_file(baseline, result) for result in read], baseline, limits)
     seen = {outcome.label for outcome in outcomes}
-    listed = (task.case.label for task in listed_tasks(baseline, KINDS))
+    listed = (task.case.label for task in listed_tasks(baseline, CHECKED_KINDS))
     rest = [label for label in listed if label not in seen]
     notes = (f"not in the results: {', '.join(rest)}",) if rest else ()
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
@@ -236,8 +230,8 @@ def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckRep
 
 def _update(file: Path, ask: Ask) -> CheckReport:
     """Write the baseline anew, unless something could not be profiled."""
-    from tritter_mem.check.baseline_file import read_baseline
-    from tritter_mem.check.run import update
+    from tritter_mem.check.baseline_file import read_baseline, write_baseline
+    from tritter_mem.check.tasks import update
     from tritter_mem.results.baseline import Baseline
     from tritter_mem.results.check import CheckReport
     from tritter_mem.results.writing import check_writable
@@ -248,17 +242,46 @@ def _update(file: Path, ask: Ask) -> CheckReport:
     if new is None:
         note = f"{file} is as it was: not everything could be profiled"
     else:
-        note = f"{file}: {'written' if _write(file, new) else 'nothing changed'}"
+        note = f"{file}: {'written' if write_baseline(file, new) else 'nothing changed'}"
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))
 
 
-def _write(file: Path, baseline: Baseline) -> bool:
-    """Write a baseline, unless the file has it already; whether it was written."""
-    from tritter_mem.check.baseline_file import baseline_text
-    from tritter_mem.results.writing import write_text_atomically
+def _show(report: CheckReport, form: Format) -> None:
+    """Print a check as one of the formats; for GitHub its step summary is added to as well."""
+    if form == "json":
+        print_json(report.to_dict())
+    elif form == "text":
+        from tritter_mem.report.check_report import render_check
+        from tritter_mem.report.terminal import make_console
 
-    text = baseline_text(baseline)
-    if file.exists() and file.read_text(encoding="utf-8") == text:
-        return False
-    write_text_atomically(file, text)
-    return True
+        render_check(report, make_console())
+    elif form == "junit":
+        from tritter_mem.report.check_report import render_junit
+
+        typer.echo(render_junit(report), nl=False)
+    else:
+        _show_markdown(report, annotations=form == "github")
+
+
+def _show_markdown(report: CheckReport, annotations: bool) -> None:
+    from tritter_mem.report.check_report import counts, render_annotations, render_markdown
+
+    text = render_markdown(report)
+    if not annotations:
+        typer.echo(text, nl=False)
+        return
+    typer.echo(render_annotations(report), nl=False)
+    typer.echo(f"memory: {counts(report)}")
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        _add_to_summary(Path(summary), text)
+
+
+def _add_to_summary(path: Path, text: str) -> None:
+    from tritter_mem.report.check_report import fitting_summary
+
+    try:
+        written = path.stat().st_size if path.exists() else 0
+        with path.open("a", encoding="utf-8") as file:
+            file.write(fitting_summary(text, written))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

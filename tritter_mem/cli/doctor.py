@@ -55,9 +55,24 @@ def examine() -> Iterator[Check]:
     cuda = torch_error is None and _cuda_works()
     yield _python()
     yield _torch(environment, torch_error)
-    yield _triton(environment)
-    yield _cuda_build(environment)
-    yield _driver(environment)
+    yield _part(
+        "triton",
+        environment.triton,
+        missing="not installed",
+        advice="pip install triton (Linux): kernels on a GPU need it, nothing else does",
+    )
+    yield _part(
+        "CUDA in torch",
+        environment.cuda,
+        missing="this build of PyTorch has none",
+        advice="install a CUDA build of PyTorch to measure on a GPU",
+    )
+    yield _part(
+        "driver",
+        environment.driver,
+        missing="no NVIDIA driver answers",
+        advice="install NVIDIA's driver to measure on a GPU",
+    )
     yield _gpu(environment, cuda)
     yield _yaml()
     yield _allocator()
@@ -94,31 +109,8 @@ def _torch(environment: Environment, error: str | None) -> Check:
     )
 
 
-def _triton(environment: Environment) -> Check:
-    return Check(
-        name="triton",
-        ok=environment.triton is not None,
-        found=environment.triton or "not installed",
-        advice="pip install triton (Linux): kernels on a GPU need it, nothing else does",
-    )
-
-
-def _cuda_build(environment: Environment) -> Check:
-    return Check(
-        name="CUDA in torch",
-        ok=environment.cuda is not None,
-        found=environment.cuda or "this build of PyTorch has none",
-        advice="install a CUDA build of PyTorch to measure on a GPU",
-    )
-
-
-def _driver(environment: Environment) -> Check:
-    return Check(
-        name="driver",
-        ok=environment.driver is not None,
-        found=environment.driver or "no NVIDIA driver answers",
-        advice="install NVIDIA's driver to measure on a GPU",
-    )
+def _part(name: str, found: str | None, missing: str, advice: str) -> Check:
+    return Check(name=name, ok=found is not None, found=found or missing, advice=advice)
 
 
 def _gpu(environment: Environment, cuda: bool) -> Check:

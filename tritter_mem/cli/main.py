@@ -91,7 +91,7 @@ def explain(error: BaseException) -> tuple[list[str], int]:
 
 
 def _discard_output() -> None:
-    """Say no more to a reader that has gone (`| head`): Python flushes once more at its exit."""
+    """Discard what is left for a reader that has gone (`| head`): Python flushes at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

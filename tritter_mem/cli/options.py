@@ -1,12 +1,12 @@
 """Options that several commands share: which profiles, and what to change in them.
 
 A command takes them as one parameter, `options: ProfileOptions`, and `with_options` shows each as
-an option of its own. The schema checks the values, so that every problem is reported at once.
+a separate option. The schema checks the values, so that every problem is reported at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from importlib.util import find_spec
@@ -20,7 +20,6 @@ from tritter_mem.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.config.profile import Profile
-    from tritter_mem.profiling.profiler import ModuleProfile
 
 
 def complete_profiles(incomplete: str) -> list[str]:
@@ -236,7 +235,7 @@ def with_options(command: Callable[..., None], **defaults: Any) -> Callable[...,
     """Show the fields of `ProfileOptions` as options of a command that takes `options`.
 
     Args:
-        command: takes `options`, and parameters of its own.
+        command: takes `options`, and other parameters.
         defaults: of fields, where the command's differ from the shared ones.
     """
     hints = get_type_hints(ProfileOptions, include_extras=True)
@@ -265,89 +264,17 @@ def with_options(command: Callable[..., None], **defaults: Any) -> Callable[...,
     return expanded
 
 
-Module = Annotated[
-    str | None,
-    typer.Option(
-        "--module",
-        metavar="FILE.py:FUNCTION",
-        help="Third-party code: FUNCTION(device, **args) returns a function that runs one step.",
-    ),
-]
-Arguments = Annotated[
-    str | None,
-    typer.Option("--args", metavar="JSON", help="Arguments of the function, a JSON object."),
-]
-Warmup = Annotated[
-    int | None, typer.Option("--warmup", metavar="N", help="Steps before any counts; default 1.")
-]
-Steps = Annotated[
-    int | None, typer.Option("--steps", metavar="N", help="Steps that count; default 1.")
-]
-_SHARED = {"gpu", "budget", "alloc_conf"}
-
-
-def read_module(
-    module: str | None,
-    arguments: str | None,
-    warmup: int | None,
-    steps: int | None,
-    options: ProfileOptions,
-) -> ModuleProfile | None:
-    """The third-party profile that was asked for; None where a bundled one was.
+def size_of(text: str | None, option: str) -> int | None:
+    """The bytes that an option names; None where it is not given.
 
     Raises:
-        UsageError: with every problem of the options.
+        UsageError: it is no size.
     """
-    given = {"--args": arguments, "--warmup": warmup, "--steps": steps}
-    if module is None:
-        _refuse_without_module(given)
-        return None
-    _refuse_profile_options(options)
-    from tritter_mem.models.user_code import read_case
-    from tritter_mem.profiling.profiler import DEFAULT_GPU, ModuleProfile
-
-    case = read_case(
-        module,
-        "{}" if arguments is None else arguments,
-        warmup=1 if warmup is None else warmup,
-        steps=1 if steps is None else steps,
-    )
-    return ModuleProfile(
-        case=case,
-        gpu=options.gpu or DEFAULT_GPU,
-        budget_bytes=_budget(options.budget),
-        allocator_conf=options.alloc_conf or "",
-    )
-
-
-def _refuse_without_module(given: Mapping[str, object]) -> None:
-    lone = [name for name, value in given.items() if value is not None]
-    if lone:
-        raise UsageError(f"{', '.join(lone)}: only with --module FILE.py:FUNCTION")
-
-
-def _refuse_profile_options(options: ProfileOptions) -> None:
-    names = [
-        "--set" if name == "settings" else f"--{name.replace('_', '-')}"
-        for name, value in vars(options).items()
-        if value and name not in _SHARED
-    ]
-    if names:
-        raise UsageError(
-            f"{', '.join(names)}: not with --module, whose code has its own settings: hand them "
-            "over by --args"
-        )
-
-
-def _budget(text: str | None) -> int | None:
     from tritter_mem.units import parse_bytes
 
     if text is None:
         return None
     try:
-        found = parse_bytes(text)
+        return parse_bytes(text)
     except ValueError as error:
-        raise UsageError(f"--budget: found {text!r}; {error}") from error
-    if found < 1:
-        raise UsageError(f"--budget: found {text!r}; allowed: a size above 0")
-    return found
+        raise UsageError(f"{option}: found {text!r}; {error}") from error

@@ -3,24 +3,66 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from tritter_mem.errors import OutputError, UsageError
+from tritter_mem.errors import TritterMemError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.results.check import CheckReport
-    from tritter_mem.results.run import Result
+    from tritter_mem.report.page import PlotlyJs
+    from tritter_mem.results.run import Record, Result
 
 
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output."""
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_records(records: Sequence[Record]) -> None:
+    """Print one record, or a list of them where several profiles were asked for."""
+    from tritter_mem.results.run import document
+
+    print_json(document(records))
+
+
+def show_results(results: Sequence[Result], units: str) -> None:
+    """Print one result whole, several compared."""
+    from tritter_mem.report.terminal import make_console, render_results
+
+    render_results(results, make_console(), units)
+
+
+def write_result_page(
+    path: Path, results: Sequence[Result], plotlyjs: PlotlyJs = "inline", units: str = "GiB"
+) -> None:
+    """Write results as one HTML page.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from tritter_mem.report.html import render_html
+    from tritter_mem.report.page import write_page
+
+    drawn = [_with_context_curves(result) for result in results]
+    write_page(path, render_html(drawn, plotlyjs=plotlyjs, units=units), plotlyjs)
+
+
+def _with_context_curves(result: Result) -> Result:
+    """Plan the curves of a record that `plan`, or an earlier version, made without them."""
+    from tritter_mem.config.profile import Profile
+    from tritter_mem.planner.solve import context_curves
+
+    if result.context_curves:
+        return result
+    try:
+        curves = context_curves(Profile.model_validate(result.profile))
+    except TritterMemError:  # the record holds no whole profile, or its card is unknown here
+        return result
+    return replace(result, context_curves=curves)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> None:
@@ -74,7 +116,7 @@ class Outputs:
         """Remember, write and show what there is."""
         if not results:
             return
-        from tritter_mem.profiling.history import remember
+        from tritter_mem.results.history import remember
 
         remember(results)
         try:
@@ -83,74 +125,17 @@ class Outputs:
             self._show(results)
 
     def _write(self, results: Sequence[Result]) -> None:
-        import json
-
+        from tritter_mem.results.run import document
         from tritter_mem.results.writing import write_text_atomically
 
         if self.output is not None:
-            text = json.dumps(_document(results), ensure_ascii=False)
+            text = json.dumps(document(results), ensure_ascii=False)
             write_text_atomically(self.output, f"{text}\n")
         if self.html is not None:
-            from tritter_mem.report.html import render_html
-            from tritter_mem.report.page import write_page
-
-            page = render_html(results, plotlyjs=self.plotlyjs, units=self.units)
-            write_page(self.html, page, self.plotlyjs)
+            write_result_page(self.html, results, self.plotlyjs, self.units)
 
     def _show(self, results: Sequence[Result]) -> None:
-        from tritter_mem.report.terminal import make_console, render_results
-
         if self.as_json:
-            print_json(_document(results))
+            print_records(results)
         else:
-            render_results(results, make_console(), self.units)
-
-
-def _document(results: Sequence[Result]) -> object:
-    """One record, or a list of them where several profiles were asked for."""
-    records = [result.to_dict() for result in results]
-    return records[0] if len(records) == 1 else records
-
-
-Format = Literal["text", "json", "markdown", "junit", "github"]
-
-
-def show_check(report: CheckReport, form: Format) -> None:
-    """Print a check as one of the formats; for GitHub its step summary is added to as well."""
-    if form == "json":
-        print_json(report.to_dict())
-    elif form == "text":
-        from tritter_mem.report.check_report import render_check
-        from tritter_mem.report.terminal import make_console
-
-        render_check(report, make_console())
-    elif form == "junit":
-        from tritter_mem.report.check_report import render_junit
-
-        typer.echo(render_junit(report), nl=False)
-    else:
-        _show_markdown(report, annotations=form == "github")
-
-
-def _show_markdown(report: CheckReport, annotations: bool) -> None:
-    from tritter_mem.report.check_report import counts, render_annotations, render_markdown
-
-    text = render_markdown(report)
-    if not annotations:
-        typer.echo(text, nl=False)
-        return
-    typer.echo(render_annotations(report), nl=False)
-    typer.echo(f"memory: {counts(report)}")
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        _add_to_summary(Path(summary), text)
-
-
-def _add_to_summary(path: Path, text: str) -> None:
-    from tritter_mem.report.check_report import fitting_summary
-
-    try:
-        written = path.stat().st_size if path.exists() else 0
-        with path.open("a", encoding="utf-8") as file:
-            file.write(fitting_summary(text, written))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            show_results(results, self.units)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tritter_mem.cli.options import Json, ProfileOptions, Units, with_options
-from tritter_mem.cli.outputs import print_json
+from tritter_mem.cli.outputs import print_records, show_results
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 
 if TYPE_CHECKING:
     from tritter_mem.planner.solve import Largest
-    from tritter_mem.results.run import Result
 
 Unknown = Literal["context", "batch"]
 Max = Annotated[
@@ -47,18 +45,11 @@ def _plan(options: ProfileOptions, units: str, as_json: bool) -> None:
 
     results = [planned_result(profile) for profile in options.profiles()]
     if as_json:
-        records = [result.to_dict() for result in results]
-        print_json(records[0] if len(records) == 1 else records)
+        print_records(results)
     else:
-        _render(results, units)
+        show_results(results, units)
     fits = all(result.verdict and result.verdict.fits for result in results)
     raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
-
-
-def _render(results: Sequence[Result], units: str) -> None:
-    from tritter_mem.report.terminal import make_console, render_results
-
-    render_results(results, make_console(), units)
 
 
 def _solve(options: ProfileOptions, unknown: Unknown, units: str, as_json: bool) -> None:
@@ -66,8 +57,7 @@ def _solve(options: ProfileOptions, unknown: Unknown, units: str, as_json: bool)
 
     found = [find_largest(profile, unknown) for profile in options.profiles()]
     if as_json:
-        records = [largest.to_dict() for largest in found]
-        print_json(records[0] if len(records) == 1 else records)
+        print_records(found)
     else:
         for largest in found:
             typer.echo(_sentence(largest, units))

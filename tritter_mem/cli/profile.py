@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tritter_mem.cli.options import (
-    Arguments,
     Html,
     Json,
-    Module,
     PlotlyJs,
     ProfileOptions,
-    Steps,
     Units,
-    Warmup,
-    read_module,
+    size_of,
     with_options,
 )
 from tritter_mem.cli.outputs import Outputs
@@ -64,12 +60,6 @@ Trace = Annotated[
         "--trace", metavar="FILE", help="Write the simulated run's memory events, gzipped."
     ),
 ]
-ALL = "all"
-TRAINED = ("7b",)
-ROUTES = (*TRAINED, "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k")
-"""What is compared where no profile is named: the 7B model, and the routes by which it fits."""
-
-
 Fast = Annotated[
     bool,
     typer.Option(
@@ -84,6 +74,30 @@ LadderOption = Annotated[
         "halve the batch, truncate the context.",
     ),
 ]
+Module = Annotated[
+    str | None,
+    typer.Option(
+        "--module",
+        metavar="FILE.py:FUNCTION",
+        help="Third-party code: FUNCTION(device, **args) returns a function that runs one step.",
+    ),
+]
+Arguments = Annotated[
+    str | None,
+    typer.Option("--args", metavar="JSON", help="Arguments of the function, a JSON object."),
+]
+Warmup = Annotated[
+    int | None, typer.Option("--warmup", metavar="N", help="Steps before any counts; default 1.")
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Steps that count; default 1.")
+]
+ALL = "all"
+TRAINED = ("7b",)
+ROUTES = (*TRAINED, "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k")
+"""What is compared where no profile is named: the 7B model, and the routes by which it fits."""
+OF_MODULE_TOO = {"gpu", "budget", "alloc_conf"}
+"""The options of profiles that third-party code takes too."""
 
 
 @partial(with_options, config=())
@@ -132,7 +146,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         "snapshot": snapshot,
         "save_trace": trace,
     }
-    third_party = read_module(module, arguments, warmup, steps, options)
+    third_party = _module_of(module, arguments, warmup, steps, options)
     if third_party is None:
         asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
     elif ladder:
@@ -198,3 +212,63 @@ def _answer(name: str, ask: Callable[[], Result], results: list[Result]) -> Sequ
         results.append(error.result)
         return [f"{name}: {problem}" if name else problem for problem in error.problems]
     return []
+
+
+def _module_of(
+    module: str | None,
+    arguments: str | None,
+    warmup: int | None,
+    steps: int | None,
+    options: ProfileOptions,
+) -> ModuleProfile | None:
+    """The third-party profile that was asked for; None where a bundled one was.
+
+    Raises:
+        UsageError: with every problem of the options.
+    """
+    given = {"--args": arguments, "--warmup": warmup, "--steps": steps}
+    if module is None:
+        _refuse_without_module(given)
+        return None
+    _refuse_profile_options(options)
+    from tritter_mem.models.user_code import read_case
+    from tritter_mem.profiling.profiler import DEFAULT_GPU, ModuleProfile
+
+    case = read_case(
+        module,
+        "{}" if arguments is None else arguments,
+        warmup=1 if warmup is None else warmup,
+        steps=1 if steps is None else steps,
+    )
+    return ModuleProfile(
+        case=case,
+        gpu=options.gpu or DEFAULT_GPU,
+        budget_bytes=_budget_bytes(options.budget),
+        allocator_conf=options.alloc_conf or "",
+    )
+
+
+def _refuse_without_module(given: Mapping[str, object]) -> None:
+    lone = [name for name, value in given.items() if value is not None]
+    if lone:
+        raise UsageError(f"{', '.join(lone)}: only with --module FILE.py:FUNCTION")
+
+
+def _refuse_profile_options(options: ProfileOptions) -> None:
+    names = [
+        "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if value and name not in OF_MODULE_TOO
+    ]
+    if names:
+        raise UsageError(
+            f"{', '.join(names)}: not with --module, whose code has its own settings: hand them "
+            "over by --args"
+        )
+
+
+def _budget_bytes(text: str | None) -> int | None:
+    found = size_of(text, "--budget")
+    if found is not None and found < 1:
+        raise UsageError(f"--budget: found {text!r}; allowed: a size above 0")
+    return found

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritter_mem.cli.options import Json
+from tritter_mem.cli.options import Json, size_of
 from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.recordings.replay import OnProgress
+    from tritter_mem.recordings.replay_snapshot import OnProgress
 
 Snapshot = Annotated[
     Path,
@@ -60,9 +60,9 @@ def command(
 
     Example: tritter-mem replay snapshot.pickle --capacity 15GiB --alloc-conf max_split_size_mb:32
     """
-    from tritter_mem.recordings.replay import replay
+    from tritter_mem.recordings.replay_snapshot import replay
 
-    capacity_bytes = None if capacity is None else _capacity_bytes(capacity)
+    capacity_bytes = size_of(capacity, "--capacity")
     if html is not None:
         _check_page(html, snapshot)
     with _progress() as on_progress:
@@ -87,15 +87,6 @@ def command(
         render_replay(found, make_console())
     if capacity_bytes is not None and not found.fits:
         raise typer.Exit(EXIT_DOES_NOT_FIT)
-
-
-def _capacity_bytes(text: str) -> int:
-    from tritter_mem.units import parse_bytes
-
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise UsageError(f"--capacity: found {text!r}, {error}") from error
 
 
 def _check_page(html: Path, snapshot: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tritter_mem.cli.options import Html, Json, PlotlyJs, Units
-from tritter_mem.cli.outputs import print_json
+from tritter_mem.cli.outputs import print_json, show_results, write_result_page
 from tritter_mem.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
 
 
 def _show_history(wanted: Wanted) -> None:
-    from tritter_mem.profiling.history import FILE, read_history
+    from tritter_mem.results.history import FILE, read_history
 
     try:
         found = read_history()
@@ -108,13 +108,13 @@ def _show_history(wanted: Wanted) -> None:
     if wanted.as_json:
         print_json([asdict(one) for one in found])
     elif wanted.html is not None:
-        from tritter_mem.report.history_page import render_history_html
+        from tritter_mem.report.history_report import render_history_html
         from tritter_mem.report.page import write_page
 
         page = render_history_html(found, plotlyjs=wanted.plotlyjs, units=wanted.units)
         write_page(wanted.html, page, wanted.plotlyjs)
     else:
-        from tritter_mem.report.history_page import render_history
+        from tritter_mem.report.history_report import render_history
         from tritter_mem.report.terminal import make_console
 
         render_history(found, make_console(), wanted.units)
@@ -126,24 +126,16 @@ def _show_results(results: Sequence[Result], wanted: Wanted) -> None:
 
         export(wanted.export, results)
     if wanted.html is not None:
-        _write_page(wanted.html, results, wanted)
+        write_result_page(wanted.html, results, wanted.plotlyjs, wanted.units)
     if wanted.as_json:
         print_json([result.to_dict() for result in results])
     elif not wanted.outputs():
-        _print_tables(results, wanted.units)
-
-
-def _write_page(html: Path, results: Sequence[Result], wanted: Wanted) -> None:
-    from tritter_mem.report.html import render_html
-    from tritter_mem.report.page import write_page
-
-    page = render_html(results, plotlyjs=wanted.plotlyjs, units=wanted.units)
-    write_page(html, page, wanted.plotlyjs)
+        show_results(results, wanted.units)
 
 
 def _read(files: Sequence[Path]) -> list[Result]:
     """The results of all files, or the problems of all files."""
-    from tritter_mem.results.writing import read_results
+    from tritter_mem.results.record_file import read_results
 
     results: list[Result] = []
     problems: list[str] = []
@@ -155,9 +147,3 @@ def _read(files: Sequence[Path]) -> list[Result]:
     if problems:
         raise InputError(*problems)
     return results
-
-
-def _print_tables(results: Sequence[Result], units: str) -> None:
-    from tritter_mem.report.terminal import make_console, render_results
-
-    render_results(results, make_console(), units)

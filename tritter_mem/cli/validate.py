@@ -1,16 +1,15 @@
-"""`tritter-mem validate`: plan and simulation held against what a device measures."""
+"""`tritter-mem validate`: plan and simulation compared with what a device measures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tritter_mem.cli.options import Budget, Html, Json, complete_profiles
-from tritter_mem.cli.outputs import print_json
+from tritter_mem.cli.outputs import print_json, write_result_page
 from tritter_mem.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +112,11 @@ class _Run:
         self, options: MeasureOptions, device: LocatedDevice, configs: list[str], budget: str | None
     ) -> None:
         from tritter_mem.evidence import validate
+        from tritter_mem.results.header import header
 
         self._options, self._device = options, device
         card = device.card
-        self._started = datetime.now(UTC)
+        self._header = header()
         self._done: list[Validated] = []
         self._left_out: Any = ()
         self.interrupted = False
@@ -129,7 +129,7 @@ class _Run:
                 self._cases, self._left_out = validate.that_fit(self._cases, card)
 
     def go(self, files: CaseFiles, again: bool, shown: bool) -> None:
-        """Run the cases; each is kept and told of as soon as it has ended."""
+        """Run the cases; each is kept and named as soon as it has ended."""
         from tritter_mem.cli.progress import showing
         from tritter_mem.evidence.validate import validate
 
@@ -156,11 +156,9 @@ class _Run:
         """What there is."""
         from tritter_mem.devices.environment import collect_environment
         from tritter_mem.results.validation import Validation
-        from tritter_mem.version import __version__
 
         return Validation(
-            created=self._started.isoformat(timespec="seconds"),
-            tool_version=__version__,
+            **self._header,
             device=self.conditions.device,
             environment=collect_environment(gpu=self._options.index),
             cases=tuple(self._done),
@@ -179,12 +177,9 @@ def _finish(validation: Validation, files: CaseFiles, html: Path | None, as_json
 
 
 def _write_page(validation: Validation, html: Path | None) -> None:
-    from tritter_mem.report.html import render_html
-    from tritter_mem.results.writing import write_text_atomically
-
     results = [case.result for case in validation.cases if case.result is not None]
     if html is not None and results:
-        write_text_atomically(html, render_html(results))
+        write_result_page(html, results)
 
 
 def _show(validation: Validation, as_json: bool) -> None:

@@ -25,7 +25,7 @@ from tritter_mem.measure.cuda_run import session_on
 from tritter_mem.measure.phases import Stopwatch
 from tritter_mem.measure.session import DeviceSession
 from tritter_mem.measure.workload import perform
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.simulation.cuda.scratch import peak_bytes, scratch_bytes
 from tritter_mem.units import KiB, MiB
 

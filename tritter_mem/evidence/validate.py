@@ -24,9 +24,10 @@ from tritter_mem.errors import ConfigError, InputError, TritterMemError, UsageEr
 from tritter_mem.measure.target import LocatedDevice, MeasureOptions, target_on
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.profiler import MeasurementFailedError, profile
+from tritter_mem.results.record_file import read_results
 from tritter_mem.results.run import Result
 from tritter_mem.results.validation import LeftOut, Validated, Validation
-from tritter_mem.results.writing import check_writable, read_results, write_text_atomically
+from tritter_mem.results.writing import check_writable, write_text_atomically
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.version import __version__
 

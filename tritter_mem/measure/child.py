@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from tritter_mem.errors import MeasureError
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain, parse_json
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
@@ -274,7 +274,7 @@ def _telling_line(tail: str) -> str:
 def _failure(answer: Path) -> str:
     """The error that the worker says it ended with; empty where it says none."""
     try:
-        return str(json.loads(answer.read_text())["failure"])
+        return str(parse_json(answer.read_bytes())["failure"])
     except (OSError, ValueError, TypeError, KeyError):
         return ""
 
@@ -282,7 +282,7 @@ def _failure(answer: Path) -> str:
 def _read(answer: Path) -> Any:
     """What the worker wrote: `{"value": …}`, or `{"problems": […]}` of an error it knows."""
     try:
-        found = json.loads(answer.read_text())
+        found = parse_json(answer.read_bytes())
         if "problems" in found:
             raise MeasureError(*found["problems"])
         return found["value"]

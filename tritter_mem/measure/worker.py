@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import TritterMemError
+from tritter_mem.results.writing import write_text_atomically
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,9 +47,7 @@ def described(error: BaseException) -> str:
 
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(answer))
-    temporary.replace(path)
+    write_text_atomically(path, json.dumps(answer))
 
 
 def _die_with(parent: int) -> None:

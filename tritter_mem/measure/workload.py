@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tritter_mem.models.user_code import ModuleCase
-from tritter_mem.results.reading import from_plain
+from tritter_mem.results.from_json import from_plain
 from tritter_model.config import RunConfig
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import InputError, SimulationError, TritterMemError, UsageError
+from tritter_mem.results.from_json import parse_json
 
 _NEEDS_VALUES = re.compile(
     r"on meta tensors|of meta tensor|Meta tensors|'Meta' backend|meta device type tensor|"
@@ -111,7 +111,7 @@ def _count_problems(warmup: int, steps: int) -> Iterator[str]:
 def _read_arguments(text: str, problems: list[str]) -> dict[str, Any]:
     allowed = "allowed: a JSON object, such as '{\"layers\": 12}'"
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         problems.append(f"--args: found {text[:80]!r}, which is no JSON ({error}); {allowed}")
         return {}

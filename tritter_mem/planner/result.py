@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from tritter_mem.config.loading import profile_hash
@@ -11,10 +10,10 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.suggest import suggest
+from tritter_mem.results.header import header
 from tritter_mem.results.run import Components, Environment, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.units import GB
-from tritter_mem.version import __version__
 
 NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
 NOT_MEASURED = "`plan` computes by formula only; `profile` measures"
@@ -30,8 +29,7 @@ def planned_result(profile: Profile) -> Result:
     estimate = plan(profile, card)
     budget = budget_of(profile, card)
     return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__,
+        **header(),
         environment=Environment(
             python=sys.version.split()[0], allocator_conf=profile.allocator.conf
         ),

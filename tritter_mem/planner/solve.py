@@ -12,7 +12,7 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.bundled import architecture_of
 from tritter_mem.planner.compose import budget_of, plan
-from tritter_mem.results.run import ContextCurve
+from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve
 
 Unknown = Literal["context", "batch"]
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
@@ -123,7 +123,6 @@ def find_largest(profile: Profile, unknown: Unknown) -> Largest:
 
 CACHE_TYPES = ("bfloat16", "int8", "int4", "int2")
 SHORTEST = 4096
-LONGEST = 1 << 20
 
 
 def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
@@ -189,7 +188,7 @@ def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
 
 def _lengths(profile: Profile) -> list[int]:
     """Four lengths an octave up to twice the profile's context, and that context itself."""
-    most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST)
+    most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST_CONTEXT)
     least = max(smallest(profile, "context"), SHORTEST)
     octaves = [1 << p for p in range(SHORTEST.bit_length() - 1, most.bit_length())]
     steps = (start * quarter // 4 for start in octaves for quarter in range(4, 8))

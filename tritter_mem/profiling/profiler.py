@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,16 @@ from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.solve import context_curves
 from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
+from tritter_mem.results.header import header
 from tritter_mem.results.run import KINDS, RUN_KINDS, Estimate, Kind, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.user_module import simulate_module
-from tritter_mem.version import __version__
 
 DEFAULT_GPU = "rtx-5080"
 _NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
@@ -142,8 +142,7 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
 
 def _planned(profile: Profile, target: Target) -> Result:
     return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__,
+        **header(),
         environment=collect_environment(profile.allocator.conf, target.index),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
@@ -152,10 +151,15 @@ def _planned(profile: Profile, target: Target) -> Result:
 
 
 def _with_verdict(profile: Profile, target: Target, result: Result) -> Result:
-    """The record with its verdict and the differences between its kinds of record."""
+    """The record with its verdict, the differences between its kinds of answer, and its curves."""
     budget, found = budget_of(profile, target.fitted), result.estimates()
     verdict = judge(of_the_card(found), budget, suggest(profile, target.simulated, budget))
-    return replace(result, verdict=verdict, differences=compare(found))
+    return replace(
+        result,
+        verdict=verdict,
+        differences=compare(found),
+        context_curves=context_curves(profile),
+    )
 
 
 def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
@@ -242,8 +246,7 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
 def _unplanned(profile: ModuleProfile, target: Target) -> Result:
     resolved = profile.resolved()
     return Result(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        tool_version=__version__,
+        **header(),
         environment=collect_environment(profile.allocator_conf, target.index),
         profile=resolved,
         profile_hash=_content_hash(resolved),

@@ -6,29 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from tritter_mem.report.check_report import TIGHTEN, details, headline
-from tritter_mem.report.table import (
-    BLANK,
+from tritter_mem.report.check_report import TIGHTEN, details, growth_words, headline
+from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, bytes_cell, headroom_cell
+from tritter_mem.report.words import (
     NAME_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    headroom_cell,
+    OUTSIDE,
     label,
-    signed_bytes,
     suggestion_options,
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.report.tables import OUTSIDE
 from tritter_mem.results.run import Estimate, Result, Verdict, held_by_same
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
 if TYPE_CHECKING:
-    from tritter_mem.results.check import Outcome
+    from tritter_mem.results.check import CaseOutcome
 
 UNITS = "GiB"
 UPDATE = "pytest --memory-baseline FILE --memory-update-baseline"
@@ -66,7 +59,7 @@ def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
 
 
 def _figure(estimate: Estimate) -> str:
-    """Which figure is held against the budget."""
+    """Which figure is compared with the budget."""
     if estimate.reserved_peak_bytes is None:
         return "needed is the largest sum of live tensors"
     reserved = format_bytes(estimate.reserved_peak_bytes, UNITS)
@@ -86,18 +79,18 @@ def _most(estimate: Estimate) -> Iterator[str]:
         phase = max(estimate.phases, key=lambda phase: phase.allocated_peak_bytes)
         size = format_bytes(phase.allocated_peak_bytes, UNITS)
         yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(estimate)}"
-    for held in held_by_same(estimate.held_at_peak)[:1]:
-        many = f", {held.count} of them" if held.count > 1 else ""
-        module = printable(held.module, NAME_LIMIT) or OUTSIDE
-        size = format_bytes(held.allocated_bytes, UNITS)
-        yield f"module {module}{many} ({label(held.component)}): {size}"
+    for module in held_by_same(estimate.held_at_peak)[:1]:
+        many = f", {module.count} of them" if module.count > 1 else ""
+        name = printable(module.module, NAME_LIMIT) or OUTSIDE
+        size = format_bytes(module.allocated_bytes, UNITS)
+        yield f"module {name}{many} ({label(module.component)}): {size}"
 
 
 def _at(estimate: Estimate) -> str:
     return f", the peak at {printable(estimate.peak_at, 200)}" if estimate.peak_at else ""
 
 
-def against_baseline(outcome: Outcome) -> str:
+def against_baseline(outcome: CaseOutcome) -> str:
     """Say what grew, or why nothing can be compared."""
     if outcome.gated is not None and outcome.status == "regression":
         return "\n".join((headline(outcome, UNITS), *(f"  {line}" for line in details(outcome))))
@@ -106,7 +99,9 @@ def against_baseline(outcome: Outcome) -> str:
     return f"{outcome.status}: {what}; where that is meant: {UPDATE}"
 
 
-def summary(results: Sequence[Result], outcomes: Mapping[str, Outcome], width: int) -> list[str]:
+def summary(
+    results: Sequence[Result], outcomes: Mapping[str, CaseOutcome], width: int
+) -> list[str]:
     """The table at the end of a session, and what to do about gains.
 
     Args:
@@ -129,7 +124,7 @@ def summary(results: Sequence[Result], outcomes: Mapping[str, Outcome], width: i
     return lines
 
 
-def _row(result: Result, outcome: Outcome | None) -> Row:
+def _row(result: Result, outcome: CaseOutcome | None) -> Row:
     verdict = result.verdict
     if verdict is None:
         return Row(cells=(Cell(text=printable(result.name)), *[BLANK] * (len(COLUMNS) - 1)))
@@ -146,10 +141,9 @@ def _row(result: Result, outcome: Outcome | None) -> Row:
     )
 
 
-def _moved(outcome: Outcome) -> str:
+def _moved(outcome: CaseOutcome) -> str:
     """`+192.0 MiB regression`; the status alone where nothing is compared."""
     change = outcome.gated
     if change is None or outcome.status not in COMPARED:
         return outcome.status
-    size = signed_bytes(change.growth_bytes, UNITS) if change.growth_bytes else "equal"
-    return f"{size} {outcome.status}"
+    return f"{growth_words(change, UNITS)} {outcome.status}"

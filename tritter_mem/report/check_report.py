@@ -1,4 +1,4 @@
-"""A check in words, and as a table in a terminal; the other formats use the same words."""
+"""A check in words: in a terminal, as Markdown, as annotations of GitHub, as JUnit's XML."""
 
 from __future__ import annotations
 
@@ -8,29 +8,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree as ET
 
-from tritter_mem.report.table import (
-    NAME_LIMIT,
-    TEXT_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    Tone,
-    bytes_cell,
-    label,
-    percent,
-    signed_bytes,
-)
+from tritter_mem.report.table import Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.terminal import STYLES, render_line, render_list, render_table
+from tritter_mem.report.words import NAME_LIMIT, OUTSIDE, TEXT_LIMIT, label, percent, signed_bytes
 from tritter_mem.text import printable
 from tritter_mem.units import MiB, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tritter_mem.results.check import Change, CheckReport, Outcome, Reason, Status
+    from tritter_mem.results.check import CaseOutcome, CheckReport, Reason, SizeChange, Status
 
-REASONS = 3
+REASONS_OF_A_GROUP = 3
+MARKDOWN_REASONS_OF_A_GROUP = 5
 COLUMNS = (
     Column(label="profile", numeric=False),
     Column(label="kind", numeric=False, wide=True),
@@ -55,21 +45,21 @@ TIGHTEN = "smaller than the baseline: tighten it, so that it cannot grow back un
 UPDATE = "tritter-mem check --update-baseline"
 
 
-def name_of_outcome(outcome: Outcome) -> str:
+def name_of_outcome(outcome: CaseOutcome) -> str:
     """What was profiled, how and for what: `1b (simulated, rtx-5080, torch 2.13.0)`."""
     torch = f"torch {outcome.torch}" if outcome.torch else ""
     place = ", ".join(filter(None, (outcome.kind, outcome.gpu, torch)))
     return f"{printable(outcome.label, NAME_LIMIT)} ({printable(place, NAME_LIMIT)})"
 
 
-def headline(outcome: Outcome, units: str = "GiB") -> str:
+def headline(outcome: CaseOutcome, units: str = "GiB") -> str:
     """What came out, in one sentence."""
     change = outcome.gated
     if change is None:
         return f"{outcome.status}: {printable(outcome.message, TEXT_LIMIT)}"
     if outcome.status == "added":
         return f"added: {outcome.gate} peak {format_bytes(change.now_bytes, units)}"
-    text = f"{outcome.status}: {outcome.gate} peak {_moved(change, units)}"
+    text = f"{outcome.status}: {outcome.gate} peak {_from_to(change, units)}"
     if outcome.status == "regression":
         text += f", tolerated {format_bytes(outcome.tolerated_bytes, units)}"
     if outcome.status == "gain":
@@ -77,7 +67,7 @@ def headline(outcome: Outcome, units: str = "GiB") -> str:
     return f"{text}; {printable(outcome.message, TEXT_LIMIT)}" if outcome.message else text
 
 
-def _moved(change: Change, units: str) -> str:
+def _from_to(change: SizeChange, units: str) -> str:
     """`1.80 GiB → 2.15 GiB, +358.0 MiB (+19.4%)`."""
     before, now = (format_bytes(n, units) for n in (change.baseline_bytes, change.now_bytes))
     if not change.growth_bytes:
@@ -86,12 +76,12 @@ def _moved(change: Change, units: str) -> str:
     return f"{before} → {now}, {signed_bytes(change.growth_bytes, units)}{ratio}"
 
 
-def details(outcome: Outcome, units: str = "GiB", most: int = REASONS) -> list[str]:
+def details(outcome: CaseOutcome, units: str = "GiB", most: int = REASONS_OF_A_GROUP) -> list[str]:
     """What grew or shrank, the largest of each group first, and what else there is to know."""
     lines: list[str] = []
     for group in ("component", "phase", "module"):
         found = [reason for reason in outcome.reasons if reason.group == group]
-        lines += [_reason(reason, units) for reason in found[:most]]
+        lines += [_reason_words(reason, units) for reason in found[:most]]
         if len(found) > most:
             lines.append(f"and {len(found) - most} more {group}s that changed less")
     if outcome.moved is not None:
@@ -99,31 +89,35 @@ def details(outcome: Outcome, units: str = "GiB", most: int = REASONS) -> list[s
         lines.append(f"the peak was at {before}, is at {now}")
     other = informing(outcome)
     if other is not None and other.growth_bytes and outcome.status != "added":
-        lines.append(f"{_other_gate(outcome)} peak {_moved(other, units)}; it informs, no more")
+        lines.append(f"{_other_gate(outcome)} peak {_from_to(other, units)}; it informs, no more")
     return lines
 
 
-def _reason(reason: Reason, units: str) -> str:
+def _reason_words(reason: Reason, units: str) -> str:
     name = printable(reason.name, NAME_LIMIT)
     if reason.group == "component":
         name = label(reason.name)
     elif reason.group == "module":
-        name = name or "outside of any module"
+        name = name or OUTSIDE
         name += f", {reason.count} of them" if reason.count > 1 else ""
         name += f" ({label(reason.component)})"
-    return f"{reason.group} {name}: {_moved(reason.change, units)}"
+    return f"{reason.group} {name}: {_from_to(reason.change, units)}"
 
 
-def informing(outcome: Outcome) -> Change | None:
+def _whole_text(outcome: CaseOutcome, units: str) -> str:
+    return "\n".join([headline(outcome, units), *details(outcome, units)])
+
+
+def informing(outcome: CaseOutcome) -> SizeChange | None:
     """The change of the peak that does not decide."""
     return outcome.reserved if outcome.gate == "allocated" else outcome.allocated
 
 
-def _other_gate(outcome: Outcome) -> str:
+def _other_gate(outcome: CaseOutcome) -> str:
     return "reserved" if outcome.gate == "allocated" else "allocated"
 
 
-def notable(outcome: Outcome) -> bool:
+def notable(outcome: CaseOutcome) -> bool:
     """Whether there is more to say than that all is as it was."""
     if outcome.status != "ok":
         return True
@@ -149,7 +143,7 @@ def check_table(report: CheckReport, units: str) -> Table:
     return Table(caption=caption, columns=COLUMNS, rows=rows)
 
 
-def _row(outcome: Outcome, units: str) -> Row:
+def _row(outcome: CaseOutcome, units: str) -> Row:
     change, tone = outcome.gated, TONES[outcome.status]
     added = outcome.status == "added"
     names = (outcome.label, outcome.kind, outcome.gpu)
@@ -158,13 +152,14 @@ def _row(outcome: Outcome, units: str) -> Row:
             *(Cell(text=printable(name, NAME_LIMIT)) for name in names),
             bytes_cell(None if change is None or added else change.baseline_bytes, units),
             bytes_cell(None if change is None else change.now_bytes, units),
-            Cell(text="" if change is None or added else _short(change, units)),
+            Cell(text="" if change is None or added else growth_words(change, units)),
             Cell(text=outcome.status, tone=tone),
         )
     )
 
 
-def _short(change: Change, units: str) -> str:
+def growth_words(change: SizeChange, units: str) -> str:
+    """`+192.0 MiB`, or that nothing changed."""
     return signed_bytes(change.growth_bytes, units) if change.growth_bytes else "equal"
 
 
@@ -184,6 +179,44 @@ def render_check(report: CheckReport, console: Console, units: str = "GiB") -> N
         render_line(console, line)
 
 
+# What can begin a link, emphasis, code, HTML, a mention or a cell. A stroke ends a cell even behind
+# a backslash that is itself escaped, so it is written as an entity.
+_SPECIAL = re.compile(r"([\\`*_\[\]<>&~$@#!]|:(?=\S))")
+
+
+def escape_markdown(text: str) -> str:
+    """Text that shows as it is, in a paragraph, a heading or a cell."""
+    return _SPECIAL.sub(r"\\\1", text).replace("|", "&#124;")
+
+
+def render_markdown(report: CheckReport, units: str = "GiB") -> str:
+    """The whole check; ends in a newline."""
+    table = check_table(report, units)
+    parts = [f"### {escape_markdown(table.caption)}", _markdown_table(table)]
+    for outcome in filter(notable, report.outcomes):
+        if outcome.status == "added":
+            continue
+        lines = [escape_markdown(headline(outcome, units)), ""]
+        lines += [
+            f"- {escape_markdown(line)}"
+            for line in details(outcome, units, MARKDOWN_REASONS_OF_A_GROUP)
+        ]
+        parts += [f"#### {escape_markdown(name_of_outcome(outcome))}", "\n".join(lines).rstrip()]
+    parts += [escape_markdown(line) for line in (*report.notes, counts(report))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ["--:" if column.numeric else ":--" for column in table.columns]
+    rows = [
+        [column.label for column in table.columns],
+        rules,
+        *([escape_markdown(cell.text) for cell in row.cells] for row in table.rows),
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+# What GitHub shows and takes at most.
 Level = Literal["error", "warning", "notice"]
 MAX_OF_A_LEVEL = 10
 MAX_TITLE = 255
@@ -194,26 +227,30 @@ CUT = "\n\n*cut here: a step summary holds 1 MiB*\n"
 
 def render_annotations(report: CheckReport, units: str = "GiB") -> str:
     """One line an annotation; where there are too many of a level, the last one counts the rest."""
-    found: dict[Level, list[Outcome]] = {"error": [], "warning": [], "notice": []}
+    found: dict[Level, list[CaseOutcome]] = {"error": [], "warning": [], "notice": []}
     for outcome in report.outcomes:
-        if (level := _level(outcome)) is not None:
+        if (level := _level_of(outcome)) is not None:
             found[level].append(outcome)
-    lines = [line for level, outcomes in found.items() for line in _lines(level, outcomes, units)]
+    lines = [
+        line
+        for level, outcomes in found.items()
+        for line in _annotations_of(level, outcomes, units)
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _level(outcome: Outcome) -> Level | None:
+def _level_of(outcome: CaseOutcome) -> Level | None:
     if outcome.exit_code:
         return "error" if outcome.status in ("regression", "failed") else "warning"
     return "notice" if outcome.status == "gain" else None
 
 
-def _lines(level: Level, outcomes: list[Outcome], units: str) -> Iterator[str]:
+def _annotations_of(level: Level, outcomes: list[CaseOutcome], units: str) -> Iterator[str]:
     fits = len(outcomes) <= MAX_OF_A_LEVEL
     shown = outcomes if fits else outcomes[: MAX_OF_A_LEVEL - 1]
     for outcome in shown:
-        text = "\n".join([headline(outcome, units), *details(outcome, units)])
-        yield annotation(level, f"Memory: {name_of_outcome(outcome)}", text)
+        title = f"Memory: {name_of_outcome(outcome)}"
+        yield annotation(level, title, _whole_text(outcome, units))
     if not fits:
         rest = len(outcomes) - len(shown)
         yield annotation(level, f"Memory: {rest} more", "see the step summary or the log for all")
@@ -222,15 +259,15 @@ def _lines(level: Level, outcomes: list[Outcome], units: str) -> Iterator[str]:
 def annotation(level: Level, title: str, message: str) -> str:
     """A workflow command on one line, whatever the title and the message hold."""
     cut = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore")
-    return f"::{level} title={_property(title[:MAX_TITLE])}::{_data(cut)}"
+    return f"::{level} title={_escape_property(title[:MAX_TITLE])}::{_escape_data(cut)}"
 
 
-def _data(text: str) -> str:
+def _escape_data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+def _escape_property(text: str) -> str:
+    return _escape_data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def fitting_summary(markdown: str, written_bytes: int) -> str:
@@ -257,67 +294,35 @@ def render_junit(report: CheckReport, units: str = "GiB") -> str:
     """The whole check: a regression is a failure, what could not be compared or run an error."""
     tests = len(report.outcomes)
     failures = len(report.with_status(["regression"]))
-    errors = sum(_is_error(outcome) for outcome in report.outcomes)
+    errors = sum(_is_junit_error(outcome) for outcome in report.outcomes)
     totals = {"tests": str(tests), "failures": str(failures), "errors": str(errors)}
     suites = ET.Element("testsuites", {"name": SUITE, **totals})
     suite = ET.SubElement(suites, "testsuite", {"name": SUITE, **totals})
     for outcome in report.outcomes:
-        _add_case(suite, outcome, units)
+        _add_junit_case(suite, outcome, units)
     ET.indent(suites)
     body = ET.tostring(suites, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{body}\n'
 
 
-def _is_error(outcome: Outcome) -> bool:
+def _is_junit_error(outcome: CaseOutcome) -> bool:
     return outcome.exit_code != 0 and outcome.status != "regression"
 
 
-def _add_case(suite: ET.Element, outcome: Outcome, units: str) -> None:
-    names = {"name": _text(name_of_outcome(outcome)), "classname": f"tritter_mem.{outcome.kind}"}
+def _add_junit_case(suite: ET.Element, outcome: CaseOutcome, units: str) -> None:
+    names = {
+        "name": _xml_text(name_of_outcome(outcome)),
+        "classname": f"tritter_mem.{outcome.kind}",
+    }
     case = ET.SubElement(suite, "testcase", names)
-    text = "\n".join([headline(outcome, units), *details(outcome, units)])
+    text = _whole_text(outcome, units)
     if outcome.exit_code:
-        kind = "error" if _is_error(outcome) else "failure"
-        about = {"type": outcome.status, "message": _text(headline(outcome, units))}
-        ET.SubElement(case, kind, about).text = _text(text)
+        kind = "error" if _is_junit_error(outcome) else "failure"
+        about = {"type": outcome.status, "message": _xml_text(headline(outcome, units))}
+        ET.SubElement(case, kind, about).text = _xml_text(text)
     elif notable(outcome):
-        ET.SubElement(case, "system-out").text = _text(text)
+        ET.SubElement(case, "system-out").text = _xml_text(text)
 
 
-def _text(text: str) -> str:
+def _xml_text(text: str) -> str:
     return _NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-MARKDOWN_REASONS = 5
-# What can begin a link, emphasis, code, HTML, a mention or a cell. A stroke ends a cell even behind
-# a backslash that is itself escaped, so it is written as an entity.
-_SPECIAL = re.compile(r"([\\`*_\[\]<>&~$@#!]|:(?=\S))")
-
-
-def escape(text: str) -> str:
-    """Text that shows as it is, in a paragraph, a heading or a cell."""
-    return _SPECIAL.sub(r"\\\1", text).replace("|", "&#124;")
-
-
-def render_markdown(report: CheckReport, units: str = "GiB") -> str:
-    """The whole check; ends in a newline."""
-    table = check_table(report, units)
-    parts = [f"### {escape(table.caption)}", _table(table)]
-    for outcome in filter(notable, report.outcomes):
-        if outcome.status == "added":
-            continue
-        lines = [escape(headline(outcome, units)), ""]
-        lines += [f"- {escape(line)}" for line in details(outcome, units, MARKDOWN_REASONS)]
-        parts += [f"#### {escape(name_of_outcome(outcome))}", "\n".join(lines).rstrip()]
-    parts += [escape(line) for line in (*report.notes, counts(report))]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(table: Table) -> str:
-    rules = ["--:" if column.numeric else ":--" for column in table.columns]
-    rows = [
-        [column.label for column in table.columns],
-        rules,
-        *([escape(cell.text) for cell in row.cells] for row in table.rows),
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)

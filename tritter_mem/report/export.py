@@ -9,39 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritter_mem.errors import OutputError, UsageError
-from tritter_mem.report.tables import TOTALS, total_bytes
 from tritter_mem.results.run import Estimate, Result
-from tritter_mem.results.writing import write_bytes_atomically
+from tritter_mem.results.writing import open_atomically
 from tritter_mem.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-DATA_COLUMNS = ("profile", "kind", "device", "group", "name", "bytes")
+PAGE_COLUMNS = ("profile", "kind", "device", "group", "name", "bytes")
+COLUMNS = ("profile", "profile_hash", "created", "torch", "kind", "gpu", "group", "name", "bytes")
 Number = tuple[str, str, int]
+"""Group, name and bytes."""
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """Every component, total and phase of every kind of number, in bytes.
+    """The data that a page offers: every component, total and phase of every kind, in bytes.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(DATA_COLUMNS)
+    writer.writerow(PAGE_COLUMNS)
     for result in results:
         for kind, estimate in result.estimates().items():
-            place = (spreadsheet_text(result.name), kind, spreadsheet_text(estimate.device))
-            writer.writerows((*place, *number) for number in numbers(estimate))
+            made_of = (spreadsheet_text(result.name), kind, spreadsheet_text(estimate.device))
+            writer.writerows((*made_of, *number) for number in numbers(estimate))
     return out.getvalue()
 
 
 def numbers(estimate: Estimate) -> Iterator[Number]:
     """Group, name and bytes of every component, total and phase."""
     yield from (("component", name, size) for name, size in estimate.components.items().items())
-    for name in TOTALS:
-        if (size := total_bytes(estimate, name)) is not None:
-            yield "total", name, size
+    for name, total in estimate.totals().items():
+        if total is not None:
+            yield "total", name, total
     for phase in estimate.phases:
         yield "phase allocated", spreadsheet_text(phase.name), phase.allocated_peak_bytes
         if phase.reserved_peak_bytes is not None:
@@ -54,25 +55,12 @@ def spreadsheet_text(text: str) -> str:
     return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
 
 
-COLUMNS = (
-    "profile",
-    "profile_hash",
-    "created",
-    "torch",
-    "kind",
-    "gpu",
-    "group",
-    "name",
-    "bytes",
-)
-
-
 def to_frame(results: Sequence[Result]) -> DataFrame:
     """One row for each component, total and phase of every kind of number of every result."""
     from pandas import DataFrame
 
     rows = [
-        (*_place(result), kind, spreadsheet_text(result.gpu_of(kind)), *number)
+        (*_made_of(result), kind, spreadsheet_text(result.gpu_of(kind)), *number)
         for result in results
         for kind, estimate in result.estimates().items()
         for number in numbers(estimate)
@@ -80,10 +68,10 @@ def to_frame(results: Sequence[Result]) -> DataFrame:
     return DataFrame(rows, columns=list(COLUMNS))
 
 
-def _place(result: Result) -> tuple[str | None, ...]:
-    """The result's part of a row."""
-    told = (result.name, result.profile_hash, result.created, result.environment.torch)
-    return tuple(None if text is None else spreadsheet_text(text) for text in told)
+def _made_of(result: Result) -> tuple[str | None, ...]:
+    """The first columns of all rows of a result."""
+    texts = (result.name, result.profile_hash, result.created, result.environment.torch)
+    return tuple(None if text is None else spreadsheet_text(text) for text in texts)
 
 
 def check_export(path: Path) -> None:
@@ -107,7 +95,9 @@ def export(path: Path, results: Sequence[Result]) -> None:
         UsageError, OutputError: as `check_export`, or the path cannot be written.
     """
     check_export(path)
-    write_bytes_atomically(path, _WRITERS[path.suffix](to_frame(results)))
+    content = _WRITERS[path.suffix](to_frame(results))
+    with open_atomically(path) as file:
+        file.write(content)
 
 
 def _csv(frame: DataFrame) -> bytes:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
 
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
 from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
 from tritter_mem.report.charts.context_chart import context_chart
 from tritter_mem.report.charts.segment_map import largest_first, segment_map
-from tritter_mem.report.charts.timeline_chart import thin, timeline_chart
+from tritter_mem.report.charts.timeline_chart import timeline_chart
+from tritter_mem.report.differences import notable_differences
 from tritter_mem.report.export import to_csv
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.table import (
+from tritter_mem.report.table import Table, Tone, verdict_tone
+from tritter_mem.report.tables import (
+    budget_table,
+    comparison_table,
+    environment_facts,
+    holdings_table,
+    measured_table,
+    phase_table,
+    profile_table,
+)
+from tritter_mem.report.trade_offs import checkpointing_table, ladder_tables
+from tritter_mem.report.words import (
     NAME_LIMIT,
-    Table,
-    Tone,
     fragmentation_sentence,
     headroom_words,
     name_of,
@@ -28,67 +37,10 @@ from tritter_mem.report.table import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.report.tables import (
-    basis_of,
-    budget_table,
-    checkpointing_table,
-    comparison_table,
-    environment_facts,
-    holdings_table,
-    ladder_tables,
-    measured_table,
-    notable_differences,
-    phase_table,
-    profile_table,
-)
-from tritter_mem.results.run import Estimate, Result, Segment
+from tritter_mem.results.run import Estimate, Result, Segment, document
+from tritter_mem.results.thinning import thin
+from tritter_mem.results.verdict import basis_of
 from tritter_mem.text import printable
-
-TIMELINE_NUMBERS = 10_000
-BLOCKS = 6_000
-HOLDINGS = 6_000
-"""What a page holds at most of each, in all its results together."""
-
-
-def fit_page(results: Sequence[Result]) -> list[Result]:
-    """Cut timelines, segments and holdings so that the page stays small; peaks are kept."""
-    estimates = [e for result in results for e in result.estimates().values()]
-    columns = sum(len(e.timeline.columns) for e in estimates if e.timeline is not None)
-    rows = max(TIMELINE_NUMBERS // max(columns, 1), 20)
-    blocks = BLOCKS // max(sum(bool(e.segments) for e in estimates), 1)
-    holdings = HOLDINGS // max(sum(bool(e.held_at_peak) for e in estimates), 1)
-    return [cut_result(result, rows, blocks, holdings) for result in results]
-
-
-def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
-    """The result with no estimate above so many timeline rows, blocks and holdings."""
-
-    def cut(estimate: Estimate | None) -> Estimate | None:
-        if estimate is None:
-            return None
-        return replace(
-            estimate,
-            timeline=estimate.timeline and thin(estimate.timeline, rows),
-            segments=_with_blocks(estimate.segments, blocks),
-            held_at_peak=estimate.held_at_peak[:holdings],
-        )
-
-    return replace(
-        result,
-        planned=cut(result.planned),
-        simulated=cut(result.simulated),
-        rehearsed=cut(result.rehearsed),
-        measured=cut(result.measured),
-    )
-
-
-def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:
-    """All segments, or the largest: as many as have `most` blocks together, one in any case."""
-    if sum(len(segment.blocks) for segment in segments) <= most:
-        return segments
-    ordered = largest_first(segments)
-    blocks = accumulate(len(segment.blocks) for segment in ordered)
-    return tuple(ordered[: max(sum(count <= most for count in blocks), 1)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +74,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
+class ProfileSection:
     """Everything about one profile, in reading order."""
 
     name: str
@@ -148,7 +100,7 @@ def render_html(
         units: `GiB` for binary, `GB` for decimal units; exact bytes are in the data.
 
     Raises:
-        UsageError: `plotlyjs` is none of the three.
+        UsageError: `plotlyjs` is another word.
     """
     shown = fit_page(results)
     several = len(shown) > 1
@@ -161,7 +113,7 @@ def render_html(
             _section(result, units, full) for result, full in zip(shown, results, strict=True)
         ],
         made=_made(shown[0]),
-        records=_records(shown),
+        records=document(shown),
         csv=to_csv(shown),
     )
 
@@ -173,7 +125,7 @@ def _headline(result: Result, units: str) -> Headline:
         facts=setup_facts(result),
         number=headroom_words(verdict.headroom_bytes, units) if verdict else "no verdict",
         words=verdict_sentence(verdict, units),
-        tone=_tone(result),
+        tone=verdict_tone(result.verdict),
     )
 
 
@@ -196,25 +148,19 @@ def _why_not_all(over: int, unjudged: int) -> str:
     return ", ".join(parts) or "every profile is within its budget"
 
 
-def _tone(result: Result) -> Tone:
-    if result.verdict is None:
-        return ""
-    return "good" if result.verdict.fits else "bad"
-
-
 def _compared(results: Sequence[Result], units: str) -> Comparison:
     return Comparison(
         table=comparison_table(results, units), chart=comparison_chart(results, units)
     )
 
 
-def _section(result: Result, units: str, full: Result) -> Section:
+def _section(result: Result, units: str, full: Result) -> ProfileSection:
     suggestions = result.verdict.suggestions if result.verdict else ()
-    return Section(
+    return ProfileSection(
         name=name_of(result),
         facts=setup_facts(result),
         words=verdict_sentence(result.verdict, units),
-        tone=_tone(result),
+        tone=verdict_tone(result.verdict),
         notes=notes(result),
         suggestions=[
             (suggestion_sentence(s, units), suggestion_options(s), s.fits) for s in suggestions
@@ -271,9 +217,7 @@ def _differences(result: Result, units: str) -> Part | None:
 
 
 def _fragmentation(result: Result, units: str, full: Result) -> Part | None:
-    basis = basis_of(result)
-    found = result.estimates()[basis].fragmentation if basis else None
-    words = fragmentation_sentence(found, units) if found else ""
+    words = fragmentation_sentence(result, units)
     drawn = segment_map(result, units, full)
     if not words and drawn is None:
         return None
@@ -294,6 +238,48 @@ def _made(result: Result) -> str:
     return f"{version}, {created}"
 
 
-def _records(results: Sequence[Result]) -> Any:
-    records = [result.to_dict() for result in results]
-    return records[0] if len(records) == 1 else records
+TIMELINE_NUMBERS = 10_000
+BLOCKS = 6_000
+HOLDINGS = 6_000
+"""What a page holds at most of each, in all its results together."""
+
+
+def fit_page(results: Sequence[Result]) -> list[Result]:
+    """Cut timelines, segments and holdings so that the page stays small; peaks are kept."""
+    estimates = [e for result in results for e in result.estimates().values()]
+    columns = sum(len(e.timeline.columns) for e in estimates if e.timeline is not None)
+    rows = max(TIMELINE_NUMBERS // max(columns, 1), 20)
+    blocks = BLOCKS // max(sum(bool(e.segments) for e in estimates), 1)
+    holdings = HOLDINGS // max(sum(bool(e.held_at_peak) for e in estimates), 1)
+    return [cut_result(result, rows, blocks, holdings) for result in results]
+
+
+def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
+    """The result with no estimate above so many timeline rows, blocks and holdings."""
+
+    def cut(estimate: Estimate | None) -> Estimate | None:
+        if estimate is None:
+            return None
+        return replace(
+            estimate,
+            timeline=estimate.timeline and thin(estimate.timeline, rows),
+            segments=_with_blocks(estimate.segments, blocks),
+            held_at_peak=estimate.held_at_peak[:holdings],
+        )
+
+    return replace(
+        result,
+        planned=cut(result.planned),
+        simulated=cut(result.simulated),
+        rehearsed=cut(result.rehearsed),
+        measured=cut(result.measured),
+    )
+
+
+def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:
+    """All segments, or the largest: as many as have `most` blocks together, one in any case."""
+    if sum(len(segment.blocks) for segment in segments) <= most:
+        return segments
+    ordered = largest_first(segments)
+    blocks = accumulate(len(segment.blocks) for segment in ordered)
+    return tuple(ordered[: max(sum(count <= most for count in blocks), 1)])

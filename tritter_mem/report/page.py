@@ -33,7 +33,7 @@ def render_page(template: str, *, plotlyjs: PlotlyJs, **content: Any) -> str:
         content: what the template draws; every text is escaped.
 
     Raises:
-        UsageError: `plotlyjs` is none of the three.
+        UsageError: `plotlyjs` is another word.
     """
     if plotlyjs not in get_args(PlotlyJs):
         raise UsageError(f"plotlyjs: found {plotlyjs!r}, expected inline, cdn or directory")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.replay_charts import peaks_chart, segment_map, timeline_chart
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.table import BLANK, NAME_LIMIT, Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.words import NAME_LIMIT
 from tritter_mem.results.replay import DeviceReplay, Replay, Scenario, ScenarioOutOfMemory
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -48,12 +49,12 @@ def _name(replay: Replay) -> str:
 
 
 def facts(device: DeviceReplay) -> list[str]:
-    """What was recorded, and what it is held against."""
+    """What was recorded, and the capacity it is judged by."""
     conf = printable(device.recorded_conf, CONF_LIMIT)
     found = [f"{device.recorded_events:,} events", conf or "PyTorch's default settings"]
     if device.capacity_bytes is not None:
-        told = " (told by the recording)" if device.capacity_source == "recorded" else ""
-        found.append(f"capacity {format_bytes(device.capacity_bytes)}{told}")
+        source = " (told by the recording)" if device.capacity_source == "recorded" else ""
+        found.append(f"capacity {format_bytes(device.capacity_bytes)}{source}")
     return found
 
 
@@ -200,7 +201,7 @@ def render_replay_html(replay: Replay, *, plotlyjs: PlotlyJs = "inline") -> str:
             expects it beside the page.
 
     Raises:
-        UsageError: `plotlyjs` is none of the three.
+        UsageError: `plotlyjs` is another word.
     """
     return render_page(
         "replay.html.j2",

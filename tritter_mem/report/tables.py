@@ -3,160 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
+from tritter_mem.report.differences import (
+    compared_pairs,
+    difference_cell,
+    difference_column,
+)
 from tritter_mem.report.table import (
     BLANK,
-    KIND_LABELS,
-    NAME_LIMIT,
-    TEXT_LIMIT,
     UNKNOWN,
     Bars,
     Cell,
     Column,
     Row,
     Table,
-    Tone,
     bytes_cell,
-    flatten,
     headroom_cell,
+    on_scale,
+)
+from tritter_mem.report.words import (
+    KIND_LABELS,
+    NAME_LIMIT,
+    OUTSIDE,
+    flatten,
     label,
     name_of,
     number,
-    on_scale,
-    percent,
     setting,
-    signed_bytes,
 )
 from tritter_mem.results.run import (
     COMPONENTS,
-    CheckpointCase,
     DeviceRun,
-    Difference,
     Environment,
     Estimate,
     HeldBySame,
     Kind,
-    Ladder,
-    LadderEnd,
-    LadderStep,
+    KindPair,
     Phase,
     Result,
     RunFigures,
     Spread,
     held_by_same,
 )
-from tritter_mem.results.verdict import tolerance_of
+from tritter_mem.results.verdict import basis_of, best_kind_with, on_the_card
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes, format_count
-
-Pair = tuple[Kind, Kind]
-
-NOTABLE = 0.02
-# A plan does not know it, so that there is some is no difference.
-UNPLANNED = "rounding"
-
-
-def compared_pairs(kinds: Sequence[Kind]) -> list[Pair]:
-    """Each kind of number beside the next better one that is there."""
-    return list(pairwise(kinds))
-
-
-def difference_column(pair: Pair, *, alone: bool) -> Column:
-    """The heading of a column of differences; one of several says which two it compares."""
-    first, second = pair
-    text = "Difference" if alone else f"{KIND_LABELS[first]} → {second}"
-    return Column(label=text, wide=not alone)
-
-
-def difference_cell(row: Difference | None, pair: Pair) -> Cell:
-    """How far the second kind is from the first, coloured by the pair's tolerance."""
-    if row is None or None in (sizes := _sizes(row, pair)) or _is_unplanned(row, pair):
-        return BLANK
-    ratio = _ratio(row, pair)
-    if ratio is None:
-        return _cell_from_nothing(*sizes)
-    return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, tolerance_of(row.name, pair)))
-
-
-def _cell_from_nothing(before: int | None, after: int | None) -> Cell:
-    """Without a ratio: nothing in both, or in the first alone; else it was left out on purpose."""
-    if before == after:
-        return Cell(text="equal", tone="good")
-    return Cell(text="new", tone="bad") if before == 0 else BLANK
-
-
-def tone_of(ratio: float, tolerance: float) -> Tone:
-    """Good within the tolerance, a warning up to five times it, bad beyond."""
-    if abs(ratio) <= tolerance:
-        return "good"
-    return "warn" if abs(ratio) <= 5 * tolerance else "bad"
-
-
-def notable_differences(result: Result, units: str) -> list[str]:
-    """A sentence for each component or total that differs by more than 2% between two kinds."""
-    return [
-        _sentence(row, pair, units)
-        for pair in compared_pairs(list(result.estimates()))
-        for row in result.differences
-        if _is_notable(row, pair)
-    ]
-
-
-def _is_notable(row: Difference, pair: Pair) -> bool:
-    before, after = _sizes(row, pair)
-    if before is None or after is None or _is_unplanned(row, pair):
-        return False
-    ratio = _ratio(row, pair)
-    return before == 0 != after if ratio is None else abs(ratio) > NOTABLE
-
-
-def _is_unplanned(row: Difference, pair: Pair) -> bool:
-    return row.name == UNPLANNED and pair[0] == "planned"
-
-
-def _sentence(row: Difference, pair: Pair, units: str) -> str:
-    """`Activations: planned 1.0 MiB, measured 1.2 MiB (+20.0%)`."""
-    before, after = (size or 0 for size in _sizes(row, pair))
-    ratio = _ratio(row, pair)
-    change = signed_bytes(after - before, units) if ratio is None else percent(ratio)
-    return (
-        f"{label(row.name)}: {pair[0]} {format_bytes(before, units)}, "
-        f"{pair[1]} {format_bytes(after, units)} ({change})"
-    )
-
-
-def _sizes(row: Difference, pair: Pair) -> tuple[int | None, int | None]:
-    first, second = pair
-    return getattr(row, f"{first}_bytes"), getattr(row, f"{second}_bytes")
-
-
-def _ratio(row: Difference, pair: Pair) -> float | None:
-    first, second = pair
-    ratio: float | None = getattr(row, f"{first}_vs_{second}")
-    return ratio
-
-
-TOTALS = ("allocated_peak", "reserved_peak", "context", "device_peak", "resident_peak")
-
-
-def basis_of(result: Result) -> Kind | None:
-    """The kind of number that the verdict stands on; without a verdict the best there is."""
-    if result.verdict is not None and result.verdict.basis in result.estimates():
-        return result.verdict.basis
-    kinds = list(held(result)) or list(result.estimates())
-    return kinds[-1] if kinds else None
-
-
-def held(result: Result) -> dict[Kind, Estimate]:
-    """The kinds of number that can be held against a card's budget.
-
-    A run on the CPU has neither context nor libraries' workspaces: it counts only where the
-    verdict says that it does.
-    """
-    basis = result.verdict.basis if result.verdict else None
-    return {k: e for k, e in result.estimates().items() if e.device != "cpu" or k == basis}
 
 
 def budget_table(result: Result, units: str) -> Table:
@@ -195,7 +87,7 @@ def _budget_bars(result: Result) -> Bars | None:
     )
 
 
-def _component_rows(result: Result, pairs: Sequence[Pair], units: str) -> list[Row]:
+def _component_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[Row]:
     parts = {
         kind: e.components.items() if e.components_known else {}
         for kind, e in result.estimates().items()
@@ -208,9 +100,10 @@ def _component_rows(result: Result, pairs: Sequence[Pair], units: str) -> list[R
     ]
 
 
-def _total_rows(result: Result, pairs: Sequence[Pair], units: str) -> list[Row]:
-    estimates = result.estimates()
-    found = {name: {k: total_bytes(e, name) for k, e in estimates.items()} for name in TOTALS}
+def _total_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[Row]:
+    totals = {kind: estimate.totals() for kind, estimate in result.estimates().items()}
+    names = next(iter(totals.values()), {})
+    found = {name: {kind: parts[name] for kind, parts in totals.items()} for name in names}
     return [
         Row(
             cells=_bytes_cells(result, name, sizes, pairs, units),
@@ -223,15 +116,6 @@ def _total_rows(result: Result, pairs: Sequence[Pair], units: str) -> list[Row]:
     ]
 
 
-def total_bytes(estimate: Estimate, name: str) -> int | None:
-    """A total of an estimate by its name in `TOTALS`; None where it is not known."""
-    if name == "device_peak" and estimate.device_peak_bytes is None:
-        known = (estimate.reserved_peak_bytes, estimate.context_bytes) != (None, None)
-        return estimate.footprint_bytes if known else None
-    found: int | None = getattr(estimate, f"{name}_bytes")
-    return found
-
-
 def _bar(result: Result, sizes: Mapping[Kind, int | None]) -> int | None:
     basis = basis_of(result)
     return sizes.get(basis) if basis else None
@@ -241,7 +125,7 @@ def _bytes_cells(
     result: Result,
     name: str,
     sizes: Mapping[Kind, int | None],
-    pairs: Sequence[Pair],
+    pairs: Sequence[KindPair],
     units: str,
 ) -> tuple[Cell, ...]:
     difference = next((d for d in result.differences if d.name == name), None)
@@ -256,7 +140,7 @@ def _budget_rows(result: Result, blanks: int, units: str) -> list[Row]:
     """The budget, and what each kind of number leaves of it; without a verdict there is neither."""
     if result.verdict is None:
         return []
-    verdict, kinds = result.verdict, held(result)
+    verdict, kinds = result.verdict, on_the_card(result)
     budget = verdict.budget_bytes
     budgets = [bytes_cell(budget, units) for _ in result.estimates()]
     # Of a run that went out of memory the verdict knows what it needed beyond its figures.
@@ -285,8 +169,10 @@ def phase_table(result: Result, units: str) -> Table | None:
     names = list(dict.fromkeys(name for found in phases.values() for name in found))
     if not names:
         return None
-    extras = [x for x in _PHASE_EXTRAS if any(_best(phases, n, x[1]) is not None for n in names)]
-    peaks = {name: _best(phases, name, "allocated_peak_bytes") for name in names}
+    extras = [
+        x for x in _PHASE_EXTRAS if any(_best_known(phases, n, x[1]) is not None for n in names)
+    ]
+    peaks = {name: _best_known(phases, name, "allocated_peak_bytes") for name in names}
     return Table(
         caption="Allocated peak by phase",
         columns=(
@@ -310,7 +196,7 @@ _PHASE_EXTRAS: tuple[PhaseExtra, ...] = (
 )
 
 
-def _best(phases: Phases, name: str, field: str) -> Any:
+def _best_known(phases: Phases, name: str, field: str) -> Any:
     """A field of a phase from the best kind of number that knows it."""
     found = [getattr(p[name], field) for p in phases.values() if name in p]
     return next((value for value in reversed(found) if value is not None), None)
@@ -320,7 +206,7 @@ def _phase_cells(
     phases: Phases, name: str, extras: Sequence[PhaseExtra], units: str
 ) -> tuple[Cell, ...]:
     peaks = [p[name].allocated_peak_bytes if name in p else None for p in phases.values()]
-    more = [(_best(phases, name, field), show) for _, field, show in extras]
+    more = [(_best_known(phases, name, field), show) for _, field, show in extras]
     return (
         Cell(text=label(name)),
         *(bytes_cell(peak, units) for peak in peaks),
@@ -330,7 +216,7 @@ def _phase_cells(
 
 def comparison_table(results: Sequence[Result], units: str) -> Table:
     """One row a profile: what is left of the budget, and what the card must hold."""
-    kinds = [kind for kind in KIND_LABELS if any(kind in held(r) for r in results)]
+    kinds = [kind for kind in KIND_LABELS if any(kind in on_the_card(r) for r in results)]
     rows = [_comparison_row(result, kinds, units) for result in results]
     return Table(
         caption="Profiles compared",
@@ -350,7 +236,7 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
 
 
 def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
-    needs = {kind: e.footprint_bytes for kind, e in held(result).items()}
+    needs = {kind: e.footprint_bytes for kind, e in on_the_card(result).items()}
     verdict, basis = result.verdict, basis_of(result)
     return Row(
         cells=(
@@ -402,93 +288,18 @@ def profile_table(result: Result) -> Table:
     return Table(caption="Resolved profile", columns=columns, rows=rows)
 
 
-def checkpointing_table(result: Result, units: str) -> Table | None:
-    """One row a policy, as `--checkpoint` takes it; None where the trade-off was not asked for."""
-    if not result.checkpointing:
-        return None
-    measured = [c for c in result.checkpointing if c.measured_allocated_peak_bytes is not None]
-    extra = _MEASURED if measured else ()
-    return Table(
-        caption=f"Checkpointing trade-off, simulated{' and measured' if measured else ''}",
-        columns=(
-            Column(label="Policy", numeric=False),
-            Column(label="Allocated"),
-            Column(label="Reserved", wide=True),
-            Column(label="Activations"),
-            Column(label="Recomputed", wide=True),
-            Column(label="Work"),
-            *extra,
-            Column(label="Pareto front", numeric=False),
-        ),
-        rows=[
-            _checkpointing_row(case, _own(result) == (case.policy, case.n), bool(extra), units)
-            for case in result.checkpointing
-        ],
-    )
-
-
-_MEASURED = (
-    Column(label="Measured"),
-    Column(label="Measured reserved", wide=True),
-    Column(label="Seconds"),
-)
-
-
-def _measured_cells(case: CheckpointCase, units: str) -> tuple[Cell, ...]:
-    """Peaks and seconds; out of memory leaves the seconds out."""
-    seconds = case.measured_seconds
-    return (
-        bytes_cell(case.measured_allocated_peak_bytes, units),
-        bytes_cell(case.measured_reserved_peak_bytes, units),
-        UNKNOWN if seconds is None else Cell(text=number(seconds), value=seconds),
-    )
-
-
-def _checkpointing_row(case: CheckpointCase, own: bool, measured: bool, units: str) -> Row:
-    name = f"{printable(case.policy, 40)}{f':{case.n}' if case.n > 1 else ''}"
-    work = Cell(text=f"+{case.overhead:.1%}", value=case.overhead)
-    return Row(
-        cells=(
-            Cell(text=f"{name} (this profile)" if own else name),
-            bytes_cell(case.allocated_peak_bytes, units),
-            bytes_cell(case.reserved_peak_bytes, units),
-            bytes_cell(case.activations_peak_bytes, units),
-            Cell(text=_operations(case.recomputed_flops), value=case.recomputed_flops),
-            work,
-            *(_measured_cells(case, units) if measured else ()),
-            Cell(text="yes", tone="good") if case.on_front else BLANK,
-        )
-    )
-
-
-def _operations(flops: int) -> str:
-    """In the largest unit that leaves a figure before the point: `124 TFLOP`."""
-    for prefix, size in (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6)):
-        if flops >= size:
-            return f"{number(flops / size)} {prefix}FLOP"
-    return f"{flops} FLOP"
-
-
-def _own(result: Result) -> tuple[object, object]:
-    """The profile's policy; its number counts where the policy takes one."""
-    policy = setting(result.profile, "training.checkpointing.policy")
-    n = setting(result.profile, "training.checkpointing.n")
-    return policy, n if policy in ("every-nth", "segments") else 1
-
-
-ROWS = 12
-OUTSIDE = "outside of any module"
+MOST_MODULES = 12
 
 
 def holdings_table(result: Result, units: str) -> Table | None:
-    """What held most of the peak; None where no kind of number knows modules."""
-    kind = _kind_with_holdings(result)
+    """What took most of the peak; None where no kind of number knows modules."""
+    kind = best_kind_with(result, "held_at_peak")
     if kind is None:
         return None
-    held = held_by_same(result.estimates()[kind].held_at_peak)
-    rows = [_holding_row(one, units) for one in held[:ROWS]]
-    if rest := held[ROWS:]:
-        rows.append(_rest_row(rest, units))
+    modules = held_by_same(result.estimates()[kind].held_at_peak)
+    rows = [_module_row(one, units) for one in modules[:MOST_MODULES]]
+    if rest := modules[MOST_MODULES:]:
+        rows.append(_other_modules_row(rest, units))
     return Table(
         caption=f"Alive at the allocated peak ({kind})",
         columns=(
@@ -498,30 +309,25 @@ def holdings_table(result: Result, units: str) -> Table | None:
             Column(label="Size"),
         ),
         rows=rows,
-        bars=Bars(label="Share", full_bytes=max(sum(one.allocated_bytes for one in held), 1)),
+        bars=Bars(label="Share", full_bytes=max(sum(one.allocated_bytes for one in modules), 1)),
     )
 
 
-def _kind_with_holdings(result: Result) -> Kind | None:
-    found = [kind for kind, estimate in result.estimates().items() if estimate.held_at_peak]
-    return found[-1] if found else None
-
-
-def _holding_row(held: HeldBySame, units: str) -> Row:
+def _module_row(modules: HeldBySame, units: str) -> Row:
     return Row(
         cells=(
-            Cell(text=printable(held.module, NAME_LIMIT) or OUTSIDE),
-            Cell(text=label(held.component)),
-            Cell(text=format_count(held.count), value=held.count),
-            bytes_cell(held.allocated_bytes, units),
+            Cell(text=printable(modules.module, NAME_LIMIT) or OUTSIDE),
+            Cell(text=label(modules.component)),
+            Cell(text=format_count(modules.count), value=modules.count),
+            bytes_cell(modules.allocated_bytes, units),
         ),
-        bar_bytes=held.allocated_bytes,
+        bar_bytes=modules.allocated_bytes,
     )
 
 
-def _rest_row(rest: list[HeldBySame], units: str) -> Row:
-    size = sum(held.allocated_bytes for held in rest)
-    count = sum(held.count for held in rest)
+def _other_modules_row(rest: list[HeldBySame], units: str) -> Row:
+    size = sum(modules.allocated_bytes for modules in rest)
+    count = sum(modules.count for modules in rest)
     return Row(
         cells=(
             Cell(text=f"{len(rest)} others"),
@@ -534,88 +340,7 @@ def _rest_row(rest: list[HeldBySame], units: str) -> Row:
     )
 
 
-_TONES: dict[LadderEnd, Tone] = {
-    "fits": "good",
-    "out of memory": "bad",
-    "does not fit": "bad",
-    "refused": "warn",
-}
-
-
-def ladder_tables(result: Result, units: str) -> list[Table]:
-    """One table a ladder, one row a rung, to the first that fits; none where none was asked for."""
-    return [_table(ladder, units) for ladder in result.ladders]
-
-
-def _table(ladder: Ladder, units: str) -> Table:
-    return Table(
-        caption=f"Out-of-memory ladder, {ladder.kind}",
-        columns=(
-            Column(label="Rung", numeric=False),
-            Column(label="Needs"),
-            Column(label="Headroom"),
-            Column(label="Allocated", wide=True),
-            Column(label="Ended", numeric=False),
-        ),
-        rows=[_ladder_row(step, ladder.budget_bytes, units) for step in ladder.steps],
-    )
-
-
-def _ladder_row(step: LadderStep, budget_bytes: int, units: str) -> Row:
-    needs = step.needs_bytes
-    left = UNKNOWN if needs is None else headroom_cell(budget_bytes - needs, units, words=False)
-    return Row(
-        cells=(
-            Cell(text=_name(step)),
-            bytes_cell(needs, units),
-            left,
-            bytes_cell(step.allocated_bytes, units),
-            Cell(text=_ended(step), tone=_TONES.get(step.ended, "")),
-        )
-    )
-
-
-def _name(step: LadderStep) -> str:
-    shown = printable(step.rung, TEXT_LIMIT)
-    return f"{shown} (another result)" if step.changes_result else shown
-
-
-def _ended(step: LadderStep) -> str:
-    ended = "refused in training" if step.ended == "refused" else step.ended
-    return printable(f"{ended} {step.detail}".strip(), TEXT_LIMIT)
-
-
-def ladders_compared(results: Sequence[Result]) -> Table | None:
-    """The rung on which each profile ends; None where no ladder was asked for."""
-    kinds = [
-        k for k in KIND_LABELS if any(ladder.kind == k for r in results for ladder in r.ladders)
-    ]
-    if not kinds:
-        return None
-    return Table(
-        caption="Where the out-of-memory ladder ends",
-        columns=(
-            Column(label="Profile", numeric=False),
-            *(Column(label=KIND_LABELS[kind], numeric=False) for kind in kinds),
-        ),
-        rows=[
-            Row(cells=(Cell(text=name_of(result)), *(_end(result, kind) for kind in kinds)))
-            for result in results
-        ],
-    )
-
-
-def _end(result: Result, kind: str) -> Cell:
-    ladder = next((ladder for ladder in result.ladders if ladder.kind == kind), None)
-    if ladder is None:
-        return BLANK
-    step = ladder.ended_on
-    return Cell(text="no rung fits", tone="bad") if step is None else Cell(
-        text=_name(step), tone="good"
-    )  # fmt: skip
-
-
-Line = tuple[str, Cell]
+FigureRow = tuple[str, Cell]
 
 
 def measured_table(result: Result, units: str) -> Table | None:
@@ -634,11 +359,11 @@ def measured_table(result: Result, units: str) -> Table | None:
     )
 
 
-def _run_lines(estimate: Estimate, units: str) -> Iterator[Line]:
+def _run_lines(estimate: Estimate, units: str) -> Iterator[FigureRow]:
     run = estimate.run
     if run is None:
         return
-    for name, count in _measured_sizes(run, estimate.context_bytes):
+    for name, count in _sizes_of_run(run, estimate.context_bytes):
         if count is not None:
             yield name, bytes_cell(count, units)
     counts = {
@@ -650,7 +375,7 @@ def _run_lines(estimate: Estimate, units: str) -> Iterator[Line]:
         yield name, Cell(text=f"{calls:,}", value=calls)
 
 
-def _measured_sizes(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple[str, int | None]]:
+def _sizes_of_run(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple[str, int | None]]:
     yield "Requested peak, before rounding", run.allocator.requested_peak_bytes
     yield "Active peak", run.allocator.active_peak_bytes
     yield "Peak of free parts of segments", run.allocator.inactive_split_peak_bytes
@@ -664,20 +389,20 @@ def _measured_sizes(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple
     yield "Other processes before, not counted", run.other_processes_bytes
 
 
-def _spread_lines(spread: Spread | None, units: str) -> Iterator[Line]:
+def _spread_lines(spread: Spread | None, units: str) -> Iterator[FigureRow]:
     """`Allocated peak over 5 runs`: the least, the median, the most."""
     if spread is None:
         return
     three = (spread.minimum, spread.median, spread.maximum)
     runs = f"over {spread.runs} runs (least, median, most)"
-    yield f"Allocated peak {runs}", _bytes(three, "allocated_peak_bytes", units)
+    yield f"Allocated peak {runs}", _spread_cell(three, "allocated_peak_bytes", units)
     if spread.median.reserved_peak_bytes is not None:
-        yield f"Reserved peak {runs}", _bytes(three, "reserved_peak_bytes", units)
+        yield f"Reserved peak {runs}", _spread_cell(three, "reserved_peak_bytes", units)
     seconds = ", ".join(number(figures.seconds) for figures in three)
     yield f"Seconds {runs}", Cell(text=seconds, value=spread.median.seconds)
 
 
-def _bytes(three: tuple[RunFigures, ...], figure: str, units: str) -> Cell:
+def _spread_cell(three: tuple[RunFigures, ...], figure: str, units: str) -> Cell:
     sizes = [getattr(figures, figure) or 0 for figures in three]
     if len(set(sizes)) == 1:
         return Cell(text=f"{format_bytes(sizes[0], units)} each", value=sizes[0])

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TextIO
 
-from tritter_mem.report.table import (
+from tritter_mem.report.differences import notable_differences
+from tritter_mem.report.table import Bars, Column, Table, Tone, verdict_tone
+from tritter_mem.report.tables import (
+    budget_table,
+    comparison_table,
+    environment_facts,
+    holdings_table,
+    measured_table,
+    phase_table,
+)
+from tritter_mem.report.trade_offs import checkpointing_table, ladder_tables, ladders_compared
+from tritter_mem.report.words import (
     MINUS,
     MISSING,
-    Bars,
-    Column,
-    Table,
-    Tone,
     fragmentation_sentence,
     missing_kinds,
     name_of,
@@ -23,20 +30,8 @@ from tritter_mem.report.table import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.report.tables import (
-    basis_of,
-    budget_table,
-    checkpointing_table,
-    comparison_table,
-    environment_facts,
-    holdings_table,
-    ladder_tables,
-    ladders_compared,
-    measured_table,
-    notable_differences,
-    phase_table,
-)
 from tritter_mem.results.run import Result
+from tritter_mem.results.verdict import basis_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,8 +103,8 @@ def _render_compared(results: Sequence[Result], console: Console, units: str) ->
 
 def _render_one(result: Result, console: Console, units: str) -> None:
     render_line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
-    tone: Tone = "" if result.verdict is None else "good" if result.verdict.fits else "bad"
-    render_line(console, verdict_sentence(result.verdict, units), STYLES[tone])
+    style = STYLES[verdict_tone(result.verdict)]
+    render_line(console, verdict_sentence(result.verdict, units), style)
     if basis_of(result) is not None:
         render_table(budget_table(result, units), console)
     for line in notes(result):
@@ -120,7 +115,8 @@ def _render_one(result: Result, console: Console, units: str) -> None:
     for table in (*tables, holdings_table(result, units)):
         if table is not None:
             render_table(table, console)
-    render_list(console, "Fragmentation", _fragmentation(result, units))
+    fragmentation = fragmentation_sentence(result, units)
+    render_list(console, "Fragmentation", [fragmentation] if fragmentation else [])
     for table in _trade_offs(result, units):
         render_table(table, console)
     facts = environment_facts(result.environment, units)
@@ -136,12 +132,6 @@ def _trade_offs(result: Result, units: str) -> list[Table]:
 def _suggestions(result: Result, units: str) -> list[str]:
     suggestions = result.verdict.suggestions if result.verdict else ()
     return [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
-
-
-def _fragmentation(result: Result, units: str) -> list[str]:
-    basis = basis_of(result)
-    found = result.estimates()[basis].fragmentation if basis else None
-    return [fragmentation_sentence(found, units)] if found else []
 
 
 def render_list(console: Console, heading: str, lines: Sequence[str]) -> None:
@@ -193,7 +183,7 @@ def render_table(table: Table, console: Console) -> None:
 
 
 def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
-    """What each column needs; the first, which holds names, gets no more than the others leave."""
+    """What each column needs; the first, which has names, gets at most what the others leave."""
     from rich.cells import cell_len
 
     widths = [

@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tritter_mem.report.table import (
-    BLANK,
-    NAME_LIMIT,
-    TEXT_LIMIT,
-    UNKNOWN,
-    Cell,
-    Column,
-    Row,
-    Table,
-    Tone,
-    bytes_cell,
-    label,
-    percent,
-)
-from tritter_mem.report.tables import tone_of
+from tritter_mem.report.differences import tone_of
+from tritter_mem.report.table import BLANK, UNKNOWN, Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.terminal import STYLES, render_line, render_table
-from tritter_mem.results.run import Difference, Kind
+from tritter_mem.report.words import NAME_LIMIT, TEXT_LIMIT, label, percent
+from tritter_mem.results.run import Difference, Kind, KindPair
 from tritter_mem.results.validation import PREDICTED, Status, Validated, Validation, pairs_with
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 from tritter_mem.text import printable
@@ -79,13 +67,13 @@ def _rows(case: Validated, kind: Kind, units: str) -> Iterator[Row]:
         yield Row(cells=(name, *[UNKNOWN] * len(kinds), *[BLANK] * len(PREDICTED)))
     for peak in case.peaks:
         first = name if peak.name == "allocated_peak" else Cell(text=RESERVED)
-        sizes = (getattr(peak, f"{name}_bytes") for name in kinds)
-        cells = (bytes_cell(size, units) for size in sizes)
+        sizes = peak.sizes()
+        cells = (bytes_cell(sizes[name], units) for name in kinds)
         yield Row(cells=(first, *cells, *(_error(peak, pair) for pair in pairs_with(kind))))
 
 
-def _error(peak: Difference, pair: tuple[Kind, Kind]) -> Cell:
-    ratio: float | None = getattr(peak, f"{pair[0]}_vs_{pair[1]}")
+def _error(peak: Difference, pair: KindPair) -> Cell:
+    ratio = peak.ratio(pair)
     if ratio is None:
         return BLANK
     tone = tone_of(ratio, tolerance_of(peak.name, pair))

@@ -1,7 +1,7 @@
 """The baseline (`tritter-mem.baseline/1`): what a profile took when it was last accepted.
 
 An entry is named by what is profiled, the kind of number, the GPU and the version of PyTorch: only
-figures that agree in all four are held against each other.
+figures that agree in all four are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tritter_mem.units import MiB
 SCHEMA = "tritter-mem.baseline/1"
 Gate = Literal["allocated", "reserved"]
 CheckedKind = Literal["simulated", "measured"]
+CHECKED_KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ NOT_COMPARED: tuple[Status, ...] = ("no entry", "other torch", "other profile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class SizeChange:
     """A peak in the baseline and now."""
 
     baseline_bytes: int
@@ -53,7 +53,7 @@ class Reason:
     name: str
     component: str = ""
     count: int = 0
-    change: Change
+    change: SizeChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,14 +65,14 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CaseOutcome:
     """What one case of one kind comes to.
 
     Attributes:
         label: what was profiled.
         gpu: empty where it is not known, because the run failed.
         status: `gain` is a fall beyond the tolerance; `no entry`, `other torch` and `other profile`
-            say why nothing is held against the baseline; `added` and `updated` are of an update.
+            say why nothing is compared with the baseline; `added` and `updated` are of an update.
         gate: the peak that decides.
         tolerated_bytes: how far it may move.
         allocated: None where there is nothing to compare.
@@ -90,15 +90,15 @@ class Outcome:
     status: Status
     gate: Gate = "allocated"
     tolerated_bytes: int = 0
-    allocated: Change | None = None
-    reserved: Change | None = None
+    allocated: SizeChange | None = None
+    reserved: SizeChange | None = None
     moved: Moved | None = None
     reasons: tuple[Reason, ...] = ()
     message: str = ""
     exit_code: int = EXIT_OK
 
     @property
-    def gated(self) -> Change | None:
+    def gated(self) -> SizeChange | None:
         """The change of the peak that decides."""
         return self.allocated if self.gate == "allocated" else self.reserved
 
@@ -113,7 +113,7 @@ class CheckReport:
     """
 
     baseline: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[CaseOutcome, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -123,7 +123,7 @@ class CheckReport:
         order = (EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_USAGE)
         return next((code for code in order if code in codes), EXIT_OK)
 
-    def with_status(self, statuses: Iterable[Status]) -> list[Outcome]:
+    def with_status(self, statuses: Iterable[Status]) -> list[CaseOutcome]:
         """The outcomes of some statuses, in order."""
         wanted = set(statuses)
         return [outcome for outcome in self.outcomes if outcome.status in wanted]

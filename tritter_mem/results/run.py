@@ -8,65 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldBySame:
-    """What modules that differ in their numbers alone hold of one component together.
-
-    Attributes:
-        module: their path, as `Transformer.layers.*.mlp`.
-        component: one of `COMPONENTS`.
-        count: how many modules they are.
-        allocated_bytes: of all of them.
-    """
-
-    module: str
-    component: str
-    count: int
-    allocated_bytes: int
-
-
-def held_by_same(holdings: Iterable[Holding]) -> list[HeldBySame]:
-    """Join the holdings of modules that differ in their numbers alone, most first."""
-    joined: defaultdict[tuple[str, str], list[Holding]] = defaultdict(list)
-    for holding in holdings:
-        joined[_NUMBER.sub("*", holding.module), holding.component].append(holding)
-    found = [
-        HeldBySame(
-            module=module,
-            component=component,
-            count=len({holding.module for holding in same}),
-            allocated_bytes=sum(holding.allocated_bytes for holding in same),
-        )
-        for (module, component), same in joined.items()
-    ]
-    return sorted(found, key=lambda held: (-held.allocated_bytes, held.module, held.component))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextCurve:
-    """What one kind of cache needs at each context length.
-
-    Attributes:
-        cache_dtype: as in `kv_cache.dtype`.
-        kv_heads: as in `model.num_key_value_heads`.
-        own: whether this is the profile's own cache.
-        points: (context in tokens, bytes that the card must hold), ascending.
-        largest_context: the longest context that fits the budget; None where none does.
-    """
-
-    cache_dtype: str
-    kv_heads: int
-    own: bool
-    points: tuple[tuple[int, int], ...]
-    largest_context: int | None
-
+from typing import Any, Literal, Protocol
 
 SCHEMA = "tritter-mem.result/1"
 Kind = Literal["planned", "simulated", "rehearsed", "measured"]
@@ -77,6 +21,8 @@ A rehearsed run ran over stand-ins for CUDA's libraries, without a device that c
 """
 RUN_KINDS: tuple[Kind, ...] = ("rehearsed", "measured")
 """Those of a run of PyTorch's own allocator, or on the CPU."""
+KindPair = tuple[Kind, Kind]
+"""Two kinds of answer, in the order of KINDS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +60,7 @@ COMPONENTS: tuple[str, ...] = tuple(f.name.removesuffix("_bytes") for f in field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatorStats:
-    """What PyTorch's allocator counted over a stretch of a run on a GPU.
+    """What PyTorch's allocator counted in a phase of a run on a GPU, or in all of it.
 
     Attributes:
         requested_peak_bytes: the largest sum of what was asked for, before rounding.
@@ -136,7 +82,7 @@ class AllocatorStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One stretch of a run: load, prefill, decode, or forward, backward, optimizer.
+    """One phase of a run: load, prefill, decode, or forward, backward, optimizer.
 
     Attributes:
         tokens_per_second: tokens of all sequences that went through it, by its seconds.
@@ -205,8 +151,45 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBySame:
+    """What modules that differ in their numbers alone hold of one component together.
+
+    Attributes:
+        module: their path, as `Transformer.layers.*.mlp`.
+        component: one of `COMPONENTS`.
+        count: how many modules they are.
+        allocated_bytes: of all of them.
+    """
+
+    module: str
+    component: str
+    count: int
+    allocated_bytes: int
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def held_by_same(holdings: Iterable[Holding]) -> list[HeldBySame]:
+    """Join the holdings of modules that differ in their numbers alone, most first."""
+    joined: defaultdict[tuple[str, str], list[Holding]] = defaultdict(list)
+    for holding in holdings:
+        joined[_NUMBER.sub("*", holding.module), holding.component].append(holding)
+    found = [
+        HeldBySame(
+            module=module,
+            component=component,
+            count=len({holding.module for holding in same}),
+            allocated_bytes=sum(holding.allocated_bytes for holding in same),
+        )
+        for (module, component), same in joined.items()
+    ]
+    return sorted(found, key=lambda one: (-one.allocated_bytes, one.module, one.component))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentBlock:
-    """A stretch of a segment: `component` is empty where it is free."""
+    """A block of a segment: `component` is empty where it is free."""
 
     size_bytes: int
     component: str
@@ -228,7 +211,7 @@ class DeviceRun:
         allocator: what the allocator counted over the whole run, the warm-up's peaks left out.
         allocator_limit_bytes: the cap on what PyTorch might reserve; None: the device's memory.
         total_bytes: the device's memory, as CUDA says.
-        other_processes_bytes: what others held on the device before the run; it counts nowhere.
+        other_processes_bytes: what others had on the device before the run; it counts nowhere.
         context_created_bytes: the CUDA context as it was made, before the first kernel.
         context_first_kernel_bytes: the same after the first kernel. What it takes at the end, with
             all kernels loaded, is the estimate's `context_bytes`.
@@ -256,7 +239,7 @@ class DeviceRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFigures:
-    """The figures of a run that are held against those of its repetitions.
+    """The figures of a run that are compared with those of its repetitions.
 
     Attributes:
         seconds: of all phases but `load`.
@@ -269,7 +252,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """Runs of one case, each in a process of its own; minimum, median and maximum by figure."""
+    """Runs of one case, each in a separate process; minimum, median and maximum by figure."""
 
     runs: int
     minimum: RunFigures
@@ -295,7 +278,7 @@ class Estimate:
         device_peak_bytes: what `nvidia-smi` would show for the process.
         resident_peak_bytes: for a run on the CPU, the process's peak resident memory.
         held_at_peak: what was alive at the allocated peak, by module, most first.
-        segments: what the allocator held at the allocated peak.
+        segments: what the allocator had from the driver at the allocated peak.
         shortened: whether chunks and tokens that take the memory of those before them were left out
             (`--fast`).
         tokens_per_second: generated by decode, or trained on by a whole step.
@@ -334,6 +317,21 @@ class Estimate:
         if self.device_peak_bytes is not None:
             return self.device_peak_bytes
         return (self.reserved_peak_bytes or self.allocated_peak_bytes) + (self.context_bytes or 0)
+
+    def totals(self) -> dict[str, int | None]:
+        """Total without `_bytes`, to bytes where they are known, in reading order.
+
+        The device's peak counts as known where more than what tensors take is.
+        """
+        more = (self.reserved_peak_bytes, self.context_bytes) != (None, None)
+        known = more or self.device_peak_bytes is not None
+        return {
+            "allocated_peak": self.allocated_peak_bytes,
+            "reserved_peak": self.reserved_peak_bytes,
+            "context": self.context_bytes,
+            "device_peak": self.footprint_bytes if known else None,
+            "resident_peak": self.resident_peak_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +372,15 @@ class Difference:
     simulated_vs_rehearsed: float | None = None
     rehearsed_vs_measured: float | None = None
 
+    def sizes(self) -> dict[Kind, int | None]:
+        """Bytes by kind of answer."""
+        return {kind: getattr(self, f"{kind}_bytes") for kind in KINDS}
+
+    def ratio(self, pair: KindPair) -> float | None:
+        """How far the second kind of a pair is from the first; None where it is not known."""
+        found: float | None = getattr(self, f"{pair[0]}_vs_{pair[1]}")
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointCase:
@@ -388,7 +395,7 @@ class CheckpointCase:
         flops: of one step, forward and backward, recomputation included.
         recomputed_flops: the part that the policy `none` does not have.
         on_front: no other case takes less memory or work without taking more of the other.
-        measured_allocated_peak_bytes: the same peak, measured in a process of its own.
+        measured_allocated_peak_bytes: the same peak, measured in a separate process.
         measured_reserved_peak_bytes: on a GPU, what the allocator then took from the driver.
         measured_seconds: of one step: forward, backward, optimizer.
         measured_reason: why it was not measured, or not to the end.
@@ -414,6 +421,29 @@ class CheckpointCase:
         return self.recomputed_flops / base if base else 0.0
 
 
+LONGEST_CONTEXT = 1 << 20
+"""Where curves over the context end, in tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextCurve:
+    """What one kind of cache needs at each context length.
+
+    Attributes:
+        cache_dtype: as in `kv_cache.dtype`.
+        kv_heads: as in `model.num_key_value_heads`.
+        own: whether this is the profile's own cache.
+        points: (context in tokens, bytes that the card must hold), ascending.
+        largest_context: the longest context that fits the budget; None where none does.
+    """
+
+    cache_dtype: str
+    kv_heads: int
+    own: bool
+    points: tuple[tuple[int, int], ...]
+    largest_context: int | None
+
+
 LadderEnd = Literal["fits", "out of memory", "does not fit", "refused"]
 
 
@@ -428,7 +458,7 @@ class LadderStep:
             `refused`: it changes what is learned, and nobody asked for that.
         needs_bytes: what the device must hold, where it is predicted or measured.
         allocated_bytes: live tensors when memory ran out, or at the peak.
-        reserved_bytes: what PyTorch's allocator then held.
+        reserved_bytes: what PyTorch's allocator then had from the driver.
         detail: what the error said.
         changes_result: whether the result is another one than without the rung.
     """
@@ -484,6 +514,8 @@ class Result:
         checkpointing: the trade-off of every policy, where it was asked for.
         ladders: what the out-of-memory ladder comes to, simulated and measured, where it was asked
             for.
+        context_curves: what other context lengths and kinds of cache would need, as planned, where
+            the record was made to be drawn; empty in training, which has no cache.
     """
 
     created: str
@@ -503,6 +535,7 @@ class Result:
     differences: tuple[Difference, ...] = ()
     checkpointing: tuple[CheckpointCase, ...] = ()
     ladders: tuple[Ladder, ...] = ()
+    context_curves: tuple[ContextCurve, ...] = ()
     schema: str = field(default=SCHEMA)
 
     @property
@@ -525,3 +558,17 @@ class Result:
         """Plain dicts, lists, strings and numbers, with `schema` first."""
         record = asdict(self)
         return {"schema": record.pop("schema"), **record}
+
+
+class Record(Protocol):
+    """What commands print, one for each profile."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with `schema` first."""
+        ...
+
+
+def document(records: Sequence[Record]) -> Any:
+    """What `--json` prints: one record, or a list of them where several profiles were asked for."""
+    found = [record.to_dict() for record in records]
+    return found[0] if len(found) == 1 else found

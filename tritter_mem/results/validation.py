@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK
-from tritter_mem.results.run import Difference, Environment, Estimate, Kind, Result
+from tritter_mem.results.run import Difference, Environment, Estimate, Kind, KindPair, Result
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 
 SCHEMA = "tritter-mem.validation/1"
@@ -20,11 +20,11 @@ PREDICTED: tuple[Kind, ...] = ("planned", "simulated")
 """The kinds that are compared with what ran."""
 
 Status = Literal["within", "beyond", "out of memory", "not measured"]
-Error = tuple[Difference, tuple[Kind, Kind], float]
+Error = tuple[Difference, KindPair, float]
 """A peak, the two kinds of answer that are compared, and (measured / other) - 1."""
 
 
-def pairs_with(kind: Kind) -> tuple[tuple[Kind, Kind], ...]:
+def pairs_with(kind: Kind) -> tuple[KindPair, ...]:
     """What is compared with a kind of run."""
     return tuple((first, kind) for first in PREDICTED)
 
@@ -76,11 +76,10 @@ class Validated:
         return "beyond" if any(self.beyond()) else "within"
 
     def errors(self) -> Iterator[Error]:
-        """Every error that can be told."""
+        """Every error that is known."""
         for row in self.peaks:
             for pair in pairs_with(self.ran_as):
-                ratio: float | None = getattr(row, f"{pair[0]}_vs_{pair[1]}")
-                if ratio is not None:
+                if (ratio := row.ratio(pair)) is not None:
                     yield row, pair, ratio
 
     def beyond(self) -> Iterator[Error]:

@@ -11,11 +11,13 @@ from tritter_mem.results.run import (
     Difference,
     Estimate,
     Kind,
+    KindPair,
+    Result,
     Suggestion,
     Verdict,
 )
 
-TOLERANCES: dict[tuple[Kind, Kind], float] = {
+TOLERANCES: dict[KindPair, float] = {
     ("planned", "simulated"): 0.02,
     ("simulated", "rehearsed"): 0.005,
     ("planned", "rehearsed"): 0.02,
@@ -28,7 +30,7 @@ RESERVED_TOLERANCE = 0.01
 """What is reserved depends on the order of all requests: it may differ a little more."""
 
 
-def tolerance_of(name: str, pair: tuple[Kind, Kind]) -> float:
+def tolerance_of(name: str, pair: KindPair) -> float:
     """How far a component or total of two kinds of answer may be apart, as a ratio."""
     return RESERVED_TOLERANCE if name == "reserved_peak" else TOLERANCES[pair]
 
@@ -61,19 +63,19 @@ def _difference(name: str, estimates: dict[Kind, Estimate]) -> Difference | None
         kind: None if size is None else size - _beyond_the_cpu(estimates[kind], name)
         for kind, size in found.items()
     }
-    held = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
+    alike = on_cpu if "measured" in found and estimates["measured"].device == "cpu" else found
     return Difference(
         name=name,
         planned_bytes=planned,
         simulated_bytes=simulated,
         measured_bytes=measured,
         planned_vs_simulated=_ratio(planned, simulated),
-        simulated_vs_measured=_ratio(held.get("simulated"), measured),
-        planned_vs_measured=_ratio(held.get("planned"), measured),
+        simulated_vs_measured=_ratio(alike.get("simulated"), measured),
+        planned_vs_measured=_ratio(alike.get("planned"), measured),
         rehearsed_bytes=rehearsed,
         planned_vs_rehearsed=_ratio(planned, rehearsed),
         simulated_vs_rehearsed=_ratio(simulated, rehearsed),
-        rehearsed_vs_measured=_ratio(held.get("rehearsed"), measured),
+        rehearsed_vs_measured=_ratio(alike.get("rehearsed"), measured),
     )
 
 
@@ -95,7 +97,7 @@ def _ratio(first: int | None, second: int | None) -> float | None:
 
 def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
           suggestions: Iterable[Suggestion] = ()) -> Verdict | None:  # fmt: skip
-    """Hold the best kind of answer there is against the budget; None where there is no answer."""
+    """Compare the best kind of answer there is with the budget; None where there is no answer."""
     basis = next((kind for kind in reversed(KINDS) if kind in estimates), None)
     if basis is None:
         return None
@@ -110,3 +112,27 @@ def judge(estimates: dict[Kind, Estimate], budget_bytes: int,
         basis=basis,
         suggestions=tuple(suggestions),
     )
+
+
+def basis_of(result: Result) -> Kind | None:
+    """The kind of answer that the verdict stands on; without a verdict the best there is."""
+    if result.verdict is not None and result.verdict.basis in result.estimates():
+        return result.verdict.basis
+    kinds = list(on_the_card(result)) or list(result.estimates())
+    return kinds[-1] if kinds else None
+
+
+def on_the_card(result: Result) -> dict[Kind, Estimate]:
+    """The kinds of answer that can be compared with a card's budget.
+
+    A run on the CPU has neither context nor libraries' workspaces: it counts only where the
+    verdict says that it does.
+    """
+    basis = result.verdict.basis if result.verdict else None
+    return {k: e for k, e in result.estimates().items() if e.device != "cpu" or k == basis}
+
+
+def best_kind_with(result: Result, field: str) -> Kind | None:
+    """The best kind of answer of whose estimate a field is there and not empty."""
+    found = [kind for kind, estimate in result.estimates().items() if getattr(estimate, field)]
+    return found[-1] if found else None

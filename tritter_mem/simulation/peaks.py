@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, islice, pairwise
+from functools import partial
+from itertools import accumulate, islice
 
 from tritter_mem.results.run import COMPONENTS, Components, Holding, Phase, Timeline
+from tritter_mem.results.thinning import thinned
 from tritter_mem.simulation.events import EventLog, Span
 
 WARMUP = "warmup"
@@ -60,7 +62,9 @@ def find_peaks(
     levels = live_bytes(log)
     phase_peaks = _phase_peaks(log.spans, levels)
     peak = max(_counted_levels(log.spans, len(levels)), key=levels.__getitem__)
-    kept = sorted({*_thin(levels, points - len(phase_peaks) - 1), *phase_peaks.values(), peak})
+    extremes = [partial(pick, key=levels.__getitem__) for pick in (min, max)]
+    thin = thinned(range(len(levels)), points - len(phase_peaks) - 1, extremes)
+    kept = sorted({*thin, *phase_peaks.values(), peak})
     live = dict(zip(kept, _components_at(log, requested or log, kept), strict=True))
     return Peaks(
         allocated_peak_bytes=levels[peak],
@@ -130,17 +134,6 @@ def _describe(log: EventLog, level: int) -> str:
     event = next(islice(log, level - 1, None))
     place = ": ".join(filter(None, (event.phase, event.module)))
     return f"{place} ({event.operator})".strip()
-
-
-def _thin(levels: list[int], points: int) -> Collection[int]:
-    """At most `points` levels: all, or the lowest and highest of each of many equal stretches."""
-    if len(levels) <= points:
-        return range(len(levels))
-    stretches = max(points // 2, 1)
-    bounds = [len(levels) * i // stretches for i in range(stretches + 1)]
-    ranges = [range(a, b) for a, b in pairwise(bounds)]
-    choose = levels.__getitem__
-    return {pick(stretch, key=choose) for stretch in ranges for pick in (min, max)}
 
 
 def _components_at(log: EventLog, requested: EventLog, levels: list[int]) -> Iterator[Components]:

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tritter_mem.errors import InputError, OutputError
+from tritter_mem.errors import InputError
+from tritter_mem.results.from_json import parse_json
+from tritter_mem.results.writing import open_atomically
 from tritter_mem.simulation.events import Event, EventLog, Span
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 
@@ -39,27 +40,8 @@ def save_log(log: EventLog, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    target = path.resolve()
-    temporary = target.with_name(f".tritter-mem-{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise OSError(0, "it is there and is no regular file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as file:
-            _write(log, file)
-        temporary.replace(target)
-    except BaseException as error:  # an interrupt too leaves nothing behind
-        _remove(temporary)
-        if isinstance(error, OSError):
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        raise
-
-
-def _remove(temporary: Path) -> None:
-    try:
-        temporary.unlink(missing_ok=True)
-    except OSError:  # its folder is no folder: then nothing was written either
-        return
+    with open_atomically(path) as file:
+        _write(log, file)
 
 
 def _write(log: EventLog, file: BinaryIO) -> None:
@@ -139,8 +121,8 @@ class _Reader:
         """
         self.line += 1
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"no JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"found {_shown(record)}, expected an object")

@@ -18,6 +18,8 @@ from tritter_mem.units import format_bytes
 
 Json = dict[str, Any]
 AXIS_NAME_LIMIT = 24
+TABLE_ROWS = 20
+"""How many rows the numbers behind a chart have at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

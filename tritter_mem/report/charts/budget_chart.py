@@ -15,21 +15,10 @@ from tritter_mem.report.charts.axes import (
     limit_line,
     name_axis,
 )
-from tritter_mem.report.table import (
-    KIND_LABELS,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    label,
-    name_of,
-    on_scale,
-    signed_bytes,
-    verdict_sentence,
-)
-from tritter_mem.report.tables import basis_of, held
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.words import KIND_LABELS, label, name_of, signed_bytes, verdict_sentence
 from tritter_mem.results.run import COMPONENTS, Estimate, Result
+from tritter_mem.results.verdict import basis_of, on_the_card
 from tritter_mem.units import format_bytes
 
 PARTS = (*COMPONENTS, "cached", "context", "other")
@@ -37,7 +26,7 @@ PARTS = (*COMPONENTS, "cached", "context", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """One stacked bar: its name, its parts, and the budget that it is held against."""
+    """One stacked bar: its name, its parts, and the budget that it is compared with."""
 
     name: str
     parts: Mapping[str, int]
@@ -60,7 +49,7 @@ def budget_chart(result: Result, units: str) -> Chart:
     """One stacked bar for each kind of number, against the budget."""
     bars = [
         Bar(name=KIND_LABELS[kind], parts=parts_of(estimate), budget_bytes=_budget(result))
-        for kind, estimate in held(result).items()
+        for kind, estimate in on_the_card(result).items()
     ]
     says = f"Stacked bars by component. {_verdict(result, units)}"
     return _stacked(bars, title="What the card must hold", description=says, units=units)

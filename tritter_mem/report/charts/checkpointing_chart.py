@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritter_mem.report.charts.axes import Chart, Json, Scale, plotly_text
-from tritter_mem.report.table import Table, name_of
+from tritter_mem.report.table import Table
+from tritter_mem.report.words import name_of
 from tritter_mem.results.run import CheckpointCase, Result
 from tritter_mem.units import format_bytes
 

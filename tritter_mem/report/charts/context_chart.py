@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
-from tritter_mem.config.profile import Profile
-from tritter_mem.errors import ConfigError
-from tritter_mem.planner.solve import LONGEST, context_curves
 from tritter_mem.report.charts.axes import Chart, Json, Scale, budget_note, limit_line, plotly_text
-from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, name_of, on_scale
-from tritter_mem.results.run import ContextCurve, Result
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.words import NAME_LIMIT, name_of
+from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve, Result
+from tritter_mem.text import printable
 from tritter_mem.units import format_bytes, format_count
 
 COLORS = ("--c-weights", "--c-kv-cache", "--c-gradients", "--c-logits", "--c-embeddings")
@@ -19,29 +19,20 @@ OF_BUDGET = 2
 
 
 def context_chart(result: Result, units: str) -> Chart | None:
-    """Plan the profile at many lengths; None where its record holds no profile to plan.
-
-    The budget is that of the verdict's: both read it from the profile.
-    """
-    if result.verdict is None:
+    """Draw the record's curves; None where it has none, or no budget."""
+    if result.verdict is None or not result.context_curves:
         return None
-    try:
-        curves = context_curves(Profile.model_validate(result.profile))
-    except ConfigError:
-        return None
-    return _chart(result, curves, result.verdict.budget_bytes, units) if curves else None
-
-
-def _chart(result: Result, curves: Sequence[ContextCurve], budget_bytes: int, units: str) -> Chart:
+    curves, budget_bytes = result.context_curves, result.verdict.budget_bytes
     most = max(need for curve in curves for _, need in curve.points)
     near = on_scale(budget_bytes, most)
     scale = Scale.of(min(most, OF_BUDGET * budget_bytes) if near else most, units)
-    types = list(dict.fromkeys(curve.cache_dtype for curve in curves))
-    heads = list(dict.fromkeys(curve.kv_heads for curve in curves))
-    dashes = dict(zip(heads, DASHES, strict=False))
+    types = dict.fromkeys(curve.cache_dtype for curve in curves)
+    heads = dict.fromkeys(curve.kv_heads for curve in curves)
+    colors = dict(zip(types, cycle(COLORS), strict=False))
+    dashes = dict(zip(heads, cycle(DASHES), strict=False))
     title = f"Memory against context length (planned): {_dashes_in_words(dashes)}"
     data = [
-        _line(curve, (COLORS[types.index(curve.cache_dtype)], dashes[curve.kv_heads]), scale, units)
+        _line(curve, (colors[curve.cache_dtype], dashes[curve.kv_heads]), scale, units)
         for curve in curves
     ]
     if near:
@@ -55,7 +46,9 @@ def _chart(result: Result, curves: Sequence[ContextCurve], budget_bytes: int, un
         },
         table=_table(curves, title, units),
         height=380,
-        legend=[(COLORS[i], f"{dtype} cache") for i, dtype in enumerate(types)],
+        legend=[
+            (color, f"{printable(dtype, NAME_LIMIT)} cache") for dtype, color in colors.items()
+        ],
     )
 
 
@@ -72,9 +65,13 @@ def _says(name: str, curves: Sequence[ContextCurve]) -> str:
 def _longest(curve: ContextCurve) -> str:
     if curve.largest_context is None:
         return "at no length"
-    if curve.largest_context >= LONGEST:
-        return f"beyond {format_count(LONGEST)} tokens"
+    if curve.largest_context >= LONGEST_CONTEXT:
+        return f"beyond {format_count(LONGEST_CONTEXT)} tokens"
     return f"up to {curve.largest_context:,} tokens"
+
+
+def _kind_of(curve: ContextCurve) -> str:
+    return printable(f"{curve.cache_dtype}, {curve.kv_heads} KV heads", NAME_LIMIT)
 
 
 def _line(curve: ContextCurve, look: tuple[str, str], scale: Scale, units: str) -> Json:
@@ -82,7 +79,7 @@ def _line(curve: ContextCurve, look: tuple[str, str], scale: Scale, units: str) 
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": plotly_text(f"{curve.cache_dtype}, {curve.kv_heads} KV heads"),
+        "name": plotly_text(_kind_of(curve)),
         "x": [length for length, _ in curve.points],
         "y": [scale.of_bytes(need) for _, need in curve.points],
         "line": {"color": color, "dash": dash, "width": 4 if curve.own else 1.5},
@@ -109,8 +106,7 @@ def _crossings(curves: Sequence[ContextCurve], budget_bytes: int, scale: Scale) 
         "y": [scale.of_bytes(budget_bytes)] * len(crossed),
         "marker": {"color": "--limit", "size": 7},
         "customdata": [
-            plotly_text(f"{curve.cache_dtype}, {curve.kv_heads} KV heads: {_longest(curve)}")
-            for _, curve in crossed
+            plotly_text(f"{_kind_of(curve)}: {_longest(curve)}") for _, curve in crossed
         ],
         "hovertemplate": "%{customdata}<extra></extra>",
     }
@@ -157,7 +153,7 @@ def _table(curves: Sequence[ContextCurve], caption: str, units: str) -> Table:
 
 def _row(curve: ContextCurve, lengths: Sequence[int], units: str) -> Row:
     need = dict(curve.points)
-    name = f"{curve.cache_dtype}, {curve.kv_heads} heads"
+    name = printable(f"{curve.cache_dtype}, {curve.kv_heads} heads", NAME_LIMIT)
     return Row(
         cells=(
             Cell(text=f"{name} (this profile)" if curve.own else name),

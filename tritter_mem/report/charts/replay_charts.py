@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from tritter_mem.report.charts.axes import (
+    TABLE_ROWS,
     Chart,
     Json,
     Scale,
@@ -13,7 +14,7 @@ from tritter_mem.report.charts.axes import (
     name_axis,
     plotly_text,
 )
-from tritter_mem.report.charts.timeline_chart import thin
+from tritter_mem.report.charts.timeline_chart import timeline_table
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
 from tritter_mem.results.replay import DeviceReplay, Scenario
 from tritter_mem.results.segments import FREE, SegmentState
@@ -21,7 +22,6 @@ from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
 UNITS = "GiB"
-TABLE_ROWS = 20
 MAP_ROWS, MAP_COLUMNS = 24, 200
 NAME_LIMIT = 36
 LIVE, UNUSED = "--accent", "--c-cached"
@@ -119,7 +119,7 @@ def timeline_chart(scenario: Scenario, capacity_bytes: int | None) -> Chart:
                 "shapes": [limit_line((rows[0][0], at), (rows[-1][0], at))] if near else [],
             },
         },
-        table=_timeline_table(scenario, title),
+        table=timeline_table(scenario.timeline, title, UNITS),
         height=300,
         legend=[(LIVE, "Allocated"), ("--ink", "Reserved")]
         + ([("--limit", "Capacity")] if near else []),
@@ -140,22 +140,8 @@ def _line(
     }
 
 
-def _timeline_table(scenario: Scenario, caption: str) -> Table:
-    rows = [
-        Row(
-            cells=(
-                Cell(text=f"{event:,.0f}", value=event),
-                *(bytes_cell(round(size), UNITS) for size in sizes),
-            )
-        )
-        for event, *sizes in thin(scenario.timeline, TABLE_ROWS).rows
-    ]
-    columns = [Column(label=label) for label in ("Event", "Allocated", "Reserved")]
-    return Table(caption=caption, columns=columns, rows=rows)
-
-
 def segment_map(scenario: Scenario) -> Chart:
-    """All segments at the peak, laid end to end and wrapped like text: how full each stretch is."""
+    """All segments at the peak, laid end to end and wrapped like text: how full each cell is."""
     segments = scenario.segments_at_peak
     total = sum(segment.size for segment in segments)
     cells = _fullness(segments, max(-(-total // (MAP_ROWS * MAP_COLUMNS)), 1))
@@ -193,10 +179,10 @@ def _heatmap(lines: Sequence[Sequence[int]]) -> Json:
 
 
 def _fullness(segments: Sequence[SegmentState], cell_bytes: int) -> list[int]:
-    """Percent in use of each stretch of `cell_bytes`, over all segments end to end."""
+    """Percent in use of each cell of `cell_bytes`, over all segments end to end."""
     total = sum(segment.size for segment in segments)
     used = [0] * -(-total // cell_bytes)
-    for start, end in _live_stretches(segments):
+    for start, end in _live_ranges(segments):
         for cell in range(start // cell_bytes, -(-end // cell_bytes)):
             first, behind = cell * cell_bytes, (cell + 1) * cell_bytes
             used[cell] += min(end, behind) - max(start, first)
@@ -205,7 +191,7 @@ def _fullness(segments: Sequence[SegmentState], cell_bytes: int) -> list[int]:
     return [round(100 * part / size) for part, size in zip(used, sizes, strict=True)]
 
 
-def _live_stretches(segments: Sequence[SegmentState]) -> Iterator[tuple[int, int]]:
+def _live_ranges(segments: Sequence[SegmentState]) -> Iterator[tuple[int, int]]:
     position = 0
     for segment in segments:
         for block in segment.blocks:

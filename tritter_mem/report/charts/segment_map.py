@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tritter_mem.report.charts.axes import Chart, Json, Scale, color
-from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, label
-from tritter_mem.results.run import COMPONENTS, Kind, Result, Segment
+from tritter_mem.report.charts.axes import TABLE_ROWS, Chart, Json, Scale, color
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell
+from tritter_mem.report.words import label
+from tritter_mem.results.run import COMPONENTS, Result, Segment
+from tritter_mem.results.verdict import best_kind_with
 from tritter_mem.units import MiB, format_bytes, format_count
 
-TABLE_ROWS = 20
 ROW_HEIGHTS = (4, 18)
 TALLEST = 640
 FREE = "free"
 SHORTEST_ROW = 16 * MiB
-Place = tuple[int, int, int]
+Piece = tuple[int, int, int]
 """Row, where in it a block begins, and its size."""
 
 
@@ -30,14 +31,14 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
         units: `GiB` or `GB`.
         full: the same, where `result` has only the largest segments.
     """
-    kind = _kind_with_segments(result)
+    kind = best_kind_with(result, "segments")
     if kind is None:
         return None
     segments = largest_first(result.estimates()[kind].segments)
     row_bytes = _row_bytes(segments)
     scale = Scale.of(row_bytes, units)
-    places = _places(segments, row_bytes)
-    rows = 1 + max(row for row, _, _ in places[FREE])
+    pieces = _pieces_by_component(segments, row_bytes)
+    rows = 1 + max(row for row, _, _ in pieces[FREE])
     title = f"Segments at the allocated peak ({kind})"
     wrapped = "; a longer segment goes on in the next row" if rows > len(segments) else ""
     least, most = ROW_HEIGHTS
@@ -45,13 +46,13 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
         title=title + wrapped,
         description=_says(segments, len(full.estimates()[kind].segments), units),
         figure={
-            "data": [_trace(name, found, scale, units) for name, found in places.items()],
+            "data": [_trace(name, found, scale, units) for name, found in pieces.items()],
             "layout": _layout(rows, scale),
         },
         table=_table(segments, title, units),
         height=80 + min(max(TALLEST // rows, least), most) * rows,
         legend=[
-            *((color(name), label(name)) for name in places if name != FREE),
+            *((color(name), label(name)) for name in pieces if name != FREE),
             ("--rule", "Free"),
         ],
     )
@@ -66,11 +67,6 @@ def _row_bytes(segments: Sequence[Segment]) -> int:
 def largest_first(segments: Sequence[Segment]) -> list[Segment]:
     """Segments in the order of the map."""
     return sorted(segments, key=lambda segment: segment.size_bytes, reverse=True)
-
-
-def _kind_with_segments(result: Result) -> Kind | None:
-    found = [kind for kind, estimate in result.estimates().items() if estimate.segments]
-    return found[-1] if found else None
 
 
 def _free_bytes(segment: Segment) -> int:
@@ -101,9 +97,9 @@ def _layout(rows: int, scale: Scale) -> Json:
     }
 
 
-def _places(segments: Sequence[Segment], row_bytes: int) -> dict[str, list[Place]]:
+def _pieces_by_component(segments: Sequence[Segment], row_bytes: int) -> dict[str, list[Piece]]:
     """Where each component's blocks are drawn; first the segments, whose free space then shows."""
-    found: dict[str, list[Place]] = {name: [] for name in (FREE, *COMPONENTS)}
+    found: dict[str, list[Piece]] = {name: [] for name in (FREE, *COMPONENTS)}
     row = 0
     for segment in segments:
         found[FREE] += _pieces(row, 0, segment.size_bytes, row_bytes)
@@ -113,11 +109,11 @@ def _places(segments: Sequence[Segment], row_bytes: int) -> dict[str, list[Place
                 found[block.component] += _pieces(row, at, block.size_bytes, row_bytes)
             at += block.size_bytes
         row += -(-segment.size_bytes // row_bytes)
-    return {name: places for name, places in found.items() if places}
+    return {name: pieces for name, pieces in found.items() if pieces}
 
 
-def _pieces(row: int, start: int, size: int, row_bytes: int) -> list[Place]:
-    """A stretch of a segment that begins in `row`, cut where rows end."""
+def _pieces(row: int, start: int, size: int, row_bytes: int) -> list[Piece]:
+    """A part of a segment that begins in `row`, cut where rows end."""
     end, pieces = start + size, []
     while start < end:
         line, at = divmod(start, row_bytes)
@@ -127,7 +123,7 @@ def _pieces(row: int, start: int, size: int, row_bytes: int) -> list[Place]:
     return pieces
 
 
-def _trace(name: str, places: Sequence[Place], scale: Scale, units: str) -> Json:
+def _trace(name: str, pieces: Sequence[Piece], scale: Scale, units: str) -> Json:
     free = name == FREE
     shown = "segment of" if free else label(name)
     return {
@@ -135,14 +131,14 @@ def _trace(name: str, places: Sequence[Place], scale: Scale, units: str) -> Json
         "orientation": "h",
         "width": 0.85,
         "name": shown,
-        "y": [row for row, _, _ in places],
-        "base": [scale.of_bytes(at) for _, at, _ in places],
-        "x": [scale.of_bytes(size) for _, _, size in places],
+        "y": [row for row, _, _ in pieces],
+        "base": [scale.of_bytes(at) for _, at, _ in pieces],
+        "x": [scale.of_bytes(size) for _, _, size in pieces],
         "marker": {
             "color": "--rule" if free else color(name),
             "line": {"color": "--paper", "width": 0 if free else 0.5},
         },
-        "customdata": [format_bytes(size, units) for _, _, size in places],
+        "customdata": [format_bytes(size, units) for _, _, size in pieces],
         "hovertemplate": "%{fullData.name} %{customdata}<extra></extra>",
     }
 

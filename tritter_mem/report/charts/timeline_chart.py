@@ -3,56 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 
-from tritter_mem.report.charts.axes import Chart, Json, Scale, color, limit_line, plotly_text
-from tritter_mem.report.table import (
-    NAME_LIMIT,
-    Cell,
-    Column,
-    Row,
-    Table,
-    bytes_cell,
-    label,
-    name_of,
-    on_scale,
+from tritter_mem.report.charts.axes import (
+    TABLE_ROWS,
+    Chart,
+    Json,
+    Scale,
+    color,
+    limit_line,
+    plotly_text,
 )
-from tritter_mem.report.tables import basis_of
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.words import NAME_LIMIT, label, name_of
 from tritter_mem.results.run import COMPONENTS, Kind, Phase, Result, Timeline
+from tritter_mem.results.thinning import thin
+from tritter_mem.results.verdict import basis_of
 from tritter_mem.units import format_bytes
 
-PEAKS = ("allocated_bytes", "reserved_bytes")
-
-
-def thin(timeline: Timeline, most: int) -> Timeline:
-    """At most `most` rows: the first, the last, and of each stretch between the peaks.
-
-    Args:
-        timeline: memory over time.
-        most: how many rows to keep at most, four or more.
-
-    Returns:
-        Rows of `timeline` in their order, among them the highest allocated and the highest
-        reserved one.
-    """
-    rows = timeline.rows
-    if len(rows) <= most:
-        return timeline
-    peaks = [timeline.columns.index(name) for name in PEAKS if name in timeline.columns]
-    stretches = (most - 2) // max(len(peaks), 1)
-    edges = [1 + (len(rows) - 2) * i // stretches for i in range(stretches + 1)]
-    kept = {0, len(rows) - 1}
-    for start, end in pairwise(edges):
-        kept |= {_highest(timeline, range(start, end), column) for column in peaks or [0]}
-    return replace(timeline, rows=tuple(rows[at] for at in sorted(kept)))
-
-
-def _highest(timeline: Timeline, stretch: range, column: int) -> int:
-    return max(stretch, key=lambda at: timeline.rows[at][column])
-
-
-TABLE_ROWS = 20
 PHASE = "phase"
 LINES = {"allocated_bytes": "--ink", "reserved_bytes": "--soft"}
 
@@ -86,7 +53,7 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
                 **_marks(timeline, estimate.phases, near, scale),
             },
         },
-        table=_rows_table(timeline, title, units),
+        table=timeline_table(timeline, title, units),
         height=380,
         legend=_legend(timeline),
     )
@@ -194,7 +161,8 @@ def _legend(timeline: Timeline) -> list[tuple[str, str]]:
     return areas + lines
 
 
-def _rows_table(timeline: Timeline, caption: str, units: str) -> Table:
+def timeline_table(timeline: Timeline, caption: str, units: str) -> Table:
+    """The rows behind a chart of memory over time, thinned."""
     shown = thin(timeline, TABLE_ROWS)
     columns = [Column(label=label(name.removesuffix("_bytes"))) for name in shown.columns]
     rows = [
@@ -202,10 +170,14 @@ def _rows_table(timeline: Timeline, caption: str, units: str) -> Table:
             cells=tuple(
                 bytes_cell(round(value), units)
                 if name.endswith("_bytes")
-                else Cell(text=f"{value:g}", value=value)
+                else Cell(text=_plain(value), value=value)
                 for name, value in zip(shown.columns, row, strict=True)
             )
         )
         for row in shown.rows
     ]
     return Table(caption=caption, columns=columns, rows=rows)
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 
 from tritter_mem.check.compare import Rules, compare, difference, entry_of
 from tritter_mem.errors import EXIT_NOT_MEASURED, TritterMemError
-from tritter_mem.results.baseline import Baseline, Case, CheckedKind, Entry
-from tritter_mem.results.check import Change, Outcome
+from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case, CheckedKind, Entry
+from tritter_mem.results.check import CaseOutcome, SizeChange
 from tritter_mem.results.run import Result
 
 if TYPE_CHECKING:
     from tritter_mem.simulation.progress import Progress
-
-KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +30,7 @@ class Profiled:
     """What a task came to, or what went wrong.
 
     Attributes:
-        result: None where there is none at all.
+        result: None where nothing could be made.
         problem: why something is missing.
         exit_code: of the problem.
     """
@@ -51,9 +49,9 @@ class Profiled:
                 reason = getattr(self.result, f"{kind}_reason", None)
                 yield kind, self.problem or reason or f"there is no {kind} number"
 
-    def failed(self, kind: CheckedKind, why: str) -> Outcome:
+    def failed(self, kind: CheckedKind, why: str) -> CaseOutcome:
         """The outcome of a kind that has no figures."""
-        return Outcome(
+        return CaseOutcome(
             label=self.task.case.label,
             kind=kind,
             gpu="",
@@ -83,7 +81,7 @@ def run_task(
         task: what to profile.
         device: where to measure, as `profile --device`.
         time_limit_seconds: for the measurement.
-        progress: told how far the work is.
+        progress: what shows how far the work is.
     """
     from tritter_mem.config.loading import load_profile
     from tritter_mem.profiling.profiler import MeasurementFailedError, profile
@@ -106,7 +104,7 @@ def run_task(
 
 def from_file(baseline: Baseline, result: Result) -> Profiled:
     """A result that was made before, as what the baseline's case came to."""
-    kinds = [kind for kind in KINDS if kind in result.estimates()] or ["simulated"]
+    kinds = [kind for kind in CHECKED_KINDS if kind in result.estimates()] or ["simulated"]
     return Profiled(task=Task(case=_case_of(baseline, result), kinds=kinds), result=result)
 
 
@@ -120,8 +118,8 @@ def _case_of(baseline: Baseline, result: Result) -> Case:
 
 def outcomes_of(
     profiled: Iterable[Profiled], baseline: Baseline, rules: Rules
-) -> tuple[Outcome, ...]:
-    """Hold what cases came to against the baseline, kind by kind."""
+) -> tuple[CaseOutcome, ...]:
+    """Compare what cases came to with the baseline, kind by kind."""
     return tuple(
         compare(found, baseline, rules) if isinstance(found, Entry) else one.failed(kind, found)
         for one in profiled
@@ -131,7 +129,7 @@ def outcomes_of(
 
 def update(
     baseline: Baseline, profiled: Sequence[Profiled]
-) -> tuple[Baseline | None, tuple[Outcome, ...]]:
+) -> tuple[Baseline | None, tuple[CaseOutcome, ...]]:
     """The baseline with new figures, and what that changes.
 
     No baseline where something could not be profiled: what is committed is whole.
@@ -158,7 +156,7 @@ def updated(baseline: Baseline, entries: Iterable[Entry]) -> Baseline:
     return replace(baseline, entries=tuple(found[key] for key in sorted(found)))
 
 
-def _what_changes(now: Entry, baseline: Baseline) -> Outcome:
+def _what_changes(now: Entry, baseline: Baseline) -> CaseOutcome:
     before = baseline.find(now.key)
     if before is None:
         return _added(now, baseline)
@@ -167,9 +165,9 @@ def _what_changes(now: Entry, baseline: Baseline) -> Outcome:
     return replace(changed, status="ok" if same else "updated")
 
 
-def _added(now: Entry, baseline: Baseline) -> Outcome:
+def _added(now: Entry, baseline: Baseline) -> CaseOutcome:
     allocated, reserved = (
-        None if peak is None else Change(baseline_bytes=0, now_bytes=peak)
+        None if peak is None else SizeChange(baseline_bytes=0, now_bytes=peak)
         for peak in (now.figures.allocated_peak_bytes, now.figures.reserved_peak_bytes)
     )
     outcome = difference(now, now, baseline.gate)

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import training_1b
-from tritter_mem.report.charts.timeline_chart import thin
 from tritter_mem.results.run import Timeline
+from tritter_mem.results.thinning import thin
 
 sizes = st.lists(st.tuples(st.integers(0, 10**12), st.integers(0, 10**12)), max_size=300)
 

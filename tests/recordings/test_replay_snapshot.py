@@ -23,7 +23,7 @@ from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemor
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, snapshot_of
 from tritter_mem.errors import ConfigError, InputError, UsageError
-from tritter_mem.recordings.replay import replay
+from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.recordings.scenarios import STANDARD
 from tritter_mem.results.replay import Replay, Scenario
 from tritter_mem.units import MiB

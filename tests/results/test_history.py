@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.report.records import HOSTILE_NAMES, planned_7b, record, training_1b
-from tritter_mem.profiling.history import FILE, VARIABLE, read_history, remember
+from tritter_mem.results.history import FILE, VARIABLE, read_history, remember
 
 WRITE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.report.records import training_1b
-from tritter_mem.profiling.history import remember
+from tritter_mem.results.history import remember
 for _ in range(20):
     remember([training_1b()], Path(sys.argv[2]))
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace as replaced
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tritter_mem.allocator.rules import round_request, segment_bytes
@@ -21,8 +20,8 @@ from tritter_mem.recordings.scenarios import (
     run_scenario,
     segments_at_peak,
 )
+from tritter_mem.results.header import header
 from tritter_mem.results.replay import DeviceReplay, Replay, Scenario
-from tritter_mem.version import __version__
 
 # Called with how much of the work is done, from 0 to 1.
 OnProgress = Callable[[float], None]
@@ -63,8 +62,7 @@ def replay(
     )
     return Replay(
         snapshot=str(snapshot),
-        tool_version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        **header(),
         devices=devices,
     )
 

@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 from tests.report.test_html import Page
-from tritter_mem.profiling.history import Remembered
-from tritter_mem.report.history_page import history_chart, render_history_html
-from tritter_mem.report.table import MINUS, MISSING
+from tritter_mem.report.history_report import history_chart, render_history_html
+from tritter_mem.report.words import MINUS, MISSING
+from tritter_mem.results.history import Remembered
 from tritter_mem.units import GiB
 
 
@@ -47,7 +47,7 @@ def test_the_sentence_says_what_changed_since_the_first_run() -> None:
 def test_commits_are_short_and_a_changed_tree_is_marked() -> None:
     runs = [run(1, 1, commit="0123456789abcdef-dirty"), run(2, 1, commit=None)]
     axis = history_chart(runs, "GiB").figure["layout"]["xaxis"]
-    assert axis["ticktext"] == ["012345678-dirty", MISSING]
+    assert axis["ticktext"] == ["0123456789+", MISSING]
 
 
 def test_a_long_history_names_few_commits() -> None:

@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
 
+from tritter_mem.results.from_json import from_plain, parse_json
 from tritter_mem.results.run import Result
 
 FILE = Path(".tritter-mem/history.jsonl")
@@ -123,12 +123,6 @@ def read_history(file: Path = FILE) -> list[Remembered]:
 
 def _remembered(line: bytes) -> Remembered | None:
     try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError):  # the latter: a line of brackets
+        return from_plain(Remembered, parse_json(line), newer=True)
+    except ValueError:
         return None
-    hints = get_type_hints(Remembered)
-    if not isinstance(record, dict):
-        return None
-    values: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Remembered)}
-    right = all(isinstance(values[name], kind) for name, kind in hints.items())
-    return Remembered(**values) if right else None

@@ -1,0 +1,269 @@
+"""What a result is called and says in words: labels, sentences and facts, for every renderer."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from tritter_mem.results.run import (
+    KINDS,
+    RUN_KINDS,
+    Kind,
+    OutOfMemory,
+    Result,
+    Suggestion,
+    Verdict,
+)
+from tritter_mem.results.verdict import basis_of
+from tritter_mem.text import printable
+from tritter_mem.units import format_bytes, format_count
+
+KIND_LABELS: dict[Kind, str] = {
+    "planned": "Planned",
+    "simulated": "Simulated",
+    "rehearsed": "Rehearsed",
+    "measured": "Measured",
+}
+LABELS = {
+    "weights": "Weights",
+    "embeddings": "Embeddings",
+    "vision": "Vision tower",
+    "kv_cache": "KV cache",
+    "activations": "Activations",
+    "logits": "Logits",
+    "gradients": "Gradients",
+    "optimizer_state": "Optimizer state",
+    "workspace": "Workspace",
+    "rounding": "Allocator rounding",
+    "allocated_peak": "Allocated peak",
+    "reserved_peak": "Reserved peak",
+    "cached": "Reserved, not allocated",
+    "context": "CUDA context",
+    "other": "Other on the device",
+    "device_peak": "Device peak",
+    "resident_peak": "Resident peak",
+    "budget": "Budget",
+    "headroom": "Headroom",
+}
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+NAME_LIMIT = 80
+TEXT_LIMIT = 500
+OUTSIDE = "outside of any module"
+
+
+def label(name: str) -> str:
+    """How a component, total or phase is called in a table."""
+    known = LABELS.get(name)
+    return known or printable(name.replace("_", " "), NAME_LIMIT).capitalize()
+
+
+def name_of(result: Result) -> str:
+    """The profile's name, short enough for a heading."""
+    return printable(result.name, NAME_LIMIT)
+
+
+def signed_bytes(count: int, units: str) -> str:
+    """Bytes with their sign: `+1.20 GiB`, or with a minus sign."""
+    return f"{MINUS if count < 0 else '+'}{format_bytes(abs(count), units)}"
+
+
+def percent(ratio: float) -> str:
+    """A signed ratio as a percentage; `equal` where nothing differs at all."""
+    if ratio == 0:
+        return "equal"
+    shown = f"{ratio:+.1%}" if abs(ratio) >= 0.001 else f"{100 * ratio:+.1g}%"
+    return shown.replace("-", MINUS)
+
+
+def number(value: float) -> str:
+    """Three figures, and all before the point: `0.0312`, `4.56`, `78,019`."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def headroom_words(headroom_bytes: int, units: str) -> str:
+    """`6.10 GiB to spare` or `7.13 GiB over`."""
+    size = format_bytes(abs(headroom_bytes), units)
+    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
+
+
+def verdict_sentence(verdict: Verdict | None, units: str) -> str:
+    """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
+    if verdict is None:
+        return "no verdict: there is no number to hold against the budget"
+    needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
+    return (
+        f"{'fits' if verdict.fits else 'does not fit'}: needs {needs} ({verdict.basis}), "
+        f"budget {format_bytes(verdict.budget_bytes, units)}, "
+        f"{headroom_words(verdict.headroom_bytes, units)}"
+    )
+
+
+def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
+    """One change, what it saves, and whether that is enough."""
+    then = "fits with" if suggestion.fits else "still"
+    return (
+        f"{printable(suggestion.text, TEXT_LIMIT)}: "
+        f"{signed_bytes(-suggestion.saves_bytes, units)}, "
+        f"{then} {headroom_words(suggestion.headroom_bytes, units)}"
+    )
+
+
+def suggestion_options(suggestion: Suggestion) -> str:
+    """The options that apply the change: `--set model.num_key_value_heads=8`."""
+    return " ".join(
+        f"--set {shlex.quote(printable(f'{key}={value}'))}"
+        for key, value in flatten(suggestion.settings)
+    )
+
+
+def missing_kinds(result: Result) -> list[str]:
+    """Why each kind of number that is not there is not there."""
+    reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
+    return [
+        f"not {kind}: {printable(reason, TEXT_LIMIT)}"
+        for kind, reason in reasons.items()
+        if reason and getattr(result, kind) is None
+    ]
+
+
+def devices_sentence(result: Result) -> str:
+    """Which device each kind of number is for."""
+    words = {
+        "planned": "planned for",
+        "simulated": "simulated for",
+        "rehearsed": "rehearsed on",
+        "measured": "measured on",
+    }
+    return ", ".join(
+        f"{words[kind]} {printable(estimate.device, NAME_LIMIT)}"
+        + (" (repeated chunks and tokens left out)" if estimate.shortened else "")
+        for kind, estimate in result.estimates().items()
+    )
+
+
+def notes(result: Result) -> list[str]:
+    """What each kind of number is for, why some are missing, and what ran at each peak."""
+    peaks = [
+        f"{kind} peak at {printable(estimate.peak_at, TEXT_LIMIT)}"
+        for kind, estimate in result.estimates().items()
+        if estimate.peak_at
+    ]
+    found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
+    return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
+
+
+def _refusals(result: Result) -> list[str]:
+    """The request that a card could not serve, simulated or measured."""
+    ends = dict.fromkeys(RUN_KINDS, "; its figures are those up to there")
+    return [
+        f"{kind}: out of memory{_where(refused)}: {format_bytes(refused.requested_bytes)} more, "
+        f"with {format_bytes(refused.reserved_bytes)} reserved of "
+        f"{format_bytes(refused.limit_bytes)}{ends.get(kind, '')}"
+        for kind, estimate in result.estimates().items()
+        if (refused := estimate.out_of_memory) is not None
+    ]
+
+
+def _where(refused: OutOfMemory) -> str:
+    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    place = ", ".join(filter(None, (refused.phase, refused.module)))
+    shown = printable(place, TEXT_LIMIT)
+    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    return (f" in {shown}" if shown else "") + operator
+
+
+def _unread(result: Result) -> list[str]:
+    """Why figures of a measured run are missing, or how they were obtained."""
+    ran = result.measured or result.rehearsed
+    run = ran.run if ran else None
+    if run is None:
+        return []
+    found = {
+        "components are not measured: ": run.components_reason,
+        "fragmentation is not measured: ": run.fragmentation_reason,
+        "fragmentation is that of ": run.fragmentation_source,
+    }
+    said = [f"{what}{why}" for what, why in found.items() if why]
+    return [printable(line, TEXT_LIMIT) for line in (*said, *run.unread)]
+
+
+def _cpu_sentence(result: Result) -> str:
+    """What a comparison with the CPU leaves out."""
+    if result.measured is None or result.measured.device != "cpu":
+        return ""
+    if not any(estimate.library_workspace_bytes for estimate in result.estimates().values()):
+        return ""
+    return (
+        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
+        "and what the allocator rounds up"
+    )
+
+
+def fragmentation_sentence(result: Result, units: str) -> str:
+    """What the allocator holds and cannot use, by the verdict's basis; empty where not known."""
+    basis = basis_of(result)
+    found = result.estimates()[basis].fragmentation if basis else None
+    if found is None:
+        return ""
+    return (
+        f"{format_bytes(found.reserved_not_allocated_bytes, units)} reserved but not "
+        f"allocated at the reserved peak ({found.ratio:.1%}); largest free block "
+        f"{format_bytes(found.largest_free_block_bytes, units)}; "
+        f"{format_bytes(found.inactive_split_bytes, units)} in split blocks"
+    )
+
+
+def setting(profile: dict[str, Any], path: str) -> Any:
+    """A value of the resolved profile by dotted path; None where it is not there."""
+    found: Any = profile
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def setup_facts(result: Result) -> list[str]:
+    """The few settings that a reader needs to place the numbers."""
+    training = setting(result.profile, "workload.mode") == "training"
+    found = (
+        (setting(result.profile, path), text)
+        for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
+    )
+    return [text.format(_fact(value)) for value, text in found if value is not None]
+
+
+_COMMON_FACTS = (
+    ("workload.mode", "{}"),
+    ("workload.context", "{} tokens"),
+    ("workload.batch", "batch {}"),
+)
+_INFERENCE_FACTS = (
+    *_COMMON_FACTS,
+    ("weights.format", "{} weights"),
+    ("kv_cache.dtype", "{} KV cache"),
+    ("gpu.name", "{}"),
+)
+_TRAINING_FACTS = (
+    *_COMMON_FACTS,
+    ("training.optimizer", "{}"),
+    ("training.checkpointing.policy", "checkpointing {}"),
+    ("gpu.name", "{}"),
+)
+
+
+def _fact(value: object) -> str:
+    return format_count(value) if isinstance(value, int) else printable(value, NAME_LIMIT)
+
+
+def flatten(settings: object, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as dotted keys and values, as `--set` takes them."""
+    if isinstance(settings, dict) and settings:
+        prefix = f"{path}." if path else ""
+        return [pair for key, value in settings.items() for pair in flatten(value, prefix + key)]
+    return [(path, _scalar(settings))]
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
