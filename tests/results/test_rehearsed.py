@@ -13,10 +13,11 @@ from tritter_mem.report.html import render_html
 from tritter_mem.report.tables import budget_table, measured_table
 from tritter_mem.report.validation_report import remarks, validation_table
 from tritter_mem.report.words import notes, verdict_sentence
+from tritter_mem.results.record_file import read_results
 from tritter_mem.results.run import KINDS, Environment, Estimate, Result
 from tritter_mem.results.validation import Validated, Validation
 from tritter_mem.results.verdict import compare, judge
-from tritter_mem.results.writing import read_results, write_text_atomically
+from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.units import GiB
 
 
