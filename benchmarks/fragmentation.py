@@ -17,7 +17,7 @@ from benchmarks.rows import Figures, Row
 from tritter_mem.errors import EXIT_NOT_MEASURED, EXIT_OK
 from tritter_mem.models.user_code import read_case
 from tritter_mem.profiling.profiler import MeasurementFailedError, ModuleProfile, profile_module
-from tritter_mem.results.run import Estimate, Result
+from tritter_mem.results.run import MemoryUse, Result
 from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.units import MiB
 
@@ -47,8 +47,8 @@ def table(results: Sequence[Result], kind: str) -> list[str]:
     """A markdown table of one kind of answer, in whole MiB."""
     lines = [_line(COLUMNS), _line(["---", *["---:"] * (len(COLUMNS) - 1)])]
     for conf, result in zip(SETTINGS, results, strict=True):
-        estimate: Estimate | None = getattr(result, kind)
-        lines.append(_line([_words(conf), *_figures(estimate)]))
+        use: MemoryUse | None = getattr(result, kind)
+        lines.append(_line([_words(conf), *_figures(use)]))
     return lines
 
 
@@ -56,13 +56,13 @@ def _words(conf: str) -> str:
     return f"`{conf}`" if conf else "default"
 
 
-def _figures(estimate: Estimate | None) -> list[str]:
-    if estimate is None or estimate.fragmentation is None:
+def _figures(use: MemoryUse | None) -> list[str]:
+    if use is None or use.fragmentation is None:
         return ["-"] * (len(COLUMNS) - 1)
-    found = estimate.fragmentation
+    found = use.fragmentation
     unused = f"{_mib(found.reserved_not_allocated_bytes)} ({found.ratio:.0%})"
     free = [found.largest_free_block_bytes, found.inactive_split_bytes]
-    peaks = [estimate.allocated_peak_bytes, estimate.reserved_peak_bytes or 0]
+    peaks = [use.allocated_peak_bytes, use.reserved_peak_bytes or 0]
     return [*map(_mib, peaks), unused, *map(_mib, free)]
 
 

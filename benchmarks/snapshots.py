@@ -28,7 +28,7 @@ from tritter_mem.measure.target import MeasureOptions, Target, locate
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.user_code import read_case
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.user_module import simulate_module
@@ -82,7 +82,7 @@ def work_of(case: Case, card: GpuCard) -> Work:
     return run_settings(load_profile("tiny", case.changes), card)
 
 
-def simulated_case(case: Case, card: GpuCard, save_trace: Path | None = None) -> Estimate:
+def simulated_case(case: Case, card: GpuCard, save_trace: Path | None = None) -> MemoryUse:
     """What is simulated of a case on the card; its events go to a file where one is named."""
     if case.changes is None:
         code = read_case(f"{MODULE}:build", json.dumps(GROWING), warmup=0, steps=1)
@@ -130,7 +130,7 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
     return figures(case, simulated_case(case, card))
 
 
-def figures(case: Case, simulated: Estimate) -> dict[str, Any]:
+def figures(case: Case, simulated: MemoryUse) -> dict[str, Any]:
     """What stands beside a snapshot."""
     return {
         "file": f"{case.name}.pickle",

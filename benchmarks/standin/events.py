@@ -25,7 +25,7 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.measure.cuda_run import measure, session_on
 from tritter_mem.models.user_code import ModuleCase, read_case
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.playback import Places
 from tritter_mem.simulation.trace_file import load_log
@@ -52,7 +52,7 @@ class Happened(NamedTuple):
 class Run(NamedTuple):
     """A run's figures, its events and the segments that it took from the driver."""
 
-    estimate: Estimate
+    use: MemoryUse
     events: list[Happened]
     segments: int
 
@@ -73,9 +73,9 @@ def simulated(case: ModuleCase, card: GpuCard) -> Run:
     """The run on `meta`."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "trace.gz"
-        estimate = simulate_module(case, card, save_trace=path)
+        use = simulate_module(case, card, save_trace=path)
         log = load_log(path)
-    return Run(estimate, list(of_log(log)), _segments(log))
+    return Run(use, list(of_log(log)), _segments(log))
 
 
 def of_log(log: EventLog) -> Iterator[Happened]:
@@ -103,10 +103,10 @@ def of_the_allocator(case: ModuleCase, stacks: str) -> Run:
     torch.cuda.memory._record_memory_history(
         enabled="all", context="alloc", stacks=stacks, max_entries=_ENTRIES
     )
-    estimate = measure(case, session)
+    use = measure(case, session)
     found = torch.cuda.memory._snapshot()["device_traces"][0]
     segments = sum(entry["action"] == "segment_alloc" for entry in found)
-    return Run(estimate, of_history(found), segments)
+    return Run(use, of_history(found), segments)
 
 
 def of_history(entries: Sequence[dict[str, Any]]) -> list[Happened]:
@@ -176,13 +176,13 @@ def unmatched(ours: Sequence[Happened], theirs: Sequence[Happened]) -> Iterator[
 
 def show_figures(ours: Run, theirs: Run) -> None:
     """Print the peaks of both."""
-    rows = [("segments", ours.segments, theirs.segments), *_peaks(ours.estimate, theirs.estimate)]
+    rows = [("segments", ours.segments, theirs.segments), *_peaks(ours.use, theirs.use)]
     for name, simulated_bytes, allocator_bytes in rows:
         part = simulated_bytes / allocator_bytes - 1 if allocator_bytes else 0.0
         print(f"{name:28}{simulated_bytes:>16,}{allocator_bytes:>16,}{part:>+10.3%}")
 
 
-def _peaks(ours: Estimate, theirs: Estimate) -> Iterator[tuple[str, int, int]]:
+def _peaks(ours: MemoryUse, theirs: MemoryUse) -> Iterator[tuple[str, int, int]]:
     yield "allocated", ours.allocated_peak_bytes, theirs.allocated_peak_bytes
     yield "reserved", ours.reserved_peak_bytes or 0, theirs.reserved_peak_bytes or 0
     others = {phase.name: phase for phase in theirs.phases}

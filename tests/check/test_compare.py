@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.check.build import PEAK, checked, entry, every_status, figures, regression
-from tests.report.records import record, training_1b, training_estimate
+from tests.report.records import record, training_1b, training_use
 from tritter_mem.check.compare import Rules, entry_of, explain, figures_of
 from tritter_mem.results.baseline import Case, Entry, Tolerance
 from tritter_mem.results.check import CheckReport
@@ -116,20 +116,20 @@ def test_modules_are_not_compared_where_one_side_knows_none() -> None:
 
 
 def test_figures_keep_the_layers_of_a_model_together() -> None:
-    estimate = replace(
-        training_1b().estimates()["simulated"],
+    use = replace(
+        training_1b().by_kind()["simulated"],
         peak_at="backward: Transformer.layers.17.down (aten.mm)",
         held_at_peak=tuple(
             Holding(module=f"Transformer.layers.{i}", component="kv_cache", allocated_bytes=i)
             for i in range(4)
         ),
     )
-    kept = figures_of(estimate)
+    kept = figures_of(use)
     assert kept.peak_at == "backward: Transformer.layers.*.down (aten.mm)"
     assert kept.held_at_peak == (
         HeldBySame(module="Transformer.layers.*", component="kv_cache", count=4, allocated_bytes=6),
     )
-    assert sum(kept.components.values()) == estimate.components.total_bytes
+    assert sum(kept.components.values()) == use.components.total_bytes
     assert set(kept.phases) == {"forward", "backward", "optimizer"}
 
 
@@ -139,8 +139,8 @@ def test_an_entry_is_named_by_the_card_it_ran_on_and_by_torch_without_its_build(
     measured = entry_of(Case(config="1b"), "measured", result)
     assert simulated.key == ("1b", "simulated", "rtx-5080", "2.13.0")
     assert measured.key == ("1b", "measured", "NVIDIA H100 80GB HBM3", "2.13.0")
-    parts = training_1b().estimates()["measured"].components
-    on_cpu = record(measured=training_estimate("cpu", parts, None))
+    parts = training_1b().by_kind()["measured"].components
+    on_cpu = record(measured=training_use("cpu", parts, None))
     assert entry_of(Case(config="1b"), "measured", on_cpu).gpu == "cpu"
 
 

@@ -20,7 +20,7 @@ from tritter_mem.measure import runs, target
 from tritter_mem.measure.target import STANDIN, LocatedDevice
 from tritter_mem.profiling import profiler
 from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterrupted, profile
-from tritter_mem.results.run import Components, Estimate, Phase
+from tritter_mem.results.run import Components, MemoryUse, Phase
 
 ROOT = Path(__file__).parents[2]
 ASK = """
@@ -31,7 +31,7 @@ ctypes.CDLL(sys.argv[1])
 print(before, is_standin())
 """
 TINY = load_profile("tiny")
-RAN = Estimate(
+RAN = MemoryUse(
     device="cuda:0", components=Components(weights_bytes=1000),
     phases=(Phase(name="decode", allocated_peak_bytes=1000, seconds=1.0),),
     allocated_peak_bytes=1000, reserved_peak_bytes=2000, context_bytes=10,
@@ -66,7 +66,7 @@ def test_a_cuda_device_says_what_its_figures_are(
 ) -> None:
     monkeypatch.setattr(cuda, "is_standin", lambda: standin)
     assert CudaDevice(0).kind == kind
-    assert budget._record(RAN).estimates() == {kind: RAN}
+    assert budget._record(RAN).by_kind() == {kind: RAN}
 
 
 @pytest.fixture

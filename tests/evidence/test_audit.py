@@ -13,7 +13,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.evidence.audit import Measured, Planned, Simulated, audit, judged
 from tritter_mem.planner.compose import plan
-from tritter_mem.results.run import Components, Estimate, OutOfMemory, Result
+from tritter_mem.results.run import Components, MemoryUse, OutOfMemory, Result
 from tritter_mem.units import GB
 
 ROWS = {row.claim: row for row in audit()}
@@ -82,8 +82,8 @@ def test_judged(claimed: float, computed: float, verdict: str) -> None:
 class Larger(Planned):
     """Stands for another kind of answer: everything takes a tenth more."""
 
-    def estimate(self, profile: Profile) -> Estimate:
-        found = super().estimate(profile)
+    def use(self, profile: Profile) -> MemoryUse:
+        found = super().use(profile)
         parts = {
             f"{name}_bytes": 11 * size // 10 for name, size in found.components.items().items()
         }
@@ -116,9 +116,9 @@ def test_simulated_figures_stand_beside_those_of_the_same_claim() -> None:
 def test_simulated_answers_agree_with_planned_ones() -> None:
     planned, simulated = Planned(), Simulated()
     for profile in (tiny(), tiny(workload__mode="training")):
-        one, other = planned.estimate(profile), simulated.estimate(profile)
+        one, other = planned.use(profile), simulated.use(profile)
         assert other.allocated_peak_bytes == pytest.approx(one.allocated_peak_bytes, rel=0.02)
-        assert simulated.estimate(profile) is other  # each profile once
+        assert simulated.use(profile) is other  # each profile once
     training = tiny(workload__mode="training")
     for answers in (planned, simulated):
         none, all_layers = (answers.policy(training, p, 1) for p in ("none", "every-layer"))

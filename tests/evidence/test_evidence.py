@@ -16,7 +16,7 @@ from tritter_mem.allocator.snapshot import RecordingAllocator, save_snapshot, sn
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import OutputError
 from tritter_mem.recordings.replay_snapshot import replay
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.units import GiB, MiB
 
 FRAMES = [{"filename": "secret/path.py", "line": 1, "name": "build"}] * 50
@@ -64,7 +64,7 @@ def test_a_snapshot_too_large_to_keep_is_not_left(
 
 
 def test_the_known_runs_differ_and_the_one_made_to_fragment_does() -> None:
-    found: dict[str, Estimate] = {c.name: simulated_case(c, find_gpu("h100")) for c in CASES}
+    found: dict[str, MemoryUse] = {c.name: simulated_case(c, find_gpu("h100")) for c in CASES}
     assert {p.name for p in found["training"].phases} >= {"forward", "backward", "optimizer"}
     assert {p.name for p in found["inference"].phases} >= {"prefill", "decode"}
     growing, expandable = found["growing-cache"], found["growing-cache-expandable"]

@@ -9,7 +9,7 @@ from tritter_mem.errors import MeasureError
 from tritter_mem.measure import child, cpu_run
 from tritter_mem.measure.child import ChildJob, run_in_child
 from tritter_mem.measure.workload import to_plain
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.units import MiB
 from tritter_model.config import ModelConfig, RunConfig
 
@@ -22,20 +22,20 @@ TRAINING = replace(INFERENCE, mode="training")
 
 
 @pytest.fixture(scope="module", params=["inference", "training"])
-def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Estimate]:
+def case(request: pytest.FixtureRequest) -> tuple[RunConfig, MemoryUse]:
     run = replace(INFERENCE, mode=request.param)
     return run, cpu_run.measure(run, time_limit_seconds=120)
 
 
 def test_components_sum_to_the_peak_and_the_peak_is_that_of_a_phase(
-    case: tuple[RunConfig, Estimate],
+    case: tuple[RunConfig, MemoryUse],
 ) -> None:
     _, measured = case
     assert measured.components.total_bytes == measured.allocated_peak_bytes
     assert measured.allocated_peak_bytes == max(p.allocated_peak_bytes for p in measured.phases)
 
 
-def test_phases_are_the_runs_without_its_warm_up(case: tuple[RunConfig, Estimate]) -> None:
+def test_phases_are_the_runs_without_its_warm_up(case: tuple[RunConfig, MemoryUse]) -> None:
     run, measured = case
     expected = {
         "inference": ["load", "prefill", "decode"],
@@ -46,7 +46,7 @@ def test_phases_are_the_runs_without_its_warm_up(case: tuple[RunConfig, Estimate
     assert measured.tokens_per_second is not None
 
 
-def test_only_what_a_cpu_has_is_claimed(case: tuple[RunConfig, Estimate]) -> None:
+def test_only_what_a_cpu_has_is_claimed(case: tuple[RunConfig, MemoryUse]) -> None:
     _, measured = case
     assert measured.device == "cpu"
     assert measured.reserved_peak_bytes is None
@@ -55,7 +55,7 @@ def test_only_what_a_cpu_has_is_claimed(case: tuple[RunConfig, Estimate]) -> Non
     assert measured.fragmentation is None
 
 
-def test_resident_memory_holds_pytorch(case: tuple[RunConfig, Estimate]) -> None:
+def test_resident_memory_holds_pytorch(case: tuple[RunConfig, MemoryUse]) -> None:
     _, measured = case
     assert measured.resident_peak_bytes is not None
     assert 100 * MiB < measured.resident_peak_bytes < 2000 * MiB
@@ -74,7 +74,7 @@ def test_resident_memory_is_the_childs_own() -> None:
     assert 5 * MiB < resident < len(ballast)
 
 
-def test_bytes_are_the_same_each_time(case: tuple[RunConfig, Estimate]) -> None:
+def test_bytes_are_the_same_each_time(case: tuple[RunConfig, MemoryUse]) -> None:
     run, first = case
     second = cpu_run.run_case(to_plain(run))
     assert asdict(first.components) == second["components"]
@@ -82,7 +82,7 @@ def test_bytes_are_the_same_each_time(case: tuple[RunConfig, Estimate]) -> None:
     assert asdict(first.timeline) == second["timeline"]
 
 
-def test_weights_follow_the_architecture(case: tuple[RunConfig, Estimate]) -> None:
+def test_weights_follow_the_architecture(case: tuple[RunConfig, MemoryUse]) -> None:
     """The embedding and the output projection: two tables, and nothing else carries the label."""
     run, measured = case
     per_value = 2 if run.mode == "inference" else 4

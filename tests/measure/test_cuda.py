@@ -34,7 +34,7 @@ from tritter_mem.results.run import (
     AllocatorStats,
     Components,
     DeviceRun,
-    Estimate,
+    MemoryUse,
     OutOfMemory,
     Result,
 )
@@ -123,10 +123,10 @@ def refused(reserved: int, limit: int) -> OutOfMemory:
     )  # fmt: skip
 
 
-def out_of_memory(reserved: int, limit: int, capped: bool) -> Estimate:
+def out_of_memory(reserved: int, limit: int, capped: bool) -> MemoryUse:
     run = DeviceRun(allocator=STATS, total_bytes=80 * GiB, other_processes_bytes=70 * GiB,
                     allocator_limit_bytes=limit if capped else None)  # fmt: skip
-    return Estimate(
+    return MemoryUse(
         device="cuda:0", components=Components(), phases=(), allocated_peak_bytes=reserved,
         reserved_peak_bytes=reserved, context_bytes=GiB, device_peak_bytes=reserved + GiB, run=run,
         out_of_memory=refused(reserved, limit),
@@ -224,7 +224,7 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> list[Target]:
     """An H100 that measures: what it is asked."""
     asked: list[Target] = []
 
-    def measured(work: RunConfig, on: Target) -> Estimate:
+    def measured(work: RunConfig, on: Target) -> MemoryUse:
         asked.append(on)
         return out_of_memory(14 * GiB + 1, 15 * GiB, True)
 
@@ -299,7 +299,7 @@ def test_old_driver_is_a_reason_for_auto_and_an_error_for_a_named_device() -> No
 SMALL = load_profile("tiny", {"workload.context": "4k"})
 
 
-def ran(result: Result) -> Estimate:
+def ran(result: Result) -> MemoryUse:
     """What was measured; over stand-ins for CUDA's libraries, what was rehearsed."""
     found = result.measured or result.rehearsed
     assert found is not None

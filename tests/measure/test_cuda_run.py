@@ -26,7 +26,7 @@ from tritter_mem.measure.session import DeviceSession, context_by_nvml
 from tritter_mem.measure.workload import Work, to_plain
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.results.from_json import from_plain
-from tritter_mem.results.run import Components, Estimate, Fragmentation
+from tritter_mem.results.run import Components, Fragmentation, MemoryUse
 from tritter_mem.units import GiB, MiB
 from tritter_model.config import ModelConfig, RunConfig
 
@@ -56,7 +56,7 @@ def session(
         )
 
 
-def measured(work: Work, loads: bool = True, **limits: int) -> tuple[Estimate, SimulatedGpu]:
+def measured(work: Work, loads: bool = True, **limits: int) -> tuple[MemoryUse, SimulatedGpu]:
     with session(**limits) as found:
         gpu = found.device
         assert isinstance(gpu, SimulatedGpu)
@@ -66,12 +66,12 @@ def measured(work: Work, loads: bool = True, **limits: int) -> tuple[Estimate, S
 
 
 @pytest.fixture(scope="module", params=["inference", "training"])
-def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Estimate]:
+def case(request: pytest.FixtureRequest) -> tuple[RunConfig, MemoryUse]:
     work = replace(INFERENCE, mode=request.param)
     return work, measured(work)[0]
 
 
-def test_peak_asked_for_is_that_of_the_recorded_tensors(case: tuple[RunConfig, Estimate]) -> None:
+def test_peak_asked_for_is_that_of_the_recorded_tensors(case: tuple[RunConfig, MemoryUse]) -> None:
     """The warm-up's peak does not count; the recorder of the CPU's own run says the same."""
     work, found = case
     assert found.run is not None
@@ -82,11 +82,11 @@ def test_peak_asked_for_is_that_of_the_recorded_tensors(case: tuple[RunConfig, E
     assert asked == by_name
 
 
-def cuda_case_record(work: Work) -> Estimate:
-    return from_plain(Estimate, cpu_run.run_case(to_plain(work)))
+def cuda_case_record(work: Work) -> MemoryUse:
+    return from_plain(MemoryUse, cpu_run.run_case(to_plain(work)))
 
 
-def test_rounding_and_cache_are_told_apart(case: tuple[RunConfig, Estimate]) -> None:
+def test_rounding_and_cache_are_told_apart(case: tuple[RunConfig, MemoryUse]) -> None:
     _, found = case
     assert found.run is not None
     assert found.run.allocator.requested_peak_bytes < found.allocated_peak_bytes
@@ -97,7 +97,7 @@ def test_rounding_and_cache_are_told_apart(case: tuple[RunConfig, Estimate]) -> 
     assert found.run.allocator.retries == 0
 
 
-def test_segments_of_the_warm_up_are_counted_once(case: tuple[RunConfig, Estimate]) -> None:
+def test_segments_of_the_warm_up_are_counted_once(case: tuple[RunConfig, MemoryUse]) -> None:
     _, found = case
     assert found.run is not None
     own = sum(phase.allocator.segment_allocations for phase in found.phases if phase.allocator)
@@ -108,7 +108,7 @@ def test_segments_of_the_warm_up_are_counted_once(case: tuple[RunConfig, Estimat
 
 
 def test_context_is_read_as_it_grows_and_others_are_not_counted(
-    case: tuple[RunConfig, Estimate],
+    case: tuple[RunConfig, MemoryUse],
 ) -> None:
     _, found = case
     run = found.run
@@ -120,20 +120,20 @@ def test_context_is_read_as_it_grows_and_others_are_not_counted(
     assert run.device_used_bytes == (run.process_bytes or 0) + OTHERS
 
 
-def test_phases_have_seconds_and_speed(case: tuple[RunConfig, Estimate]) -> None:
+def test_phases_have_seconds_and_speed(case: tuple[RunConfig, MemoryUse]) -> None:
     _, found = case
     assert all(phase.seconds and phase.seconds > 0 for phase in found.phases)
     assert found.tokens_per_second is not None
 
 
-def recorded(work: Work, **limits: int) -> Estimate:
+def recorded(work: Work, **limits: int) -> MemoryUse:
     """The second run, on a GPU of its own, whose allocator keeps its history."""
     with session(**limits) as found:
         return cuda_run.record(work, found)
 
 
 def test_second_run_tells_all_that_the_allocator_of_the_first_does_not(
-    case: tuple[RunConfig, Estimate],
+    case: tuple[RunConfig, MemoryUse],
 ) -> None:
     """The two go the same way to the byte, so every figure of the second is one of the first."""
     work, found = case
@@ -158,7 +158,7 @@ def test_second_run_tells_all_that_the_allocator_of_the_first_does_not(
 
 
 def test_runs_that_reserve_otherwise_leave_fragmentation_unknown(
-    case: tuple[RunConfig, Estimate],
+    case: tuple[RunConfig, MemoryUse],
 ) -> None:
     work, found = case
     other = replace(recorded(work), reserved_peak_bytes=1)
@@ -238,7 +238,7 @@ def test_out_of_memory_has_the_fragmentation_up_to_there() -> None:
     assert 50 * MiB < second.reserved_peak_bytes <= 100 * MiB
 
 
-def test_runs_that_disagree_leave_components_unknown(case: tuple[RunConfig, Estimate]) -> None:
+def test_runs_that_disagree_leave_components_unknown(case: tuple[RunConfig, MemoryUse]) -> None:
     work, found = case
     other = replace(work, batch=2)
     whole = with_components(found, recorded(other))
@@ -339,7 +339,7 @@ def silent() -> Usage:
     return Usage(unread=("NVML cannot be used: install nvidia-ml-py",))
 
 
-def unasked(others_bytes: int, budget_bytes: int | None = None) -> Estimate:
+def unasked(others_bytes: int, budget_bytes: int | None = None) -> MemoryUse:
     gpu = SimulatedGpu(64 * GiB)
     gpu.others_bytes = others_bytes
     with gpu:

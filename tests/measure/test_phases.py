@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tritter_mem.measure.phases import BETWEEN, PhaseReading, estimate_of
+from tritter_mem.measure.phases import BETWEEN, PhaseReading, memory_use_of
 from tritter_mem.measure.recorded_run import with_components
-from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Estimate, Holding, Phase
+from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Holding, MemoryUse, Phase
 from tritter_mem.simulation.peaks import WARMUP
 
 NOTHING = AllocatorStats(
@@ -46,11 +46,11 @@ READINGS = (
 
 
 @pytest.fixture
-def found() -> Estimate:
-    return estimate_of(READINGS, "cuda:0", RUN)
+def found() -> MemoryUse:
+    return memory_use_of(READINGS, "cuda:0", RUN)
 
 
-def test_peak_counts_all_but_the_warm_up(found: Estimate) -> None:
+def test_peak_counts_all_but_the_warm_up(found: MemoryUse) -> None:
     assert found.allocated_peak_bytes == 1010
     assert found.run is not None
     stats = found.run.allocator
@@ -58,25 +58,25 @@ def test_peak_counts_all_but_the_warm_up(found: Estimate) -> None:
     assert stats.inactive_split_peak_bytes == 30
 
 
-def test_what_the_warm_up_reserved_and_called_counts(found: Estimate) -> None:
+def test_what_the_warm_up_reserved_and_called_counts(found: MemoryUse) -> None:
     assert found.reserved_peak_bytes == 6000
     assert found.run is not None
     stats = found.run.allocator
     assert (stats.segment_allocations, stats.segment_releases, stats.retries) == (7, 2, 1)
 
 
-def test_phase_that_comes_twice_has_its_largest_peak_and_all_its_seconds(found: Estimate) -> None:
+def test_phase_that_comes_twice_has_its_largest_peak_and_all_its_seconds(found: MemoryUse) -> None:
     assert [phase.name for phase in found.phases] == ["load", "forward", "backward"]
     forward = found.phases[1]
     assert (forward.allocated_peak_bytes, forward.seconds) == (950, 3)
 
 
 def test_run_without_a_phase_has_no_peak() -> None:
-    found = estimate_of(READINGS[:1], "cuda:0", RUN)
+    found = memory_use_of(READINGS[:1], "cuda:0", RUN)
     assert (found.phases, found.allocated_peak_bytes) == ((), 0)
 
 
-def recorded(found: Estimate, asked: int = 909) -> Estimate:
+def recorded(found: MemoryUse, asked: int = 909) -> MemoryUse:
     """The same run under the recorder, which knows where the bytes are."""
     parts = Components(weights_bytes=100, activations_bytes=776, workspace_bytes=33)
     phases = tuple(
@@ -85,14 +85,14 @@ def recorded(found: Estimate, asked: int = 909) -> Estimate:
     )
     held = (Holding(module="mlp", component="weights", allocated_bytes=1010),)
     run = replace(RUN, allocator=replace(NOTHING, requested_peak_bytes=asked))
-    return Estimate(
+    return MemoryUse(
         device="cuda:0", components=replace(parts, rounding_bytes=101), phases=phases,
         allocated_peak_bytes=1010, peak_at="backward: mlp", library_workspace_bytes=33, run=run,
         held_at_peak=held,
     )  # fmt: skip
 
 
-def test_where_the_bytes_are_is_the_recorded_run_s(found: Estimate) -> None:
+def test_where_the_bytes_are_is_the_recorded_run_s(found: MemoryUse) -> None:
     second = recorded(found)
     whole = with_components(found, second)
     assert whole.components == second.components
@@ -105,7 +105,7 @@ def test_where_the_bytes_are_is_the_recorded_run_s(found: Estimate) -> None:
     ]
 
 
-def test_block_that_is_left_whole_in_one_run_alone_is_rounding(found: Estimate) -> None:
+def test_block_that_is_left_whole_in_one_run_alone_is_rounding(found: MemoryUse) -> None:
     """Both asked for the same; the rows by module are of the other run's blocks, and left out."""
     second = replace(recorded(found), allocated_peak_bytes=1000)
     whole = with_components(found, replace(second, components=Components(weights_bytes=1000)))
@@ -114,7 +114,7 @@ def test_block_that_is_left_whole_in_one_run_alone_is_rounding(found: Estimate) 
 
 
 @pytest.mark.parametrize("other", ["more bytes", "fewer bytes", "other phases"])
-def test_runs_that_disagree_leave_components_out(found: Estimate, other: str) -> None:
+def test_runs_that_disagree_leave_components_out(found: MemoryUse, other: str) -> None:
     seen = recorded(found, {"more bytes": 910, "fewer bytes": 908}.get(other, 909))
     seen = replace(seen, phases=seen.phases[:1]) if other == "other phases" else seen
     whole = with_components(found, seen)

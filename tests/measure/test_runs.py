@@ -13,26 +13,26 @@ from tritter_mem.measure import runs
 from tritter_mem.measure.runs import PartlyMeasuredError, figures_of, measure, together
 from tritter_mem.measure.target import Target
 from tritter_mem.models.user_code import ModuleCase
-from tritter_mem.results.run import Components, Estimate, OutOfMemory, Phase
+from tritter_mem.results.run import Components, MemoryUse, OutOfMemory, Phase
 
 WORK = ModuleCase(path="code.py", function="build")
 REFUSED = OutOfMemory(operator="", module="", phase="load", requested_bytes=1, allocated_bytes=0,
                       reserved_bytes=0, limit_bytes=0)  # fmt: skip
 
 
-def run(allocated: int, seconds: float, reserved: int | None = None) -> Estimate:
+def run(allocated: int, seconds: float, reserved: int | None = None) -> MemoryUse:
     phases = (
         Phase(name="load", allocated_peak_bytes=1, seconds=100.0),
         Phase(name="decode", allocated_peak_bytes=allocated, seconds=seconds),
     )
-    return Estimate(device="cpu", components=Components(), phases=phases,
+    return MemoryUse(device="cpu", components=Components(), phases=phases,
                     allocated_peak_bytes=allocated, reserved_peak_bytes=reserved)  # fmt: skip
 
 
 @given(
     st.lists(st.builds(run, st.integers(1, 9), st.floats(0.1, 9), st.integers(1, 9)), min_size=2)
 )
-def test_median_run_is_one_of_them_and_lies_within_the_spread(found: list[Estimate]) -> None:
+def test_median_run_is_one_of_them_and_lies_within_the_spread(found: list[MemoryUse]) -> None:
     whole = together(found)
     assert replace(whole, spread=None) in found
     spread = whole.spread
@@ -59,11 +59,11 @@ def test_single_run_has_no_spread() -> None:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[Estimate | MeasureError]:
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[MemoryUse | MeasureError]:
     """What the runs on the CPU come to, one after another."""
-    left: list[Estimate | MeasureError] = []
+    left: list[MemoryUse | MeasureError] = []
 
-    def answer(work: object, limit: float) -> Estimate:
+    def answer(work: object, limit: float) -> MemoryUse:
         found = left.pop(0)
         if isinstance(found, MeasureError):
             raise found
@@ -77,22 +77,22 @@ def on_the_cpu(repeat: int) -> Target:
     return Target(device="cpu", repeat=repeat, fitted=find_gpu("h100"))
 
 
-def test_failed_repetition_keeps_the_runs_before(answers: list[Estimate | MeasureError]) -> None:
+def test_failed_repetition_keeps_the_runs_before(answers: list[MemoryUse | MeasureError]) -> None:
     answers += [run(5, 1.0), run(5, 2.0), MeasureError("killed by SIGKILL"), run(5, 3.0)]
     with pytest.raises(PartlyMeasuredError, match="run 3 of 4: killed by SIGKILL") as caught:
         measure(WORK, on_the_cpu(4))
-    assert caught.value.estimate.spread is not None
-    assert caught.value.estimate.spread.runs == 2
+    assert caught.value.use.spread is not None
+    assert caught.value.use.spread.runs == 2
 
 
-def test_failed_first_run_is_the_error(answers: list[Estimate | MeasureError]) -> None:
+def test_failed_first_run_is_the_error(answers: list[MemoryUse | MeasureError]) -> None:
     answers += [MeasureError("no memory"), run(5, 1.0)]
     with pytest.raises(MeasureError, match="no memory") as caught:
         measure(WORK, on_the_cpu(2))
     assert not isinstance(caught.value, PartlyMeasuredError)
 
 
-def test_run_that_goes_out_of_memory_is_the_answer(answers: list[Estimate | MeasureError]) -> None:
+def test_run_that_goes_out_of_memory_is_the_answer(answers: list[MemoryUse | MeasureError]) -> None:
     answers += [run(5, 1.0), replace(run(4, 1.0), out_of_memory=REFUSED), run(5, 1.0)]
     found = measure(WORK, on_the_cpu(3))
     assert found.out_of_memory is not None
@@ -104,7 +104,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
     """What is asked of the device, by name; components come back known."""
     asked: list[str] = []
 
-    def recorded(measured: Estimate, work: object, target: object) -> Estimate:
+    def recorded(measured: MemoryUse, work: object, target: object) -> MemoryUse:
         asked.append("record")
         return replace(measured, components=Components(weights_bytes=5))
 
@@ -124,4 +124,4 @@ def test_components_and_snapshot_have_runs_of_their_own(on_a_gpu: Sequence[str])
     with pytest.raises(PartlyMeasuredError, match="No space left on device") as caught:
         measure(WORK, target)
     assert on_a_gpu == ["measure", "measure", "record", "snapshot"]
-    assert caught.value.estimate.components_known
+    assert caught.value.use.components_known

@@ -6,7 +6,7 @@ import pytest
 
 from tritter_mem.measure import phases
 from tritter_mem.measure.phases import Stopwatch, phase_tokens, with_speed
-from tritter_mem.results.run import Components, Estimate, Phase
+from tritter_mem.results.run import Components, MemoryUse, Phase
 from tritter_model.config import ModelConfig, RunConfig
 
 MODEL = ModelConfig(
@@ -17,9 +17,9 @@ INFERENCE = RunConfig(model=MODEL, context=100, new_tokens=21, batch=2)
 TRAINING = replace(INFERENCE, mode="training")
 
 
-def estimate(*names: str) -> Estimate:
+def use(*names: str) -> MemoryUse:
     phases = tuple(Phase(name=name, allocated_peak_bytes=1) for name in names)
-    return Estimate(device="cpu", components=Components(), phases=phases, allocated_peak_bytes=1)
+    return MemoryUse(device="cpu", components=Components(), phases=phases, allocated_peak_bytes=1)
 
 
 def test_prompt_goes_through_prefill_and_all_but_the_first_new_token_through_decode() -> None:
@@ -28,7 +28,7 @@ def test_prompt_goes_through_prefill_and_all_but_the_first_new_token_through_dec
 
 def test_inference_is_as_fast_as_its_decode() -> None:
     seconds = {"load": 1.0, "prefill": 2.0, "decode": 8.0}
-    timed = with_speed(estimate("load", "prefill", "decode"), seconds, INFERENCE)
+    timed = with_speed(use("load", "prefill", "decode"), seconds, INFERENCE)
     assert [phase.seconds for phase in timed.phases] == [1.0, 2.0, 8.0]
     assert [phase.tokens_per_second for phase in timed.phases] == [None, 79.0, 5.0]
     assert timed.tokens_per_second == 5.0
@@ -37,14 +37,14 @@ def test_inference_is_as_fast_as_its_decode() -> None:
 def test_one_new_token_leaves_decode_without_a_speed() -> None:
     seconds = {"load": 1.0, "prefill": 2.0, "decode": 1e-6}
     run = replace(INFERENCE, new_tokens=1)
-    timed = with_speed(estimate("load", "prefill", "decode"), seconds, run)
+    timed = with_speed(use("load", "prefill", "decode"), seconds, run)
     assert timed.tokens_per_second is None
     assert timed.phases[2].tokens_per_second is None
 
 
 def test_training_is_as_fast_as_a_whole_step() -> None:
     seconds = {"load": 9.0, "warmup": 9.0, "forward": 1.0, "backward": 2.0, "optimizer": 1.0}
-    timed = with_speed(estimate("load", "forward", "backward", "optimizer"), seconds, TRAINING)
+    timed = with_speed(use("load", "forward", "backward", "optimizer"), seconds, TRAINING)
     assert [phase.tokens_per_second for phase in timed.phases] == [None, 200.0, 100.0, None]
     assert timed.tokens_per_second == 50.0
 

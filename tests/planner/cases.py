@@ -14,7 +14,7 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.planner.compose import plan
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.peaks import Peaks, find_peaks
 from tritter_mem.simulation.recorder import Recorder
 from tritter_model.run import run
@@ -43,21 +43,21 @@ def recorded(profile: Profile, device: str) -> Peaks:
     return find_peaks(recorder.log)
 
 
-def storages(estimate: Estimate) -> dict[str, int]:
+def storages(use: MemoryUse) -> dict[str, int]:
     """A plan's components without what libraries take on a GPU: what storages there are."""
-    parts = estimate.components.items()
-    return {**parts, "workspace": parts["workspace"] - estimate.library_workspace_bytes}
+    parts = use.components.items()
+    return {**parts, "workspace": parts["workspace"] - use.library_workspace_bytes}
 
 
 def assert_plan_is_exact(profile: Profile, device: str = "meta") -> None:
     """Every component at the peak, and every phase's peak, equal to the byte."""
-    estimate, real = plan(profile, card()), recorded(profile, device)
-    assert storages(estimate) == real.components.items()
+    use, real = plan(profile, card()), recorded(profile, device)
+    assert storages(use) == real.components.items()
     library = {"load": 0}  # there from the warm-up on
     planned = {
         phase.name: phase.allocated_peak_bytes
-        - library.get(phase.name, estimate.library_workspace_bytes)
-        for phase in estimate.phases
+        - library.get(phase.name, use.library_workspace_bytes)
+        for phase in use.phases
     }
     assert planned == {phase.name: phase.allocated_peak_bytes for phase in real.phases}
 

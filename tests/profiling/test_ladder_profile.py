@@ -21,7 +21,7 @@ from tritter_mem.profiling.ladder_profile import (
     run_with,
     simulated_ladder,
 )
-from tritter_mem.results.run import Estimate, Ladder, OutOfMemory
+from tritter_mem.results.run import Ladder, MemoryUse, OutOfMemory
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.units import MiB
@@ -44,7 +44,7 @@ def training(**changes: object) -> Profile:
 
 
 @pytest.fixture(scope="module")
-def as_it_is() -> Estimate:
+def as_it_is() -> MemoryUse:
     return simulate(training(), card=CARD)
 
 
@@ -73,7 +73,7 @@ def test_settings_of_a_rung_reach_the_model() -> None:
     assert run_with(inference, Settings(micro_batch=2), CARD).batch == 2
 
 
-def test_simulated_ladder_ends_on_the_first_rung_within_the_budget(as_it_is: Estimate) -> None:
+def test_simulated_ladder_ends_on_the_first_rung_within_the_budget(as_it_is: MemoryUse) -> None:
     ladder = simulated_ladder(training(), CARD, BUDGET, Progress(), as_it_is)
     assert ends(ladder) == [("as it is", "does not fit"), ("checkpoint every 2nd layer", "fits")]
     first, last = (step.needs_bytes for step in ladder.steps)
@@ -82,7 +82,7 @@ def test_simulated_ladder_ends_on_the_first_rung_within_the_budget(as_it_is: Est
     assert last <= BUDGET < as_it_is.footprint_bytes
 
 
-def test_measured_ladder_says_where_memory_ran_out(as_it_is: Estimate) -> None:
+def test_measured_ladder_says_where_memory_ran_out(as_it_is: MemoryUse) -> None:
     tried: list[RunConfig] = []
     found = [
         replace(as_it_is, out_of_memory=REFUSED),
@@ -90,7 +90,7 @@ def test_measured_ladder_says_where_memory_ran_out(as_it_is: Estimate) -> None:
         replace(as_it_is, reserved_peak_bytes=MiB, device_peak_bytes=None),
     ]
 
-    def measure(case: RunConfig) -> Estimate:
+    def measure(case: RunConfig) -> MemoryUse:
         tried.append(case)
         return found[len(tried) - 1]
 
@@ -108,7 +108,7 @@ def test_measured_ladder_says_where_memory_ran_out(as_it_is: Estimate) -> None:
 
 
 def test_ladders_are_simulated_then_measured(
-    monkeypatch: pytest.MonkeyPatch, as_it_is: Estimate
+    monkeypatch: pytest.MonkeyPatch, as_it_is: MemoryUse
 ) -> None:
     monkeypatch.setattr(runs, "measure_once", lambda case, target: as_it_is)
     simulated, both = _ladders(as_it_is)
@@ -119,9 +119,9 @@ def test_ladders_are_simulated_then_measured(
 
 
 def test_a_failed_measurement_leaves_the_simulated_ladder(
-    monkeypatch: pytest.MonkeyPatch, as_it_is: Estimate
+    monkeypatch: pytest.MonkeyPatch, as_it_is: MemoryUse
 ) -> None:
-    def fail(case: RunConfig, target: Target) -> Estimate:
+    def fail(case: RunConfig, target: Target) -> MemoryUse:
         raise MeasureError("the child died")
 
     monkeypatch.setattr(runs, "measure_once", fail)
@@ -130,7 +130,7 @@ def test_a_failed_measurement_leaves_the_simulated_ladder(
     assert problems == ["ladder: the child died"]
 
 
-def _ladders(as_it_is: Estimate) -> list[tuple[tuple[Ladder, ...], list[str]]]:
+def _ladders(as_it_is: MemoryUse) -> list[tuple[tuple[Ladder, ...], list[str]]]:
     target = Target(device="cuda", card=CARD, fitted=CARD)
     result = replace(planned_result(training()), simulated=as_it_is)
     found = profile_ladders(training(), target, result, Progress())

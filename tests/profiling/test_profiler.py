@@ -23,7 +23,7 @@ from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import context_curves
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterrupted, profile
-from tritter_mem.results.run import Estimate, Result
+from tritter_mem.results.run import MemoryUse, Result
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.units import GiB
 from tritter_model.config import RunConfig
@@ -66,7 +66,7 @@ def test_record_says_what_it_was_made_of(measured: Result) -> None:
 
 
 def test_measured_stands_beside_planned(measured: Result) -> None:
-    assert set(measured.estimates()) == {"planned", "simulated", "measured"}
+    assert set(measured.by_kind()) == {"planned", "simulated", "measured"}
     assert measured.measured_reason is None
     assert measured.simulated_reason is None
     names = [difference.name for difference in measured.differences]
@@ -105,7 +105,7 @@ def test_device_none_measures_nothing_and_says_so() -> None:
     result = profile(TINY, device="none")
     assert result.measured is None
     assert result.measured_reason == "nothing was to be measured (--device none)"
-    assert set(result.estimates()) == {"planned", "simulated"}
+    assert set(result.by_kind()) == {"planned", "simulated"}
 
 
 @pytest.mark.usefixtures("_no_card")
@@ -188,13 +188,13 @@ def test_failed_policy_does_not_end_the_others(
 ) -> None:
     from tritter_mem.measure import runs
 
-    estimate = measured.measured
-    assert estimate is not None
+    use = measured.measured
+    assert use is not None
 
-    def killed_at_none(work: RunConfig, target: Target) -> Estimate:
+    def killed_at_none(work: RunConfig, target: Target) -> MemoryUse:
         if work.training.checkpointing == "none":
             raise MeasureError("the run was killed by SIGKILL")
-        return estimate
+        return use
 
     monkeypatch.setattr(runs, "measure_once", killed_at_none)
     with pytest.raises(MeasurementFailedError, match="none: the run was killed") as caught:
@@ -212,7 +212,7 @@ def test_interruption_while_policies_run_keeps_those_before(
     assert measured.measured is not None
     answers = [measured.measured, measured.measured]  # the profile's own, and the first policy's
 
-    def interrupted(work: RunConfig, target: Target) -> Estimate:
+    def interrupted(work: RunConfig, target: Target) -> MemoryUse:
         if not answers:
             raise KeyboardInterrupt
         return answers.pop()

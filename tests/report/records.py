@@ -10,10 +10,10 @@ from tritter_mem.results.run import (
     Components,
     ContextCurve,
     Environment,
-    Estimate,
     Fragmentation,
     Holding,
     Kind,
+    MemoryUse,
     Phase,
     Result,
     Segment,
@@ -82,7 +82,7 @@ def planned_7b(name: str = "7b-128k", kv_cache_bytes: int = 18_253_611_008) -> R
         workspace_bytes=8_519_680,
     )
     peak = parts.total_bytes
-    estimate = Estimate(
+    use = MemoryUse(
         device="rtx-5080",
         components=parts,
         phases=(
@@ -96,22 +96,22 @@ def planned_7b(name: str = "7b-128k", kv_cache_bytes: int = 18_253_611_008) -> R
         device_peak_bytes=peak + 530 * MiB,
     )
     suggestions = (
-        suggestion("8 KV heads", {"model.num_key_value_heads": 8}, 13_690_208_256, estimate),
-        suggestion("KV cache in INT2", {"kv_cache.dtype": "int2"}, 8_589_934_592, estimate),
-        suggestion("context 96K", {"workload.context": 98304}, 4_563_402_752, estimate),
+        suggestion("8 KV heads", {"model.num_key_value_heads": 8}, 13_690_208_256, use),
+        suggestion("KV cache in INT2", {"kv_cache.dtype": "int2"}, 8_589_934_592, use),
+        suggestion("context 96K", {"workload.context": 98304}, 4_563_402_752, use),
     )
-    estimates = {"planned": estimate}
+    uses = {"planned": use}
     return record(
         name,
-        planned=estimate,
+        planned=use,
         simulated_reason="this command only plans",
         measured_reason="this command only plans",
-        verdict=judge(estimates, 15 * GiB, suggestions),
-        differences=compare(estimates),
+        verdict=judge(uses, 15 * GiB, suggestions),
+        differences=compare(uses),
     )
 
 
-def suggestion(text: str, settings: dict[str, Any], saves: int, before: Estimate) -> Suggestion:
+def suggestion(text: str, settings: dict[str, Any], saves: int, before: MemoryUse) -> Suggestion:
     """A change planned against 15 GiB."""
     headroom = 15 * GiB - (before.footprint_bytes - saves)
     return Suggestion(
@@ -134,35 +134,33 @@ def tiny_on_cpu() -> Result:
     )
     measured = replace(planned, activations_bytes=1_376_256, workspace_bytes=512)
     on_card = replace(planned, workspace_bytes=8_519_680)
-    estimates: dict[Kind, Estimate] = {
+    uses: dict[Kind, MemoryUse] = {
         "planned": replace(
-            tiny_estimate("rtx-5080", on_card),
+            tiny_use("rtx-5080", on_card),
             library_workspace_bytes=8_519_680,
             context_bytes=384 * MiB,
             device_peak_bytes=on_card.total_bytes + 384 * MiB,
         ),
         "measured": replace(
-            tiny_estimate("cpu", measured, (0.031, 0.412, 0.296)),
+            tiny_use("cpu", measured, (0.031, 0.412, 0.296)),
             resident_peak_bytes=402_653_184,
         ),
     }
     return record(
         environment=replace(PLANNING, torch="2.13.0+cpu"),
         profile=profile("tiny", context=512),
-        **estimates,
+        **uses,
         simulated_reason="simulation was not asked for",
-        verdict=judge({"planned": estimates["planned"]}, 15 * GiB),
-        differences=compare(estimates),
+        verdict=judge({"planned": uses["planned"]}, 15 * GiB),
+        differences=compare(uses),
     )
 
 
-def tiny_estimate(
-    device: str, parts: Components, seconds: tuple[float, ...] | None = None
-) -> Estimate:
+def tiny_use(device: str, parts: Components, seconds: tuple[float, ...] | None = None) -> MemoryUse:
     """Load, prefill and decode of the tiny model."""
     peak = parts.total_bytes
     names, peaks = ("load", "prefill", "decode"), (2_244_608, peak, peak - 1_000_000)
-    return Estimate(
+    return MemoryUse(
         device=device,
         components=parts,
         phases=tuple(
@@ -186,11 +184,11 @@ def training_1b() -> Result:
     )
     simulated = replace(planned, activations_bytes=1_951_219_712)
     measured = replace(planned, activations_bytes=1_957_691_392, workspace_bytes=67_108_864)
-    estimates = {
-        "planned": training_estimate("rtx-5080", planned, None),
-        "simulated": at_the_peak(training_estimate("rtx-5080", simulated, 1.015)),
+    uses = {
+        "planned": training_use("rtx-5080", planned, None),
+        "simulated": at_the_peak(training_use("rtx-5080", simulated, 1.015)),
         "measured": replace(
-            training_estimate("cuda:0", measured, 1.019),
+            training_use("cuda:0", measured, 1.019),
             phases=training_phases(measured.total_bytes, 1.019, (0.21, 0.47, 0.08)),
             tokens_per_second=21_557.9,
         ),
@@ -199,9 +197,9 @@ def training_1b() -> Result:
     return record(
         environment=MEASURING,
         profile=settings,
-        **estimates,
-        verdict=judge(estimates, 15 * GiB),
-        differences=compare(estimates),
+        **uses,
+        verdict=judge(uses, 15 * GiB),
+        differences=compare(uses),
         checkpointing=TRADE_OFF,
     )
 
@@ -243,11 +241,11 @@ def training_phases(
     )
 
 
-def training_estimate(device: str, parts: Components, reserve: float | None) -> Estimate:
+def training_use(device: str, parts: Components, reserve: float | None) -> MemoryUse:
     """A training step; with `reserve`, what the allocator holds for each byte allocated."""
     peak = parts.total_bytes
     reserved = round(peak * reserve) if reserve else None
-    return Estimate(
+    return MemoryUse(
         device=device,
         components=parts,
         phases=training_phases(peak, reserve),
@@ -260,7 +258,7 @@ def training_estimate(device: str, parts: Components, reserve: float | None) -> 
     )
 
 
-def at_the_peak(estimate: Estimate) -> Estimate:
+def at_the_peak(use: MemoryUse) -> MemoryUse:
     """With its components held by layers, and in segments of a block and a gap each."""
     layers = 16
     held = [
@@ -269,7 +267,7 @@ def at_the_peak(estimate: Estimate) -> Estimate:
             component=name,
             allocated_bytes=size // layers,
         )
-        for name, size in estimate.components.items().items()
+        for name, size in use.components.items().items()
         for i in range(layers)
         if size
     ]
@@ -283,7 +281,7 @@ def at_the_peak(estimate: Estimate) -> Estimate:
         )
         for h in held
     ]
-    return replace(estimate, held_at_peak=tuple(held), segments=tuple(segments))
+    return replace(use, held_at_peak=tuple(held), segments=tuple(segments))
 
 
 def fragmentation(gap: int, reserved: int) -> Fragmentation:
@@ -353,14 +351,14 @@ HOSTILE_NAMES = (
 def hostile(name: str) -> Result:
     """A record that says `name` wherever a file can put text."""
     good = training_1b()
-    estimates = {
+    uses = {
         kind: replace(e, device=name, phases=(replace(e.phases[0], name=name), *e.phases[1:]))
-        for kind, e in good.estimates().items()
+        for kind, e in good.by_kind().items()
     }
-    verdict = judge(estimates, GiB, [suggestion(name, {name: name}, GiB, estimates["planned"])])
+    verdict = judge(uses, GiB, [suggestion(name, {name: name}, GiB, uses["planned"])])
     return replace(
         good,
-        **estimates,
+        **uses,
         created=name,
         tool_version=name,
         profile_hash=name,

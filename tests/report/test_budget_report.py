@@ -14,14 +14,14 @@ def simulated(need_bytes: int, budget_bytes: int) -> Result:
     """The planned 7B, said to be simulated with another need."""
     planned = planned_7b()
     assert planned.planned is not None
-    estimate = replace(
+    use = replace(
         planned.planned, reserved_peak_bytes=need_bytes - 512 * MiB, device_peak_bytes=need_bytes
     )
     headroom = budget_bytes - need_bytes
     verdict = Verdict(
         fits=headroom >= 0, budget_bytes=budget_bytes, headroom_bytes=headroom, basis="simulated"
     )
-    return replace(planned, simulated=estimate, verdict=verdict)
+    return replace(planned, simulated=use, verdict=verdict)
 
 
 def test_the_figure_is_the_device_peak_and_its_parts_are_said() -> None:

@@ -47,20 +47,20 @@ def test_plotly_knows_every_attribute(result: Result) -> None:
 
 @pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
 def test_parts_sum_to_what_the_card_must_hold(result: Result) -> None:
-    for estimate in result.estimates().values():
-        assert sum(parts_of(estimate).values()) == estimate.footprint_bytes
+    for use in result.by_kind().values():
+        assert sum(parts_of(use).values()) == use.footprint_bytes
 
 
 def test_what_only_the_device_sees_is_a_part_of_its_own() -> None:
-    estimate = training_1b().estimates()["measured"]
-    seen = replace(estimate, device_peak_bytes=estimate.footprint_bytes + MiB)
+    use = training_1b().by_kind()["measured"]
+    seen = replace(use, device_peak_bytes=use.footprint_bytes + MiB)
     assert parts_of(seen)["other"] == MiB
 
 
 @pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
 def test_budget_bars_are_as_long_as_the_footprint(result: Result) -> None:
     chart = budget_chart(result, "GiB")
-    needs = [estimate.footprint_bytes for estimate in on_the_card(result).values()]
+    needs = [use.footprint_bytes for use in on_the_card(result).values()]
     scale = Scale.of(max(needs), "GiB")
     lengths = [sum(trace["x"][bar] for trace in chart.figure["data"]) for bar in range(len(needs))]
     for length, need in zip(lengths, needs, strict=True):
@@ -150,7 +150,7 @@ def test_the_axis_has_a_unit_that_suits_its_numbers(most: int, units: str, unit:
 def test_the_timeline_stacks_categories_up_to_what_is_allocated() -> None:
     result = training_1b()
     chart = timeline_chart(result, "GiB")
-    measured = result.estimates()["measured"]
+    measured = result.by_kind()["measured"]
     assert chart
     assert measured.timeline
     areas = [trace for trace in chart.figure["data"] if "stackgroup" in trace]
@@ -170,7 +170,7 @@ def test_the_timeline_marks_where_each_phase_begins() -> None:
 def test_a_timeline_without_categories_shows_what_is_allocated() -> None:
     result = training_1b()
     plain = Timeline(columns=("event", "allocated_bytes"), rows=((0, 5.0), (1, 7.0)))
-    measured = replace(result.estimates()["measured"], timeline=plain)
+    measured = replace(result.by_kind()["measured"], timeline=plain)
     chart = timeline_chart(replace(result, measured=measured, verdict=None), "GiB")
     assert chart
     assert [trace["name"] for trace in chart.figure["data"]] == ["Allocated"]
@@ -183,7 +183,7 @@ def test_a_timeline_without_categories_shows_what_is_allocated() -> None:
 def test_a_timeline_of_nothing_is_drawn_empty(columns: tuple[str, ...]) -> None:
     result = training_1b()
     timeline = Timeline(columns=columns, rows=((0.0,) * len(columns),))
-    measured = replace(result.estimates()["measured"], timeline=timeline)
+    measured = replace(result.by_kind()["measured"], timeline=timeline)
     chart = timeline_chart(replace(result, measured=measured), "GiB")
     assert chart
     assert chart.figure["data"] == []

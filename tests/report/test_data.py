@@ -20,7 +20,7 @@ def numbers(found: list[dict[str, str]], group: str) -> dict[str, int]:
 
 def test_every_component_total_and_phase_is_there_in_bytes() -> None:
     found = rows([training_1b()])
-    measured = training_1b().estimates()["measured"]
+    measured = training_1b().by_kind()["measured"]
     parts = numbers(found, "component")
     assert parts == measured.components.items()
     assert list(parts) == list(COMPONENTS)

@@ -11,20 +11,20 @@ from tritter_mem.report.differences import (
     notable_differences,
     tone_of,
 )
-from tritter_mem.results.run import Components, Estimate, Kind
+from tritter_mem.results.run import Components, Kind, MemoryUse
 from tritter_mem.results.verdict import TOLERANCES, compare
 
 
-def estimate(**parts: int) -> Estimate:
+def use(**parts: int) -> MemoryUse:
     components = Components(**{f"{name}_bytes": size for name, size in parts.items()})
-    return Estimate(
+    return MemoryUse(
         device="cpu", components=components, phases=(), allocated_peak_bytes=components.total_bytes
     )
 
 
-def compared(planned: Estimate, measured: Estimate) -> list[str]:
-    estimates: dict[Kind, Estimate] = {"planned": planned, "measured": measured}
-    both = record(planned=planned, measured=measured, differences=compare(estimates))
+def compared(planned: MemoryUse, measured: MemoryUse) -> list[str]:
+    uses: dict[Kind, MemoryUse] = {"planned": planned, "measured": measured}
+    both = record(planned=planned, measured=measured, differences=compare(uses))
     return notable_differences(both, "GiB")
 
 
@@ -37,15 +37,15 @@ def test_each_kind_is_compared_with_the_next_better() -> None:
 
 
 def test_differences_up_to_two_percent_are_not_notable() -> None:
-    assert compared(estimate(weights=10_000), estimate(weights=10_199)) == []
-    assert compared(estimate(weights=10_000), estimate(weights=10_201)) == [
+    assert compared(use(weights=10_000), use(weights=10_199)) == []
+    assert compared(use(weights=10_000), use(weights=10_201)) == [
         "Weights: planned 9.8 KiB, measured 10.0 KiB (+2.0%)",
         "Allocated peak: planned 9.8 KiB, measured 10.0 KiB (+2.0%)",
     ]
 
 
 def test_what_was_planned_as_nothing_is_notable() -> None:
-    lines = compared(estimate(weights=10**6), estimate(weights=10**6, workspace=512))
+    lines = compared(use(weights=10**6), use(weights=10**6, workspace=512))
     assert lines == ["Workspace: planned 0 B, measured 512 B (+512 B)"]
 
 
@@ -91,9 +91,9 @@ def test_nothing_beside_nothing_is_equal_and_something_is_new() -> None:
 
 
 def test_that_the_allocator_rounds_is_no_difference_from_a_plan() -> None:
-    planned, simulated = estimate(weights=10_000), estimate(weights=10_000, rounding=190)
-    estimates: dict[Kind, Estimate] = {"planned": planned, "simulated": simulated}
-    rows = {row.name: row for row in compare(estimates)}
+    planned, simulated = use(weights=10_000), use(weights=10_000, rounding=190)
+    uses: dict[Kind, MemoryUse] = {"planned": planned, "simulated": simulated}
+    rows = {row.name: row for row in compare(uses)}
     both = record(planned=planned, simulated=simulated, differences=tuple(rows.values()))
     assert notable_differences(both, "GiB") == []
     assert difference_cell(rows["rounding"], ("planned", "simulated")).text == ""
@@ -101,9 +101,9 @@ def test_that_the_allocator_rounds_is_no_difference_from_a_plan() -> None:
 
 
 def test_against_the_cpu_rounding_is_left_out() -> None:
-    simulated, on_cpu = estimate(weights=10_000, rounding=900), estimate(weights=10_000)
-    estimates: dict[Kind, Estimate] = {"simulated": simulated, "measured": on_cpu}
-    rows = compare(estimates)
+    simulated, on_cpu = use(weights=10_000, rounding=900), use(weights=10_000)
+    uses: dict[Kind, MemoryUse] = {"simulated": simulated, "measured": on_cpu}
+    rows = compare(uses)
     both = record(simulated=simulated, measured=on_cpu, differences=rows)
     assert notable_differences(both, "GiB") == []
     assert next(row for row in rows if row.name == "allocated_peak").simulated_vs_measured == 0

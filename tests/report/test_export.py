@@ -19,8 +19,8 @@ def test_components_sum_to_each_kinds_allocated_peak() -> None:
     assert frame["bytes"].dtype == "int64"
     parts = frame[frame.group == "component"].groupby(["profile", "kind"])["bytes"].sum()
     for result in results:
-        for kind, estimate in result.estimates().items():
-            assert parts[result.name, kind] == estimate.allocated_peak_bytes
+        for kind, use in result.by_kind().items():
+            assert parts[result.name, kind] == use.allocated_peak_bytes
 
 
 def test_phases_and_cards_are_there() -> None:

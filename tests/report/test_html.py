@@ -186,10 +186,10 @@ def test_an_unknown_place_for_the_library_is_refused() -> None:
 def heavy() -> Result:
     """Training with all kinds of number, and 20,000 points in each timeline."""
     result = training_1b()
-    measured = result.estimates()["measured"]
+    measured = result.by_kind()["measured"]
     long = timeline(measured.components, measured.reserved_peak_bytes or 0, rows=20_000)
-    estimates = {kind: replace(e, timeline=long) for kind, e in result.estimates().items()}
-    return replace(result, **estimates)  # type: ignore[arg-type]
+    uses = {kind: replace(e, timeline=long) for kind, e in result.by_kind().items()}
+    return replace(result, **uses)  # type: ignore[arg-type]
 
 
 def test_twenty_profiles_stay_under_six_megabytes_and_are_quick() -> None:
@@ -204,7 +204,7 @@ def test_twenty_profiles_stay_under_six_megabytes_and_are_quick() -> None:
 
 def test_thinning_keeps_the_peaks_in_the_page() -> None:
     data = json.loads(json.dumps(render(heavy()).data("results-json")))
-    full = heavy().estimates()["measured"].timeline
+    full = heavy().by_kind()["measured"].timeline
     assert full
     kept = data["measured"]["timeline"]["rows"]
     assert len(kept) < len(full.rows)

@@ -13,7 +13,7 @@ from tritter_mem.results.run import (
     AllocatorStats,
     Components,
     DeviceRun,
-    Estimate,
+    MemoryUse,
     OutOfMemory,
     Result,
     RunFigures,
@@ -90,7 +90,7 @@ def test_out_of_memory_is_said_with_its_place() -> None:
 def test_headroom_of_a_run_out_of_memory_is_the_verdict_s() -> None:
     """Its figures are those up to there, so the budget less them would be room to spare."""
     result = measured(out_of_memory=REFUSED)
-    judged = replace(result, verdict=judge(result.estimates(), 1000 * GiB))
+    judged = replace(result, verdict=judge(result.by_kind(), 1000 * GiB))
     assert judged.verdict is not None
     assert not judged.verdict.fits
     assert result.measured is not None
@@ -113,7 +113,7 @@ def test_fragmentation_says_which_run_it_is_of_or_why_it_is_missing() -> None:
 
 def test_unknown_components_are_dashes_and_no_difference() -> None:
     result = measured(components=Components())
-    found = compare(result.estimates())
+    found = compare(result.by_kind())
     weights = next(row for row in found if row.name == "weights")
     assert (weights.measured_bytes, weights.simulated_vs_measured) == (None, None)
     table = budget_table(replace(result, differences=found), "GiB")
@@ -121,13 +121,13 @@ def test_unknown_components_are_dashes_and_no_difference() -> None:
 
 
 def test_reserved_peak_is_compared_where_two_kinds_know_it() -> None:
-    def estimate(reserved: int | None) -> Estimate:
-        return Estimate(device="x", components=Components(weights_bytes=1), phases=(),
+    def use(reserved: int | None) -> MemoryUse:
+        return MemoryUse(device="x", components=Components(weights_bytes=1), phases=(),
                         allocated_peak_bytes=1, reserved_peak_bytes=reserved)  # fmt: skip
 
-    names = [row.name for row in compare({"simulated": estimate(100), "measured": estimate(101)})]
+    names = [row.name for row in compare({"simulated": use(100), "measured": use(101)})]
     assert names == ["weights", "allocated_peak", "reserved_peak"]
-    names = [row.name for row in compare({"planned": estimate(None), "simulated": estimate(101)})]
+    names = [row.name for row in compare({"planned": use(None), "simulated": use(101)})]
     assert names == ["weights", "allocated_peak"]
 
 

@@ -24,7 +24,7 @@ def heavy() -> Result:
 
 def test_every_timeline_of_a_result_is_thinned_and_nothing_else() -> None:
     result = cut_result(training_1b(), rows=20, blocks=10, holdings=10)
-    rows = [len(e.timeline.rows) for e in result.estimates().values() if e.timeline]
+    rows = [len(e.timeline.rows) for e in result.by_kind().values() if e.timeline]
     assert rows
     assert max(rows) <= 20
     assert result.verdict == training_1b().verdict

@@ -13,7 +13,7 @@ from tritter_mem.report.tables import (
     phase_table,
     profile_table,
 )
-from tritter_mem.results.run import COMPONENTS, Estimate, Kind, Result
+from tritter_mem.results.run import COMPONENTS, Kind, MemoryUse, Result
 from tritter_mem.results.verdict import basis_of, judge
 from tritter_mem.units import GiB
 
@@ -39,7 +39,7 @@ def test_every_row_has_a_cell_for_each_column(result: Result) -> None:
 @pytest.mark.parametrize("result", ALL[:3], ids=lambda r: r.name)
 def test_components_sum_to_the_allocated_peak_in_every_column(result: Result) -> None:
     table = budget_table(result, "GiB")
-    for column in range(1, 1 + len(result.estimates())):
+    for column in range(1, 1 + len(result.by_kind())):
         parts = sum(row.cells[column].value or 0 for row in table.rows if not row.total)
         assert parts == row_of(table, "Allocated peak").cells[column].value
 
@@ -61,7 +61,7 @@ def test_totals_end_with_budget_and_headroom() -> None:
 def test_headroom_is_that_of_each_kind() -> None:
     result = training_1b()
     cells = row_of(budget_table(result, "GiB"), "Headroom").cells
-    needs = [estimate.footprint_bytes for estimate in result.estimates().values()]
+    needs = [use.footprint_bytes for use in result.by_kind().values()]
     assert [cell.value for cell in cells[1:4]] == [15 * GiB - need for need in needs]
 
 
@@ -96,16 +96,16 @@ def test_a_run_on_the_cpu_is_not_held_against_the_card() -> None:
 
 def test_a_verdict_on_a_run_on_the_cpu_shows_what_it_stands_on() -> None:
     result = tiny_on_cpu()
-    alone: dict[Kind, Estimate] = {"measured": result.estimates()["measured"]}
+    alone: dict[Kind, MemoryUse] = {"measured": result.by_kind()["measured"]}
     judged = replace(result, planned=None, verdict=judge(alone, 15 * GiB))
     assert basis_of(judged) == "measured"
     assert texts(row_of(budget_table(judged, "GiB"), "Headroom"))[1] == "15.00 GiB"
 
 
 def test_device_peak_is_the_footprint_where_its_parts_are_known() -> None:
-    estimate = replace(planned_7b().estimates()["planned"], device_peak_bytes=None)
-    assert estimate.totals()["device_peak"] == estimate.footprint_bytes
-    assert replace(estimate, context_bytes=None).totals()["device_peak"] is None
+    use = replace(planned_7b().by_kind()["planned"], device_peak_bytes=None)
+    assert use.totals()["device_peak"] == use.footprint_bytes
+    assert replace(use, context_bytes=None).totals()["device_peak"] is None
 
 
 def test_the_verdict_s_basis_leads() -> None:
@@ -128,7 +128,7 @@ def test_phases_take_reserved_and_seconds_from_the_best_kind() -> None:
 
 def test_phases_of_one_kind_only_are_kept() -> None:
     result = tiny_on_cpu()
-    measured = result.estimates()["measured"]
+    measured = result.by_kind()["measured"]
     table = phase_table(replace(result, measured=replace(measured, phases=())), "GiB")
     assert table
     assert [texts(row)[2] for row in table.rows] == ["–"] * 3  # noqa: RUF001

@@ -9,14 +9,14 @@ import pytest
 from tests.report import records
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.results.from_json import WrongDataError, from_plain, line_of
-from tritter_mem.results.run import ContextCurve, Estimate, Phase, Result, Timeline, Verdict
+from tritter_mem.results.run import ContextCurve, MemoryUse, Phase, Result, Timeline, Verdict
 
-ESTIMATES = list(records.training_1b().estimates().values())
+USES = list(records.training_1b().by_kind().values())
 
 
-@pytest.mark.parametrize("estimate", ESTIMATES, ids=lambda e: e.device)
-def test_estimate_comes_back_equal(estimate: Estimate) -> None:
-    assert from_plain(Estimate, json.loads(json.dumps(asdict(estimate)))) == estimate
+@pytest.mark.parametrize("use", USES, ids=lambda e: e.device)
+def test_memory_use_comes_back_equal(use: MemoryUse) -> None:
+    assert from_plain(MemoryUse, json.loads(json.dumps(asdict(use)))) == use
 
 
 def test_whole_record_comes_back_equal() -> None:

@@ -48,7 +48,7 @@ def test_every_kind_of_number_is_a_line() -> None:
         ("1b-training", "planned"), ("1b-training", "simulated"), ("1b-training", "measured"),
         ("7b-128k", "planned"),
     ]  # fmt: skip
-    measured = training_1b().estimates()["measured"]
+    measured = training_1b().by_kind()["measured"]
     assert found[2].gpu == "NVIDIA H100 80GB HBM3"
     assert found[2].allocated_peak_bytes == measured.allocated_peak_bytes
     assert found[2].reserved_peak_bytes == measured.reserved_peak_bytes

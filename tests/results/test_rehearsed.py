@@ -14,7 +14,7 @@ from tritter_mem.report.tables import budget_table, measured_table
 from tritter_mem.report.validation_report import remarks, validation_table
 from tritter_mem.report.words import notes, verdict_sentence
 from tritter_mem.results.record_file import read_results
-from tritter_mem.results.run import KINDS, Environment, Estimate, Result
+from tritter_mem.results.run import KINDS, Environment, MemoryUse, Result
 from tritter_mem.results.validation import Validated, Validation
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.results.writing import write_text_atomically
@@ -26,11 +26,11 @@ def rehearsed() -> Result:
     """What was measured, as a rehearsal of the same peaks."""
     whole = training_1b()
     found = replace(whole, rehearsed=whole.measured, measured=None, measured_reason="stand-ins")
-    kinds = found.estimates()
+    kinds = found.by_kind()
     return replace(found, verdict=judge(kinds, 80 * GiB), differences=compare(kinds))
 
 
-def rehearsal(result: Result) -> Estimate:
+def rehearsal(result: Result) -> MemoryUse:
     assert result.rehearsed is not None
     return result.rehearsed
 
@@ -40,7 +40,7 @@ def test_the_verdict_follows_the_best_kind_that_is_there(rehearsed: Result) -> N
     assert rehearsed.verdict is not None
     assert rehearsed.verdict.basis == "rehearsed"
     assert "(rehearsed)" in verdict_sentence(rehearsed.verdict, "GiB")
-    both = judge(rehearsed.estimates() | {"measured": rehearsal(rehearsed)}, 80 * GiB)
+    both = judge(rehearsed.by_kind() | {"measured": rehearsal(rehearsed)}, 80 * GiB)
     assert both is not None
     assert both.basis == "measured"
 

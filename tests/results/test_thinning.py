@@ -25,6 +25,6 @@ def test_thinning_keeps_order_ends_and_peaks(found: list[tuple[int, int]], most:
 
 
 def test_a_short_timeline_is_kept_as_it_is() -> None:
-    timeline = training_1b().estimates()["measured"].timeline
+    timeline = training_1b().by_kind()["measured"].timeline
     assert timeline
     assert thin(timeline, len(timeline.rows)) is timeline

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.report.records import record
-from tritter_mem.results.run import Components, Environment, Estimate, OutOfMemory
+from tritter_mem.results.run import Components, Environment, MemoryUse, OutOfMemory
 from tritter_mem.results.validation import SCHEMA, Validated, Validation
 from tritter_mem.results.verdict import compare
 from tritter_mem.units import GiB, MiB
@@ -19,8 +19,8 @@ REFUSED = OutOfMemory(
 )  # fmt: skip
 
 
-def estimate(allocated: int, reserved: int | None = None, device: str = "cuda:0") -> Estimate:
-    return Estimate(
+def use(allocated: int, reserved: int | None = None, device: str = "cuda:0") -> MemoryUse:
+    return MemoryUse(
         device=device, components=Components(weights_bytes=allocated), phases=(),
         allocated_peak_bytes=allocated, reserved_peak_bytes=reserved,
     )  # fmt: skip
@@ -31,9 +31,9 @@ def validated(
     reserved: tuple[int, int] = (2 * GiB, 2 * GiB), name: str = "tiny-int4", **parts: Any,
 ) -> Validated:  # fmt: skip
     """A case with these peaks."""
-    found = {"planned": estimate(planned), "simulated": estimate(simulated, reserved[0])}
+    found = {"planned": use(planned), "simulated": use(simulated, reserved[0])}
     if measured is not None:
-        found["measured"] = estimate(measured, reserved[1])
+        found["measured"] = use(measured, reserved[1])
     result = record(name, **found, differences=compare(found))  # type: ignore[arg-type]
     return Validated(name=name, key="0123456789abcdef", result=result, **parts)
 

@@ -19,12 +19,12 @@ from benchmarks.standin.events import first_difference, of_history, of_log
 from tritter_mem.allocator.snapshot import read_pickle
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.recordings.replay_snapshot import replay
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.trace_file import load_log
 
 RECORDED = Path(__file__).parent / "recorded"
-Simulated = tuple[Case, Estimate, EventLog]
+Simulated = tuple[Case, MemoryUse, EventLog]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
@@ -46,9 +46,9 @@ def test_every_event_is_one_of_pytorchs_in_its_order(simulated: Simulated) -> No
 
 
 def test_reserved_peak_is_pytorchs(simulated: Simulated) -> None:
-    case, estimate, _ = simulated
+    case, use, _ = simulated
     [device] = replay(RECORDED / f"{case.name}.pickle").devices
-    assert estimate.reserved_peak_bytes == device.recorded.reserved_peak_bytes
+    assert use.reserved_peak_bytes == device.recorded.reserved_peak_bytes
 
 
 def test_recorded_segments_and_addresses_replay(simulated: Simulated) -> None:

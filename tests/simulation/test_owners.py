@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.planner.cases import POLICIES, card, tiny
 from tritter_mem.config.profile import Profile
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import Event
 from tritter_mem.simulation.peaks import held_at
 from tritter_mem.simulation.progress import Progress
@@ -166,8 +166,8 @@ def test_what_no_module_uses_belongs_to_none() -> None:
     assert {event.module for event in recorder.log if event.bytes != 12} == {"Linear"}
 
 
-def held(estimate: Estimate) -> dict[tuple[str, str], int]:
-    return {(h.module, h.component): h.allocated_bytes for h in estimate.held_at_peak}
+def held(use: MemoryUse) -> dict[tuple[str, str], int]:
+    return {(h.module, h.component): h.allocated_bytes for h in use.held_at_peak}
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])

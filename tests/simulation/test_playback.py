@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.planner.cases import tiny
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import find_peaks
 from tritter_mem.simulation.playback import find_out_of_memory, play, segments_at, surely_fits
@@ -106,15 +106,15 @@ def test_whether_it_fits_goes_by_what_is_reserved(conf: str, capacity: int, fits
 
 
 @pytest.fixture(scope="module", params=["inference", "training"])
-def estimate(request: pytest.FixtureRequest) -> Estimate:
+def use(request: pytest.FixtureRequest) -> MemoryUse:
     return simulate(tiny(workload__mode=request.param))
 
 
-def test_the_segments_of_a_simulation_are_those_at_its_allocated_peak(estimate: Estimate) -> None:
-    blocks = [block for segment in estimate.segments for block in segment.blocks]
+def test_the_segments_of_a_simulation_are_those_at_its_allocated_peak(use: MemoryUse) -> None:
+    blocks = [block for segment in use.segments for block in segment.blocks]
     live = [block for block in blocks if block.component]
-    assert sum(block.size_bytes for block in live) == estimate.allocated_peak_bytes
-    parts = estimate.components.items()
+    assert sum(block.size_bytes for block in live) == use.allocated_peak_bytes
+    parts = use.components.items()
     assert {block.component for block in live} == {
         name for name, size in parts.items() if size and name != "rounding"
     }
@@ -126,11 +126,11 @@ def test_the_segments_of_a_simulation_are_those_at_its_allocated_peak(estimate: 
     assert sum(rounded_up.values()) == parts["rounding"]
 
 
-def test_holdings_and_segments_of_a_simulation_agree(estimate: Estimate) -> None:
+def test_holdings_and_segments_of_a_simulation_agree(use: MemoryUse) -> None:
     held, blocks = Counter[str](), Counter[str]()
-    for holding in estimate.held_at_peak:
+    for holding in use.held_at_peak:
         held[holding.component] += holding.allocated_bytes
-    for segment in estimate.segments:
+    for segment in use.segments:
         for block in segment.blocks:
             blocks[block.component] += block.size_bytes
     del blocks[""]

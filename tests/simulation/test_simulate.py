@@ -92,14 +92,14 @@ def test_out_of_memory_names_the_module_that_hits_it() -> None:
     assert found.module.startswith("Transformer.layers.")
 
 
-def test_the_trace_is_that_of_the_estimate(tmp_path: Path) -> None:
+def test_the_trace_is_that_of_the_simulation(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "trace.gz"
-    estimate = simulate(tiny(), save_trace=path)
+    use = simulate(tiny(), save_trace=path)
     log = load_log(path)
     assert list(log) == list(traced(tiny()))
-    assert {phase.name for phase in estimate.phases} == {"load", "prefill", "decode"}
+    assert {phase.name for phase in use.phases} == {"load", "prefill", "decode"}
     # The allocator rounds to blocks, so what it gave is no less than what was asked for.
-    assert 1 <= estimate.allocated_peak_bytes / max(live_bytes(log)) < 1.02
+    assert 1 <= use.allocated_peak_bytes / max(live_bytes(log)) < 1.02
 
 
 def test_a_trace_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

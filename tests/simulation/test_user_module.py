@@ -11,7 +11,7 @@ import torch
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import InputError, SimulationError, UsageError
 from tritter_mem.models.user_code import ModuleCase, read_case
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import find_peaks
@@ -94,7 +94,7 @@ def record(case: ModuleCase, device: str) -> EventLog:
     return recorder.log
 
 
-def simulated(file: Path, function: str, **options: Any) -> Estimate:
+def simulated(file: Path, function: str, **options: Any) -> MemoryUse:
     return simulate_module(case(file, function, **options), CARD)
 
 
@@ -212,7 +212,7 @@ def test_out_of_memory_names_the_module(file: Path) -> None:
 class TestWhatGoesWrong:
     """One line that names the line of the code."""
 
-    def run(self, tmp_path: Path, body: str) -> Estimate:
+    def run(self, tmp_path: Path, body: str) -> MemoryUse:
         path = tmp_path / "user.py"
         head = "import torch\nfrom torch import nn\ndef build(device):\n"
         path.write_text(head + textwrap.indent(textwrap.dedent(body), "    "))

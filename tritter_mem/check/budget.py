@@ -15,7 +15,7 @@ from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case
 from tritter_mem.results.check import CaseOutcome
 from tritter_mem.results.header import header
-from tritter_mem.results.run import Components, Estimate, Kind, Phase, Result, Suggestion
+from tritter_mem.results.run import Components, Kind, MemoryUse, Phase, Result, Suggestion
 
 if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
@@ -95,7 +95,7 @@ def _judged(result: Result, mark: MemoryBudget, suggestions: Iterable[Suggestion
     from tritter_mem.results.verdict import judge
 
     kind: Kind = mark.checked_kind
-    found = result.estimates()
+    found = result.by_kind()
     if kind not in found and "rehearsed" in found:  # over stand-ins nothing is measured
         kind = "rehearsed"
     return replace(result, verdict=judge({kind: found[kind]}, mark.budget_bytes, suggestions))
@@ -110,8 +110,8 @@ def following(mark: MemoryBudget) -> Iterator[Callable[[], Result]]:
     of modules and optimizers that it uses.
     """
     device = mark.device or _default_device()
-    with _on_cuda(device) if device.startswith("cuda") else _on_cpu() as estimate:
-        yield lambda: _judged(_record(estimate()), mark)
+    with _on_cuda(device) if device.startswith("cuda") else _on_cpu() as use:
+        yield lambda: _judged(_record(use()), mark)
 
 
 def _default_device() -> str:
@@ -121,19 +121,19 @@ def _default_device() -> str:
 
 
 @contextmanager
-def _on_cpu() -> Iterator[Callable[[], Estimate]]:
-    from tritter_mem.measure.cpu_run import estimate_of
+def _on_cpu() -> Iterator[Callable[[], MemoryUse]]:
+    from tritter_mem.measure.cpu_run import memory_use_of
     from tritter_mem.simulation.recorder import Recorder
     from tritter_mem.simulation.user_module import Categories
 
     with Recorder("cpu") as recorder, Categories(recorder.adopt) as categories:
         with recorder.phase(PHASE):
-            yield lambda: estimate_of(recorder.log)
+            yield lambda: memory_use_of(recorder.log)
         categories.settle()
 
 
 @contextmanager
-def _on_cuda(name: str) -> Iterator[Callable[[], Estimate]]:
+def _on_cuda(name: str) -> Iterator[Callable[[], MemoryUse]]:
     from tritter_mem.devices.cuda import cuda_device
     from tritter_mem.devices.device import AllocatedPeak
 
@@ -144,8 +144,8 @@ def _on_cuda(name: str) -> Iterator[Callable[[], Estimate]]:
     yield lambda: _peak_only(device.name, peak.read_bytes())
 
 
-def _peak_only(device: str, peak_bytes: int) -> Estimate:
-    return Estimate(
+def _peak_only(device: str, peak_bytes: int) -> MemoryUse:
+    return MemoryUse(
         device=device,
         components=Components(),
         phases=(Phase(name=PHASE, allocated_peak_bytes=peak_bytes),),
@@ -153,20 +153,20 @@ def _peak_only(device: str, peak_bytes: int) -> Estimate:
     )
 
 
-def _record(estimate: Estimate) -> Result:
+def _record(use: MemoryUse) -> Result:
     from tritter_mem.devices.cuda import CudaDevice
     from tritter_mem.devices.environment import collect_environment
 
-    index = int(estimate.device.partition(":")[2] or 0)
-    kind = "measured" if estimate.device == "cpu" else CudaDevice(index).kind
+    index = int(use.device.partition(":")[2] or 0)
+    kind = "measured" if use.device == "cpu" else CudaDevice(index).kind
     return Result(
         **header(),
         environment=collect_environment(gpu=index),
-        profile={"device": estimate.device},
+        profile={"device": use.device},
         profile_hash="",
         planned_reason=_NOT_FORESEEN,
         simulated_reason=_NOT_FORESEEN,
-        **{kind: estimate},  # type: ignore[arg-type]
+        **{kind: use},  # type: ignore[arg-type]
     )
 
 

@@ -18,7 +18,7 @@ from tritter_mem.results.baseline import (
     Tolerance,
 )
 from tritter_mem.results.check import CaseOutcome, Group, Moved, Reason, SizeChange, Status
-from tritter_mem.results.run import Estimate, HeldBySame, Result, held_by_same
+from tritter_mem.results.run import HeldBySame, MemoryUse, Result, held_by_same
 
 _NUMBER = re.compile(r"(?<=\.)\d+\b")
 _EXIT_CODES: dict[Status, int] = {
@@ -67,26 +67,26 @@ def entry_of(case: Case, kind: CheckedKind, result: Result) -> Entry:
         gpu=result.gpu_of(kind),
         torch=(result.environment.torch or "none").partition("+")[0],
         profile_hash=result.profile_hash,
-        figures=figures_of(result.estimates()[kind]),
+        figures=figures_of(result.by_kind()[kind]),
     )
 
 
-def figures_of(estimate: Estimate) -> Figures:
-    """What of an estimate is compared."""
+def figures_of(use: MemoryUse) -> Figures:
+    """What of a kind of answer is compared."""
     return Figures(
-        allocated_peak_bytes=estimate.allocated_peak_bytes,
-        reserved_peak_bytes=estimate.reserved_peak_bytes,
-        peak_at=_NUMBER.sub("*", estimate.peak_at) if estimate.peak_at else None,
-        components={name: size for name, size in estimate.components.items().items() if size},
+        allocated_peak_bytes=use.allocated_peak_bytes,
+        reserved_peak_bytes=use.reserved_peak_bytes,
+        peak_at=_NUMBER.sub("*", use.peak_at) if use.peak_at else None,
+        components={name: size for name, size in use.components.items().items() if size},
         phases={
             phase.name: PhasePeaks(
                 allocated_peak_bytes=phase.allocated_peak_bytes,
                 reserved_peak_bytes=phase.reserved_peak_bytes,
             )
-            for phase in estimate.phases
+            for phase in use.phases
         },
         held_at_peak=tuple(
-            sorted(held_by_same(estimate.held_at_peak), key=lambda h: (h.component, h.module))
+            sorted(held_by_same(use.held_at_peak), key=lambda h: (h.component, h.module))
         ),
     )
 

@@ -43,7 +43,7 @@ class Profiled:
     def found(self) -> Iterator[tuple[CheckedKind, Entry | str]]:
         """For each kind what a baseline would keep, or why there is nothing."""
         for kind in self.task.kinds:
-            if self.result is not None and kind in self.result.estimates():
+            if self.result is not None and kind in self.result.by_kind():
                 yield kind, entry_of(self.task.case, kind, self.result)
             else:
                 reason = getattr(self.result, f"{kind}_reason", None)
@@ -104,7 +104,7 @@ def run_task(
 
 def from_file(baseline: Baseline, result: Result) -> Profiled:
     """A result that was made before, as what the baseline's case came to."""
-    kinds = [kind for kind in CHECKED_KINDS if kind in result.estimates()] or ["simulated"]
+    kinds = [kind for kind in CHECKED_KINDS if kind in result.by_kind()] or ["simulated"]
     return Profiled(task=Task(case=_case_of(baseline, result), kinds=kinds), result=result)
 
 

@@ -21,7 +21,7 @@ from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.weights import embeddings_bytes, vision_bytes, weights_bytes
 from tritter_mem.profiling.checkpointing import simulate_policy
-from tritter_mem.results.run import COMPONENTS, Components, Estimate, Phase, Result
+from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase, Result
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.units import GB
@@ -106,7 +106,7 @@ def to_dict(rows: tuple[AuditRow, ...]) -> dict[str, Any]:
 class Answers(Protocol):
     """What the audit asks of a kind of answer."""
 
-    def estimate(self, profile: Profile) -> Estimate:
+    def use(self, profile: Profile) -> MemoryUse:
         """All of a profile's memory."""
 
     def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
@@ -119,7 +119,7 @@ class Answers(Protocol):
 class Planned:
     """By formula. Recomputed work leaves out attention and the loss."""
 
-    def estimate(self, profile: Profile) -> Estimate:
+    def use(self, profile: Profile) -> MemoryUse:
         """All of a profile's memory."""
         return plan(profile, find_gpu(profile.gpu.name))
 
@@ -129,7 +129,7 @@ class Planned:
         A step comes to three times the forward pass's products.
         """
         checkpointing = {"policy": policy, "n": n}
-        phases = self.estimate(changed(profile, {"training.checkpointing": checkpointing})).phases
+        phases = self.use(changed(profile, {"training.checkpointing": checkpointing})).phases
         peak = max(p.components.activations_bytes for p in phases if p.components is not None)
         model = architecture_of(profile.model)
         weights = {n: math.prod(s) for n, s in model.layers[0].linears(model.hidden).items()}
@@ -146,16 +146,16 @@ class Simulated:
 
     def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress or Progress()
-        self._estimates: dict[str, Estimate] = {}
+        self._uses: dict[str, MemoryUse] = {}
         self._work: dict[str, int] = {}
 
-    def estimate(self, profile: Profile) -> Estimate:
+    def use(self, profile: Profile) -> MemoryUse:
         """All of a profile's memory."""
         key = profile_hash(profile)
-        if key not in self._estimates:
+        if key not in self._uses:
             self._progress.begin(profile.name)
-            self._estimates[key] = simulate(profile, progress=self._progress)
-        return self._estimates[key]
+            self._uses[key] = simulate(profile, progress=self._progress)
+        return self._uses[key]
 
     def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
         """The operators' own operations, against those under `none`, which is asked for first."""
@@ -166,14 +166,14 @@ class Simulated:
 
 NAN = cast("int", math.nan)
 _NOWHERE = Components(**{f"{name}_bytes": NAN for name in COMPONENTS})
-UNKNOWN = Estimate(
+UNKNOWN = MemoryUse(
     device="",
     components=_NOWHERE,
     phases=(Phase(name="optimizer", allocated_peak_bytes=NAN, components=_NOWHERE),),
     allocated_peak_bytes=NAN,
     library_workspace_bytes=NAN,
 )
-"""An estimate of which nothing is known: its figures are NaN, and so is what follows from one."""
+"""An answer of which nothing is known: its figures are NaN, and so is what follows from one."""
 
 
 class Measured:
@@ -192,24 +192,22 @@ class Measured:
             and result.measured.out_of_memory is None
         }
 
-    def estimate(self, profile: Profile) -> Estimate:
+    def use(self, profile: Profile) -> MemoryUse:
         """All of a profile's memory."""
         return self._found.get(_content(profile.model_dump()), UNKNOWN)
 
     def policy(self, profile: Profile, policy: str, n: int) -> tuple[int, float]:
         """The peak; recomputed work is no figure of a run."""
         checkpointing = {"policy": policy, "n": n}
-        found = self.estimate(changed(profile, {"training.checkpointing": checkpointing}))
+        found = self.use(changed(profile, {"training.checkpointing": checkpointing}))
         parts = [phase.components for phase in found.phases if phase.components is not None]
         return max((part.activations_bytes for part in parts), default=NAN), math.nan
 
 
-def _with_known_components(estimate: Estimate) -> Estimate:
-    if estimate.components_known:
-        return estimate
-    return replace(
-        estimate, components=_NOWHERE, phases=UNKNOWN.phases, library_workspace_bytes=NAN
-    )
+def _with_known_components(use: MemoryUse) -> MemoryUse:
+    if use.components_known:
+        return use
+    return replace(use, components=_NOWHERE, phases=UNKNOWN.phases, library_workspace_bytes=NAN)
 
 
 def _content(profile: Mapping[str, Any]) -> str:
@@ -259,24 +257,24 @@ def _weights(answers: Answers) -> Iterator[AuditRow]:
     case = Case.of(packed, find_gpu(packed.gpu.name))
     small = weights_bytes(case) + embeddings_bytes(case)
     yield _row(
-        "1.2, 2.1", "weights, inference", 1.4, _stored(answers.estimate(_7b()).components),
+        "1.2, 2.1", "weights, inference", 1.4, _stored(answers.use(_7b()).components),
         "1.58 bits is the entropy: stored are 2 bits, and embeddings stay in bfloat16; "
         f"{small / GB:.2f} GB at 1.6 bits",
     )  # fmt: skip
     vision = _short(model__vision="siglip-base")
     wide = 2 * vision_bytes(Case.of(vision, find_gpu(vision.gpu.name)))
     yield _row(
-        "1.2", "vision encoder", 0.4, answers.estimate(vision).components.vision_bytes,
+        "1.2", "vision encoder", 0.4, answers.use(vision).components.vision_bytes,
         f"93 M parameters in bfloat16, and a projection; {wide / GB:.2f} GB in float32",
     )  # fmt: skip
     yield _row(
-        "1.2", "all of it", 14, answers.estimate(_7b()).footprint_bytes,
+        "1.2", "all of it", 14, answers.use(_7b()).footprint_bytes,
         "the cache is twice what the specification says",
     )  # fmt: skip
 
 
 def _training_state(answers: Answers) -> Iterator[AuditRow]:
-    phases = answers.estimate(_7b(workload__mode="training")).phases
+    phases = answers.use(_7b(workload__mode="training")).phases
     parts = next(phase.components for phase in phases if phase.name == "optimizer")
     assert parts is not None  # noqa: S101  (every planned and simulated phase has them)
     shadow = _stored(parts)
@@ -291,7 +289,7 @@ def _training_state(answers: Answers) -> Iterator[AuditRow]:
 
 
 def _kv_cache(answers: Answers, **settings: Any) -> int:
-    return answers.estimate(_short(**settings)).components.kv_cache_bytes
+    return answers.use(_short(**settings)).components.kv_cache_bytes
 
 
 def _cache(answers: Answers) -> Iterator[AuditRow]:
@@ -318,7 +316,7 @@ def _windows(answers: Answers) -> Iterator[AuditRow]:
 
 
 def _activations(answers: Answers) -> Iterator[AuditRow]:
-    chunked = answers.estimate(_7b())
+    chunked = answers.use(_7b())
     parts = chunked.components
     found = parts.activations_bytes + parts.logits_bytes + parts.workspace_bytes
     found -= chunked.library_workspace_bytes
@@ -370,7 +368,7 @@ def _configurations(answers: Answers) -> Iterator[AuditRow]:
     }  # fmt: skip
     for name, (section, claimed) in claims.items():
         profile = load_profile(name)
-        found = answers.estimate(profile).footprint_bytes
+        found = answers.use(profile).footprint_bytes
         card = find_gpu(profile.gpu.name)
         fits = found <= (profile.gpu.budget or card.default_budget_bytes)
         where = f"{'fits' if fits else 'does not fit'} {card.name}"

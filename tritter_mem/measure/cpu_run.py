@@ -15,12 +15,12 @@ from tritter_mem.errors import MeasureError
 from tritter_mem.measure.child import ChildJob, answer_of
 from tritter_mem.measure.phases import Stopwatch, with_speed
 from tritter_mem.measure.workload import Work, perform, read_work, to_plain
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_model.config import RunConfig
 
 
-def measure(work: Work, time_limit_seconds: float) -> Estimate:
+def measure(work: Work, time_limit_seconds: float) -> MemoryUse:
     """Run a case on the CPU in a child process.
 
     Args:
@@ -44,11 +44,11 @@ def measure(work: Work, time_limit_seconds: float) -> Estimate:
         arguments={"work": to_plain(work)},
         time_limit_seconds=time_limit_seconds,
     )
-    return answer_of(job, Estimate)
+    return answer_of(job, MemoryUse)
 
 
 def run_case(work: Mapping[str, Any]) -> dict[str, Any]:
-    """In the child: run a case, given as plain data, and return its `Estimate` as plain data."""
+    """In the child: run a case, given as plain data, and return its `MemoryUse` as plain data."""
     case, watch = read_work(work), Stopwatch()
     recorded = _recorded(case)
     perform(case, "cpu", watch)
@@ -56,20 +56,20 @@ def run_case(work: Mapping[str, Any]) -> dict[str, Any]:
     return asdict(replace(timed, resident_peak_bytes=resident_peak_bytes()))
 
 
-def _recorded(work: Work) -> Estimate:
+def _recorded(work: Work) -> MemoryUse:
     from tritter_mem.simulation.recorder import Recorder
 
     with Recorder("cpu") as recorder:
         perform(work, "cpu", recorder)
-    return estimate_of(recorder.log)
+    return memory_use_of(recorder.log)
 
 
-def estimate_of(log: EventLog, device: str = "cpu") -> Estimate:
+def memory_use_of(log: EventLog, device: str = "cpu") -> MemoryUse:
     """What a run comes to that was recorded on a device."""
     from tritter_mem.simulation.peaks import find_peaks
 
     peaks = find_peaks(log)
-    return Estimate(
+    return MemoryUse(
         device=device,
         components=peaks.components,
         phases=peaks.phases,

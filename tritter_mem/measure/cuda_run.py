@@ -18,10 +18,10 @@ from tritter_mem.devices.device import Device, Refused
 from tritter_mem.devices.nvml import read_usage
 from tritter_mem.errors import OutputError
 from tritter_mem.measure.out_of_memory import describe, find_out_of_memory
-from tritter_mem.measure.phases import BETWEEN, PhaseMeter, Stopwatch, estimate_of, with_speed
+from tritter_mem.measure.phases import BETWEEN, PhaseMeter, Stopwatch, memory_use_of, with_speed
 from tritter_mem.measure.session import DeviceSession
 from tritter_mem.measure.workload import Work, perform, read_work
-from tritter_mem.results.run import AllocatorStats, DeviceRun, Estimate, OutOfMemory
+from tritter_mem.results.run import AllocatorStats, DeviceRun, MemoryUse, OutOfMemory
 
 if TYPE_CHECKING:
     from tritter_mem.simulation.user_module import Watch
@@ -31,7 +31,7 @@ HISTORY_ENTRIES = 600_000
 
 
 def measure_case(work: dict[str, Any], index: int, **memory: Any) -> dict[str, Any]:
-    """The job that measures: its `Estimate` as plain data, without components.
+    """The job that measures: its `MemoryUse` as plain data, without components.
 
     Args:
         work: of `workload.to_plain`.
@@ -42,7 +42,7 @@ def measure_case(work: dict[str, Any], index: int, **memory: Any) -> dict[str, A
 
 
 def record_case(work: dict[str, Any], index: int, **memory: Any) -> dict[str, Any]:
-    """The job that tells where the bytes are: an `Estimate` of the recorded tensors."""
+    """The job that tells where the bytes are: an `MemoryUse` of the recorded tensors."""
     return asdict(record(read_work(work), session_on(index, **memory)))
 
 
@@ -72,7 +72,7 @@ def session_on(index: int, **memory: Any) -> DeviceSession:
     return DeviceSession(partial(open_cuda, index), partial(read_usage, index), **memory)
 
 
-def measure(work: Work, session: DeviceSession) -> Estimate:
+def measure(work: Work, session: DeviceSession) -> MemoryUse:
     """Run a case and read its peaks, seconds and speed; running out of memory is an answer."""
     device = session.device
     refused: list[Refused] = []
@@ -80,13 +80,13 @@ def measure(work: Work, session: DeviceSession) -> Estimate:
     watch = PhaseMeter(device, session.set_limit)
     failure = _run(work, watch, refused, device)
     watch.end(BETWEEN)
-    estimate = estimate_of(watch.readings, device.name, _device_run(session))
-    estimate = with_speed(estimate, {p.name: p.seconds or 0.0 for p in estimate.phases}, work)
+    use = memory_use_of(watch.readings, device.name, _device_run(session))
+    use = with_speed(use, {p.name: p.seconds or 0.0 for p in use.phases}, work)
     context = session.counted_context_bytes()
     return replace(
-        estimate,
+        use,
         context_bytes=context,
-        device_peak_bytes=(estimate.reserved_peak_bytes or 0) + context,
+        device_peak_bytes=(use.reserved_peak_bytes or 0) + context,
         out_of_memory=failure,
     )
 
@@ -122,7 +122,7 @@ def _device_run(session: DeviceSession) -> DeviceRun:
     )  # fmt: skip
 
 
-def record(work: Work, session: DeviceSession) -> Estimate:
+def record(work: Work, session: DeviceSession) -> MemoryUse:
     """Run a case under the recorder, with the allocator's history on; nothing is measured.
 
     Together they tell where the bytes are, and how memory was fragmented at the peak.
@@ -131,13 +131,13 @@ def record(work: Work, session: DeviceSession) -> Estimate:
         MeasureError: the run has more events than are kept.
     """
     from tritter_mem.measure.recorded_run import HistoryRecorder
-    from tritter_mem.measure.recorded_run import estimate_of as estimate_of_recorded
+    from tritter_mem.measure.recorded_run import memory_use_of as memory_use_of_recorded
 
     device = session.device
     device.keep_history()
     with HistoryRecorder(device) as recorder:
         _as_far_as_memory_goes(work, device, recorder)
-    return estimate_of_recorded(recorder, device.history(), device.name, _device_run(session))
+    return memory_use_of_recorded(recorder, device.history(), device.name, _device_run(session))
 
 
 def _as_far_as_memory_goes(work: Work, device: Device, watch: Watch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tritter_mem.devices.device import STATISTICS, Device
 from tritter_mem.models.user_code import ModuleCase
-from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, Estimate, Phase
+from tritter_mem.results.run import AllocatorStats, Components, DeviceRun, MemoryUse, Phase
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_model.config import RunConfig
 
@@ -146,7 +146,7 @@ def allocator_stats(
     )
 
 
-def estimate_of(readings: Sequence[PhaseReading], device: str, run: DeviceRun) -> Estimate:
+def memory_use_of(readings: Sequence[PhaseReading], device: str, run: DeviceRun) -> MemoryUse:
     """What a measured run comes to, as far as it came; where its bytes are is not known yet.
 
     The warm-up's peaks do not count, except for what is reserved: that stays. So it is where
@@ -158,7 +158,7 @@ def estimate_of(readings: Sequence[PhaseReading], device: str, run: DeviceRun) -
         run: what else was read; its allocator figures are filled in here.
     """
     counted = [reading for reading in readings if reading.name != WARMUP]
-    return Estimate(
+    return MemoryUse(
         device=device,
         components=Components(),
         phases=tuple(_phases(counted)),
@@ -196,17 +196,17 @@ def phase_tokens(run: RunConfig) -> dict[str, int]:
 
 
 def with_speed(
-    estimate: Estimate, seconds: Mapping[str, float], work: RunConfig | ModuleCase
-) -> Estimate:
+    use: MemoryUse, seconds: Mapping[str, float], work: RunConfig | ModuleCase
+) -> MemoryUse:
     """Fill in the seconds of a run's phases and, of the bundled model, its tokens per second.
 
     Phases that a run did not come to have neither.
     """
     tokens = phase_tokens(work) if isinstance(work, RunConfig) else {}
     return replace(
-        estimate,
+        use,
         phases=tuple(
-            _timed(phase, seconds[phase.name], tokens.get(phase.name)) for phase in estimate.phases
+            _timed(phase, seconds[phase.name], tokens.get(phase.name)) for phase in use.phases
         ),
         tokens_per_second=_overall(seconds, work) if isinstance(work, RunConfig) else None,
     )

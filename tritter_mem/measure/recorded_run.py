@@ -20,7 +20,7 @@ from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import DO_ALLOC, DO_RETRY, History, make_history
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.results.replay import Scenario
-from tritter_mem.results.run import Components, DeviceRun, Estimate, Phase
+from tritter_mem.results.run import Components, DeviceRun, MemoryUse, Phase
 from tritter_mem.simulation.events import Event, EventLog, Span
 from tritter_mem.simulation.peaks import find_peaks
 from tritter_mem.simulation.playback import play
@@ -212,9 +212,9 @@ def _append(log: EventLog, size: int, event: Event) -> None:
         log.places[number] = event.place
 
 
-def estimate_of(
+def memory_use_of(
     recorder: HistoryRecorder, snapshot: DeviceSnapshot, device: str, run: DeviceRun
-) -> Estimate:
+) -> MemoryUse:
     """What a recorded run comes to.
 
     Args:
@@ -229,7 +229,7 @@ def estimate_of(
     peaks = find_peaks(played.log, requested=merged.log)
     asked = find_peaks(merged.log).allocated_peak_bytes
     run = replace(run, allocator=replace(run.allocator, requested_peak_bytes=asked))
-    estimate = Estimate(
+    use = MemoryUse(
         device=device,
         components=peaks.components,
         phases=peaks.phases,
@@ -240,7 +240,7 @@ def estimate_of(
         library_workspace_bytes=_live_inside(merged, peaks.peak_level),
         run=run,
     )
-    return _with_fragmentation(estimate, snapshot, run)
+    return _with_fragmentation(use, snapshot, run)
 
 
 def _live_inside(merged: MergedEvents, level: int) -> int:
@@ -252,15 +252,15 @@ def _live_inside(merged: MergedEvents, level: int) -> int:
     )
 
 
-def _with_fragmentation(estimate: Estimate, snapshot: DeviceSnapshot, run: DeviceRun) -> Estimate:
+def _with_fragmentation(use: MemoryUse, snapshot: DeviceSnapshot, run: DeviceRun) -> MemoryUse:
     try:
         peak = replay_to_peak(snapshot)
     except MeasureError as error:
-        return replace(estimate, run=replace(run, fragmentation_reason=str(error)))
+        return replace(use, run=replace(run, fragmentation_reason=str(error)))
     if not peak.reserved_peak_bytes:  # memory ran out at the first request
-        return replace(estimate, reserved_peak_bytes=0)
+        return replace(use, reserved_peak_bytes=0)
     return replace(
-        estimate,
+        use,
         reserved_peak_bytes=peak.reserved_peak_bytes,
         fragmentation=peak.fragmentation,
         run=replace(run, fragmentation_source=SOURCE),
@@ -308,7 +308,7 @@ def _no_progress(steps: int) -> None:
     """Nobody waits for the progress."""
 
 
-def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
+def with_components(measured: MemoryUse, recorded: MemoryUse) -> MemoryUse:
     """Say where the measured bytes are.
 
     Args:
@@ -316,7 +316,7 @@ def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
         recorded: the same work under the recorder, which saw every tensor.
 
     Returns:
-        The measured estimate with components, of the whole run and of each phase; without them,
+        What was measured with components, of the whole run and of each phase; without them,
         and with the reason, where the two runs do not agree.
     """
     run, other = measured.run, recorded.run
@@ -338,7 +338,7 @@ def with_components(measured: Estimate, recorded: Estimate) -> Estimate:
     )
 
 
-def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
+def with_fragmentation(measured: MemoryUse, recorded: MemoryUse) -> MemoryUse:
     """Say how memory was fragmented at the reserved peak, where both runs reserved the same.
 
     Args:
@@ -346,7 +346,7 @@ def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
         recorded: the same work, with the allocator's history on.
 
     Returns:
-        The measured estimate with it; or with the reason.
+        What was measured with it; or with the reason.
     """
     run, other = measured.run, recorded.run
     if run is None or other is None:
@@ -367,7 +367,7 @@ def with_fragmentation(measured: Estimate, recorded: Estimate) -> Estimate:
     )
 
 
-def _disagreement(recorded: Estimate, asked: tuple[int, int]) -> str:
+def _disagreement(recorded: MemoryUse, asked: tuple[int, int]) -> str:
     return (
         f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
         f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "

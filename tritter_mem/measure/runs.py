@@ -13,21 +13,21 @@ from tritter_mem.measure.child import ChildJob, answer_of, measuring_environment
 from tritter_mem.measure.recorded_run import with_components, with_fragmentation
 from tritter_mem.measure.target import Target
 from tritter_mem.measure.workload import Work, to_plain
-from tritter_mem.results.run import DeviceRun, Estimate, OutOfMemory, RunFigures, Spread
+from tritter_mem.results.run import DeviceRun, MemoryUse, OutOfMemory, RunFigures, Spread
 from tritter_mem.units import format_bytes
 
 LOAD = "load"
 
 
 class PartlyMeasuredError(MeasureError):
-    """Something failed after the measurement; `estimate` is what was measured before."""
+    """Something failed after the measurement; `use` is what was measured before."""
 
-    def __init__(self, *problems: str, estimate: Estimate) -> None:
+    def __init__(self, *problems: str, use: MemoryUse) -> None:
         super().__init__(*problems)
-        self.estimate = estimate
+        self.use = use
 
 
-def measure(work: Work, target: Target) -> Estimate:
+def measure(work: Work, target: Target) -> MemoryUse:
     """Measure a case, on the CPU or on a CUDA device, each run in a separate process.
 
     A run that goes out of memory is the answer, whatever others came to. On CUDA one more run tells
@@ -44,11 +44,11 @@ def measure(work: Work, target: Target) -> Estimate:
         found = with_recorded_components(found, work, target)
         problems += _problems_of(lambda: save_snapshot(work, target))
     if problems:
-        raise PartlyMeasuredError(*problems, estimate=found)
+        raise PartlyMeasuredError(*problems, use=found)
     return found
 
 
-def _repeated(work: Work, target: Target, problems: list[str]) -> list[Estimate]:
+def _repeated(work: Work, target: Target, problems: list[str]) -> list[MemoryUse]:
     """The runs that succeeded; why another did not is added to the problems."""
     runs = [measure_once(work, target)]
     while len(runs) < target.repeat and runs[-1].out_of_memory is None:
@@ -69,7 +69,7 @@ def _problems_of(act: Callable[[], None]) -> Sequence[str]:
     return ()
 
 
-def measure_once(work: Work, target: Target) -> Estimate:
+def measure_once(work: Work, target: Target) -> MemoryUse:
     """Measure a case once; on CUDA without components.
 
     Raises:
@@ -77,19 +77,19 @@ def measure_once(work: Work, target: Target) -> Estimate:
     """
     if target.card is None:
         return cpu_run.measure(work, target.time_limit_seconds)
-    found = answer_of(_cuda_job("measure_case", work, target), Estimate)
+    found = answer_of(_cuda_job("measure_case", work, target), MemoryUse)
     if found.out_of_memory is not None and found.run is not None:
         _refuse_if_crowded(found.out_of_memory, found.run, found.context_bytes)
     return found
 
 
-def with_recorded_components(measured: Estimate, work: Work, target: Target) -> Estimate:
+def with_recorded_components(measured: MemoryUse, work: Work, target: Target) -> MemoryUse:
     """Run the case once more, recorded: where the bytes are, and how they lie at the peak.
 
-    Where either is not known, the estimate says why.
+    Where either is not known, the answer says why.
     """
     try:
-        recorded = answer_of(_cuda_job("record_case", work, target), Estimate)
+        recorded = answer_of(_cuda_job("record_case", work, target), MemoryUse)
     except MeasureError as error:
         why = str(error)
         run = measured.run and replace(
@@ -146,7 +146,7 @@ def _refuse_if_crowded(refused: OutOfMemory, run: DeviceRun, context_bytes: int 
     )
 
 
-def together(runs: Sequence[Estimate]) -> Estimate:
+def together(runs: Sequence[MemoryUse]) -> MemoryUse:
     """The median run with the spread of all; a single run as it is.
 
     The median is by allocated peak, then by reserved peak, then by seconds; of an even number the
@@ -165,7 +165,7 @@ def together(runs: Sequence[Estimate]) -> Estimate:
     return replace(runs[order[(len(runs) - 1) // 2]], spread=spread)
 
 
-def figures_of(run: Estimate) -> RunFigures:
+def figures_of(run: MemoryUse) -> RunFigures:
     """What is compared with other runs of the same case."""
     return RunFigures(
         allocated_peak_bytes=run.allocated_peak_bytes,
@@ -174,7 +174,7 @@ def figures_of(run: Estimate) -> RunFigures:
     )
 
 
-def seconds_of(run: Estimate) -> float:
+def seconds_of(run: MemoryUse) -> float:
     """Seconds of all phases but loading."""
     return sum(phase.seconds or 0.0 for phase in run.phases if phase.name != LOAD)
 

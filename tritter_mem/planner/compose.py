@@ -17,7 +17,7 @@ from tritter_mem.planner.weights import (
     vision_bytes,
     weights_bytes,
 )
-from tritter_mem.results.run import Estimate, Phase
+from tritter_mem.results.run import MemoryUse, Phase
 
 
 def budget_of(profile: Profile, card: GpuCard) -> int:
@@ -25,7 +25,7 @@ def budget_of(profile: Profile, card: GpuCard) -> int:
     return profile.gpu.budget or card.default_budget_bytes
 
 
-def plan(profile: Profile, card: GpuCard) -> Estimate:
+def plan(profile: Profile, card: GpuCard) -> MemoryUse:
     """Plan a profile's memory on a card by formula.
 
     The allocated peak is what is alive throughout (weights, cache, optimizer state, workspaces of
@@ -40,7 +40,7 @@ def plan(profile: Profile, card: GpuCard) -> Estimate:
     return plan_case(Case.of(profile, card))
 
 
-def plan_case(case: Case) -> Estimate:
+def plan_case(case: Case) -> MemoryUse:
     """The plan of a case, see `plan`."""
     card, library = case.card, library_bytes(case)
     loaded = {
@@ -54,7 +54,7 @@ def plan_case(case: Case) -> Estimate:
     load, *later = [moment.plus(loaded) for moment in _moments(case)]
     moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
-    return Estimate(
+    return MemoryUse(
         device=card.name,
         components=peak.components(),
         phases=tuple(_phase(moment) for moment in moments),

@@ -26,7 +26,7 @@ def planned_result(profile: Profile) -> Result:
         ConfigError: the card is unknown.
     """
     card = find_gpu(profile.gpu.name)
-    estimate = plan(profile, card)
+    use = plan(profile, card)
     budget = budget_of(profile, card)
     return Result(
         **header(),
@@ -35,11 +35,11 @@ def planned_result(profile: Profile) -> Result:
         ),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
-        planned=estimate,
+        planned=use,
         simulated_reason=NOT_SIMULATED,
         measured_reason=NOT_MEASURED,
-        verdict=judge({"planned": estimate}, budget, suggest(profile, card, budget)),
-        differences=compare({"planned": estimate}),
+        verdict=judge({"planned": use}, budget, suggest(profile, card, budget)),
+        differences=compare({"planned": use}),
     )
 
 
@@ -79,8 +79,8 @@ def calculate_memory_budget(config: Profile | SpecificationConfig) -> dict[str, 
         ConfigError: the configuration is not possible.
     """
     profile = config if isinstance(config, Profile) else _profile_of(config)
-    estimate = plan(profile, find_gpu(profile.gpu.name))
-    parts = _parts(estimate.components, estimate.context_bytes or 0)
+    use = plan(profile, find_gpu(profile.gpu.name))
+    parts = _parts(use.components, use.context_bytes or 0)
     budget = {name: count / GB for name, count in parts.items()}
     return {**budget, "total": sum(parts.values()) / GB}
 

@@ -71,14 +71,14 @@ def simulate_policy(
         case(device, both(counter.phase, phase))
 
     with counter:  # outside the recorder, which takes composite operators apart
-        estimate = simulate_workload(counted, card, profile.allocator.conf)
+        use = simulate_workload(counted, card, profile.allocator.conf)
     return CheckpointCase(
         policy=policy,
         n=n,
-        allocated_peak_bytes=estimate.allocated_peak_bytes,
-        reserved_peak_bytes=estimate.reserved_peak_bytes or 0,
+        allocated_peak_bytes=use.allocated_peak_bytes,
+        reserved_peak_bytes=use.reserved_peak_bytes or 0,
         activations_peak_bytes=max(
-            phase.components.activations_bytes for phase in estimate.phases if phase.components
+            phase.components.activations_bytes for phase in use.phases if phase.components
         ),
         flops=counter.by_phase["forward"] + counter.by_phase["backward"],
     )
@@ -131,15 +131,15 @@ def measured_trade_off(
 def _measured(profile: Profile, case: CheckpointCase, target: Target) -> CheckpointCase:
     own = changed(profile, {"training.checkpointing": {"policy": case.policy, "n": case.n}})
     try:
-        estimate = runs.measure_once(run_settings(own, target.simulated), target)
+        use = runs.measure_once(run_settings(own, target.simulated), target)
     except MeasureError as error:
         return replace(case, measured_reason=str(error))
-    refused = estimate.out_of_memory
+    refused = use.out_of_memory
     return replace(
         case,
-        measured_allocated_peak_bytes=estimate.allocated_peak_bytes,
-        measured_reserved_peak_bytes=estimate.reserved_peak_bytes,
-        measured_seconds=None if refused else runs.seconds_of(estimate),
+        measured_allocated_peak_bytes=use.allocated_peak_bytes,
+        measured_reserved_peak_bytes=use.reserved_peak_bytes,
+        measured_seconds=None if refused else runs.seconds_of(use),
         measured_reason=_sentence(refused) if refused else None,
     )
 

@@ -24,7 +24,7 @@ from tritter_mem.oom.ladder import (
     rungs,
 )
 from tritter_mem.planner.compose import budget_of
-from tritter_mem.results.run import Estimate, Kind, Ladder, LadderEnd, LadderStep, Result
+from tritter_mem.results.run import Kind, Ladder, LadderEnd, LadderStep, MemoryUse, Result
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import case_workload, simulate_workload
 from tritter_model.config import RunConfig
@@ -89,7 +89,7 @@ def profile_ladders(
     if target.card is None:
         return
 
-    def measure(case: RunConfig) -> Estimate:
+    def measure(case: RunConfig) -> MemoryUse:
         progress.begin(f"{profile.name}, ladder: measuring")
         return runs.measure_once(case, target)
 
@@ -106,7 +106,7 @@ def simulated_ladder(
     card: GpuCard,
     budget_bytes: int,
     progress: Progress,
-    as_it_is: Estimate | None = None,
+    as_it_is: MemoryUse | None = None,
 ) -> Ladder:
     """Go down the ladder by simulation until a rung fits.
 
@@ -123,10 +123,10 @@ def simulated_ladder(
         progress.begin(f"{profile.name}, {rung.name}")
         case = replace(run_with(profile, rung.settings, card), shortened=fast)
         known = as_it_is if rung.settings == AS_IT_IS else None
-        estimate = known or simulate_workload(
+        use = known or simulate_workload(
             case_workload(case, progress), card, profile.allocator.conf
         )
-        return _step(rung, _judged(estimate, budget_bytes), estimate)
+        return _step(rung, _judged(use, budget_bytes), use)
 
     steps = tuple(_down(profile, simulated))
     return Ladder(kind="simulated", budget_bytes=budget_bytes, steps=steps)
@@ -136,7 +136,7 @@ def measured_ladder(
     profile: Profile,
     card: GpuCard,
     budget_bytes: int,
-    measure: Callable[[RunConfig], Estimate],
+    measure: Callable[[RunConfig], MemoryUse],
     kind: Kind = "measured",
 ) -> Ladder:
     """Go down the ladder by measuring until a rung fits.
@@ -153,10 +153,10 @@ def measured_ladder(
     """
 
     def measured(rung: Rung) -> LadderStep:
-        estimate = measure(run_with(profile, rung.settings, card))
-        if (refused := estimate.out_of_memory) is None:
-            return _step(rung, _judged(estimate, budget_bytes), estimate)
-        step = _step(rung, "out of memory", estimate)  # which got only so far
+        use = measure(run_with(profile, rung.settings, card))
+        if (refused := use.out_of_memory) is None:
+            return _step(rung, _judged(use, budget_bytes), use)
+        step = _step(rung, "out of memory", use)  # which got only so far
         return replace(step, needs_bytes=None, detail=f"in {refused.phase}: {refused.operator}")
 
     steps = tuple(_down(profile, measured))
@@ -174,17 +174,17 @@ def _down(profile: Profile, try_on: Callable[[Rung], LadderStep]) -> Iterator[La
             return
 
 
-def _judged(estimate: Estimate, budget_bytes: int) -> LadderEnd:
-    return "fits" if estimate.footprint_bytes <= budget_bytes else "does not fit"
+def _judged(use: MemoryUse, budget_bytes: int) -> LadderEnd:
+    return "fits" if use.footprint_bytes <= budget_bytes else "does not fit"
 
 
-def _step(rung: Rung, ended: LadderEnd, estimate: Estimate | None) -> LadderStep:
+def _step(rung: Rung, ended: LadderEnd, use: MemoryUse | None) -> LadderStep:
     return LadderStep(
         rung=rung.name,
         settings=rung.settings.given_up(),
         ended=ended,
-        needs_bytes=estimate.footprint_bytes if estimate else None,
-        allocated_bytes=estimate.allocated_peak_bytes if estimate else None,
-        reserved_bytes=estimate.reserved_peak_bytes if estimate else None,
+        needs_bytes=use.footprint_bytes if use else None,
+        allocated_bytes=use.allocated_peak_bytes if use else None,
+        reserved_bytes=use.reserved_peak_bytes if use else None,
         changes_result=rung.changes_result,
     )

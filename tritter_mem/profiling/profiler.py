@@ -36,7 +36,7 @@ from tritter_mem.planner.suggest import suggest
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
 from tritter_mem.results.header import header
-from tritter_mem.results.run import KINDS, RUN_KINDS, Estimate, Kind, Result
+from tritter_mem.results.run import KINDS, RUN_KINDS, Kind, MemoryUse, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
@@ -152,7 +152,7 @@ def _planned(profile: Profile, target: Target) -> Result:
 
 def _with_verdict(profile: Profile, target: Target, result: Result) -> Result:
     """The record with its verdict, the differences between its kinds of answer, and its curves."""
-    budget, found = budget_of(profile, target.fitted), result.estimates()
+    budget, found = budget_of(profile, target.fitted), result.by_kind()
     verdict = judge(of_the_card(found), budget, suggest(profile, target.simulated, budget))
     return replace(
         result,
@@ -162,9 +162,9 @@ def _with_verdict(profile: Profile, target: Target, result: Result) -> Result:
     )
 
 
-def of_the_card(estimates: dict[Kind, Estimate]) -> dict[Kind, Estimate]:
-    """The estimates that tell whether a card holds it: not those of the CPU."""
-    return {kind: found for kind, found in estimates.items() if found.device != "cpu"}
+def of_the_card(uses: dict[Kind, MemoryUse]) -> dict[Kind, MemoryUse]:
+    """The kinds of answer that tell whether a card holds it: not those of the CPU."""
+    return {kind: found for kind, found in uses.items() if found.device != "cpu"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +238,7 @@ def profile_module(  # noqa: PLR0913  (one keyword an option of the command)
         problems = _simulate(record, profile, target.simulated, save_trace)
         progress.begin(f"{name}: measuring")
         record.measure(profile.case, target)
-    if not record.result.estimates().keys() & set(RUN_KINDS):  # nobody could say anything
+    if not record.result.by_kind().keys() & set(RUN_KINDS):  # nobody could say anything
         record.problems[:0] = problems
     return record.finished()
 
@@ -268,7 +268,7 @@ def _simulate(
 
 
 def _module_verdict(profile: ModuleProfile, target: Target, result: Result) -> Result:
-    found = result.estimates()
+    found = result.by_kind()
     budget = profile.budget_bytes or target.fitted.default_budget_bytes
     return replace(result, verdict=judge(of_the_card(found), budget), differences=compare(found))
 
@@ -317,7 +317,7 @@ class RecordBuilder:
         try:
             self.add(**{target.kind: runs.measure(work, target)})
         except runs.PartlyMeasuredError as error:
-            self.add(**{target.kind: error.estimate})
+            self.add(**{target.kind: error.use})
             self.fail(error.problems)
         except MeasureError as error:
             self.add(**{f"{target.kind}_reason": str(error)})

@@ -16,7 +16,7 @@ from tritter_mem.report.words import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results.run import Estimate, Result, Verdict, held_by_same
+from tritter_mem.results.run import MemoryUse, Result, Verdict, held_by_same
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
 
@@ -41,8 +41,8 @@ COLUMNS = (
 
 def over_budget(result: Result, verdict: Verdict) -> str:
     """Say what does not fit, what holds most of it, and what to change."""
-    estimate = result.estimates()[verdict.basis]
-    lines = [_figure(estimate), *_most(estimate), *_changes(result, verdict)]
+    use = result.by_kind()[verdict.basis]
+    lines = [_figure(use), *_most(use), *_changes(result, verdict)]
     return "\n  ".join((verdict_sentence(verdict, UNITS), *lines))
 
 
@@ -58,36 +58,36 @@ def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
         yield f"    {suggestion_options(suggestion)}"
 
 
-def _figure(estimate: Estimate) -> str:
+def _figure(use: MemoryUse) -> str:
     """Which figure is compared with the budget."""
-    if estimate.reserved_peak_bytes is None:
+    if use.reserved_peak_bytes is None:
         return "needed is the largest sum of live tensors"
-    reserved = format_bytes(estimate.reserved_peak_bytes, UNITS)
-    rest = format_bytes(estimate.footprint_bytes - estimate.reserved_peak_bytes, UNITS)
+    reserved = format_bytes(use.reserved_peak_bytes, UNITS)
+    rest = format_bytes(use.footprint_bytes - use.reserved_peak_bytes, UNITS)
     return f"needed is the device peak: {reserved} reserved by PyTorch, {rest} CUDA context"
 
 
-def _most(estimate: Estimate) -> Iterator[str]:
+def _most(use: MemoryUse) -> Iterator[str]:
     """The component, phase and module with most, as far as they are known."""
-    total = format_bytes(estimate.allocated_peak_bytes, UNITS)
-    components = estimate.components.items()
+    total = format_bytes(use.allocated_peak_bytes, UNITS)
+    components = use.components.items()
     name = max(components, key=components.__getitem__)
     if components[name]:
         size = format_bytes(components[name], UNITS)
         yield f"component {label(name)}: {size} of {total} allocated at the peak"
-    if estimate.phases:
-        phase = max(estimate.phases, key=lambda phase: phase.allocated_peak_bytes)
+    if use.phases:
+        phase = max(use.phases, key=lambda phase: phase.allocated_peak_bytes)
         size = format_bytes(phase.allocated_peak_bytes, UNITS)
-        yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(estimate)}"
-    for module in held_by_same(estimate.held_at_peak)[:1]:
+        yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(use)}"
+    for module in held_by_same(use.held_at_peak)[:1]:
         many = f", {module.count} of them" if module.count > 1 else ""
         name = printable(module.module, NAME_LIMIT) or OUTSIDE
         size = format_bytes(module.allocated_bytes, UNITS)
         yield f"module {name}{many} ({label(module.component)}): {size}"
 
 
-def _at(estimate: Estimate) -> str:
-    return f", the peak at {printable(estimate.peak_at, 200)}" if estimate.peak_at else ""
+def _at(use: MemoryUse) -> str:
+    return f", the peak at {printable(use.peak_at, 200)}" if use.peak_at else ""
 
 
 def against_baseline(outcome: CaseOutcome) -> str:

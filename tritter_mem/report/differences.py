@@ -60,7 +60,7 @@ def notable_differences(result: Result, units: str) -> list[str]:
     """A sentence for each component or total that differs by more than 2% between two kinds."""
     return [
         _difference_sentence(row, pair, units)
-        for pair in compared_pairs(list(result.estimates()))
+        for pair in compared_pairs(list(result.by_kind()))
         for row in result.differences
         if _is_notable(row, pair)
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritter_mem.errors import OutputError, UsageError
-from tritter_mem.results.run import Estimate, Result
+from tritter_mem.results.run import MemoryUse, Result
 from tritter_mem.results.writing import open_atomically
 from tritter_mem.text import printable
 
@@ -31,19 +31,19 @@ def to_csv(results: Sequence[Result]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(PAGE_COLUMNS)
     for result in results:
-        for kind, estimate in result.estimates().items():
-            made_of = (spreadsheet_text(result.name), kind, spreadsheet_text(estimate.device))
-            writer.writerows((*made_of, *number) for number in numbers(estimate))
+        for kind, use in result.by_kind().items():
+            made_of = (spreadsheet_text(result.name), kind, spreadsheet_text(use.device))
+            writer.writerows((*made_of, *number) for number in numbers(use))
     return out.getvalue()
 
 
-def numbers(estimate: Estimate) -> Iterator[Number]:
+def numbers(use: MemoryUse) -> Iterator[Number]:
     """Group, name and bytes of every component, total and phase."""
-    yield from (("component", name, size) for name, size in estimate.components.items().items())
-    for name, total in estimate.totals().items():
+    yield from (("component", name, size) for name, size in use.components.items().items())
+    for name, total in use.totals().items():
         if total is not None:
             yield "total", name, total
-    for phase in estimate.phases:
+    for phase in use.phases:
         yield "phase allocated", spreadsheet_text(phase.name), phase.allocated_peak_bytes
         if phase.reserved_peak_bytes is not None:
             yield "phase reserved", spreadsheet_text(phase.name), phase.reserved_peak_bytes
@@ -62,8 +62,8 @@ def to_frame(results: Sequence[Result]) -> DataFrame:
     rows = [
         (*_made_of(result), kind, spreadsheet_text(result.gpu_of(kind)), *number)
         for result in results
-        for kind, estimate in result.estimates().items()
-        for number in numbers(estimate)
+        for kind, use in result.by_kind().items()
+        for number in numbers(use)
     ]
     return DataFrame(rows, columns=list(COLUMNS))
 

@@ -37,7 +37,7 @@ from tritter_mem.report.words import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results.run import Estimate, Result, Segment, document
+from tritter_mem.results.run import MemoryUse, Result, Segment, document
 from tritter_mem.results.thinning import thin
 from tritter_mem.results.verdict import basis_of
 from tritter_mem.text import printable
@@ -246,25 +246,25 @@ HOLDINGS = 6_000
 
 def fit_page(results: Sequence[Result]) -> list[Result]:
     """Cut timelines, segments and holdings so that the page stays small; peaks are kept."""
-    estimates = [e for result in results for e in result.estimates().values()]
-    columns = sum(len(e.timeline.columns) for e in estimates if e.timeline is not None)
+    uses = [e for result in results for e in result.by_kind().values()]
+    columns = sum(len(e.timeline.columns) for e in uses if e.timeline is not None)
     rows = max(TIMELINE_NUMBERS // max(columns, 1), 20)
-    blocks = BLOCKS // max(sum(bool(e.segments) for e in estimates), 1)
-    holdings = HOLDINGS // max(sum(bool(e.held_at_peak) for e in estimates), 1)
+    blocks = BLOCKS // max(sum(bool(e.segments) for e in uses), 1)
+    holdings = HOLDINGS // max(sum(bool(e.held_at_peak) for e in uses), 1)
     return [cut_result(result, rows, blocks, holdings) for result in results]
 
 
 def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
-    """The result with no estimate above so many timeline rows, blocks and holdings."""
+    """The result with no kind of answer above so many timeline rows, blocks and holdings."""
 
-    def cut(estimate: Estimate | None) -> Estimate | None:
-        if estimate is None:
+    def cut(use: MemoryUse | None) -> MemoryUse | None:
+        if use is None:
             return None
         return replace(
-            estimate,
-            timeline=estimate.timeline and thin(estimate.timeline, rows),
-            segments=_with_blocks(estimate.segments, blocks),
-            held_at_peak=estimate.held_at_peak[:holdings],
+            use,
+            timeline=use.timeline and thin(use.timeline, rows),
+            segments=_with_blocks(use.segments, blocks),
+            held_at_peak=use.held_at_peak[:holdings],
         )
 
     return replace(

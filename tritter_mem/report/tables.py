@@ -36,10 +36,10 @@ from tritter_mem.results.run import (
     COMPONENTS,
     DeviceRun,
     Environment,
-    Estimate,
     HeldBySame,
     Kind,
     KindPair,
+    MemoryUse,
     Phase,
     Result,
     RunFigures,
@@ -53,7 +53,7 @@ from tritter_mem.units import format_bytes, format_count
 
 def budget_table(result: Result, units: str) -> Table:
     """Bytes by component, the totals under them, the budget and what is left of it."""
-    kinds = list(result.estimates())
+    kinds = list(result.by_kind())
     pairs = compared_pairs(kinds)
     return Table(
         caption="Budget by component",
@@ -76,7 +76,7 @@ def _budget_bars(result: Result) -> Bars | None:
     basis = basis_of(result)
     if basis is None:
         return None
-    needs = result.estimates()[basis].footprint_bytes
+    needs = result.by_kind()[basis].footprint_bytes
     budget = result.verdict.budget_bytes if result.verdict else None
     if budget is None or not on_scale(budget, needs):
         return Bars(label=KIND_LABELS[basis], full_bytes=max(needs, 1))
@@ -90,7 +90,7 @@ def _budget_bars(result: Result) -> Bars | None:
 def _component_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[Row]:
     parts = {
         kind: e.components.items() if e.components_known else {}
-        for kind, e in result.estimates().items()
+        for kind, e in result.by_kind().items()
     }
     found = {name: {kind: part.get(name) for kind, part in parts.items()} for name in COMPONENTS}
     return [
@@ -101,7 +101,7 @@ def _component_rows(result: Result, pairs: Sequence[KindPair], units: str) -> li
 
 
 def _total_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[Row]:
-    totals = {kind: estimate.totals() for kind, estimate in result.estimates().items()}
+    totals = {kind: use.totals() for kind, use in result.by_kind().items()}
     names = next(iter(totals.values()), {})
     found = {name: {kind: parts[name] for kind, parts in totals.items()} for name in names}
     return [
@@ -142,13 +142,13 @@ def _budget_rows(result: Result, blanks: int, units: str) -> list[Row]:
         return []
     verdict, kinds = result.verdict, on_the_card(result)
     budget = verdict.budget_bytes
-    budgets = [bytes_cell(budget, units) for _ in result.estimates()]
+    budgets = [bytes_cell(budget, units) for _ in result.by_kind()]
     # Of a run that went out of memory the verdict knows what it needed beyond its figures.
     found = {k: budget - e.footprint_bytes for k, e in kinds.items()}
     found |= {k: verdict.headroom_bytes for k in kinds if k == verdict.basis}
     left = [
         headroom_cell(found[k], units, words=False) if k in found else UNKNOWN
-        for k in result.estimates()
+        for k in result.by_kind()
     ]
     empty = [BLANK] * blanks
     return [
@@ -165,7 +165,7 @@ def phase_table(result: Result, units: str) -> Table | None:
 
     Allocated for each kind; the rest from the best kind that knows it.
     """
-    phases = {k: {p.name: p for p in e.phases} for k, e in result.estimates().items()}
+    phases = {k: {p.name: p for p in e.phases} for k, e in result.by_kind().items()}
     names = list(dict.fromkeys(name for found in phases.values() for name in found))
     if not names:
         return None
@@ -296,7 +296,7 @@ def holdings_table(result: Result, units: str) -> Table | None:
     kind = best_kind_with(result, "held_at_peak")
     if kind is None:
         return None
-    modules = held_by_same(result.estimates()[kind].held_at_peak)
+    modules = held_by_same(result.by_kind()[kind].held_at_peak)
     rows = [_module_row(one, units) for one in modules[:MOST_MODULES]]
     if rest := modules[MOST_MODULES:]:
         rows.append(_other_modules_row(rest, units))
@@ -346,24 +346,24 @@ FigureRow = tuple[str, Cell]
 def measured_table(result: Result, units: str) -> Table | None:
     """One row a figure; what was not read is left out. None where there is nothing to say."""
     kind: Kind = "measured" if result.measured else "rehearsed"
-    estimate = result.estimates().get(kind)
-    if estimate is None:
+    use = result.by_kind().get(kind)
+    if use is None:
         return None
-    lines = [*_run_lines(estimate, units), *_spread_lines(estimate.spread, units)]
+    lines = [*_run_lines(use, units), *_spread_lines(use.spread, units)]
     if not lines:
         return None
     return Table(
-        caption=f"{KIND_LABELS[kind]} on {printable(estimate.device, 40)}",
+        caption=f"{KIND_LABELS[kind]} on {printable(use.device, 40)}",
         columns=(Column(label="Figure", numeric=False), Column(label="Value")),
         rows=[Row(cells=(Cell(text=name), cell)) for name, cell in lines],
     )
 
 
-def _run_lines(estimate: Estimate, units: str) -> Iterator[FigureRow]:
-    run = estimate.run
+def _run_lines(use: MemoryUse, units: str) -> Iterator[FigureRow]:
+    run = use.run
     if run is None:
         return
-    for name, count in _sizes_of_run(run, estimate.context_bytes):
+    for name, count in _sizes_of_run(run, use.context_bytes):
         if count is not None:
             yield name, bytes_cell(count, units)
     counts = {

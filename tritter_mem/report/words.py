@@ -136,18 +136,18 @@ def devices_sentence(result: Result) -> str:
         "measured": "measured on",
     }
     return ", ".join(
-        f"{words[kind]} {printable(estimate.device, NAME_LIMIT)}"
-        + (" (repeated chunks and tokens left out)" if estimate.shortened else "")
-        for kind, estimate in result.estimates().items()
+        f"{words[kind]} {printable(use.device, NAME_LIMIT)}"
+        + (" (repeated chunks and tokens left out)" if use.shortened else "")
+        for kind, use in result.by_kind().items()
     )
 
 
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(estimate.peak_at, TEXT_LIMIT)}"
-        for kind, estimate in result.estimates().items()
-        if estimate.peak_at
+        f"{kind} peak at {printable(use.peak_at, TEXT_LIMIT)}"
+        for kind, use in result.by_kind().items()
+        if use.peak_at
     ]
     found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
@@ -160,8 +160,8 @@ def _refusals(result: Result) -> list[str]:
         f"{kind}: out of memory{_where(refused)}: {format_bytes(refused.requested_bytes)} more, "
         f"with {format_bytes(refused.reserved_bytes)} reserved of "
         f"{format_bytes(refused.limit_bytes)}{ends.get(kind, '')}"
-        for kind, estimate in result.estimates().items()
-        if (refused := estimate.out_of_memory) is not None
+        for kind, use in result.by_kind().items()
+        if (refused := use.out_of_memory) is not None
     ]
 
 
@@ -192,7 +192,7 @@ def _cpu_sentence(result: Result) -> str:
     """What a comparison with the CPU leaves out."""
     if result.measured is None or result.measured.device != "cpu":
         return ""
-    if not any(estimate.library_workspace_bytes for estimate in result.estimates().values()):
+    if not any(use.library_workspace_bytes for use in result.by_kind().values()):
         return ""
     return (
         "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
@@ -203,7 +203,7 @@ def _cpu_sentence(result: Result) -> str:
 def fragmentation_sentence(result: Result, units: str) -> str:
     """What the allocator holds and cannot use, by the verdict's basis; empty where not known."""
     basis = basis_of(result)
-    found = result.estimates()[basis].fragmentation if basis else None
+    found = result.by_kind()[basis].fragmentation if basis else None
     if found is None:
         return ""
     return (

@@ -72,7 +72,7 @@ class PhasePeaks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What is kept of an estimate: enough to compare it, and to say what grew.
+    """What is kept of a kind of answer: enough to compare it, and to say what grew.
 
     Attributes:
         peak_at: what was running at the allocated peak, in words.

@@ -65,7 +65,7 @@ def remember(results: Sequence[Result], file: Path = FILE) -> None:
 
 
 def _peaks(result: Result, commit: str | None) -> Iterator[Remembered]:
-    for kind, estimate in result.estimates().items():
+    for kind, use in result.by_kind().items():
         yield Remembered(
             created=result.created,
             commit=commit,
@@ -74,8 +74,8 @@ def _peaks(result: Result, commit: str | None) -> Iterator[Remembered]:
             kind=kind,
             gpu=result.gpu_of(kind),
             torch=result.environment.torch,
-            allocated_peak_bytes=estimate.allocated_peak_bytes,
-            reserved_peak_bytes=estimate.reserved_peak_bytes,
+            allocated_peak_bytes=use.allocated_peak_bytes,
+            reserved_peak_bytes=use.reserved_peak_bytes,
         )
 
 

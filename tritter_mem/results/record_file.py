@@ -90,13 +90,13 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
     components are known ones, what is free of a segment has none, and curves share their contexts.
     """
     untimed: dict[str, Any] = {
-        kind: replace(estimate, timeline=None)  # which has numbers of any sign
-        for kind, estimate in result.estimates().items()
+        kind: replace(use, timeline=None)  # which has numbers of any sign
+        for kind, use in result.by_kind().items()
     }
     for at, value in values(replace(result, **untimed), place):
         if wrong := _wrong(value, at):
             yield at, wrong
-    for kind, found in result.estimates().items():
+    for kind, found in result.by_kind().items():
         if found.timeline is not None:
             yield from _ragged(found.timeline, join(place, f"{kind}.timeline.rows"))
     yield from _uneven(result.context_curves, join(place, "context_curves"))

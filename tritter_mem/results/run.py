@@ -214,12 +214,12 @@ class DeviceRun:
         other_processes_bytes: what others had on the device before the run; it counts nowhere.
         context_created_bytes: the CUDA context as it was made, before the first kernel.
         context_first_kernel_bytes: the same after the first kernel. What it takes at the end, with
-            all kernels loaded, is the estimate's `context_bytes`.
+            all kernels loaded, is `MemoryUse.context_bytes`.
         process_bytes: what the driver (NVML) counts for the process at the end.
         device_used_bytes: what the driver counts for all processes at the end.
         unread: why figures above are missing.
-        components_reason: why the estimate has no components.
-        fragmentation_source: which run the estimate's fragmentation comes from, and how.
+        components_reason: why there are no components.
+        fragmentation_source: which run the fragmentation comes from, and how.
         fragmentation_reason: why it has none.
     """
 
@@ -261,7 +261,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class MemoryUse:
     """One kind of answer: what is planned, simulated, rehearsed or measured.
 
     Attributes:
@@ -523,10 +523,10 @@ class Result:
     environment: Environment
     profile: dict[str, Any]
     profile_hash: str
-    planned: Estimate | None = None
-    simulated: Estimate | None = None
-    rehearsed: Estimate | None = None
-    measured: Estimate | None = None
+    planned: MemoryUse | None = None
+    simulated: MemoryUse | None = None
+    rehearsed: MemoryUse | None = None
+    measured: MemoryUse | None = None
     planned_reason: str | None = None
     simulated_reason: str | None = None
     rehearsed_reason: str | None = None
@@ -543,14 +543,14 @@ class Result:
         """The profile's name."""
         return str(self.profile.get("name", "unnamed"))
 
-    def estimates(self) -> dict[Kind, Estimate]:
+    def by_kind(self) -> dict[Kind, MemoryUse]:
         """The kinds of answer that are there, in order."""
         found = {kind: getattr(self, kind) for kind in KINDS}
-        return {kind: estimate for kind, estimate in found.items() if estimate is not None}
+        return {kind: use for kind, use in found.items() if use is not None}
 
     def gpu_of(self, kind: Kind) -> str:
         """The card that a kind of answer is for: a name of the table, the driver's, or `cpu`."""
-        device = self.estimates()[kind].device
+        device = self.by_kind()[kind].device
         ran_on_gpu = kind in RUN_KINDS and device != "cpu"
         return self.environment.gpu or device if ran_on_gpu else device
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK
-from tritter_mem.results.run import Difference, Environment, Estimate, Kind, KindPair, Result
+from tritter_mem.results.run import Difference, Environment, Kind, KindPair, MemoryUse, Result
 from tritter_mem.results.verdict import RESERVED_TOLERANCE, TOLERANCES, tolerance_of
 
 SCHEMA = "tritter-mem.validation/1"
@@ -59,9 +59,9 @@ class Validated:
         return "rehearsed" if self.result and self.result.rehearsed else "measured"
 
     @property
-    def ran(self) -> Estimate | None:
+    def ran(self) -> MemoryUse | None:
         """What the run came to."""
-        return self.result.estimates().get(self.ran_as) if self.result else None
+        return self.result.by_kind().get(self.ran_as) if self.result else None
 
     @property
     def status(self) -> Status:

@@ -19,7 +19,7 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.bundled import run_settings
-from tritter_mem.results.run import Estimate, Phase, Timeline
+from tritter_mem.results.run import MemoryUse, Phase, Timeline
 from tritter_mem.simulation.cuda.libraries import Libraries, is_workspace
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import Peaks, find_peaks
@@ -47,7 +47,7 @@ Run = Callable[[str, "Recorder"], None]
 def simulate(
     profile: Profile, *, fast: bool = False, progress: Progress | None = None,
     save_trace: Path | None = None, card: GpuCard | None = None,
-) -> Estimate:  # fmt: skip
+) -> MemoryUse:  # fmt: skip
     """Simulate the bundled model under a profile, on the profile's card.
 
     Args:
@@ -64,8 +64,8 @@ def simulate(
     """
     card = card or find_gpu(profile.gpu.name)
     workload = bundled_workload(profile, card, progress or Progress(), fast)
-    estimate = simulate_workload(workload, card, profile.allocator.conf, save_trace)
-    return replace(estimate, shortened=fast)
+    use = simulate_workload(workload, card, profile.allocator.conf, save_trace)
+    return replace(use, shortened=fast)
 
 
 def bundled_workload(
@@ -100,7 +100,7 @@ def both(outer: PhaseHook, inner: PhaseHook) -> PhaseHook:
 
 def simulate_workload(
     workload: Workload, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
-) -> Estimate:
+) -> MemoryUse:
     """Simulate anything that runs on `meta`.
 
     Args:
@@ -114,7 +114,7 @@ def simulate_workload(
 
 def simulate_run(
     run: Run, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
-) -> Estimate:
+) -> MemoryUse:
     """Simulate anything that runs on `meta` and tells the recorder more than its phases.
 
     Args:
@@ -132,7 +132,7 @@ def simulate_run(
     capacity, context = card.total_bytes, card.context_bytes
     fits = surely_fits(played, settings, capacity, context)
     return replace(
-        _estimate(peaks, played, card),
+        _use(peaks, played, card),
         library_workspace_bytes=log.live_bytes(peaks.peak_level, is_workspace),
         out_of_memory=None if fits else find_out_of_memory(log, settings, capacity, context),
         segments=segments_at(log, settings, peaks.peak_level),
@@ -159,9 +159,9 @@ def _record(run: Run, card: GpuCard) -> EventLog:
     return recorder.log
 
 
-def _estimate(peaks: Peaks, played: Played, card: GpuCard) -> Estimate:
+def _use(peaks: Peaks, played: Played, card: GpuCard) -> MemoryUse:
     reserved = played.reserved_peak_bytes[""]
-    return Estimate(
+    return MemoryUse(
         device=card.name,
         components=peaks.components,
         phases=tuple(_with_reserved(phase, played) for phase in peaks.phases),

@@ -23,7 +23,7 @@ from torch.optim import Optimizer, optimizer
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import InputError
 from tritter_mem.models.user_code import ModuleCase, explained, load
-from tritter_mem.results.run import Estimate
+from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_model import labels
@@ -78,7 +78,7 @@ def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
 
 def simulate_module(
     case: ModuleCase, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
-) -> Estimate:
+) -> MemoryUse:
     """Simulate third-party code on a card.
 
     Args:
@@ -99,13 +99,13 @@ def simulate_module(
         with as_on_cuda(card.compute_capability), redirect_stdout(sys.stderr):
             run_module(case, device, watch)
 
-    estimate = simulate_run(workload, card, allocator_conf, save_trace)
-    if not estimate.allocated_peak_bytes:
+    use = simulate_run(workload, card, allocator_conf, save_trace)
+    if not use.allocated_peak_bytes:
         raise InputError(
             f"{case.name}: made no tensor on the device that it was given: hand `device` on, as in "
             "`model.to(device)` or `torch.empty(..., device=device)`"
         )
-    return estimate
+    return use
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tritter_mem.report.charts.axes import (
 )
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
 from tritter_mem.report.words import KIND_LABELS, label, name_of, signed_bytes, verdict_sentence
-from tritter_mem.results.run import COMPONENTS, Estimate, Result
+from tritter_mem.results.run import COMPONENTS, MemoryUse, Result
 from tritter_mem.results.verdict import basis_of, on_the_card
 from tritter_mem.units import format_bytes
 
@@ -33,23 +33,23 @@ class Bar:
     budget_bytes: int | None
 
 
-def parts_of(estimate: Estimate) -> dict[str, int]:
+def parts_of(use: MemoryUse) -> dict[str, int]:
     """What the card must hold, by part: the components, then what is outside live tensors.
 
     The parts sum to `footprint_bytes` where the components sum to the allocated peak.
     """
-    allocated, context = estimate.allocated_peak_bytes, estimate.context_bytes or 0
-    cached = max((estimate.reserved_peak_bytes or allocated) - allocated, 0)
-    other = max(estimate.footprint_bytes - allocated - cached - context, 0)
-    parts = {**estimate.components.items(), "cached": cached, "context": context, "other": other}
+    allocated, context = use.allocated_peak_bytes, use.context_bytes or 0
+    cached = max((use.reserved_peak_bytes or allocated) - allocated, 0)
+    other = max(use.footprint_bytes - allocated - cached - context, 0)
+    parts = {**use.components.items(), "cached": cached, "context": context, "other": other}
     return {name: size for name, size in parts.items() if size}
 
 
 def budget_chart(result: Result, units: str) -> Chart:
     """One stacked bar for each kind of number, against the budget."""
     bars = [
-        Bar(name=KIND_LABELS[kind], parts=parts_of(estimate), budget_bytes=_budget(result))
-        for kind, estimate in on_the_card(result).items()
+        Bar(name=KIND_LABELS[kind], parts=parts_of(use), budget_bytes=_budget(result))
+        for kind, use in on_the_card(result).items()
     ]
     says = f"Stacked bars by component. {_verdict(result, units)}"
     return _stacked(bars, title="What the card must hold", description=says, units=units)
@@ -58,7 +58,7 @@ def budget_chart(result: Result, units: str) -> Chart:
 def comparison_chart(results: Sequence[Result], units: str) -> Chart:
     """One stacked bar for each profile, by the kind of number that its verdict stands on."""
     bars = [
-        Bar(name=name_of(r), parts=parts_of(r.estimates()[kind]), budget_bytes=_budget(r))
+        Bar(name=name_of(r), parts=parts_of(r.by_kind()[kind]), budget_bytes=_budget(r))
         for r in results
         if (kind := basis_of(r)) is not None
     ]
@@ -154,7 +154,7 @@ def waterfall_chart(result: Result, units: str) -> Chart | None:
     kind = basis_of(result)
     if kind is None:
         return None
-    parts = parts_of(result.estimates()[kind])
+    parts = parts_of(result.by_kind()[kind])
     ends = list(accumulate(parts.values()))
     total, budget = sum(parts.values()), _budget(result)
     scale = _scale([total], [budget], units)

@@ -34,7 +34,7 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
     kind = best_kind_with(result, "segments")
     if kind is None:
         return None
-    segments = largest_first(result.estimates()[kind].segments)
+    segments = largest_first(result.by_kind()[kind].segments)
     row_bytes = _row_bytes(segments)
     scale = Scale.of(row_bytes, units)
     pieces = _pieces_by_component(segments, row_bytes)
@@ -44,7 +44,7 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
     least, most = ROW_HEIGHTS
     return Chart(
         title=title + wrapped,
-        description=_says(segments, len(full.estimates()[kind].segments), units),
+        description=_says(segments, len(full.by_kind()[kind].segments), units),
         figure={
             "data": [_trace(name, found, scale, units) for name, found in pieces.items()],
             "layout": _layout(rows, scale),

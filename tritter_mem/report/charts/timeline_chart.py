@@ -28,14 +28,14 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
     """Allocated by category, reserved and limit over time; None where there is no timeline.
 
     The first column of a timeline is its axis, `<component>_bytes` are stacked areas,
-    `allocated_bytes` and `reserved_bytes` are lines, and `phase` is a number of the estimate's
+    `allocated_bytes` and `reserved_bytes` are lines, and `phase` is a number of the answer's
     phases, from zero.
     """
     kind = _kind_with_timeline(result)
-    estimate = result.estimates()[kind] if kind else None
-    if kind is None or estimate is None or estimate.timeline is None:
+    use = result.by_kind()[kind] if kind else None
+    if kind is None or use is None or use.timeline is None:
         return None
-    timeline = estimate.timeline
+    timeline = use.timeline
     budget = result.verdict.budget_bytes if result.verdict else None
     most = max((round(max(row[1:], default=0)) for row in timeline.rows), default=0)
     near = budget if budget is not None and on_scale(budget, most) else 0
@@ -50,7 +50,7 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
                 "xaxis": {"title": {"text": plotly_text(timeline.columns[0], NAME_LIMIT)}},
                 "yaxis": scale.axis(),
                 "hovermode": "x unified",
-                **_marks(timeline, estimate.phases, near, scale),
+                **_marks(timeline, use.phases, near, scale),
             },
         },
         table=timeline_table(timeline, title, units),
@@ -61,7 +61,7 @@ def timeline_chart(result: Result, units: str) -> Chart | None:
 
 def _kind_with_timeline(result: Result) -> Kind | None:
     """The kind that the verdict stands on, else the best, if its timeline has something in it."""
-    found = [k for k, e in result.estimates().items() if e.timeline and e.timeline.rows]
+    found = [k for k, e in result.by_kind().items() if e.timeline and e.timeline.rows]
     basis = basis_of(result)
     return basis if basis in found else found[-1] if found else None
 
