@@ -16,7 +16,12 @@ ADDRESS_BITS = 64
 
 
 class ExpandableSegment(NamedTuple):
-    """A reservation of addresses that memory is mapped into, page by page."""
+    """A reservation of addresses that memory is mapped into, page by page.
+
+    One for each stream and pool. Mapped pages are free or allocated as in any segment; unmapped
+    ones are address space without memory. Pages are 2 MiB in the small pool and one large segment
+    (20 MiB) in the large one.
+    """
 
     address: int
     size: int

@@ -216,7 +216,8 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-# What GitHub shows and takes at most.
+# GitHub shows 10 errors and 10 warnings of a step and takes a summary of 1 MiB; the escapes are
+# those of the actions toolkit's `core/src/command.ts`.
 Level = Literal["error", "warning", "notice"]
 MAX_OF_A_LEVEL = 10
 MAX_TITLE = 255

@@ -245,7 +245,10 @@ HOLDINGS = 6_000
 
 
 def fit_page(results: Sequence[Result]) -> list[Result]:
-    """Cut timelines, segments and holdings so that the page stays small; peaks are kept."""
+    """Cut timelines, segments and holdings so that the page stays small; peaks are kept.
+
+    What is cut, in the charts and in the data to download, is whole in the files of `--output`.
+    """
     uses = [e for result in results for e in result.by_kind().values()]
     columns = sum(len(e.timeline.columns) for e in uses if e.timeline is not None)
     rows = max(TIMELINE_NUMBERS // max(columns, 1), 20)

@@ -1,4 +1,8 @@
-"""What a result is called and says in words: labels, sentences and facts, for every renderer."""
+"""What a result is called and says in words: labels, sentences and facts, for every renderer.
+
+Names that come from a file are untrusted: `printable` makes control and direction characters
+visible, so that a name can neither steer a terminal nor reorder the text beside it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """Operations of the operators that run: multiplications and additions, by phase.
 
-PyTorch has formulas for its own operators; those of the bundled model are here.
+Counted are matrix products and attention, whose two products count for the query-key pairs that
+the mask lets through; element by element work is not. PyTorch's table
+(`torch.utils.flop_counter`) gives the `aten` operators, the table below those of the bundled
+model; their backward operators count their own products.
 """
 
 from __future__ import annotations
