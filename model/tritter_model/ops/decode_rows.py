@@ -88,9 +88,10 @@ def scaled_query(queries, d, here, factor, WIDTH: tl.constexpr):
 def _as_16_bits(x):
     """What tensor cores take; fp8 (e4m3, as bytes) by its bits, which every card can."""
     if x.dtype == tl.uint8:
-        bits = ((x & 0x80).to(tl.int32) << 24) | ((x & 0x7F).to(tl.int32) << 20)
-        wide = bits.to(tl.float32, bitcast=True) * 2.0**120
-        return tl.where((x & 0x7F) == 0x7F, float("nan"), wide).to(tl.bfloat16)
+        size = (x & 0x7F).to(tl.int32)
+        nan = ((size + 1) & 0x80) * 0xF00000  # all of float32's exponent, where size is 0x7F
+        bits = ((x & 0x80).to(tl.int32) << 24) | (size << 20) | nan
+        return (bits.to(tl.float32, bitcast=True) * 2.0**120).to(tl.bfloat16)
     else:
         return x
 
