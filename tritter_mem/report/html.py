@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
@@ -37,7 +38,7 @@ from tritter_mem.report.words import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results.run import Estimate, Result, Segment, document
+from tritter_mem.results.run import Result, Segment, document
 from tritter_mem.results.thinning import thin
 from tritter_mem.results.verdict import basis_of
 from tritter_mem.text import printable
@@ -256,20 +257,16 @@ def fit_page(results: Sequence[Result]) -> list[Result]:
 
 def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
     """The result with no estimate above so many timeline rows, blocks and holdings."""
-
-    def cut(estimate: Estimate | None) -> Estimate | None:
-        if estimate is None:
-            return None
-        return replace(
+    cut: dict[str, Any] = {
+        kind: replace(
             estimate,
             timeline=estimate.timeline and thin(estimate.timeline, rows),
             segments=_with_blocks(estimate.segments, blocks),
             held_at_peak=estimate.held_at_peak[:holdings],
         )
-
-    kinds = (result.planned, result.simulated, result.measured)
-    planned, simulated, measured = map(cut, kinds)
-    return replace(result, planned=planned, simulated=simulated, measured=measured)
+        for kind, estimate in result.estimates().items()
+    }
+    return replace(result, **cut)
 
 
 def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:
