@@ -88,6 +88,14 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize(
+    "module", [name for name in TOOL if name.startswith("tritter_mem.report.")]
+)
+def test_a_renderer_draws_finished_data_alone(module: str) -> None:
+    drawn = {name.split(".")[1] for name in ARROWS[module]}
+    assert drawn <= {"report", "results", "units", "text", "errors"}
+
+
 def test_only_those_who_speak_to_people_import_a_renderer() -> None:
     importing = {
         name.split(".")[1]

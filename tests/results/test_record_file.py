@@ -50,7 +50,8 @@ def test_all_problems_of_a_record_are_named_with_their_keys(tmp_path: Path) -> N
         "environment: missing",
         "planned.components.weights_bytes: found '12', expected a valid integer",
         "planned.phases[1].seconds: found [1], expected a valid number",
-        "verdict.basis: found 'guessed', expected 'planned', 'simulated' or 'measured'",
+        "verdict.basis: found 'guessed', expected 'planned', 'simulated', 'rehearsed' or "
+        "'measured'",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
@@ -37,7 +38,7 @@ from tritter_mem.report.words import (
     suggestion_sentence,
     verdict_sentence,
 )
-from tritter_mem.results.run import MemoryUse, Result, Segment, document
+from tritter_mem.results.run import Result, Segment, document
 from tritter_mem.results.thinning import thin
 from tritter_mem.results.verdict import basis_of
 from tritter_mem.text import printable
@@ -259,24 +260,16 @@ def fit_page(results: Sequence[Result]) -> list[Result]:
 
 def cut_result(result: Result, rows: int, blocks: int, holdings: int) -> Result:
     """The result with no kind of answer above so many timeline rows, blocks and holdings."""
-
-    def cut(use: MemoryUse | None) -> MemoryUse | None:
-        if use is None:
-            return None
-        return replace(
+    cut: dict[str, Any] = {
+        kind: replace(
             use,
             timeline=use.timeline and thin(use.timeline, rows),
             segments=_with_blocks(use.segments, blocks),
             held_at_peak=use.held_at_peak[:holdings],
         )
-
-    return replace(
-        result,
-        planned=cut(result.planned),
-        simulated=cut(result.simulated),
-        rehearsed=cut(result.rehearsed),
-        measured=cut(result.measured),
-    )
+        for kind, use in result.by_kind().items()
+    }
+    return replace(result, **cut)
 
 
 def _with_blocks(segments: tuple[Segment, ...], most: int) -> tuple[Segment, ...]:

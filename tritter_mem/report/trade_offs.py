@@ -62,7 +62,7 @@ def _measured_cells(case: CheckpointCase, units: str) -> tuple[Cell, ...]:
 
 
 def _policy_row(case: CheckpointCase, own: bool, measured: bool, units: str) -> Row:
-    name = f"{printable(case.policy, 40)}{f':{case.n}' if case.n > 1 else ''}"
+    name = printable(case.name, 50)
     work = Cell(text=f"+{case.overhead:.1%}", value=case.overhead)
     return Row(
         cells=(

@@ -415,6 +415,11 @@ class CheckpointCase:
     measured_reason: str | None = None
 
     @property
+    def name(self) -> str:
+        """The policy as `--checkpoint` takes it: `every-nth:4`."""
+        return f"{self.policy}:{self.n}" if self.n > 1 else self.policy
+
+    @property
     def overhead(self) -> float:
         """Recomputed work by the work without recomputation."""
         base = self.flops - self.recomputed_flops

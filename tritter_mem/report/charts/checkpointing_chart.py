@@ -67,7 +67,7 @@ def checkpointing_chart(result: Result, table: Table, units: str) -> Chart:
 
 def _counted(case: CheckpointCase) -> Point:
     return Point(
-        name=_name(case),
+        name=plotly_text(case.name, 40),
         cost=round(100 * case.overhead, 3),
         allocated_bytes=case.allocated_peak_bytes,
         cost_words=f"+{case.overhead:.1%}",
@@ -78,16 +78,12 @@ def _counted(case: CheckpointCase) -> Point:
 def _timed(case: CheckpointCase) -> Point:
     seconds = case.measured_seconds or 0.0
     return Point(
-        name=_name(case),
+        name=plotly_text(case.name, 40),
         cost=seconds,
         allocated_bytes=case.measured_allocated_peak_bytes or case.allocated_peak_bytes,
         cost_words=f"{seconds:.3g} s",
         on_front=case.on_front,
     )
-
-
-def _name(case: CheckpointCase) -> str:
-    return plotly_text(f"{case.policy}{f':{case.n}' if case.n > 1 else ''}", 40)
 
 
 def _says(name: str, points: Sequence[Point], front: Sequence[Point]) -> str:
