@@ -5,7 +5,6 @@ import gzip
 import html
 import json
 import re
-import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -192,14 +191,8 @@ def heavy() -> Result:
     return replace(result, **uses)  # type: ignore[arg-type]
 
 
-def test_twenty_profiles_stay_under_six_megabytes_and_are_quick() -> None:
-    results = [heavy()] * 20
-    render_html(results[:1])  # templates and library are read once
-    began = time.perf_counter()
-    page = render_html(results)
-    seconds = time.perf_counter() - began
-    assert len(page.encode()) <= 6_000_000
-    assert seconds < 5
+def test_twenty_profiles_stay_under_six_megabytes() -> None:
+    assert len(render_html([heavy()] * 20).encode()) <= 6_000_000
 
 
 def test_thinning_keeps_the_peaks_in_the_page() -> None:
