@@ -12,7 +12,7 @@ has.
 | what | on `meta` | as on CUDA |
 |---|---|---|
 | `torch.autocast("cuda")`, or of `meta` | nothing is cast | `autocast.py` |
-| `scaled_dot_product_attention` | math | `attention.py` |
+| `scaled_dot_product_attention` | math | `attention_backends.py` |
 | `linear` of what is not contiguous | the bias added apart | in place |
 | `dropout` in training | a mask of the input's type | `native_dropout`, a mask of booleans |
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |

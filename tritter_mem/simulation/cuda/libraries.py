@@ -3,7 +3,7 @@
 cuBLAS takes a workspace at the first product of a handle and keeps it. A product with a bias of one
 row, or of float8, goes to cuBLASLt (`isInputCompliesAddmmCudaLt` in `Blas.cpp`), which has a
 smaller one of its own or takes that of cuBLAS. PyTorch's release decides, and from 2.15 on each
-call has its own: `config/pytorch.py` has the sizes.
+call has its own: `torch_release.py` has the sizes.
 
 A handle belongs to a thread and a stream. The backward pass runs in a thread of its own, with what
 is recomputed there; a CUDA graph is captured on a stream of its own.
