@@ -7,6 +7,7 @@ compiled.
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 if not torch.cuda.is_available():
+    assert "triton" not in sys.modules, "a test imported Triton before it could be interpreted"
     os.environ["TRITON_INTERPRET"] = "1"
 
 from tritter_model.ops.registry import use_kernels

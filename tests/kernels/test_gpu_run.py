@@ -19,6 +19,7 @@ from benchmarks.evidence import summary
 from benchmarks.gpu_tests import MEASURING, TESTS
 from benchmarks.records import Records
 from benchmarks.rows import RESTART, Refused, Row, run
+from tritter_mem.errors import MeasureError
 
 ROOT = Path(__file__).parents[2]
 TAKEN_WITH = {"code": "abc", "card": "card", "torch": "2"}
@@ -515,7 +516,7 @@ def test_probes_of_a_card_that_the_table_lacks_are_kept(
         kept = {"printed": "the table has no such card", "readings": [1]}
         assert probes.kept(output) == kept
     else:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(MeasureError, match="no such card"):
             probes.kept(output)
 
 

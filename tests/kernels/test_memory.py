@@ -18,6 +18,7 @@ import tritter_model
 from tritter_mem.simulation.events import Event
 from tritter_mem.simulation.recorder import Recorder
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig, TrainingConfig
+from tritter_model.ops.angles import rotary_angles
 from tritter_model.ops.layer_norm import layer_norm
 from tritter_model.ops.registry import Operator
 from tritter_model.ops.rms_norm import add_rms_norm_rows
@@ -103,6 +104,7 @@ def run_one(case: RunConfig | None, device: str) -> None:
     x = torch.randn(3, 768, device=device)
     layer_norm(x, torch.ones_like(x[0]), torch.ones_like(x[0]), 1e-6)
     add_rms_norm_rows(x, torch.ones_like(x), torch.ones_like(x[0]), 1e-6)
+    rotary_angles(torch.zeros(1, dtype=torch.int32, device=device), 3, 64, 10_000.0)
 
 
 def operators_with_kernels() -> dict[str, Operator]:

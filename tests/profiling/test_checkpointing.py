@@ -23,12 +23,12 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import UsageError
 from tritter_mem.profiling.checkpointing import (
     POLICIES,
-    FlopCounter,
     checkpointing_trade_off,
     mark_front,
 )
 from tritter_mem.results.run import COMPONENTS, CheckpointCase
 from tritter_mem.simulation.events import EventLog
+from tritter_mem.simulation.flops import FlopCounter
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import both, bundled_workload, trace
 

@@ -13,7 +13,6 @@ from tritter_mem.measure import runs
 from tritter_mem.measure.target import STANDIN, Target
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.results.run import CheckpointCase, OutOfMemory
-from tritter_mem.simulation.flops import FlopCounter
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import PhaseHook, both, bundled_workload, simulate_workload
 from tritter_mem.units import format_bytes
@@ -61,6 +60,8 @@ def simulate_policy(
 ) -> CheckpointCase:
     """Simulate a training step under one policy, and count its operations."""
     progress.begin(f"{profile.name}, {policy}" + (f" {n}" if n > 1 else ""))
+    from tritter_mem.simulation.flops import FlopCounter  # which imports Triton, by PyTorch's table
+
     card, counter = card or find_gpu(profile.gpu.name), FlopCounter()
     checkpointing = {"policy": policy, "n": n}
     case = bundled_workload(
