@@ -56,8 +56,8 @@ class UnreachableError(InputError):
         reason: why, as the system says it.
     """
 
-    def __init__(self, label: str, reason: str) -> None:
-        super().__init__(f"{label}: no answer from the server: {reason}")
+    def __init__(self, problem: str, reason: str) -> None:
+        super().__init__(problem)
         self.reason = reason
 
 
@@ -240,9 +240,11 @@ class RemoteFile(ByteSource):
                     return self._nothing_there(error.headers)
                 raise self._refused(error) from None
         except urllib.error.URLError as error:
-            raise UnreachableError(self.label, _reason(error.reason)) from None
-        except (OSError, HTTPException, ValueError) as error:
-            raise UnreachableError(self.label, _reason(error)) from None
+            raise self._unreachable(_reason(error.reason)) from None
+        except ValueError:  # its text may hold a header, and so a token
+            raise self.wrong("the request or its answer is not valid HTTP") from None
+        except (OSError, HTTPException) as error:
+            raise self._unreachable(_reason(error)) from None
 
     def _content(self, answer: HTTPResponse, start: int, count: int, deadline: float) -> bytes:
         if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -291,10 +293,11 @@ class RemoteFile(ByteSource):
                 break
             content += part
             if time.monotonic() > deadline:
-                raise UnreachableError(
-                    self.label, f"the answer took more than {_ANSWER_SECONDS:.0f} s"
-                )
+                raise self._unreachable(f"it sent for more than {_ANSWER_SECONDS:.0f} s")
         return bytes(content)
+
+    def _unreachable(self, reason: str) -> UnreachableError:
+        return UnreachableError(f"{self.label}: no answer from the server: {reason}", reason)
 
     def _half(self, got: int, wanted: int) -> InputError:
         return self.wrong(f"the connection ended after {got:,} of {wanted:,} bytes; try again")

@@ -15,7 +15,7 @@ from typing import Any
 
 from tritter_mem.errors import InputError
 from tritter_mem.models.byte_source import ByteSource, Cursor, description
-from tritter_mem.models.model_files import FolderFiles, ModelFiles, Progress
+from tritter_mem.models.model_files import FolderFiles, ModelFiles, Progress, missing_file
 from tritter_mem.text import printable
 
 
@@ -189,7 +189,7 @@ def read_gguf_model(files: ModelFiles, name: str, progress: Progress | None = No
     for done, part in enumerate(parts, start=1):
         source = files.open(part)
         if source is None:
-            raise InputError(f"{files.label}: no such file: {printable(part, 100)}")
+            raise missing_file(files, part)
         with source:
             headers.append(read_gguf(source))
         if progress is not None:

@@ -6,7 +6,7 @@ A folder on disk is read here; a repository on the Hub answers the same question
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +34,7 @@ _MAX_SHARDS = 10_000
 _MAX_TENSORS = 2_000_000
 _READERS = 4
 _LISTED = 2000
+_SHOWN = 5
 # A file that is there by this name, passed for the configuration, and the key that gives it away.
 _OTHER_FILES = {
     "tokenizer_class": "a tokenizer_config.json",
@@ -179,6 +180,28 @@ def _without_config(names: Collection[str]) -> str:
     if "model_index.json" in names:
         return f"no {CONFIG}, but a diffusers pipeline; allowed: a language model"
     return f"no {CONFIG}; allowed: a model as Hugging Face stores it, or a GGUF file"
+
+
+def missing_file(files: ModelFiles, name: str) -> InputError:
+    """An error about a file that is not there, with names that are close to its own."""
+    problem = f"{files.label}: no such file: {printable(name, 100)}"
+    if close := close_names(name, files.names()):
+        return InputError(f"{problem}; did you mean {' or '.join(close)}?")
+    ending = os.path.splitext(name)[1]  # noqa: PTH122  (a name in a repository is no path)
+    same = sorted(other for other in files.names() if ending and other.endswith(ending))
+    if same:
+        shown = ", ".join(printable(other, 100) for other in same[:_SHOWN])
+        return InputError(f"{problem}; there are {shown}{', …' if same[_SHOWN:] else ''}")
+    return InputError(problem)
+
+
+def close_names(wanted: str, names: Iterable[str]) -> list[str]:
+    """Names that somebody may have meant, the closest first, made safe to show; at most 3."""
+    from difflib import get_close_matches
+
+    by_lower = {name.lower(): name for name in islice(names, _LISTED)}
+    close = get_close_matches(wanted.lower(), by_lower, n=3, cutoff=0.7)
+    return [printable(by_lower[name], 120) for name in close]
 
 
 def read_checkpoint(files: ModelFiles, progress: Progress | None = None) -> Checkpoint | None:
