@@ -14,6 +14,7 @@ ORDER = (
     "torch_release",
     "results",
     "models.byte_source",
+    "models.remote_file",
     "models.json_objects",
     "models.safetensors_header",
     "models.model_files",

@@ -230,7 +230,7 @@ class _Reader:
         return GgufHeader(version, metadata, tensors)
 
     def _version(self) -> int:
-        start = self._source.read_up_to(0, 8)
+        start = self._cursor.look(64)
         if not start.startswith(b"GGUF"):
             raise self._wrong(f"no GGUF file: this is {description(start)}")
         self._cursor.skip(4)

@@ -16,15 +16,10 @@ from threading import Lock
 from urllib.parse import quote, urlsplit
 
 from tritter_mem.errors import InputError
-from tritter_mem.models.byte_source import (
-    ByteSource,
-    HttpStatusError,
-    LocalFile,
-    RemoteFile,
-    UnreachableError,
-)
+from tritter_mem.models.byte_source import ByteSource, LocalFile
 from tritter_mem.models.json_objects import parse_object, read_object
 from tritter_mem.models.model_files import close_names
+from tritter_mem.models.remote_file import HttpStatusError, RemoteFile, UnreachableError
 from tritter_mem.text import printable
 from tritter_mem.units import MiB
 from tritter_mem.version import __version__

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -238,6 +237,7 @@ def _from_headers(
     files: ModelFiles, names: list[str], progress: Progress | None
 ) -> Checkpoint | None:
     """Read the headers of files, several at once, since a server takes its time for each."""
+    from concurrent.futures import ThreadPoolExecutor
 
     def read(name: str) -> SafetensorsHeader | None:
         source = files.open(name)

@@ -86,15 +86,13 @@ def read_safetensors(source: ByteSource) -> SafetensorsHeader:
             more than 100 MB, or contradicts itself or the file's size.
     """
     cursor = Cursor(source)
-    start = cursor.take(8)
-    length = int.from_bytes(start, "little")
+    head = cursor.look(64)
+    length = int.from_bytes(cursor.take(8), "little")
+    if head[8:9] not in {b"{", b""}:
+        raise source.wrong(f"no safetensors file: this is {description(head)}")
     if length > MAX_HEADER_BYTES:
-        known = description(start)
-        what = f"this is {known}" if "starts with" not in known else f"it claims {length:,} bytes"
-        raise source.wrong(f"no safetensors header: {what}, and a header has at most 100 MB")
+        raise source.wrong(f"its header claims {length:,} bytes; the format allows 100 MB")
     content = cursor.take(length)
-    if not content.startswith(b"{"):
-        raise source.wrong("no safetensors header: it does not start with {")
     entries = parse_object(content, source, MAX_HEADER_VALUES, unique=True)
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
