@@ -31,7 +31,7 @@ _NAME = re.compile(
     re.ASCII,
 )
 _FILE = re.compile(r".*\.(ya?ml|json|gguf|safetensors|py|pickle|bin|txt)", re.IGNORECASE)
-_MAX_SUGGESTIONS_BYTES = 1 * MiB
+_MAX_NAMES_BYTES = 1 * MiB
 _WITHOUT_NETWORK = (
     "without the network, download its config.json and name that folder, or fill the cache "
     "elsewhere and set HF_HUB_OFFLINE=1"
@@ -259,19 +259,22 @@ class _Hub:
 
     def _suggestions(self) -> str:
         """Repositories with names like this one; empty where there are none, or no answer."""
-        organization, name = self.repository.split("/")
-        for query in (f"author={quote(organization)}&sort=downloads", f"search={quote(name)}"):
-            with suppress(InputError):
-                address = f"{self.endpoint}/api/models?{query}&limit=100"
-                source = RemoteFile(address, self.headers, "suggestions")
-                content = source.read_up_to(0, _MAX_SUGGESTIONS_BYTES)
-                found = parse_object(b'{"models": %b}' % content, source)["models"]
-                items = found if isinstance(found, list) else []
-                names = [item.get("id") for item in items if isinstance(item, dict)]
-                close = close_names(self.repository, [n for n in names if isinstance(n, str)])
-                if close:
-                    return f" (did you mean {' or '.join(close)}?)"
-        return ""
+        owner, name = self.repository.split("/")
+        close = close_names(name, self._names(f"author={quote(owner)}&sort=downloads", f"{owner}/"))
+        found = [f"{owner}/{other}" for other in close]
+        found = found or close_names(self.repository, self._names(f"search={quote(name)}"))
+        return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+    def _names(self, query: str, prefix: str = "") -> list[str]:
+        """Names of repositories that the Hub finds, without a prefix that they have."""
+        source = RemoteFile(f"{self.endpoint}/api/models?{query}&limit=100", self.headers, "names")
+        with suppress(InputError):
+            content = source.read_up_to(0, _MAX_NAMES_BYTES)
+            found = parse_object(b'{"models": %b}' % content, source)["models"]
+            items = found if isinstance(found, list) else []
+            names = [item.get("id") for item in items if isinstance(item, dict)]
+            return [name.removeprefix(prefix) for name in names if isinstance(name, str)]
+        return []
 
 
 class _HubFile(RemoteFile):
