@@ -135,6 +135,16 @@ def tensor(name: str, dims: list[int], number: int, offset: int = 0) -> bytes:
         (head(0, 1, files.text("k") + struct.pack("<IIQ", 9, 8, 9) + b"\xff" * 8), "truncated"),
         (head(0, 1, files.text("k") + struct.pack("<II", 13, 0)), "of an unknown type, number 13"),
         (head(0, 1, files.text("k") + b"\x09\0\0\0" + b"\x09\0\0\0\1\0\0\0\0\0\0\0" * 9), "nested"),
+        (
+            head(
+                0,
+                1,
+                files.text("k")
+                + struct.pack("<IIQ", 9, 9, 3_000_000)
+                + struct.pack("<IQ", 8, 1_000_001),
+            ),
+            "k claims 1,000,001 values",
+        ),
         (head(0, 2, (files.text("k") + files.u32(1)) * 2), "the key k is there twice"),
         (head(1, 0, tensor("a", [1] * 5, 0)), "tensor a: found 5 dimensions; at most 4"),
         (head(1, 0, tensor("a", [8], 4)), "number 4, was removed from ggml: convert the model"),

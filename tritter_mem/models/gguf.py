@@ -214,6 +214,7 @@ class _Reader:
     def __init__(self, source: ByteSource) -> None:
         self._source = source
         self._cursor = Cursor(source)
+        self._passed = 0
 
     def header(self) -> GgufHeader:
         version = self._version()
@@ -307,7 +308,9 @@ class _Reader:
 
     def _array(self, key: str, depth: int) -> GgufArray:
         kind, length = self._unpack("<I"), self._unpack("<Q")
-        if length > _MAX_LENGTH:
+        if kind not in _SCALARS:  # each is passed over by itself, which takes time
+            self._passed += length
+        if length > _MAX_LENGTH or self._passed > _MAX_LENGTH:
             raise self._wrong(f"metadata: {printable(key, 100)} claims {length:,} values")
         if depth > _MAX_NESTING:
             raise self._wrong(f"metadata: {printable(key, 100)} is nested too deeply")
