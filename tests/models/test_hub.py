@@ -339,7 +339,7 @@ def test_offline_with_a_cache_of_other_files_says_so(
 
 
 def test_the_environment_sets_the_endpoint(hub: HubServer, tmp_path: Path) -> None:
-    """In a process of its own: huggingface_hub reads its variables when it is imported."""
+    """In a separate process: huggingface_hub reads its variables when it is imported."""
     code = (
         "from tritter_mem.models.hub import *; from tritter_mem.models.model_files import *;"
         "print(read_model_config(HubFiles(HubName('org/private'))).config['model_type'])"

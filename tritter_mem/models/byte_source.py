@@ -1,6 +1,6 @@
 """Bytes of a file by range and within bounds, for readers of headers of files of many gigabytes.
 
-A file's origin is unknown: its reader never waits for ever, and holds no more than it asked for.
+A file's origin is unknown: its reader never waits for ever, and holds at most what it asked for.
 """
 
 from __future__ import annotations

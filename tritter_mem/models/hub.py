@@ -198,7 +198,7 @@ class _Hub:
         return None
 
     def snapshot(self, revision: str) -> Path | None:
-        """The folder of a revision in the cache; None where there is none."""
+        """The folder of a revision in the cache; None where the cache lacks it."""
         place = Path(self.cache) / f"models--{self.repository.replace('/', '--')}"
         commit = revision
         with suppress(OSError, ValueError):
