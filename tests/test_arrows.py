@@ -15,6 +15,13 @@ ORDER = (
     "torch_release",
     "results",
     "report",  # draws finished data, and so imports nothing but what is above this line
+    "models.byte_source",
+    "models.remote_file",
+    "models.json_objects",
+    "models.safetensors_header",
+    "models.model_files",
+    "models.gguf",
+    "models.hub",
     "models.formats",
     "models.vision_towers",
     "models.architecture",
