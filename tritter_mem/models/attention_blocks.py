@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tritter_mem.models.architecture import Block, Cache, Rows, Shape, Tensors
+from tritter_mem.models.architecture import Cache, Rows, Shape, SteppedBlock, Tensors
 from tritter_mem.models.formats import ceil_div
 
 HISTORY_BLOCK = 8192
@@ -17,7 +17,7 @@ NORM_SUMS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedQueryAttention(Block):
+class GroupedQueryAttention(SteppedBlock):
     """Query heads that share key and value heads, with a norm before a fused QKV projection.
 
     Saved bytes of a layer in training, with T tokens, hidden h, ratio g = key-value heads / heads,
