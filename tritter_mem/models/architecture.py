@@ -113,7 +113,7 @@ class Weight:
         is_parameter: whether training changes it. Others are in the checkpoint all the same.
         copies: how many there are of it, such as experts.
         active: how many of them one token passes through; None: all.
-        kept: floating-point formats in which the model does not store it: it stays float32.
+        element_bytes: of an element whatever the type of weights; None: as in that type.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Weight:
     is_parameter: bool = True
     copies: int = 1
     active: int | None = None
-    kept: tuple[str, ...] = ()
+    element_bytes: int | None = None
 
     @property
     def elements(self) -> int:

@@ -138,15 +138,17 @@ class HuggingFaceModel:
     def _stored_bytes(
         self, name: str, weight: Weight, quantization: Quantization, dtype: StorageFormat
     ) -> int:
-        if weight.is_linear and quantization.covers(name):
-            return weight.copies * quantization.scheme_of(name).weight_bytes(*weight.shape)
-        return weight.elements * self._element_bytes(name, dtype)
+        scheme = quantization.scheme_of(name) if weight.is_linear else None
+        if scheme is not None:
+            outputs, inputs = weight.shape
+            return weight.copies * scheme.weight_bytes(outputs, inputs)
+        return weight.elements * (weight.element_bytes or self._element_bytes(name, dtype))
 
     def _element_bytes(self, name: str, dtype: StorageFormat) -> int:
         kept = self.family.float32
         if dtype.name == "float16":
             kept += self.family.float32_beside_float16
-        return 4 if any(part in name for part in kept) else dtype.element_bytes
+        return 4 if any(part in f"{name}." for part in kept) else dtype.element_bytes
 
     def kv_bytes_per_token(self, cache: StorageFormat | None = None) -> int:
         """Bytes that a further token adds to the cache, whatever the context.
@@ -233,9 +235,10 @@ def _read(
     tables = Tables(
         keys.number("vocab_size"),
         outside.embedding,
-        "" if tied else "lm_head",
+        "" if tied and outside.ties else "lm_head",
         outside.head_bias,
     )
+    stored = read_quantization(_quantization_section(config, keys), quantization)
     norm = (Norms((outside.norm,), bias=outside.norm_bias),) if outside.norm else ()
     return HuggingFaceModel(
         model_type=str(config.get("model_type", keys.model_type)),
@@ -248,8 +251,8 @@ def _read(
         names=outside,
         family=family,
         dtype=_dtype(config, keys),
-        quantization=read_quantization(_quantization_section(config, keys), quantization),
-        unsupported=(*unsupported, *missing, *family.unsupported(keys)),
+        quantization=stored,
+        unsupported=(*unsupported, *missing, *family.unsupported(keys), *stored.unsupported),
     )
 
 

@@ -59,6 +59,7 @@ class Outside:
         prefix: of the layers, the embedding and the last norm.
         norm: the last norm; empty: there is none. `norm_bias`: whether it has one.
         head_bias: whether the output projection has a bias.
+        ties: False where the output projection has weights whatever `tie_word_embeddings` says.
         more: other modules beside the layers.
     """
 
@@ -67,6 +68,7 @@ class Outside:
     norm: str = "norm"
     norm_bias: bool = False
     head_bias: bool = False
+    ties: bool = True
     more: Modules = ()
 
 
@@ -78,7 +80,8 @@ class Family:
         layers: the modules of each layer.
         outside: names and modules outside of them.
         mtp: layers for multi-token prediction, which are in a checkpoint alone.
-        float32: parts of names of weights that stay float32 beside 16-bit weights.
+        float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
+            with a dot here.
         float32_beside_float16: the same, only beside float16.
         unsupported: what of a config is not counted.
     """
@@ -746,7 +749,7 @@ def mistral_large4_layers(keys: Keys) -> list[Modules]:
     wide = keys.number("qk_nope_head_dim") + keys.number("qk_rope_head_dim")
 
     def layer(number: int) -> Modules:
-        own = latent(keys, caches=sources[number] == number)
+        own = latent(keys, has_latent=sources[number] == number)
         if not rotated[number]:
             own = replace(own, nope_dim=wide, rope_dim=0)
         mlp: Module = routed_experts(keys, correction=None)
@@ -882,7 +885,7 @@ def deepseek_v4_layers(keys: Keys) -> list[Modules]:
         table = (keys.number("vocab_size"), keys.number("num_experts_per_tok"))
         hashing: Modules = ()
         if by_hash:
-            hashing = (Extra(buffers=(("mlp.gate.tid2eid", table),)),)
+            hashing = (Extra(integers=(("mlp.gate.tid2eid", table),)),)
         return own(kind), experts, LAYER_NORMS, *streams, *hashing
 
     return stack(keys.layer_types(derived), layer)
@@ -905,7 +908,7 @@ def mimo_layers(keys: Keys) -> list[Modules]:
         if kind == SLIDING:
             own = replace(
                 own,
-                kv_heads=keys.optional("swa_num_key_value_heads") or keys.at(number).kv_heads,
+                kv_heads=keys.optional("swa_num_key_value_heads") or 2 * keys.kv_heads,
                 window=own.window if size is None else size + 1,
                 vectors=(("sinks", keys.heads),),
             )
@@ -1420,6 +1423,7 @@ def ernie_layers(keys: Keys) -> list[Modules]:
         chosen=keys.number("moe_k"),
         inner=inner,
         shared=shared * inner,
+        shared_bias=bias,
         correction=("gate.moe_statics.e_score_correction_bias", True),
     )
     first, last = keys.optional("moe_layer_start_index") or 0, keys.get("moe_layer_end_index")
@@ -1626,7 +1630,8 @@ def step_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         heads = (kind == SLIDING and other) or keys.at(number).heads
-        gate = heads if keys.get("gating") in (True, "per-head") else heads * keys.head_dim
+        per_head = keys.get("gating") in (None, True, "per-head")
+        gate = heads if per_head else heads * keys.head_dim
         own = attention(keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),))
         return own, experts if with_experts[number] else dense(keys), LAYER_NORMS
 
@@ -1675,9 +1680,10 @@ def plain_attention(keys: Keys, kind: str) -> Attention:
     return attention(keys, kind, bias=False, out_bias=False)
 
 
-def mamba_outside(prefix: str, embedding: str, norm: str) -> Callable[[Keys], Outside]:
-    """Other names of the embedding and of the last norm."""
-    return lambda keys: Outside(prefix=prefix, embedding=embedding, norm=norm)
+def untied(keys: Keys) -> Outside:
+    """Never tied."""
+    del keys
+    return Outside(ties=False)
 
 
 def final_norm(name: str) -> Callable[[Keys], Outside]:
@@ -1749,7 +1755,7 @@ FAMILIES: dict[str, Family] = {
     "mistral_large4_text": Family(
         layers=mistral_large4_layers,
         outside=mistral_large4_outside,
-        float32=("mlp.gate",),
+        float32=("mlp.gate.", "rotary_emb"),
         float32_beside_float16=("indexer.weights_proj",),
     ),
     "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
@@ -1767,11 +1773,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm4_moe": Family(layers=_GLM4_MOE, mtp=next_token_layers(_GLM4_MOE), float32=_BIAS),
     "solar_open": Family(
-        layers=deepseek_layers(attention_of=lambda keys: (attention(keys),), first=0), float32=_BIAS
+        layers=deepseek_layers(
+            attention_of=lambda keys: (attention(keys, out_bias=False),), first=0
+        ),
+        float32=_BIAS,
     ),
-    "kimi_linear": Family(layers=kimi_linear_layers),
+    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied),
     "bailing_hybrid": Family(
         layers=bailing_layers,
+        outside=untied,
         mtp=next_token_layers(bailing_layers),
         float32=(*_BIAS, "conv1d", "A_log", "dt_bias"),
     ),
@@ -1802,7 +1812,7 @@ FAMILIES: dict[str, Family] = {
     "minimax_m3_vl_text": Family(layers=minimax_m3_layers),
     "nemotron_h": Family(
         layers=nemotron_h_layers,
-        outside=mamba_outside("model", "embeddings", "norm_f"),
+        outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
         float32=_BIAS,
     ),
     "nemotron-nas": Family(layers=nemotron_nas_layers),
@@ -1811,7 +1821,8 @@ FAMILIES: dict[str, Family] = {
     "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
     "bamba": Family(layers=bamba_layers, outside=final_norm("final_layernorm")),
     "mamba2": Family(
-        layers=mamba2_layers, outside=mamba_outside("backbone", "embeddings", "norm_f")
+        layers=mamba2_layers,
+        outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
     ),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
@@ -1841,24 +1852,24 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe": Family(
         layers=ernie_layers,
         outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
-        float32=("moe_statics", "mlp.gate"),
+        float32=("mlp.gate.",),
     ),
     "mimo_v2_flash": Family(layers=mimo_layers, float32=_BIAS),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention)),
     "smollm3": Family(layers=plain_layers(types=smollm3_types)),
     "muse_spark_text": Family(
-        layers=muse_spark_layers, float32=(*_BIAS, "residual_gate", "mlp.gate")
+        layers=muse_spark_layers, float32=(*_BIAS, "residual_gate", "mlp.gate.")
     ),
     "inkling_text": Family(
         layers=inkling_layers,
         outside=lambda keys: Outside(
-            more=(Extra(tensors=(("embed_tokens.embed_norm", (keys.hidden,)),)),)
+            ties=False, more=(Extra(tensors=(("embed_tokens.embed_norm", (keys.hidden,)),)),)
         ),
         float32=(*_BIAS, "gate.global_scale", "sconv"),
     ),
     "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
     "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
-    "step3p5": Family(layers=step_layers, mtp=lambda keys: []),
+    "step3p5": Family(layers=step_layers, mtp=next_token_layers(step_layers)),
 }
 """A `model_type` of a language model to how it is read. A new one is a row here."""
 

@@ -104,7 +104,7 @@ class Tables(Module):
 
     Attributes:
         head: name of the output projection; empty: it is the embedding.
-        head_bias: whether the output projection has a bias.
+        head_bias: whether the output projection has a bias, which is there all the same.
     """
 
     vocabulary: int
@@ -115,9 +115,9 @@ class Tables(Module):
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """A row for each token of the vocabulary."""
         table = Weight(name=self.embedding, shape=(self.vocabulary, hidden))
-        if not self.head:
-            return (table,)
-        return (table, *linear(self.head, self.vocabulary, hidden, self.head_bias))
+        if self.head:
+            return (table, *linear(self.head, self.vocabulary, hidden, self.head_bias))
+        return (table, vector("lm_head.bias", self.vocabulary)) if self.head_bias else (table,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +225,7 @@ class LatentAttention(Module):
         bias: of the projections down, and of the output.
         gate: outputs of a projection that gates the result, by name.
         sinks: whether each head has one.
-        caches: False where another layer's cache is used.
+        has_latent: False where another layer's latent, and its cache, is used.
         name: of the module.
     """
 
@@ -238,7 +238,7 @@ class LatentAttention(Module):
     bias: bool = False
     gate: tuple[tuple[str, int], ...] = ()
     sinks: bool = False
-    caches: bool = True
+    has_latent: bool = True
     name: str = "self_attn"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
@@ -253,9 +253,10 @@ class LatentAttention(Module):
             yield from linear(f"{name}.q_b_proj", queries, self.query_rank)
         else:
             yield from linear(f"{name}.q_proj", queries, hidden)
-        down = self.rank + self.rope_dim
-        yield from linear(f"{name}.kv_a_proj_with_mqa", down, hidden, self.bias)
-        yield vector(f"{name}.kv_a_layernorm", self.rank)
+        if self.has_latent:
+            down = self.rank + self.rope_dim
+            yield from linear(f"{name}.kv_a_proj_with_mqa", down, hidden, self.bias)
+            yield vector(f"{name}.kv_a_layernorm", self.rank)
         expanded = self.heads * (self.nope_dim + self.value_dim)
         yield from linear(f"{name}.kv_b_proj", expanded, self.rank)
         yield from linear(f"{name}.o_proj", hidden, self.heads * self.value_dim, self.bias)
@@ -266,7 +267,7 @@ class LatentAttention(Module):
 
     def rows(self) -> tuple[int, ...]:
         """The latent and the rotated key."""
-        return (self.rank, self.rope_dim) if self.caches else ()
+        return (self.rank, self.rope_dim) if self.has_latent else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,12 +420,14 @@ class CompressedAttention(Module):
         return tuple(ceil_div(width, self.rate) for width in self._widths)
 
     def cache_bytes(self, cache: Cache) -> int:
-        """The window once; compressed tokens; and what waits to be compressed, with its gates.
+        """The window; compressed tokens; and what waits to be compressed, with its gates.
 
-        Overlapping series also keep half of the last compressed tokens' inputs.
+        Keys are the values, in one tensor but for layers with a window alone. Overlapping series
+        also keep half of the last compressed tokens' inputs.
         """
         tokens, element = cache.context, cache.format.element_bytes
-        elements = min(tokens, self.window - 1) * self.head_dim
+        copies = 1 if self.rate else 2
+        elements = copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
@@ -482,7 +485,6 @@ class DeltaAttention(Module):
 
     Attributes:
         factorised: whether the decay's and the gate's projections go through one head's width.
-        full_decay: whether decays' scales have the four dimensions of the released code.
     """
 
     heads: int
@@ -554,7 +556,7 @@ class LightningAttention(Module):
 
     def state(self) -> State:
         """A matrix for each head."""
-        return State(float32=self.heads * self.head_dim**2)
+        return State(compute=self.heads * self.head_dim**2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -676,8 +678,8 @@ class DepthwiseConvolutions(Module):
         )
 
     def state(self) -> State:
-        """The last inputs of each, but for the one that comes next."""
-        return State(compute=sum(width for _, width in self.widths) * self.kernel)
+        """The last inputs of each, in float32."""
+        return State(float32=sum(width for _, width in self.widths) * self.kernel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -720,16 +722,18 @@ class Experts(Module):
         idle: experts without weights that the router may choose.
         spare: copies of gate and up beside those of the experts, that idle ones do not use.
         shared: inner width of the experts that all tokens pass through; 0: there are none.
+        shared_copies: how many of that width.
         shared_gate: whether a gate multiplies their result.
+        shared_bias: whether they have biases.
         shared_fused: name of their one projection that makes gate and up; empty: they are two.
         width: channels that experts take; None: the residual stream's.
-        router: name of the router; None in place of it: there is one all the same elsewhere.
+        router: name of the router.
         router_bias: whether it has one. `bias`: whether the experts have.
         correction: name of a bias for choosing experts, and whether it is trained.
         gated: whether a gate multiplies what goes up.
         packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
         vectors: elements of other weights, by name.
-        name: of the module. `shared_name`: of the shared experts; `experts_name`: of the experts.
+        name: of the module. `shared_name`: of the shared experts.
     """
 
     count: int
@@ -740,6 +744,7 @@ class Experts(Module):
     shared: int = 0
     shared_copies: int = 1
     shared_gate: bool = False
+    shared_bias: bool = False
     shared_fused: str = ""
     width: int | None = None
     router: str = "gate"
@@ -794,13 +799,16 @@ class Experts(Module):
         if self.shared_fused:
             parts = [(self.shared_fused, 2 * self.shared)]
         for part, outputs in parts:
-            yield self._shared_matrix(f"{name}.{part}", outputs, hidden)
-        yield self._shared_matrix(f"{name}.down_proj", hidden, self.shared)
+            yield from self._shared_matrix(f"{name}.{part}", outputs, hidden)
+        yield from self._shared_matrix(f"{name}.down_proj", hidden, self.shared)
         if self.shared_gate:
             yield from linear(f"{self.name}.{self.shared_name}_gate", 1, hidden)
 
-    def _shared_matrix(self, name: str, outputs: int, inputs: int) -> Weight:
-        return Weight(name=name, shape=(outputs, inputs), is_linear=True, copies=self.shared_copies)
+    def _shared_matrix(self, name: str, outputs: int, inputs: int) -> Iterator[Weight]:
+        copies = self.shared_copies
+        yield Weight(name=name, shape=(outputs, inputs), is_linear=True, copies=copies)
+        if self.shared_bias:
+            yield Weight(name=f"{name}.bias", shape=(outputs,), copies=copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -827,11 +835,13 @@ class Extra(Module):
         linears: outputs and inputs.
         tensors: shapes.
         buffers: shapes of tensors that training does not change.
+        integers: shapes of int64 tensors.
     """
 
     linears: tuple[tuple[str, int, int], ...] = ()
     tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    integers: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """All of them."""
@@ -840,4 +850,8 @@ class Extra(Module):
             *(w for name, outputs, inputs in self.linears for w in linear(name, outputs, inputs)),
             *(Weight(name=name, shape=shape) for name, shape in self.tensors),
             *(Weight(name=name, shape=shape, is_parameter=False) for name, shape in self.buffers),
+            *(
+                Weight(name=name, shape=shape, is_parameter=False, element_bytes=8)
+                for name, shape in self.integers
+            ),
         )
