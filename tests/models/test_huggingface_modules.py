@@ -22,7 +22,7 @@ from tritter_mem.models.huggingface import HuggingFaceModel, read_config
 from tritter_mem.models.quantization import Quantization
 
 pytest.importorskip("transformers")
-import torch  # noqa: E402
+import torch
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -64,6 +64,22 @@ def test_a_cache_holds_what_transformers_does(model_type: str, seed: int) -> Non
             cache = module(ids if not step else ids[:, :1], use_cache=True, **given)[kept]
             held = sum(tensor.nbytes for tensor in tensors_of(cache))
             assert held == ours.cache_bytes(PREFILL + step, BATCH, dtype), f"step {step}"
+
+
+def test_a_layer_with_a_window_keeps_the_storage_behind_its_view() -> None:
+    values = tiny_config("mistral", 0) | {"sliding_window": 4, "num_hidden_layers": 1}
+    config = config_of(values)
+    module = module_class(config)._from_config(config).eval()
+    ids = torch.randint(3, 90, (1, PREFILL))
+    row = 2 * config.num_key_value_heads * config.head_dim * 4
+    with torch.no_grad():
+        cache = module(ids, use_cache=True).past_key_values
+        storages = [tensor.untyped_storage().nbytes() for tensor in tensors_of(cache)]
+        assert sum(storages) == PREFILL * row
+        cache = module(ids[:, :1], use_cache=True, past_key_values=cache).past_key_values
+        storages = [tensor.untyped_storage().nbytes() for tensor in tensors_of(cache)]
+        assert sum(storages) == 4 * row
+    assert read_config(values).cache_bytes(PREFILL, 1, "float32") == 3 * row
 
 
 KEPT_IN_FLOAT32 = (

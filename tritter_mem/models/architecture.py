@@ -109,7 +109,7 @@ class Weight:
         name: path of its module in the layer, as in a checkpoint.
         shape: of one; outputs and inputs where it is a linear layer's.
         is_linear: whether it is the matrix of a linear layer, which quantisation stores in fewer
-            bits. Routers of experts are none: every scheme leaves them as they are.
+            bits. Routers of experts do not count as such: every scheme leaves them.
         is_parameter: whether training changes it. Others are in the checkpoint all the same.
         copies: how many there are of it, such as experts.
         active: how many of them one token passes through; None: all.

@@ -10,8 +10,9 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.architecture import Cache, Weight
+from tritter_mem.models.family_parts import Family, Modules, Outside
 from tritter_mem.models.formats import StorageFormat, storage_format
-from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS, Family, Modules, Outside
+from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.huggingface_towers import tower_weights
 from tritter_mem.models.quantization import Quantization, read_quantization
@@ -20,6 +21,16 @@ from tritter_mem.models.transformers_blocks import Norms, Tables
 DTYPES = ("bfloat16", "float16", "float32")
 LANGUAGE_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config")
 NOT_LANGUAGE = ("audio", "vision", "encoder")
+PLAIN_KEYS = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
+)  # fmt: skip
+TELLING_KEYS = (
+    "kv_lora_rank", "index_head_dim", "num_experts", "n_routed_experts", "num_local_experts",
+    "linear_num_value_heads", "linear_attn_config", "mamba_d_state", "ssm_state_size",
+    "conv_L_cache", "hybrid_override_pattern", "layers_block_type", "num_kv_shared_layers",
+    "num_nextn_predict_layers", "hc_mult",
+)  # fmt: skip
+"""Keys by which a model is no plain one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +105,10 @@ class HuggingFaceModel:
 
     @cached_property
     def parameters(self) -> int:
-        """Elements of all that a checkpoint holds, in the language model's type: towers, layers for
-        multi-token prediction and buffers included, scales of quantised weights aside."""
+        """Elements of all that a checkpoint holds, scales of quantised weights aside.
+
+        Towers, layers for multi-token prediction and buffers are included.
+        """
         weights = (*self.language_weights(), *self.other_weights())
         return sum(weight.elements for _, weight in weights)
 
@@ -138,7 +151,11 @@ class HuggingFaceModel:
     def _stored_bytes(
         self, name: str, weight: Weight, quantization: Quantization, dtype: StorageFormat
     ) -> int:
-        scheme = quantization.scheme_of(name) if weight.is_linear else None
+        in_float32 = (*self.family.float32, *self.family.float32_beside_float16)
+        if weight.is_linear and not any(part in f"{name}." for part in in_float32):
+            scheme = quantization.scheme_of(name)
+        else:
+            scheme = None
         if scheme is not None:
             outputs, inputs = weight.shape
             return weight.copies * scheme.weight_bytes(outputs, inputs)
@@ -206,11 +223,8 @@ def read_config(
     unsupported: list[str] = []
     family = FAMILIES.get(language_type)
     if family is None:
-        unsupported.append(
-            f"model_type {model_type} is unknown: it is read as a llama model with the same keys"
-        )
+        unsupported += _unknown(values, model_type)
         family, language_type = FAMILIES["llama"], "llama"
-        _check_plain(values, model_type)
     keys = Keys(values, language_type)
     try:
         return _read(config, keys, family, quantization, unsupported)
@@ -272,24 +286,26 @@ def _language_section(config: object) -> tuple[Mapping[str, Any], str]:
             own = inner.get("model_type") or SAME_AS.get(str(model_type), str(model_type))
             return inner, str(own)
     if not isinstance(model_type, str):
-        raise ConfigError("config.json: there is no model_type: this is no model's configuration")
-    if any(word in model_type for word in NOT_LANGUAGE) or not _has_layers(config):
-        if model_type not in FAMILIES and model_type not in SAME_AS:
-            raise ConfigError(f"config.json: {model_type} is not a language model")
+        raise ConfigError("config.json: there is no model_type, so this describes no model")
+    known = model_type in FAMILIES or model_type in SAME_AS
+    if not known and any(word in model_type for word in NOT_LANGUAGE):
+        raise ConfigError(f"config.json: {model_type} is not a language model")
     return config, model_type
 
 
-def _has_layers(config: Mapping[str, Any]) -> bool:
-    return "vocab_size" in config and "hidden_size" in config
+def _unknown(values: Mapping[str, Any], model_type: str) -> list[str]:
+    """What is said of a model type that is in no table.
 
-
-def _check_plain(values: Mapping[str, Any], model_type: str) -> None:
-    """An unknown model needs at least the keys of a plain one."""
-    wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if missing := [name for name in wanted if not isinstance(values.get(name), int)]:
+    Raises:
+        ConfigError: it has not even the keys of a plain model.
+    """
+    if missing := [name for name in PLAIN_KEYS if not isinstance(values.get(name), int)]:
         raise ConfigError(
             f"config.json: model_type {model_type} is unknown, and {', '.join(missing)} is missing"
         )
+    unread = [name for name in TELLING_KEYS if values.get(name)]
+    said = [f"model_type {model_type} is unknown: only keys of plain attention and MLPs are read"]
+    return [*said, f"not read: {', '.join(unread)}"] if unread else said
 
 
 def _dtype(config: Mapping[str, Any], keys: Keys) -> StorageFormat:

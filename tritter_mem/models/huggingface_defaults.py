@@ -1,6 +1,7 @@
 """Defaults and second names of keys, by `model_type`, where they decide weights or cache.
 
-Source: the configuration classes of transformers 5.23.0. A key that is absent here is null or false.
+Source: the configuration classes of transformers 5.23.0. A key that is absent
+here is null or false.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from tritter_mem.models.huggingface_defaults import ALIASES, DEFAULTS
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 INDEXED, LINEAR, CONV = "indexed_attention", "linear_attention", "conv"
+MOST_LAYERS = 10_000
 _LEGACY_TYPES = {
     "mamba": LINEAR,
     "attention": FULL,
@@ -117,8 +118,15 @@ class Keys:
 
     @property
     def layers(self) -> int:
-        """Decoder layers."""
-        return self.number("num_hidden_layers")
+        """Decoder layers.
+
+        Raises:
+            ConfigError: there are more than any model has.
+        """
+        count = self.number("num_hidden_layers")
+        if count > MOST_LAYERS:
+            raise ConfigError(f"num_hidden_layers: {count} is more than {MOST_LAYERS}")
+        return count
 
     @property
     def heads(self) -> int:

@@ -224,6 +224,6 @@ def tower_weights(
         if tower is None:
             missing.append(f"{name}: the weights of this tower are not counted")
         else:
-            values = DEFAULTS.get(kind, {}) | dict(section)
+            values = {**DEFAULTS.get(kind, {}), **section}
             weights += tuple(tower(Keys(values, f"{kind}'s {name}"), language))
     return weights, tuple(missing)

@@ -104,6 +104,8 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
     """compressed-tensors' packed integers, with a scale for each group, and the weight's shape.
 
     Args:
+        bits: of an integer.
+        scale_bytes: of a scale.
         group: inputs that share a scale; 0: all of an output.
         zeros: whether groups have a packed zero.
         order: whether each input has a group number.
@@ -245,7 +247,9 @@ def read_quantization(
     if reader is None:
         return Quantization(unsupported=(f"quantization by {method} is not counted",))
     try:
-        return reader(section)
+        found = reader(section)
+        found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
+        return found
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
 

@@ -1,0 +1,126 @@
+"""Released configurations: parameters equal those of the module, or of the publisher.
+
+The files are not part of the project; where they are missing, these tests skip.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.models.tiny_models import lacks_head, module_class
+from tritter_mem.models.huggingface import HuggingFaceModel, read_config
+
+FOLDER = Path(__file__).parents[3] / "shared" / "data"
+RELEASED = (
+    "MiniMaxAI--MiniMax-M2.5", "Qwen--Qwen3-0.6B", "Qwen--Qwen3-30B-A3B",
+    "Qwen--Qwen3-30B-A3B-FP8", "Qwen--Qwen3-8B", "Qwen--Qwen3-VL-8B-Instruct",
+    "Qwen--Qwen3.5-27B", "Qwen--Qwen3.5-35B-A3B", "XiaomiMiMo--MiMo-V2-Flash",
+    "deepseek-ai--DeepSeek-V3", "deepseek-ai--DeepSeek-V3.2", "deepseek-ai--DeepSeek-V4-Flash",
+    "google--gemma-4-26B-A4B", "meta-llama--Llama-4-Scout-17B-16E-Instruct",
+    "meta-llama--Meta-Llama-3.1-405B", "meta-llama--Meta-Llama-3.1-8B",
+    "mistralai--Mixtral-8x7B-v0.1", "moonshotai--Kimi-K2.5", "nvidia--DeepSeek-V3.1-NVFP4",
+    "nvidia--Llama-3.1-70B-Instruct-FP8", "nvidia--NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+    "nvidia--Nemotron-H-56B-Base-8K", "nvidia--Qwen3-235B-A22B-NVFP4", "openai--gpt-oss-20b",
+    "stepfun-ai--Step-3.7-Flash", "zai-org--GLM-5", "zai-org--GLM-5-FP8",
+)  # fmt: skip
+WITHOUT_CLASS = {
+    "moonshotai--Kimi-K2-Instruct": 1_026_408_232_448,
+    "nvidia--Llama-3_3-Nemotron-Super-49B-v1": 49_867_145_216,
+}
+"""Models that transformers has no class for: parameters of their safetensors files."""
+ALL = (
+    ("deepseek-ai--DeepSeek-V3", 684.5e9),
+    ("zai-org--GLM-5", 753.9e9),
+    ("Qwen--Qwen3-VL-8B-Instruct", 8.77e9),
+    ("Qwen--Qwen3.5-35B-A3B", 36.0e9),
+    ("google--gemma-4-26B-A4B", 25.8e9),
+)
+"""Parameters of the safetensors files, in the digits that their pages show."""
+
+
+def read(name: str, file: str = "config.json") -> dict[str, Any]:
+    path = FOLDER / "hf-configs" / name / file
+    if not path.exists():
+        pytest.skip("the released configurations are not part of the project")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def model(name: str) -> HuggingFaceModel:
+    beside = FOLDER / "hf-configs" / name / "hf_quant_config.json"
+    config = read(name)
+    return read_config(config, json.loads(beside.read_text()) if beside.exists() else None)
+
+
+def language_config(values: dict[str, Any]) -> Any:
+    mapping = pytest.importorskip("transformers").CONFIG_MAPPING
+    given = {key: value for key, value in values.items() if key != "model_type"}
+    if values["model_type"] == "step3p7":  # its keys are not in a section
+        from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+
+        return Step3p7TextConfig(**given | {"n_routed_experts": values["num_experts"]})
+    return mapping[values["model_type"]](**given).get_text_config()
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_language_parameters_are_those_of_the_module(name: str) -> None:
+    ours, config = model(name), language_config(read(name))
+    torch = pytest.importorskip("torch")
+    config.tie_word_embeddings = getattr(config, "tie_word_embeddings", False)
+    with torch.device("meta"):
+        module = module_class(config)._from_config(config)
+    built = sum(parameter.numel() for parameter in module.parameters())
+    if lacks_head(module):
+        head = (w.elements for n, w in ours.language_weights() if n.startswith("lm_head"))
+        built += sum(head)
+    assert ours.language_parameters == built
+
+
+@pytest.mark.parametrize("name", WITHOUT_CLASS)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    assert model(name).parameters == pytest.approx(WITHOUT_CLASS[name], rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "published"), ALL)
+def test_a_checkpoint_has_the_published_parameters(name: str, published: float) -> None:
+    """Towers and layers for multi-token prediction included."""
+    assert model(name).parameters == pytest.approx(published, rel=0.002)
+
+
+TOWERS = (
+    "Qwen--Qwen3-VL-8B-Instruct", "Qwen--Qwen3.5-27B", "google--gemma-4-26B-A4B",
+    "moonshotai--Kimi-K2.5",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_are_those_of_the_module(name: str) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    values, ours = read(name), model(name)
+    given = {key: value for key, value in values.items() if key != "model_type"}
+    config = transformers.CONFIG_MAPPING[values["model_type"]](**given)
+    with torch.device("meta"):
+        module = transformers.AutoModelForImageTextToText.from_config(config)
+    parameters = {n: p for n, p in module.named_parameters() if "language_model" not in n}
+    built = sum(p.numel() for n, p in parameters.items() if not n.startswith("lm_head"))
+    assert sum(weight.elements for weight in ours.towers if weight.is_parameter) == built
+    assert ours.unsupported == ()
+
+
+def test_gpt_oss_is_stored_in_its_checkpoint_s_bytes() -> None:
+    """`total_size` of the published `model.safetensors.index.json`."""
+    assert model("openai--gpt-oss-20b").checkpoint_bytes == 13_761_264_768
+
+
+def test_every_listed_architecture_has_a_family() -> None:
+    from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
+
+    path = FOLDER / "architectures.json"
+    if not path.exists():
+        pytest.skip("the list of architectures is not part of the project")
+    listed = json.loads(path.read_text())
+    assert {SAME_AS.get(name, name) for name in listed} <= FAMILIES.keys()
