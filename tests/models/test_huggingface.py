@@ -83,6 +83,11 @@ def test_layers_for_prediction_are_in_a_checkpoint_alone() -> None:
     assert with_them.checkpoint_bytes > without.checkpoint_bytes
 
 
+def test_layers_for_prediction_that_are_not_counted_are_said() -> None:
+    model = read_config({"model_type": "deepseek_v4", "num_nextn_predict_layers": 1})
+    assert model.unsupported == ("num_nextn_predict_layers: 1 layers are not counted",)
+
+
 def test_unknown_keys_and_null_heads_are_fine() -> None:
     llama = {"model_type": "llama", "num_hidden_layers": 2}
     plain = read_config(llama)

@@ -57,6 +57,7 @@ def sizes(rng: random.Random) -> dict[str, Any]:
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "num_nextn_predict_layers": 0,
         "attention_bias": rng.choice((True, False)),
         "tie_word_embeddings": rng.choice((True, False)),
     }

@@ -568,12 +568,6 @@ def step_layers(keys: Keys) -> list[Modules]:
     return stack(keys.layer_types([FULL] * keys.layers), layer)
 
 
-def step_prediction(keys: Keys) -> list[str]:
-    """Layers that only Step's own code has."""
-    count = keys.optional("num_nextn_predict_layers")
-    return [f"num_nextn_predict_layers: {count} layers are not counted"] if count else []
-
-
 def nemotron_nas_layers(keys: Keys) -> list[Modules]:
     """`block_configs` has each layer's heads and MLP; either may be absent or one linear layer."""
     configs = keys.list_of("block_configs")

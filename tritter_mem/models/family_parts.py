@@ -65,7 +65,6 @@ class Family:
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
         float32_beside_float16: the same, only beside float16.
-        unsupported: what of a config is not counted.
     """
 
     layers: Callable[[Keys], list[Modules]]
@@ -73,7 +72,6 @@ class Family:
     mtp: Callable[[Keys], list[Modules]] = lambda keys: []
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()
-    unsupported: Callable[[Keys], list[str]] = lambda keys: []
 
 
 def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:

@@ -253,6 +253,9 @@ def _read(
         outside.head_bias,
     )
     stored = read_quantization(_quantization_section(config, keys), quantization)
+    mtp, predicted = tuple(family.mtp(keys)), keys.optional("num_nextn_predict_layers")
+    if predicted and not mtp:
+        unsupported.append(f"num_nextn_predict_layers: {predicted} layers are not counted")
     norm = (Norms((outside.norm,), bias=outside.norm_bias),) if outside.norm else ()
     return HuggingFaceModel(
         model_type=str(config.get("model_type", keys.model_type)),
@@ -260,13 +263,13 @@ def _read(
         hidden=keys.hidden,
         layers=tuple(family.layers(keys)),
         outside=(tables, *outside.more, *norm),
-        mtp=tuple(family.mtp(keys)),
+        mtp=mtp,
         towers=towers,
         names=outside,
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
-        unsupported=(*unsupported, *missing, *family.unsupported(keys), *stored.unsupported),
+        unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 
 

@@ -44,7 +44,6 @@ from tritter_mem.models.attention_families import (
     seed_oss_attention,
     smollm3_types,
     step_layers,
-    step_prediction,
 )
 from tritter_mem.models.family_parts import (
     POST_NORMS,
@@ -280,7 +279,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
     "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
-    "step3p5": Family(layers=step_layers, unsupported=step_prediction),
+    "step3p5": Family(layers=step_layers),
 }
 
 """A `model_type` of a language model to how it is read. A new one is a row here."""
