@@ -10,14 +10,14 @@ from hypothesis import given, settings
 
 from tests.planner.cases import card, profiles, tiny
 from tritter_mem.config.profile import Profile
-from tritter_mem.models.architecture import Block, Layer, Rows, Shape, Tensors
+from tritter_mem.models.architecture import Layer, Rows, Shape, SteppedBlock, Tensors
 from tritter_mem.models.bundled import architecture_of
 from tritter_mem.models.mlp_blocks import GatedMLP
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan_case
 
 
-def blocks(profile: Profile) -> set[Block]:
+def blocks(profile: Profile) -> set[SteppedBlock]:
     return {block for layer in architecture_of(profile.model).layers for block in layer.blocks}
 
 
@@ -54,7 +54,7 @@ def test_layers_alternate_as_the_model_s_do() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainMLP(Block):
+class PlainMLP(SteppedBlock):
     """An MLP without a gate: a kind that the tool does not have."""
 
     inner: int
@@ -96,7 +96,7 @@ def test_a_new_kind_of_block_is_planned_without_a_change_elsewhere(mode: str, po
     case = Case.of(profile, card())
     inner = 2 * profile.model.intermediate_size
 
-    def with_mlp(mlp: Block) -> Case:
+    def with_mlp(mlp: SteppedBlock) -> Case:
         layers = tuple(Layer((layer.blocks[0], mlp)) for layer in case.architecture.layers)
         return replace(case, architecture=replace(case.architecture, layers=layers))
 

@@ -1,8 +1,9 @@
 """What a model is, described once: its widths and its layers, as data.
 
 A layer is a sequence of blocks, such as attention and an MLP. A kind of block carries its own
-formulas: its weights, its cache, which tensors are alive at each step, and what training keeps.
-The planner adds them up without knowing the kinds.
+formulas: its weights and its cache. A block of the bundled model also has tables of its steps:
+which tensors are alive at each, and what training keeps. The planner adds them up without knowing
+the kinds.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from math import prod
+from typing import ClassVar, Generic, TypeVar
 
 from tritter_mem.models.formats import TRAINED_PACKING, StorageFormat
 from tritter_mem.models.vision_towers import VisionTower
@@ -99,8 +101,57 @@ class Cache:
     batch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A tensor of weights, or several of one shape and name.
+
+    Attributes:
+        name: path of its module in the layer, as in a checkpoint.
+        shape: of one; outputs and inputs where it is a linear layer's.
+        is_linear: whether it is the matrix of a linear layer, which quantisation stores in fewer
+            bits. Routers of experts do not count as such: every scheme leaves them.
+        is_parameter: whether training changes it. Others are in the checkpoint all the same.
+        copies: how many there are of it, such as experts.
+        active: how many of them one token passes through; None: all.
+        element_bytes: of an element whatever the type of weights; None: as in that type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_linear: bool = False
+    is_parameter: bool = True
+    copies: int = 1
+    active: int | None = None
+    element_bytes: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """Of all copies."""
+        return self.copies * prod(self.shape)
+
+    @property
+    def active_elements(self) -> int:
+        """Of the copies that one token passes through."""
+        return prod(self.shape) * (self.copies if self.active is None else self.active)
+
+
 class Block(ABC):
-    """One block of a layer, between two points of the residual stream; a kind is a subclass.
+    """One block of a layer; a kind is a subclass."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """All its weights, for a residual stream of `hidden` channels."""
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """Its part of the key-value cache, all sequences."""
+        del cache
+        return 0
+
+
+class SteppedBlock(Block):
+    """A block of the bundled model, between two points of the residual stream.
 
     Tables name the tensors that are alive at each step, without what other blocks of the layer
     hold. `x` is the block's input, `y` its last product, `sum` the residual stream behind it.
@@ -147,10 +198,12 @@ class Block(ABC):
         linears = {name: rows * columns for name, (rows, columns) in self.linears(hidden).items()}
         return linears | self.norms(hidden)
 
-    def cache_bytes(self, cache: Cache) -> int:
-        """Its part of the key-value cache, all sequences."""
-        del cache
-        return 0
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Those of its linear layers, and of its norms."""
+        linears = self.linears(hidden).items()
+        return tuple(Weight(name=name, shape=shape, is_linear=True) for name, shape in linears) + (
+            tuple(Weight(name=name, shape=(count,)) for name, count in self.norms(hidden).items())
+        )
 
     def cache_scratch_bytes(
         self, rows: Rows, cache: Cache, cached: bool, multiprocessors: int
@@ -175,19 +228,28 @@ class Block(ABC):
         """Bytes of the tensors of `FORWARD` and `BACKWARD`."""
 
 
+AnyBlock_co = TypeVar("AnyBlock_co", bound=Block, covariant=True)
+
+
 @dataclass(frozen=True)
-class Layer:
+class Layer(Generic[AnyBlock_co]):
     """One layer: its blocks, in the order in which they run."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[AnyBlock_co, ...]
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Weights of all blocks."""
+        return tuple(weight for block in self.blocks for weight in block.weights(hidden))
 
     def linears(self, hidden: int) -> dict[str, Shape]:
-        """Linear layers of all blocks by name."""
-        return {name: shape for b in self.blocks for name, shape in b.linears(hidden).items()}
+        """Linear layers of all blocks by name, where each has one weight."""
+        linears = (weight for weight in self.weights(hidden) if weight.is_linear)
+        return {weight.name: (weight.shape[0], weight.shape[1]) for weight in linears}
 
     def norms(self, hidden: int) -> dict[str, int]:
-        """Elements of the norms' weights of all blocks by name."""
-        return {name: count for b in self.blocks for name, count in b.norms(hidden).items()}
+        """Elements of the other weights of all blocks by name."""
+        weights = self.weights(hidden)
+        return {weight.name: weight.elements for weight in weights if not weight.is_linear}
 
     def cache_bytes(self, cache: Cache) -> int:
         """Its part of the key-value cache, all sequences."""
@@ -211,11 +273,11 @@ class Architecture:
     hidden: int
     vocabulary: int
     tied: bool
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer[SteppedBlock], ...]
     vision: VisionTower | None = None
 
     @cached_property
-    def counted_layers(self) -> Mapping[Layer, int]:
+    def counted_layers(self) -> Mapping[Layer[SteppedBlock], int]:
         """Each different layer, and how many there are of it."""
         return Counter(self.layers)
 

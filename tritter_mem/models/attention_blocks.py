@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tritter_mem.models.architecture import Block, Cache, Rows, Shape, Tensors
+from tritter_mem.models.architecture import Cache, Rows, Shape, SteppedBlock, Tensors
 from tritter_mem.models.formats import ceil_div
 from tritter_model.ops.tuning import splits_for_the_card, tuning
 
@@ -19,7 +19,7 @@ NORM_SUMS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class GroupedQueryAttention(Block):
+class GroupedQueryAttention(SteppedBlock):
     """Query heads that share key and value heads, with a norm before a fused QKV projection.
 
     Saved bytes of a layer in training, with T tokens, hidden h, ratio g = key-value heads / heads,

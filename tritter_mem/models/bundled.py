@@ -6,7 +6,7 @@ from functools import cache
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Model, Profile
-from tritter_mem.models.architecture import Architecture, Layer
+from tritter_mem.models.architecture import Architecture, Layer, SteppedBlock
 from tritter_mem.models.attention_blocks import GroupedQueryAttention
 from tritter_mem.models.mlp_blocks import GatedMLP
 from tritter_mem.models.vision_towers import VISION_TOWERS
@@ -28,7 +28,7 @@ def architecture_of(model: Model) -> Architecture:
     )
 
 
-def _layer(model: Model, number: int) -> Layer:
+def _layer(model: Model, number: int) -> Layer[SteppedBlock]:
     every = model.global_attention_every
     reaches_all = every is not None and (number + 1) % every == 0
     attention = GroupedQueryAttention(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tritter_mem.models.architecture import Block, Rows, Shape, Tensors
+from tritter_mem.models.architecture import Rows, Shape, SteppedBlock, Tensors
 
 
 @dataclass(frozen=True, slots=True)
-class GatedMLP(Block):
+class GatedMLP(SteppedBlock):
     """A norm, a fused projection to gate and up, relu(gate)² · up, and a projection down.
 
     Saved bytes of a layer in training, with T tokens, hidden h, inner f, in a type of 2 bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tritter_mem import torch_release
-from tritter_mem.models.architecture import EXPANDED_ROWS, Block, Rows
+from tritter_mem.models.architecture import EXPANDED_ROWS, Rows, SteppedBlock
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.moments import Moment, alive, highest
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
@@ -88,7 +88,9 @@ def _layers(case: Case, rows: Rows, phase: str, cached: bool) -> Moment:
     return highest(moments).plus({"activations": shared})
 
 
-def _steps(case: Case, block: Block, rows: Rows, phase: str, cached: bool) -> Iterator[Moment]:
+def _steps(
+    case: Case, block: SteppedBlock, rows: Rows, phase: str, cached: bool
+) -> Iterator[Moment]:
     scratch = block.cache_scratch_bytes(rows, case.cache, cached, case.card.multiprocessors)
     tensors = {**block.tensors(rows), "attention_scratch": scratch}
     for step, names in block.inference_steps(rows).items():

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tritter_mem.models.architecture import Block, Layer, Tensors
+from tritter_mem.models.architecture import Layer, SteppedBlock, Tensors
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.moments import Moment, alive, highest
 from tritter_mem.planner.vision import prefix_bytes, vision_moments
@@ -40,7 +40,7 @@ def training_moments(case: Case) -> Iterator[Moment]:
 class BlockStep:
     """A block in a training step: its tables, with the bytes of their tensors."""
 
-    block: Block
+    block: SteppedBlock
     tensors: Tensors
     gradients: Mapping[str, int]
 
@@ -80,7 +80,7 @@ class BlockStep:
 class LayerStep:
     """A layer in a training step, over whole sequences."""
 
-    def __init__(self, layer: Layer, case: Case) -> None:
+    def __init__(self, layer: Layer[SteppedBlock], case: Case) -> None:
         rows, element = case.rows(case.work.context), case.master.element_bytes
         self.blocks = [
             BlockStep(

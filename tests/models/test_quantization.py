@@ -1,0 +1,224 @@
+"""Stored bytes of quantised weights, and which modules a configuration leaves as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tritter_mem.errors import ConfigError
+from tritter_mem.models import quantization as q
+from tritter_mem.models.huggingface import read_config
+
+OUTPUTS, INPUTS = 512, 1024
+MOE = {
+    "model_type": "qwen3_moe", "num_hidden_layers": 2, "hidden_size": 256, "vocab_size": 1000,
+    "intermediate_size": 512, "moe_intermediate_size": 128, "num_experts": 4,
+    "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "mlp_only_layers": [],
+}  # fmt: skip
+
+
+def size(*tensors: tuple[tuple[int, ...], str]) -> int:
+    """Bytes of tensors of a shape and a PyTorch type."""
+    torch = pytest.importorskip("torch")
+    return sum(torch.empty(s, dtype=getattr(torch, t), device="meta").nbytes for s, t in tensors)
+
+
+GROUPS = INPUTS // 128
+STORED = (
+    (q.fp8_tensor(2), (((OUTPUTS, INPUTS), "float8_e4m3fn"), ((), "float32"), ((), "float32"))),
+    (q.fp8_channel(2), (((OUTPUTS, INPUTS), "float8_e4m3fn"), ((OUTPUTS, 1), "bfloat16"))),
+    (q.fp8_blocks(128, 128), (((OUTPUTS, INPUTS), "float8_e4m3fn"), ((4, 8), "float32"))),
+    (
+        q.awq(4, 128),
+        (
+            ((INPUTS, OUTPUTS // 8), "int32"),
+            ((GROUPS, OUTPUTS // 8), "int32"),
+            ((GROUPS, OUTPUTS), "float16"),
+        ),
+    ),
+    (
+        q.gptq(4, 128),
+        (
+            ((INPUTS // 8, OUTPUTS), "int32"),
+            ((GROUPS, OUTPUTS // 8), "int32"),
+            ((GROUPS, OUTPUTS), "float16"),
+            ((INPUTS,), "int32"),
+        ),
+    ),
+    (q.bitsandbytes_int8(), (((OUTPUTS, INPUTS), "int8"), ((OUTPUTS,), "float32"))),
+    (
+        q.bitsandbytes_4bit("nf4", False),
+        (
+            ((OUTPUTS * INPUTS // 2, 1), "uint8"),
+            ((OUTPUTS * INPUTS // 64,), "float32"),
+            ((16,), "float32"),
+        ),
+    ),
+    (
+        q.bitsandbytes_4bit("nf4", True),
+        (
+            ((OUTPUTS * INPUTS // 2, 1), "uint8"),
+            ((OUTPUTS * INPUTS // 64,), "uint8"),
+            ((OUTPUTS * INPUTS // 64 // 256,), "float32"),
+            ((), "float32"),
+            ((16,), "float32"),
+        ),
+    ),
+    (
+        q.packed_integers(4, 32, 2, zeros=False, order=False),
+        (
+            ((OUTPUTS, INPUTS // 8), "int32"),
+            ((OUTPUTS, INPUTS // 32), "bfloat16"),
+            ((2,), "int64"),
+        ),
+    ),
+    (q.int8_channel(2), (((OUTPUTS, INPUTS), "int8"), ((OUTPUTS, 1), "bfloat16"))),
+    (
+        q.mxfp4(),
+        (((OUTPUTS, INPUTS // 32, 16), "uint8"), ((OUTPUTS, INPUTS // 32), "uint8")),
+    ),
+    (
+        q.nvfp4(),
+        (
+            ((OUTPUTS, INPUTS // 2), "uint8"),
+            ((OUTPUTS, INPUTS // 16), "float8_e4m3fn"),
+            ((), "float32"),
+            ((), "float32"),
+        ),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tensors"), STORED, ids=lambda value: getattr(value, "name", "")
+)
+def test_a_scheme_stores_these_tensors(scheme: q.Scheme, tensors: Any) -> None:
+    assert scheme.weight_bytes(OUTPUTS, INPUTS) == size(*tensors)
+
+
+@given(rows=st.integers(1, 700), columns=st.integers(1, 700))
+def test_blocks_are_those_of_transformers(rows: int, columns: int) -> None:
+    module = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        layer = module.FP8Linear(columns, rows, block_size=(128, 128))
+    stored = sum(tensor.nbytes for tensor in layer.state_dict().values())
+    assert q.fp8_blocks(128, 128).weight_bytes(rows, columns) == stored
+
+
+@given(rows=st.integers(1, 300), columns=st.integers(1, 300), more=st.integers(1, 300))
+def test_a_larger_weight_never_takes_less(rows: int, columns: int, more: int) -> None:
+    for scheme, _ in STORED:
+        held = scheme.weight_bytes(rows, columns)
+        assert held <= scheme.weight_bytes(rows + more, columns)
+        assert held <= scheme.weight_bytes(rows, columns + more)
+
+
+def quantised(section: dict[str, Any] | None, modelopt: dict[str, Any] | None = None) -> set[str]:
+    """Linear layers that are stored in fewer bits, without their layer's number."""
+    values = MOE | ({} if section is None else {"quantization_config": section})
+    model = read_config(values, modelopt)
+    assert model.unsupported == ()
+    weights = ((name, w) for name, w in model.language_weights() if w.is_linear)
+    return {
+        ".".join(name.split(".")[3:]) or name
+        for name, _ in weights
+        if model.quantization.scheme_of(name) is not None
+    }
+
+
+ATTENTION = {f"self_attn.{part}_proj" for part in "qkvo"}
+EXPERTS = {f"mlp.experts.*.{part}_proj" for part in ("gate", "up", "down")}
+COVERED: tuple[tuple[dict[str, Any], set[str]], ...] = (
+    ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ATTENTION | EXPERTS),
+    ({"quant_method": "fp8", "modules_to_not_convert": []}, ATTENTION | EXPERTS | {"lm_head"}),
+    # As transformers has it: a pattern is the start of a name or its end, not a part of it.
+    (
+        {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "self_attn", "o_proj"]},
+        ATTENTION - {"self_attn.o_proj"} | EXPERTS,
+    ),
+    (
+        {
+            "quant_method": "mxfp4",
+            "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+        },
+        EXPERTS,
+    ),
+    ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["gate"]}, ATTENTION | EXPERTS),
+    ({"quant_method": "gptq", "bits": 4, "lm_head": True}, ATTENTION | EXPERTS | {"lm_head"}),
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ATTENTION | EXPERTS),
+    (
+        {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "q_proj"]},
+        ATTENTION - {"self_attn.q_proj"} | EXPERTS,
+    ),
+)
+W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+
+
+@pytest.mark.parametrize(("section", "names"), COVERED)
+def test_modules_stay_as_they_are_where_the_file_says(section: Any, names: set[str]) -> None:
+    assert quantised(section) == names
+
+
+def test_compressed_tensors_have_groups_and_exceptions() -> None:
+    section = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4}},
+        "ignore": ["lm_head", "re:.*self_attn.*"],
+    }
+    assert quantised(section) == EXPERTS
+    assert quantised(section | {"ignore": []}) == ATTENTION | EXPERTS | {"lm_head"}
+    two = {
+        "attention": {"targets": ["re:.*self_attn.*"], "weights": W4},
+        "others": {"targets": ["Linear"], "weights": {**W4, "type": "float", "num_bits": 8}},
+    }
+    model = read_config(
+        MOE | {"quantization_config": section | {"config_groups": two, "ignore": []}}
+    )
+    names = {"model.layers.0.self_attn.q_proj": "int4 packed", "lm_head": "fp8"}
+    for name, scheme in names.items():
+        assert model.quantization.scheme_of(name).name == scheme  # type: ignore[union-attr]
+
+
+def test_modelopt_excludes_by_globs() -> None:
+    section = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16}
+    excluded = {"exclude_modules": ["lm_head", "model.layers.*.self_attn*"]}
+    assert quantised(None, {"quantization": section | excluded}) == EXPERTS
+    assert quantised(None, {"quantization": section}) == ATTENTION | EXPERTS | {"lm_head"}
+    model = read_config(MOE, {"quantization": section})
+    assert model.quantization.cache == "fp8"
+    half = read_config(MOE)
+    assert half.weight_bytes / 4 < model.weight_bytes < half.weight_bytes
+
+
+def test_names_of_multimodal_checkpoints_are_read() -> None:
+    names = ["model.language_model.layers.0.self_attn.q_proj", "language_model.lm_head"]
+    section = {"quant_method": "fp8", "modules_to_not_convert": names}
+    model = read_config(MOE | {"quantization_config": section})
+    assert model.quantization.scheme_of("model.layers.0.self_attn.q_proj") is None
+    assert model.quantization.scheme_of("model.layers.1.self_attn.q_proj") is not None
+    assert model.quantization.scheme_of("lm_head") is None
+
+
+@pytest.mark.parametrize("method", ["hqq", "quanto", None])
+def test_an_unknown_scheme_is_said(method: str | None) -> None:
+    model = read_config(MOE | {"quantization_config": {"quant_method": method}})
+    assert len(model.unsupported) == 1
+    assert model.weight_bytes == read_config(MOE).weight_bytes
+
+
+WRONG = (
+    {"quant_method": "fp8", "weight_block_size": 128},
+    {"quant_method": "awq", "bits": "four"},
+    {"quant_method": "fp8", "modules_to_not_convert": ["(", "*"]},
+)
+
+
+@pytest.mark.parametrize("section", WRONG)
+def test_a_wrong_section_is_said_to_be_wrong(section: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        read_config(MOE | {"quantization_config": section})

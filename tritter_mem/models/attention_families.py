@@ -1,0 +1,605 @@
+"""Families whose layers all have grouped-query attention: from keys to layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tritter_mem.errors import ConfigError
+from tritter_mem.models.family_parts import (
+    CORRECTION,
+    LAYER_NORMS,
+    Modules,
+    Outside,
+    attention,
+    dense,
+    first_dense,
+    full_norms,
+    head_norms,
+    mixtral_experts,
+    qwen3,
+    routed_experts,
+    stack,
+)
+from tritter_mem.models.huggingface_keys import FULL, SLIDING, Keys
+from tritter_mem.models.transformers_blocks import (
+    Attention,
+    BlockIndexer,
+    Experts,
+    Extra,
+    FeedForward,
+    Module,
+    Norms,
+)
+
+GEMMA_NORMS = Norms(
+    (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    )
+)
+
+
+def qwen_types(keys: Keys) -> list[str]:
+    """Qwen 2 and 3: a window from `max_window_layers` on, where it is switched on."""
+    windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
+    first = keys.optional("max_window_layers") or 0
+    return [SLIDING if windowed and n >= first else FULL for n in range(keys.layers)]
+
+
+def qwen2(keys: Keys, kind: str) -> Attention:
+    """Biases of queries, keys and values alone."""
+    return attention(keys, kind, bias=True, out_bias=False)
+
+
+def switched_window(keys: Keys) -> list[str]:
+    """A window on all layers, where it is switched on."""
+    windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
+    return [SLIDING if windowed else FULL] * keys.layers
+
+
+def qwen_experts(keys: Keys) -> Experts:
+    """Experts, and a gated shared one where the keys say so."""
+    shared = keys.optional("shared_expert_intermediate_size") or 0
+    return Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=keys.number("moe_intermediate_size"),
+        shared=shared,
+        shared_gate=bool(shared),
+        shared_name="shared_expert",
+    )
+
+
+def qwen_mlp(keys: Keys, number: int) -> Module:
+    """Experts on each `decoder_sparse_step`-th layer that is not listed as dense."""
+    step = keys.optional("decoder_sparse_step") or 1
+    listed = keys.list_of("mlp_only_layers") or []
+    if number in listed or (number + 1) % step or not keys.optional("num_experts"):
+        return dense(keys)
+    return qwen_experts(keys)
+
+
+def qwen3_moe_layers(keys: Keys) -> list[Modules]:
+    """Qwen 3 with experts."""
+    kinds = keys.layer_types(switched_window(keys))
+    return stack(kinds, lambda n, kind: (qwen3(keys, kind), qwen_mlp(keys, n), LAYER_NORMS))
+
+
+def qwen2_moe_layers(keys: Keys) -> list[Modules]:
+    """Qwen 2 with experts: every second layer has a window, where that is switched on."""
+    first = keys.optional("max_window_layers") or 0
+    windowed = keys.has("use_sliding_window")
+    derived = [
+        SLIDING if windowed and (n + 1) % 2 and n < first else FULL for n in range(keys.layers)
+    ]
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, kind, bias=keys.get("qkv_bias") is not False, out_bias=False)
+        return own, qwen_mlp(keys, number), LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def gpt_oss_experts(keys: Keys) -> Experts:
+    """Experts with biases, in one tensor."""
+    return mixtral_experts(keys, router="router", router_bias=True, bias=True, packed=True)
+
+
+def gpt_oss_attention(keys: Keys, kind: str) -> Attention:
+    """Attention with a sink for each head."""
+    return attention(keys, kind, vectors=(("sinks", keys.heads),))
+
+
+def llama4_layers(keys: Keys) -> list[Modules]:
+    """Chunks but on layers without rotation; experts on listed layers."""
+    period = keys.optional("no_rope_layer_interval") or 4
+    rotated = keys.list_of("no_rope_layers") or [
+        int((n + 1) % period != 0) for n in range(keys.layers)
+    ]
+    derived = ["chunked_attention" if flag else FULL for flag in rotated[: keys.layers]]
+    step = keys.optional("interleave_moe_layer_step") or 1
+    listed = keys.list_of("moe_layers")
+    with_experts = set(range(step - 1, keys.layers, step) if listed is None else listed)
+    experts = mixtral_experts(
+        keys,
+        router="router",
+        packed=True,
+        shared=keys.number("intermediate_size"),
+        shared_name="shared_expert",
+        name="feed_forward",
+    )
+    wide = FeedForward(inner=keys.number("intermediate_size_mlp"), name="feed_forward")
+
+    def layer(number: int, kind: str) -> Modules:
+        mlp: Module = experts if number in with_experts else wide
+        return attention(keys, kind), mlp, LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def gemma3_types(keys: Keys) -> list[str]:
+    """Full attention on each `sliding_window_pattern`-th layer."""
+    return keys.every(keys.optional("sliding_window_pattern") or 6)
+
+
+def gemma_attention(keys: Keys, kind: str, **more: Any) -> Attention:
+    """Norms of queries and keys; a window for both directions is halved."""
+    own = qwen3(keys, kind)
+    both = keys.get("use_bidirectional_attention") in (True, "all")
+    if own.window is not None and both:
+        more["window"] = own.window // 2 + 1
+    return replace(own, **more)
+
+
+def reuses_keys(keys: Keys) -> list[bool]:
+    """Which layers use the keys and values of an earlier one: the last ones."""
+    first = keys.layers - (keys.optional("num_kv_shared_layers") or 0)
+    return [number >= first for number in range(keys.layers)]
+
+
+def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
+    """What Gemma's per-layer embeddings add to each layer, and outside of them."""
+    width, hidden = keys.optional("hidden_size_per_layer_input"), keys.hidden
+    if not width:
+        return (), ()
+    inside = Extra(
+        linears=(("per_layer_input_gate", width, hidden), ("per_layer_projection", hidden, width)),
+        tensors=(("post_per_layer_input_norm", (hidden,)),),
+    )
+    vocabulary = keys.number("vocab_size_per_layer_input")
+    outside = Extra(
+        linears=(("per_layer_model_projection", keys.layers * width, hidden),),
+        tensors=(
+            ("embed_tokens_per_layer", (vocabulary, keys.layers * width)),
+            ("per_layer_projection_norm", (width,)),
+        ),
+    )
+    return (inside,), (outside,)
+
+
+def gemma3n_layers(keys: Keys) -> list[Modules]:
+    """Several residual streams, low-rank residuals, and keys shared by the last layers."""
+    streams, hidden = keys.number("altup_num_inputs"), keys.hidden
+    rank, reuse = keys.number("laurel_rank"), reuses_keys(keys)
+    inner = keys.get("intermediate_size")
+    widths = inner if isinstance(inner, list) else [inner] * keys.layers
+    mixing = Extra(
+        linears=(
+            ("altup.correction_coefs", streams, streams),
+            ("altup.prediction_coefs", streams**2, streams),
+            ("altup.modality_router", streams, hidden),
+            ("laurel.linear_left", rank, hidden),
+            ("laurel.linear_right", hidden, rank),
+        ),
+        tensors=tuple(
+            (name, (hidden,))
+            for name in (
+                "altup.correct_output_scale",
+                "altup.router_norm",
+                "laurel.post_laurel_norm",
+            )
+        ),
+    )
+    inside, _ = per_layer_inputs(keys)
+
+    def layer(number: int, kind: str) -> Modules:
+        own = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
+        return own, FeedForward(inner=widths[number]), GEMMA_NORMS, mixing, *inside
+
+    return stack(keys.layer_types(keys.every(5)), layer)
+
+
+def gemma3n_outside(keys: Keys) -> Outside:
+    """Per-layer embeddings, and projections to and from the other residual streams."""
+    _, outside = per_layer_inputs(keys)
+    square = tuple(
+        (f"{name}.{number}", keys.hidden, keys.hidden)
+        for name in ("altup_projections", "altup_unembed_projections")
+        for number in range(keys.number("altup_num_inputs") - 1)
+    )
+    return Outside(more=(*outside, Extra(linears=square)))
+
+
+def gemma4_kinds(keys: Keys) -> list[str]:
+    """Full attention on each sixth layer, and on the last."""
+    return [*keys.layer_types(keys.every(6))[:-1], FULL]
+
+
+def gemma4_layers(keys: Keys) -> list[Modules]:
+    """Other heads on full attention, which may take keys for values; experts beside an MLP."""
+    reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
+    alike = keys.has("attention_k_eq_v")
+    experts: Modules = ()
+    if keys.has("enable_moe_block"):
+        experts = (
+            Experts(
+                count=keys.number("num_experts"),
+                chosen=keys.number("top_k_experts"),
+                inner=keys.number("moe_intermediate_size"),
+                router="router.proj",
+                vectors=(
+                    ("router.scale", keys.hidden),
+                    ("router.per_expert_scale", keys.number("num_experts")),
+                ),
+                name="",
+            ),
+            Norms(
+                (
+                    "post_feedforward_layernorm_1",
+                    "post_feedforward_layernorm_2",
+                    "pre_feedforward_layernorm_2",
+                )
+            ),
+        )
+
+    def heads(number: int, kind: str) -> dict[str, int]:
+        own = keys.at(number)
+        sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
+        if kind == FULL and not keys.mapping("per_layer_config"):
+            sizes["head_dim"] = keys.optional("global_head_dim") or 512
+            if alike:
+                sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
+        return sizes
+
+    def layer(number: int, kind: str) -> Modules:
+        sizes = heads(number, kind)
+        own = gemma_attention(
+            keys,
+            kind,
+            **sizes,
+            qk_norm=(sizes["head_dim"], sizes["head_dim"]),
+            has_values=not (alike and kind == FULL),
+            has_keys=not reuse[number],
+            caches=not reuse[number],
+        )
+        inner = keys.number("intermediate_size")
+        wide = keys.has("use_double_wide_mlp") and reuse[number]
+        mlp = FeedForward(inner=2 * inner if wide else inner)
+        scalar = Extra(buffers=(("layer_scalar", (1,)),))
+        return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
+
+    return stack(gemma4_kinds(keys), layer)
+
+
+def mimo_layers(keys: Keys) -> list[Modules]:
+    """Other key heads, and sinks, on layers with a window."""
+    pattern = keys.list_of("hybrid_layer_pattern", keys.layers)
+    derived = [FULL if n == 0 or not (n + 1) % 6 else SLIDING for n in range(keys.layers)]
+    if pattern is not None:
+        derived = [SLIDING if flag else FULL for flag in pattern[: keys.layers]]
+    frequency = keys.get("moe_layer_freq")
+    with_experts = first_dense(keys, 1)
+    if isinstance(frequency, list) and keys.get("mlp_layer_types") is None:
+        with_experts = [bool(flag) for flag in frequency[: keys.layers]]
+    size = keys.optional("sliding_window_size")
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, kind, value_dim=keys.number("v_head_dim"), out_bias=False)
+        if kind == SLIDING:
+            own = replace(
+                own,
+                kv_heads=keys.optional("swa_num_key_value_heads") or 2 * keys.kv_heads,
+                window=own.window if size is None else size + 1,
+                vectors=(("sinks", keys.heads),),
+            )
+        mlp: Module = routed_experts(keys) if with_experts[number] else dense(keys)
+        return own, mlp, LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def minimax_m2_attention(keys: Keys, kind: str) -> Attention:
+    """Norms over all heads."""
+    return attention(keys, kind, qk_norm=full_norms(keys))
+
+
+def minimax_m3_layers(keys: Keys) -> list[Modules]:
+    """Attention over chosen blocks on some layers; shared experts."""
+    section = keys.mapping("sparse_attention_config")
+    flags = section.get("sparse_attention_freq")
+    sparse = "minimax_m3_sparse"
+    derived = [sparse if flag else FULL for flag in flags or [0] * keys.layers]
+    frequency = keys.list_of("moe_layer_freq")
+    with_experts = first_dense(keys, 0)
+    if frequency is not None and keys.get("mlp_layer_types") is None:
+        with_experts = [bool(flag) for flag in frequency]
+    chooser = BlockIndexer(
+        heads=section.get("sparse_num_index_heads") or keys.number("index_n_heads"),
+        head_dim=section.get("sparse_index_dim") or keys.number("index_head_dim"),
+    )
+    experts = mixtral_experts(
+        keys,
+        shared=keys.number("shared_intermediate_size"),
+        shared_fused="gate_up_proj",
+        correction=CORRECTION,
+    )
+    wide = FeedForward(inner=keys.number("dense_intermediate_size"), fused="gate_up_proj")
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, qk_norm=head_norms(keys))
+        mlp: Module = experts if with_experts[number] else wide
+        return own, *((chooser,) if kind == sparse else ()), mlp, LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def phi3_attention(keys: Keys, kind: str) -> Attention:
+    """One projection of queries, keys and values."""
+    return attention(keys, kind, fused=True, bias=False, out_bias=False)
+
+
+def olmo_attention(keys: Keys, kind: str) -> Attention:
+    """Norms of queries and keys over all heads."""
+    return attention(keys, kind, qk_norm=full_norms(keys))
+
+
+def cohere2_types(keys: Keys) -> list[str]:
+    """Full attention on each `sliding_window_pattern`-th layer."""
+    return keys.every(keys.optional("sliding_window_pattern") or 4)
+
+
+def cohere2_attention(keys: Keys, kind: str) -> Attention:
+    """Heads as wide as the hidden size allows."""
+    return attention(keys, kind, head_dim=keys.hidden // keys.heads)
+
+
+def cohere2_moe_layers(keys: Keys) -> list[Modules]:
+    """One norm a layer; experts behind the first dense layers."""
+    first = keys.optional("first_k_dense_replace") or 0
+    before, behind = (
+        keys.number("prefix_dense_sliding_window_pattern"),
+        keys.number("sliding_window_pattern"),
+    )
+    derived = [SLIDING if (n + 1) % before else FULL for n in range(first)] + [
+        SLIDING if (n + 1) % behind else FULL for n in range(keys.layers - first)
+    ]
+    inner, shared = keys.number("intermediate_size"), keys.optional("num_shared_experts") or 0
+    experts = Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=inner,
+        shared=shared * inner,
+    )
+    with_experts, norm = first_dense(keys, first), Norms(("input_layernorm",))
+    wide = keys.optional("prefix_dense_intermediate_size") or inner
+
+    def layer(number: int, kind: str) -> Modules:
+        mlp: Module = experts if with_experts[number] else FeedForward(inner=wide)
+        return attention(keys, kind), mlp, norm
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def exaone4_types(keys: Keys) -> list[str]:
+    """Full attention on each `sliding_window_pattern`-th layer; everywhere without a window."""
+    pattern = keys.get("sliding_window_pattern")
+    if not keys.optional("sliding_window") or not pattern:
+        return [FULL] * keys.layers
+    if isinstance(pattern, str):
+        return [SLIDING if pattern[n % len(pattern)] == "L" else FULL for n in range(keys.layers)]
+    return keys.every(pattern)
+
+
+def ernie_layers(keys: Keys) -> list[Modules]:
+    """Experts between two layers, at an interval."""
+    inner, bias = keys.number("moe_intermediate_size"), keys.has("use_bias")
+    shared = keys.optional("moe_num_shared_experts") or 0
+    experts = Experts(
+        count=keys.number("moe_num_experts"),
+        chosen=keys.number("moe_k"),
+        inner=inner,
+        shared=shared * inner,
+        shared_bias=bias,
+        correction=("gate.moe_statics.e_score_correction_bias", True),
+    )
+    first, last = keys.optional("moe_layer_start_index") or 0, keys.get("moe_layer_end_index")
+    if last is None or last == -1:
+        last = keys.layers - 1
+    interval = keys.optional("moe_layer_interval") or 1
+    own = attention(keys, bias=bias, out_bias=bias)
+
+    def layer(number: int) -> Modules:
+        mixed = (number + 1) % interval == 0 and first <= number <= last
+        return own, experts if mixed else dense(keys, bias=bias), LAYER_NORMS
+
+    return [layer(number) for number in range(keys.layers)]
+
+
+def glm4_moe_attention(keys: Keys) -> Modules:
+    """Biases of queries, keys and values alone; norms where they are switched on."""
+    norms = head_norms(keys) if keys.has("use_qk_norm") else (0, 0)
+    return (attention(keys, out_bias=False, qk_norm=norms),)
+
+
+def hy_v3_experts(keys: Keys) -> Experts:
+    """Hunyuan's names of DeepSeek's experts."""
+    inner = keys.number("moe_intermediate_size")
+    return Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=inner,
+        shared=inner * (keys.optional("num_shared_experts") or 0),
+        correction=("e_score_correction_bias", False),
+    )
+
+
+def smollm3_types(keys: Keys) -> list[str]:
+    """A window on layers without rotation, where it is switched on."""
+    period = keys.optional("no_rope_layer_interval") or 4
+    rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
+    windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
+    return [SLIDING if windowed and not rotated[n] else FULL for n in range(keys.layers)]
+
+
+def seed_oss_attention(keys: Keys, kind: str) -> Attention:
+    """A key by itself for the output's bias."""
+    return attention(keys, kind, out_bias=keys.has("attention_out_bias"))
+
+
+def afmoe_layers(keys: Keys) -> list[Modules]:
+    """Gated attention; experts behind the first dense layers."""
+    derived = keys.every(keys.number("global_attn_every_n_layers"))
+    inner = keys.number("moe_intermediate_size")
+    experts = Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=inner,
+        shared=inner * (keys.optional("num_shared_experts") or 0),
+        router="router.gate",
+        correction=("expert_bias", True),
+    )
+    norms = Norms(
+        (
+            "input_layernorm",
+            "post_attention_layernorm",
+            "pre_mlp_layernorm",
+            "post_mlp_layernorm",
+        )
+    )
+    gate, first = (
+        (("gate_proj", keys.heads * keys.head_dim),),
+        keys.optional("num_dense_layers") or 0,
+    )
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, kind, bias=False, out_bias=False, qk_norm=head_norms(keys), gate=gate)
+        return own, experts if number >= first else dense(keys), norms
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def muse_spark_layers(keys: Keys) -> list[Modules]:
+    """Gated attention; experts of another width than the residual stream."""
+    last, width = keys.layers - 1, keys.number("moe_hidden_size")
+    derived = [SLIDING if (last - n) % 4 else FULL for n in range(keys.layers)]
+    experts = Experts(
+        count=keys.number("num_local_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=keys.number("moe_intermediate_size"),
+        width=width,
+        correction=CORRECTION,
+        vectors=(("pre_expert_norm", width), ("experts.post_expert_norm", width)),
+    )
+    through = Extra(
+        linears=(
+            ("mlp.pre_expert_proj", width, keys.hidden),
+            ("mlp.post_expert_proj", keys.hidden, width),
+        ),
+    )
+    norms = Norms(
+        (
+            "input_layernorm",
+            "pre_feedforward_layernorm",
+            "post_feedforward_layernorm",
+            "post_attention_residual_gate.gate",
+            "post_feedforward_residual_gate.gate",
+        )
+    )
+    gate, with_experts = (("gate_proj", keys.heads * keys.head_dim),), first_dense(keys, 0)
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, kind, gate=gate)
+        mlp: Modules = (experts, through) if with_experts[number] else (dense(keys),)
+        return own, *mlp, norms
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def bitnet_attention(keys: Keys, kind: str) -> Attention:
+    """A norm before the output projection."""
+    width = keys.hidden
+    return attention(keys, kind, vectors=(("attn_sub_norm", width),))
+
+
+def bitnet_mlp(keys: Keys) -> FeedForward:
+    """A norm before the projection down."""
+    inner = keys.number("intermediate_size")
+    return FeedForward(inner=inner, vectors=(("ffn_sub_norm", inner),))
+
+
+def step_layers(keys: Keys) -> list[Modules]:
+    """Other query heads on layers with a window; a gate for each head; one shared expert."""
+    listed = keys.get("moe_layers_enum")
+    items = listed.split(",") if isinstance(listed, str) else listed
+    with_experts = first_dense(keys, 3)
+    if items and keys.get("mlp_layer_types") is None:
+        chosen = {int(item) for item in items if str(item).strip()}
+        with_experts = [number in chosen for number in range(keys.layers)]
+    section = keys.mapping("attention_other_setting")
+    other = keys.optional("num_sliding_attention_heads") or section.get("num_attention_heads")
+    experts = Experts(
+        count=keys.number("n_routed_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=keys.number("moe_intermediate_size"),
+        shared=keys.number("share_expert_dim"),
+        correction=CORRECTION,
+    )
+
+    def layer(number: int, kind: str) -> Modules:
+        heads = (kind == SLIDING and other) or keys.at(number).heads
+        per_head = keys.get("gating") in (None, True, "per-head")
+        gate = heads if per_head else heads * keys.head_dim
+        own = attention(keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),))
+        return own, experts if with_experts[number] else dense(keys), LAYER_NORMS
+
+    return stack(keys.layer_types([FULL] * keys.layers), layer)
+
+
+def nemotron_nas_layers(keys: Keys) -> list[Modules]:
+    """`block_configs` has each layer's heads and MLP; either may be absent or one linear layer."""
+    configs = keys.list_of("block_configs")
+    if configs is None:
+        raise ConfigError("block_configs: a nemotron-nas model needs it, and it is missing")
+    return [
+        _nas_attention(keys, block["attention"]) + _nas_mlp(keys, block["ffn"]) for block in configs
+    ]
+
+
+def _nas_attention(keys: Keys, block: dict[str, Any]) -> Modules:
+    if block.get("no_op"):
+        return ()
+    norm = Norms(("input_layernorm",))
+    if block.get("replace_with_linear"):
+        return Extra(linears=(("self_attn.linear_attn", keys.hidden, keys.hidden),)), norm
+    own = attention(keys, kv_heads=keys.heads // block["n_heads_in_group"])
+    return replace(own, window=block.get("window_length")), norm
+
+
+def _nas_mlp(keys: Keys, block: dict[str, Any]) -> Modules:
+    if block.get("no_op"):
+        return ()
+    norm = Norms(("post_attention_layernorm",))
+    if block.get("replace_with_linear"):
+        return Extra(linears=(("mlp.linear_mlp", keys.hidden, keys.hidden),)), norm
+    inner = 256 * -(-int(2 * block["ffn_mult"] * keys.hidden / 3) // 256)
+    return FeedForward(inner=inner, bias=keys.has("mlp_bias")), norm
+
+
+def phimoe_layers(keys: Keys) -> list[Modules]:
+    """Experts, and norms with biases."""
+    norms = Norms(LAYER_NORMS.names, bias=True)
+    experts = mixtral_experts(keys, router="router")
+    return [(attention(keys, kind), experts, norms) for kind in keys.layer_types()]

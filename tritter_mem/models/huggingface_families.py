@@ -1,0 +1,308 @@
+"""The table of families: a `model_type` to how its keys are read.
+
+The functions follow the modules and configuration classes of transformers 5.23.0, and for models
+that only ship their own code, that code (`nemotron-nas`).
+"""
+
+from __future__ import annotations
+
+from tritter_mem.models.attention_families import (
+    GEMMA_NORMS,
+    afmoe_layers,
+    bitnet_attention,
+    bitnet_mlp,
+    cohere2_attention,
+    cohere2_moe_layers,
+    cohere2_types,
+    ernie_layers,
+    exaone4_types,
+    gemma3_types,
+    gemma3n_layers,
+    gemma3n_outside,
+    gemma4_layers,
+    gemma_attention,
+    glm4_moe_attention,
+    gpt_oss_attention,
+    gpt_oss_experts,
+    hy_v3_experts,
+    llama4_layers,
+    mimo_layers,
+    minimax_m2_attention,
+    minimax_m3_layers,
+    muse_spark_layers,
+    nemotron_nas_layers,
+    olmo_attention,
+    per_layer_inputs,
+    phi3_attention,
+    phimoe_layers,
+    qwen2,
+    qwen2_moe_layers,
+    qwen3_moe_layers,
+    qwen_experts,
+    qwen_mlp,
+    qwen_types,
+    seed_oss_attention,
+    smollm3_types,
+    step_layers,
+)
+from tritter_mem.models.family_parts import (
+    POST_NORMS,
+    Family,
+    Outside,
+    attention,
+    dense,
+    final_norm,
+    hyper_head,
+    indexer,
+    latent,
+    mixtral_experts,
+    plain_attention,
+    plain_layers,
+    qwen3,
+    routed_experts,
+    untied,
+)
+from tritter_mem.models.huggingface_keys import FULL
+from tritter_mem.models.hybrid_families import (
+    bamba_layers,
+    falcon_h1_layers,
+    granite_hybrid_layers,
+    inkling_layers,
+    jamba_layers,
+    lfm2_layers,
+    lfm3_layers,
+    mamba2_layers,
+    minimax_layers,
+    nemotron_h_layers,
+    olmo_hybrid_layers,
+    qwen4_layers,
+    qwen4_outside,
+    qwen_hybrid,
+    qwen_mtp,
+    zamba2_layers,
+)
+from tritter_mem.models.latent_families import (
+    bailing_layers,
+    deepseek_layers,
+    deepseek_v4_layers,
+    glm5_next_layers,
+    glm_dsa_layers,
+    hy_v4_layers,
+    kimi_linear_layers,
+    longcat_layers,
+    mistral_large4_layers,
+    mistral_large4_outside,
+    next_token_layers,
+)
+from tritter_mem.models.transformers_blocks import Extra, Norms
+
+_BIAS = ("e_score_correction_bias",)
+
+_DEEPSEEK = deepseek_layers()
+
+_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (latent(keys), indexer(keys)))
+
+_GLM4_MOE = deepseek_layers(attention_of=glm4_moe_attention)
+
+_LATENT = deepseek_layers(experts=dense, first=0)
+
+_V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(layers=plain_layers()),
+    "mistral": Family(layers=plain_layers(attention_of=plain_attention)),
+    "ministral3": Family(layers=plain_layers(attention_of=plain_attention)),
+    "mixtral": Family(layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts)),
+    "granite": Family(layers=plain_layers()),
+    "gemma": Family(layers=plain_layers()),
+    "gemma2": Family(layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS)),
+    "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2)),
+    "qwen2_moe": Family(layers=qwen2_moe_layers),
+    "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3)),
+    "qwen3_moe": Family(layers=qwen3_moe_layers),
+    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3)),
+    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers),
+    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
+    "qwen3_5_text": Family(
+        layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
+        mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
+    ),
+    "qwen3_5_moe_text": Family(
+        layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
+        mtp=qwen_mtp(qwen_experts),
+    ),
+    "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
+    "llama4_text": Family(layers=llama4_layers),
+    "gemma3_text": Family(
+        layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS)
+    ),
+    "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside),
+    "gemma4_text": Family(
+        layers=gemma4_layers, outside=lambda keys: Outside(more=per_layer_inputs(keys)[1])
+    ),
+    "deepseek_v3": Family(layers=_DEEPSEEK, mtp=next_token_layers(_DEEPSEEK), float32=_BIAS),
+    "deepseek_v32": Family(
+        layers=_DEEPSEEK_V32,
+        mtp=next_token_layers(_DEEPSEEK_V32),
+        float32=_BIAS,
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "deepseek_v4": Family(
+        layers=deepseek_v4_layers,
+        outside=hyper_head,
+        float32=(*_BIAS, *_V4_MIXING),
+        float32_beside_float16=(
+            "self_attn.compressor.gate_proj",
+            "self_attn.compressor.kv_proj",
+            "indexer.scorer.weights_proj",
+            "indexer.gate_proj",
+            "indexer.kv_proj",
+        ),
+    ),
+    "mistral4": Family(
+        layers=deepseek_layers(experts=lambda keys: routed_experts(keys, correction=None))
+    ),
+    "mistral_large4_text": Family(
+        layers=mistral_large4_layers,
+        outside=mistral_large4_outside,
+        float32=("mlp.gate.", "rotary_emb"),
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
+    "minicpm3": Family(layers=_LATENT),
+    "youtu": Family(layers=_LATENT),
+    "glm_moe_dsa": Family(
+        layers=glm_dsa_layers,
+        mtp=next_token_layers(glm_dsa_layers, tables=False),
+        float32=_BIAS,
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "glm5_next_text": Family(
+        layers=glm5_next_layers,
+        float32=(*_BIAS, "conv1d", "A_log", "dt_bias", "hc.base", "hc.scale"),
+    ),
+    "glm4_moe": Family(layers=_GLM4_MOE, mtp=next_token_layers(_GLM4_MOE), float32=_BIAS),
+    "solar_open": Family(
+        layers=deepseek_layers(
+            attention_of=lambda keys: (attention(keys, out_bias=False),), first=0
+        ),
+        float32=_BIAS,
+    ),
+    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied),
+    "bailing_hybrid": Family(
+        layers=bailing_layers,
+        outside=untied,
+        mtp=next_token_layers(bailing_layers),
+        float32=(*_BIAS, "conv1d", "A_log", "dt_bias"),
+    ),
+    "hy_v3": Family(
+        layers=deepseek_layers(
+            attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
+        ),
+        float32=_BIAS,
+    ),
+    "hy_v4": Family(
+        layers=hy_v4_layers,
+        outside=hyper_head,
+        float32=(*_BIAS, "lm_head", "sinks", "_hc.", "hc_head", "k_norm", "weights_proj"),
+    ),
+    "gpt_oss": Family(
+        layers=plain_layers(
+            types=lambda keys: keys.every(2), attention_of=gpt_oss_attention, mlp=gpt_oss_experts
+        ),
+        float32_beside_float16=("norm",),
+    ),
+    "minimax": Family(layers=minimax_layers),
+    "minimax_m2": Family(
+        layers=plain_layers(
+            attention_of=minimax_m2_attention,
+            mlp=lambda keys: mixtral_experts(keys, correction=("e_score_correction_bias", False)),
+        )
+    ),
+    "minimax_m3_vl_text": Family(layers=minimax_m3_layers),
+    "nemotron_h": Family(
+        layers=nemotron_h_layers,
+        outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
+        float32=_BIAS,
+    ),
+    "nemotron-nas": Family(layers=nemotron_nas_layers),
+    "granitemoehybrid": Family(layers=granite_hybrid_layers),
+    "falcon_h1": Family(layers=falcon_h1_layers, outside=final_norm("final_layernorm")),
+    "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
+    "bamba": Family(layers=bamba_layers, outside=final_norm("final_layernorm")),
+    "mamba2": Family(
+        layers=mamba2_layers,
+        outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
+    ),
+    "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
+    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2_moe": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
+    "phi3": Family(layers=plain_layers(attention_of=phi3_attention)),
+    "phimoe": Family(
+        layers=phimoe_layers,
+        outside=lambda keys: Outside(norm_bias=True, head_bias=keys.has("lm_head_bias")),
+    ),
+    "olmo2": Family(layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS)),
+    "olmo3": Family(
+        layers=plain_layers(
+            types=lambda keys: keys.every(4), attention_of=olmo_attention, norms=POST_NORMS
+        )
+    ),
+    "olmo_hybrid": Family(layers=olmo_hybrid_layers),
+    "cohere2": Family(
+        layers=plain_layers(
+            types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
+        )
+    ),
+    "cohere2_moe": Family(layers=cohere2_moe_layers),
+    "exaone4": Family(
+        layers=plain_layers(types=exaone4_types, attention_of=qwen3, norms=POST_NORMS)
+    ),
+    "ernie4_5_moe": Family(
+        layers=ernie_layers,
+        outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
+        float32=("mlp.gate.",),
+    ),
+    "mimo_v2_flash": Family(layers=mimo_layers, float32=_BIAS),
+    "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention)),
+    "smollm3": Family(layers=plain_layers(types=smollm3_types)),
+    "muse_spark_text": Family(
+        layers=muse_spark_layers, float32=(*_BIAS, "residual_gate", "mlp.gate.")
+    ),
+    "inkling_text": Family(
+        layers=inkling_layers,
+        outside=lambda keys: Outside(
+            ties=False, more=(Extra(tensors=(("embed_tokens.embed_norm", (keys.hidden,)),)),)
+        ),
+        float32=(*_BIAS, "gate.global_scale", "sconv"),
+    ),
+    "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
+    "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
+    "step3p5": Family(layers=step_layers),
+}
+
+"""A `model_type` of a language model to how it is read. A new one is a row here."""
+
+SAME_AS = {
+    "kimi_k2": "deepseek_v3",
+    "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+    "llama4": "llama4_text",
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "mistral",
+    "mistral_large4": "mistral_large4_text",
+    "glm5_next": "glm5_next_text",
+    "minimax_m3_vl": "minimax_m3_vl_text",
+    "muse_spark": "muse_spark_text",
+    "inkling": "inkling_text",
+    "kimi_k25": "deepseek_v3",
+    "step3p7": "step3p5",
+}
+
+"""Other names of a `model_type`, such as that of a multimodal model whose keys are not apart."""

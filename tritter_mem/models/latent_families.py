@@ -1,0 +1,300 @@
+"""Families with latent or compressed attention, and Kimi delta attention: from keys to layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from tritter_mem.models.family_parts import (
+    CORRECTION,
+    LAYER_NORMS,
+    Modules,
+    Outside,
+    dense,
+    first_dense,
+    hyper_connections,
+    indexer,
+    indexer_types,
+    latent,
+    routed_experts,
+    stack,
+    with_indexer,
+)
+from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, SLIDING, Keys
+from tritter_mem.models.transformers_blocks import (
+    CompressedAttention,
+    DeltaAttention,
+    Experts,
+    Extra,
+    FeedForward,
+    Module,
+    Norms,
+)
+
+
+def deepseek_layers(
+    *,
+    attention_of: Callable[[Keys], Modules] = lambda keys: (latent(keys),),
+    experts: Callable[[Keys], Module] = routed_experts,
+    first: str | int = "first_k_dense_replace",
+) -> Callable[[Keys], list[Modules]]:
+    """Dense layers, then layers with experts.
+
+    Args:
+        attention_of: attention of a layer, its indexer included.
+        experts: of a layer.
+        first: dense layers, or the key that has their number.
+    """
+
+    def layers(keys: Keys) -> list[Modules]:
+        count = keys.optional(first) if isinstance(first, str) else first
+        with_experts = first_dense(keys, count)
+        sparse = with_experts and any(with_experts)
+        mixture: Module = experts(keys) if sparse else dense(keys)
+        own = attention_of(keys)
+        return [(*own, mixture if mixed else dense(keys), LAYER_NORMS) for mixed in with_experts]
+
+    return layers
+
+
+def next_token_layers(
+    layers: Callable[[Keys], list[Modules]], *, tables: bool = True
+) -> Callable[[Keys], list[Modules]]:
+    """DeepSeek's layers for multi-token prediction: the last layer, and what joins two streams.
+
+    No released checkpoint quantises what is beside the layer.
+
+    Args:
+        layers: of the language model.
+        tables: whether a checkpoint repeats the embedding and the output projection in each.
+    """
+
+    def mtp(keys: Keys) -> list[Modules]:
+        count, hidden = keys.optional("num_nextn_predict_layers") or 0, keys.hidden
+        shapes = {
+            "eh_proj": (hidden, 2 * hidden),
+            "enorm": (hidden,),
+            "hnorm": (hidden,),
+            "shared_head.norm": (hidden,),
+        }
+        if tables:
+            table = (keys.number("vocab_size"), hidden)
+            shapes |= {"embed_tokens": table, "shared_head.head": table}
+        return [(*layers(keys)[-1], Extra(tensors=tuple(shapes.items())))] * count
+
+    return mtp
+
+
+def glm_dsa_layers(keys: Keys) -> list[Modules]:
+    """Latent attention with indexers, of which some layers share one."""
+    with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
+    return [
+        (
+            *with_indexer(keys, kind, latent(keys), indexer(keys)),
+            routed_experts(keys) if mixed else dense(keys),
+            LAYER_NORMS,
+        )
+        for kind, mixed in zip(indexer_types(keys), with_experts, strict=False)
+    ]
+
+
+def glm5_next_layers(keys: Keys) -> list[Modules]:
+    """Kimi delta attention, and latent attention whose index keys are pooled."""
+    kinds = keys.layer_types(keys.every(4, INDEXED, LINEAR))
+    with_experts, choosers = first_dense(keys, 3), indexer_types(keys)
+    streams = hyper_connections(keys, 2 * keys.number("hc_mult") + keys.number("hc_mult") ** 2, 3)
+    width = keys.number("index_head_dim")
+    chooser = indexer(keys, pooled=keys.number("index_kpool"), rows_of_token=2 * width + 1)
+
+    def layer(number: int, kind: str) -> Modules:
+        own: Modules = (delta_attention(keys),)
+        if kind in (INDEXED, FULL):
+            own = with_indexer(keys, choosers[number], latent(keys), chooser)
+        mlp: Module = routed_experts(keys) if with_experts[number] else dense(keys)
+        return *own, mlp, LAYER_NORMS, *streams
+
+    return stack(kinds, layer)
+
+
+def hy_v4_layers(keys: Keys) -> list[Modules]:
+    """Gated latent attention with sinks; three of four layers share an indexer."""
+    derived = ["shared" if number and (number - 1) % 4 else "full" for number in range(keys.layers)]
+    value_width = keys.heads * keys.number("v_head_dim")
+    own = latent(keys, sinks=True, gate=(("gate_proj", value_width),))
+    streams = hyper_connections(keys, 2 * keys.number("hc_mult"), 2)
+    return [
+        (
+            *with_indexer(keys, kind, own, indexer(keys)),
+            routed_experts(keys) if mixed else dense(keys),
+            LAYER_NORMS,
+            *streams,
+        )
+        for kind, mixed in zip(indexer_types(keys, derived), first_dense(keys, 1), strict=False)
+    ]
+
+
+def mistral_large4_layers(keys: Keys) -> list[Modules]:
+    """Latent attention with indexers; keys without rotation on some layers, shared on others."""
+    period = keys.optional("no_rope_layer_interval") or 4
+    rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
+    sources = keys.list_of("kv_source_layers", keys.layers) or list(range(keys.layers))
+    with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
+    types = indexer_types(keys)
+    heads = keys.number("index_n_heads")
+    scaling = Extra(
+        tensors=tuple(
+            (f"self_attn.softmax_scaling.{part}", (keys.heads,)) for part in ("scale", "bias")
+        )
+    )
+    chooser = indexer(
+        keys,
+        vectors=(
+            ("q_input_norm", keys.hidden),
+            ("q_input_norm.bias", keys.hidden),
+            ("softmax_scaling.scale", heads),
+            ("softmax_scaling.bias", heads),
+        ),
+    )
+    wide = keys.number("qk_nope_head_dim") + keys.number("qk_rope_head_dim")
+
+    def layer(number: int) -> Modules:
+        own = latent(keys, has_latent=sources[number] == number)
+        if not rotated[number]:
+            own = replace(own, nope_dim=wide, rope_dim=0)
+        mlp: Module = routed_experts(keys, correction=None)
+        choosing = with_indexer(keys, types[number], own, chooser)
+        return *choosing, scaling, mlp if with_experts[number] else dense(keys), LAYER_NORMS
+
+    return [layer(number) for number in range(keys.layers)]
+
+
+def mistral_large4_outside(keys: Keys) -> Outside:
+    """Scales of the rotation's frequencies."""
+    rotated = keys.number("qk_rope_head_dim") // 2
+    return Outside(more=(Extra(buffers=(("rotary_emb.alpha", (rotated,)),)),))
+
+
+def delta_attention(keys: Keys, *, factorised: bool = True) -> DeltaAttention:
+    """Kimi delta attention, whose sizes may be in a section by themselves."""
+    section = keys.mapping("linear_attn_config")
+
+    def size(name: str, in_section: str) -> int:
+        return int(section.get(in_section) or keys.number(name))
+
+    return DeltaAttention(
+        heads=size("linear_num_heads", "num_heads"),
+        head_dim=size("linear_head_dim", "head_dim"),
+        kernel=size("linear_conv_kernel_dim", "short_conv_kernel_size"),
+        factorised=factorised,
+    )
+
+
+def kimi_experts(keys: Keys) -> Experts:
+    """Kimi's names of DeepSeek's experts."""
+    inner = keys.number("moe_intermediate_size")
+    return Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_token"),
+        inner=inner,
+        shared=inner * (keys.optional("num_shared_experts") or 0),
+        correction=CORRECTION,
+    )
+
+
+def kimi_linear_layers(keys: Keys) -> list[Modules]:
+    """Kimi delta attention, and latent attention on some layers."""
+    section = keys.mapping("linear_attn_config")
+    derived = [FULL if n and n % 4 == 0 else LINEAR for n in range(keys.layers)]
+    if "full_attn_layers" in section:
+        full = set(section["full_attn_layers"])
+        derived = [FULL if n + 1 in full else LINEAR for n in range(keys.layers)]
+    with_experts = first_dense(keys, keys.optional("first_k_dense_replace") or 1)
+
+    def layer(number: int, kind: str) -> Modules:
+        own: Module = delta_attention(keys) if kind == LINEAR else latent(keys)
+        mlp: Module = kimi_experts(keys) if with_experts[number] else dense(keys)
+        return own, mlp, LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def bailing_layers(keys: Keys) -> list[Modules]:
+    """Kimi delta attention, and gated latent attention on each `layer_group_size`-th layer."""
+    derived = keys.every(keys.optional("layer_group_size") or 1, FULL, LINEAR)
+    with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
+    delta = DeltaAttention(
+        heads=keys.heads,
+        head_dim=keys.optional("head_dim") or keys.hidden // keys.heads,
+        kernel=keys.number("short_conv_kernel_size"),
+        factorised=False,
+    )
+    own = latent(keys, gate=(("g_proj", keys.heads),))
+
+    def layer(number: int, kind: str) -> Modules:
+        mlp: Module = kimi_experts(keys) if with_experts[number] else dense(keys)
+        return delta if kind == LINEAR else own, mlp, LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def longcat_layers(keys: Keys) -> list[Modules]:
+    """Two attentions and two MLPs a layer, and experts beside them, some without weights."""
+    idle = keys.optional("zero_expert_num") or 0
+    experts = Experts(
+        count=keys.number("n_routed_experts"),
+        chosen=keys.number("moe_topk"),
+        inner=keys.number("expert_ffn_hidden_size"),
+        idle=idle,
+        spare=idle,
+        router="router.classifier",
+        correction=("router.e_score_correction_bias", False),
+    )
+    own = tuple(
+        module
+        for number in range(2)
+        for module in (
+            latent(keys, name=f"self_attn.{number}"),
+            FeedForward(inner=keys.number("ffn_hidden_size"), name=f"mlps.{number}"),
+            Norms((f"input_layernorm.{number}", f"post_attention_layernorm.{number}")),
+        )
+    )
+    return [(*own, experts)] * keys.number("num_layers")
+
+
+def deepseek_v4_layers(keys: Keys) -> list[Modules]:
+    """Windows with compressed tokens behind them, and several residual streams."""
+    ratios = keys.list_of("compress_ratios", keys.layers)
+    light, heavy = "compressed_sparse_attention", "heavily_compressed_attention"
+    rates = {light: 4, heavy: 128} | dict(keys.mapping("compress_rates"))
+    derived = [light if n > 1 and n % 2 else heavy for n in range(keys.layers)]
+    if ratios is not None:
+        names = {0: SLIDING, rates[light]: light, rates[heavy]: heavy}
+        derived = [names.get(ratio, heavy) for ratio in ratios[: keys.layers]]
+    hashed = keys.list_of("mlp_layer_types")
+    count = keys.get("num_hash_layers")
+    first = 3 if count is None else count
+    streams = hyper_connections(keys, 2 * keys.number("hc_mult") + keys.number("hc_mult") ** 2, 3)
+
+    def own(kind: str) -> Module:
+        index = keys.number("index_n_heads"), keys.number("index_head_dim")
+        return CompressedAttention(
+            heads=keys.heads,
+            head_dim=keys.head_dim,
+            query_rank=keys.number("q_lora_rank"),
+            out_groups=keys.number("o_groups"),
+            out_rank=keys.number("o_lora_rank"),
+            window=keys.number("sliding_window"),
+            rate=rates.get(kind, 0),
+            index=index if kind == light else None,
+        )
+
+    def layer(number: int, kind: str) -> Modules:
+        by_hash = number < first if hashed is None else hashed[number] == "hash_moe"
+        experts = routed_experts(keys, correction=None if by_hash else CORRECTION)
+        table = (keys.number("vocab_size"), keys.number("num_experts_per_tok"))
+        hashing: Modules = ()
+        if by_hash:
+            hashing = (Extra(integers=(("mlp.gate.tid2eid", table),)),)
+        return own(kind), experts, LAYER_NORMS, *streams, *hashing
+
+    return stack(keys.layer_types(derived), layer)

@@ -1,0 +1,415 @@
+"""How checkpoints store linear layers in fewer bits: one entry a scheme."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tritter_mem.errors import ConfigError
+from tritter_mem.models.formats import ceil_div
+
+Bytes = Callable[[int, int], int]
+"""Bytes of a stored weight of so many outputs and inputs, with its scales."""
+CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
+NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
+MX_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to store the matrix of a linear layer.
+
+    Attributes:
+        name: as users call it.
+        weight_bytes: bytes of a stored weight [outputs, inputs] with its scales.
+    """
+
+    name: str
+    weight_bytes: Bytes
+
+
+def fp8_tensor(scales: int = 1) -> Scheme:
+    """8-bit floats with a float32 scale a weight; a second one is that of static activations."""
+    return Scheme("fp8", lambda outputs, inputs: outputs * inputs + 4 * scales)
+
+
+def fp8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
+    """8-bit floats with a scale an output."""
+    return Scheme(
+        "fp8 per channel",
+        lambda outputs, inputs: outputs * (inputs + scale_bytes) + 4 * input_scales,
+    )
+
+
+def fp8_blocks(rows: int, columns: int, scale_bytes: int = 4) -> Scheme:
+    """8-bit floats with a scale a block, float32 unless it is said."""
+
+    def stored(outputs: int, inputs: int) -> int:
+        scales = ceil_div(outputs, rows) * ceil_div(inputs, columns)
+        return outputs * inputs + scale_bytes * scales
+
+    return Scheme(f"fp8 in blocks of {rows}x{columns}", stored)
+
+
+def awq(bits: int, group: int) -> Scheme:
+    """Codes in int32 words, and for each group of inputs a float16 scale and a code of its zero."""
+
+    def stored(outputs: int, inputs: int) -> int:
+        groups, per_word = _groups(inputs, group), 32 // bits
+        words = ceil_div(outputs, per_word)
+        return 4 * inputs * words + groups * (4 * words + 2 * outputs)
+
+    return Scheme(f"AWQ {bits}-bit", stored)
+
+
+def gptq(bits: int, group: int) -> Scheme:
+    """Like AWQ, packed along inputs, and with an int32 group number for each input."""
+
+    def stored(outputs: int, inputs: int) -> int:
+        groups = _groups(inputs, group)
+        codes = 4 * ceil_div(inputs * bits, 32) * outputs
+        return codes + groups * (4 * ceil_div(outputs * bits, 32) + 2 * outputs) + 4 * inputs
+
+    return Scheme(f"GPTQ {bits}-bit", stored)
+
+
+def bitsandbytes_int8() -> Scheme:
+    """LLM.int8(): codes with a float32 scale an output."""
+    return Scheme("bitsandbytes int8", lambda outputs, inputs: outputs * (inputs + 4))
+
+
+def bitsandbytes_4bit(kind: str, nested: bool) -> Scheme:
+    """Codes, a scale a block of 64 elements, and the table of the 16 codes' values.
+
+    Args:
+        kind: `nf4` or `fp4`.
+        nested: scales are 8-bit codes with a float32 scale for 256 of them, and an offset.
+    """
+
+    def stored(outputs: int, inputs: int) -> int:
+        elements = outputs * inputs
+        blocks = ceil_div(elements, NF4_BLOCK)
+        scales = 4 * blocks
+        if nested:
+            scales = blocks + 4 * ceil_div(blocks, NF4_NESTED_BLOCK) + 4
+        return ceil_div(elements, 2) + scales + NF4_CODE_BYTES
+
+    return Scheme(f"bitsandbytes {kind}", stored)
+
+
+def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, order: bool) -> Scheme:
+    """compressed-tensors' packed integers, with a scale for each group, and the weight's shape.
+
+    Args:
+        bits: of an integer.
+        scale_bytes: of a scale.
+        group: inputs that share a scale; 0: all of an output.
+        zeros: whether groups have a packed zero.
+        order: whether each input has a group number.
+    """
+
+    def stored(outputs: int, inputs: int) -> int:
+        groups = _groups(inputs, group)
+        codes = 4 * outputs * ceil_div(inputs, 32 // bits)
+        zero = 4 * ceil_div(outputs, 32 // bits) * groups if zeros else 0
+        return codes + scale_bytes * outputs * groups + zero + 4 * inputs * order + 16
+
+    return Scheme(f"int{bits} packed", stored)
+
+
+def int8_channel(scale_bytes: int) -> Scheme:
+    """8-bit integers with a scale an output."""
+    return Scheme("int8 per channel", lambda outputs, inputs: outputs * (inputs + scale_bytes))
+
+
+def mxfp4() -> Scheme:
+    """4-bit floats in blocks of 32 inputs with an 8-bit exponent each."""
+    return Scheme(
+        "MXFP4",
+        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, MX_BLOCK)),
+    )
+
+
+def nvfp4(group: int = 16) -> Scheme:
+    """4-bit floats with an 8-bit scale a group, and two float32 scales a weight."""
+    return Scheme(
+        "NVFP4",
+        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, group)) + 8,
+    )
+
+
+def _groups(inputs: int, group: int) -> int:
+    return ceil_div(inputs, group) if group > 0 else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Which linear layers of a checkpoint are stored how.
+
+    Attributes:
+        method: as the file names it; empty: nothing is quantised.
+        schemes: patterns of names to a scheme; the first that matches counts. An empty pattern
+            matches all linear layers.
+        skipped: names and patterns of modules that stay as they are.
+        globs: whether patterns are those of file names, as modelopt has them; else they are
+            regular expressions from the start of a name, or the end of one.
+        experts: scheme of experts, where they have another.
+        cache: type of the key-value cache that the file asks for; empty: none.
+        unsupported: what of the file is not understood.
+    """
+
+    method: str = ""
+    schemes: tuple[tuple[str, Scheme], ...] = ()
+    skipped: tuple[str, ...] = ()
+    globs: bool = False
+    experts: Scheme | None = None
+    cache: str = ""
+    unsupported: tuple[str, ...] = ()
+
+    def scheme_of(self, name: str) -> Scheme | None:
+        """How a linear layer is stored; None: in the checkpoint's floating-point type.
+
+        Args:
+            name: of the module in the checkpoint; an expert's number is `*`.
+        """
+        name = name.replace(".experts.*.", ".experts.0.")
+        if not self.method or self._skips(name):
+            return None
+        if self.experts is not None and ".experts." in name:
+            return self.experts
+        for pattern, scheme in self.schemes:
+            if re.match(pattern, name):
+                return scheme
+        return None
+
+    def _skips(self, name: str) -> bool:
+        parts = name.split(".")
+        starts = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        ends = {".".join(parts[count:]) for count in range(len(parts))}
+        plain, patterns = self._skipped
+        if not plain.isdisjoint(starts | ends):
+            return True
+        return any(pattern.match(name) for pattern in patterns)
+
+    @cached_property
+    def _skipped(self) -> tuple[frozenset[str], tuple[re.Pattern[str], ...]]:
+        """Names as they are, and patterns, without the prefix of a multimodal model."""
+        plain, patterns = set(), []
+        for item in self.skipped:
+            name = item.replace("language_model.model.", "model.").replace("language_model.", "")
+            name = name.removeprefix("re:") if item.startswith("re:") else name
+            if re.fullmatch(r"[\w.\-]+", name):
+                plain.add(name)
+            else:
+                patterns.append(self._compiled(item, name))
+        return frozenset(plain), tuple(patterns)
+
+    def _compiled(self, item: str, name: str) -> re.Pattern[str]:
+        if self.globs:
+            return re.compile(_from_glob(name))
+        try:
+            return re.compile(
+                name if item.startswith("re:") else rf"(?:{name})(?:(?<=\.)|(?=\.|$))"
+            )
+        except re.error as error:
+            raise ConfigError(f"quantization_config: {item!r} is no pattern: {error}") from error
+
+
+def _from_glob(pattern: str) -> str:
+    """A regular expression; a pattern matches what is inside of a module too."""
+    escaped = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return rf"{escaped}(?:$|\.)"
+
+
+def read_quantization(
+    section: Mapping[str, Any] | None, modelopt: Mapping[str, Any] | None = None
+) -> Quantization:
+    """Read how a checkpoint is quantised.
+
+    Args:
+        section: `quantization_config` of a `config.json`.
+        modelopt: what `hf_quant_config.json` beside it has.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    if modelopt is not None:
+        return _modelopt(_section(modelopt, "quantization"))
+    if section is None:
+        return Quantization()
+    method = section.get("quant_method")
+    if method is None and (section.get("load_in_4bit") or section.get("load_in_8bit")):
+        method = "bitsandbytes"
+    reader = READERS.get(str(method))
+    if reader is None:
+        return Quantization(unsupported=(f"quantization by {method} is not counted",))
+    try:
+        found = reader(section)
+        found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
+        return found
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name, values)
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"hf_quant_config.json: {name}: a section is wanted")
+    return section
+
+
+def _skipped(section: Mapping[str, Any], *, always_head: bool = False) -> tuple[str, ...]:
+    """`modules_to_not_convert`; without it transformers leaves the output projection."""
+    listed = section.get("modules_to_not_convert")
+    if listed is None:
+        listed = section.get("llm_int8_skip_modules")
+    if listed is None:
+        return ("lm_head",)
+    return (*listed, "lm_head") if always_head else tuple(listed)
+
+
+def _fp8(section: Mapping[str, Any]) -> Quantization:
+    block = section.get("weight_block_size")
+    static = 1 if section.get("activation_scheme") == "static" else 0
+    scheme = fp8_tensor(1 + static) if block is None else fp8_blocks(int(block[0]), int(block[1]))
+    four_bit = section.get("expert_dtype") == "fp4"
+    return Quantization(
+        method="fp8",
+        schemes=(("", scheme),),
+        skipped=_skipped(section),
+        experts=mxfp4() if four_bit else None,
+    )
+
+
+def _fbgemm_fp8(section: Mapping[str, Any]) -> Quantization:
+    return Quantization(
+        method="fbgemm_fp8", schemes=(("", fp8_channel(4)),), skipped=_skipped(section)
+    )
+
+
+def _awq(section: Mapping[str, Any]) -> Quantization:
+    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
+    return Quantization(
+        method="awq",
+        schemes=(("", awq(bits, group)),),
+        skipped=_skipped(section, always_head=True),
+    )
+
+
+def _gptq(section: Mapping[str, Any]) -> Quantization:
+    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
+    skipped = tuple(section.get("modules_to_not_convert") or ())
+    dynamic = section.get("dynamic") or {}
+    left_out = tuple(f"re:{key.removeprefix('-:')}" for key in dynamic if key.startswith("-:"))
+    head = () if section.get("lm_head") else ("lm_head",)
+    return Quantization(
+        method="gptq", schemes=(("", gptq(bits, group)),), skipped=(*skipped, *left_out, *head)
+    )
+
+
+def _bitsandbytes(section: Mapping[str, Any]) -> Quantization:
+    scheme = bitsandbytes_int8()
+    if section.get("load_in_4bit"):
+        kind = str(section.get("bnb_4bit_quant_type", "fp4"))
+        scheme = bitsandbytes_4bit(kind, bool(section.get("bnb_4bit_use_double_quant")))
+    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=_skipped(section))
+
+
+def _mxfp4(section: Mapping[str, Any]) -> Quantization:
+    """Experts alone."""
+    return Quantization(
+        method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
+    )
+
+
+def _compressed_tensors(section: Mapping[str, Any]) -> Quantization:
+    groups, schemes, unsupported = section.get("config_groups") or {}, [], []
+    for name, group in groups.items():
+        weights = group.get("weights")
+        if weights is None:
+            continue
+        scheme = _compressed_scheme(weights, group)
+        if scheme is None:
+            unsupported.append(f"quantization group {name} is not counted")
+            continue
+        schemes += [(_target(target), scheme) for target in group.get("targets", ("Linear",))]
+    cache = section.get("kv_cache_scheme") or {}
+    eight_bit_cache = cache.get("num_bits") == 8
+    return Quantization(
+        method="compressed-tensors",
+        schemes=tuple(schemes),
+        skipped=tuple(section.get("ignore") or ()),
+        cache="fp8" if eight_bit_cache else "",
+        unsupported=tuple(unsupported),
+    )
+
+
+def _target(target: str) -> str:
+    """A pattern of a target: a class of modules is all of them."""
+    if target.startswith("re:"):
+        return target.removeprefix("re:")
+    return "" if target == "Linear" else rf"{re.escape(target)}(?:$|\.)"
+
+
+def _compressed_scheme(weights: Mapping[str, Any], group: Mapping[str, Any]) -> Scheme | None:
+    bits, kind = int(weights["num_bits"]), weights.get("type", "int")
+    strategy, size = weights.get("strategy"), int(weights.get("group_size") or 0)
+    activations = group.get("input_activations") or {}
+    static = 1 if activations and not activations.get("dynamic") else 0
+    if kind == "float" and bits == 4:
+        return nvfp4(size or 16) if size != MX_BLOCK else mxfp4()
+    if kind == "float" and bits == 8:
+        if strategy == "block":
+            rows, columns = weights["block_structure"]
+            return fp8_blocks(int(rows), int(columns))
+        return fp8_channel(2, static) if strategy == "channel" else fp8_tensor(1 + static)
+    if kind == "int" and bits == 8 and activations:
+        return int8_channel(2)
+    if kind == "int" and bits in (2, 4, 8):
+        return packed_integers(
+            bits,
+            size,
+            2,
+            zeros=weights.get("symmetric") is False,
+            order=weights.get("actorder") == "group",
+        )
+    return None
+
+
+def _modelopt(section: Mapping[str, Any]) -> Quantization:
+    algorithm, size = section.get("quant_algo"), int(section.get("group_size") or 16)
+    schemes = {
+        "FP8": fp8_tensor(2),
+        "NVFP4": nvfp4(size),
+        "FP8_PB_WO": fp8_blocks(128, 128),
+        "FP8_PER_CHANNEL_PER_TOKEN": fp8_channel(4),
+    }
+    scheme = schemes.get(str(algorithm))
+    cache = CACHE_TYPES.get(str(section.get("kv_cache_quant_algo")), "")
+    if scheme is None:
+        unsupported = (f"quantization by modelopt's {algorithm} is not counted",)
+        return Quantization(cache=cache, unsupported=unsupported)
+    excluded = section.get("exclude_modules", section.get("ignore")) or ()
+    return Quantization(
+        method="modelopt",
+        schemes=(("", scheme),),
+        skipped=tuple(excluded),
+        globs=True,
+        cache=cache,
+    )
+
+
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = {
+    "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm_fp8,
+    "awq": _awq,
+    "gptq": _gptq,
+    "bitsandbytes": _bitsandbytes,
+    "mxfp4": _mxfp4,
+    "compressed-tensors": _compressed_tensors,
+    "modelopt": _modelopt,
+}
+"""A `quant_method` to how its section is read. A new one is a row here, and an entry above."""

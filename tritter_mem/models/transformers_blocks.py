@@ -1,0 +1,857 @@
+"""Kinds of modules that models of Hugging Face transformers are made of: weights and cache.
+
+Weights have the names and shapes of checkpoints. What is cached is what `DynamicCache` of
+transformers 5.23 holds, which is also what engines cache for a layer: for multi-head latent
+attention the compressed latent, not keys and values of every head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tritter_mem.models.architecture import Block, Cache, Weight
+from tritter_mem.models.formats import ceil_div
+
+FLOAT32_BYTES = 4
+
+
+def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> Iterator[Weight]:
+    """A linear layer's weight, and its bias where it has one."""
+    yield Weight(name=name, shape=(outputs, inputs), is_linear=True)
+    if bias:
+        yield vector(f"{name}.bias", outputs)
+
+
+def vector(name: str, elements: int) -> Weight:
+    """A weight of one dimension: a norm, a bias, a scale of each head."""
+    return Weight(name=name, shape=(elements,))
+
+
+def layer_norm(name: str, width: int, bias: bool) -> Iterator[Weight]:
+    """A norm's weight, and its bias where it has one."""
+    yield vector(name, width)
+    if bias:
+        yield vector(f"{name}.bias", width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a layer keeps of a sequence, however long that is, in elements.
+
+    Attributes:
+        compute: in the type of activations.
+        float32: in float32 whatever the activations' type.
+    """
+
+    compute: int = 0
+    float32: int = 0
+
+
+NO_STATE = State()
+
+
+class Module(Block):
+    """A module that may cache rows of each token, or a state of each sequence."""
+
+    __slots__ = ()
+
+    def rows(self) -> tuple[int, ...]:
+        """Elements that each cached token has: of its keys, of its values, of its index keys."""
+        return ()
+
+    def reach(self) -> int | None:
+        """Last tokens that its attention reaches; None: all, so that its cache grows."""
+        return None
+
+    def state(self) -> State:
+        """What it keeps of a sequence."""
+        return NO_STATE
+
+    def grown_elements(self) -> tuple[int, ...]:
+        """Rows that a further token adds, whatever the context."""
+        return self.rows() if self.reach() is None else ()
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """What `DynamicCache` holds behind `cache.context` tokens.
+
+        A sliding layer holds a token less than its window: the next token completes it.
+        """
+        window, state = self.reach(), self.state()
+        tokens = cache.context if window is None else min(cache.context, window - 1)
+        rows = sum(cache.format.weight_bytes(tokens, width) for width in self.rows())
+        kept = state.compute * cache.compute.element_bytes + state.float32 * FLOAT32_BYTES
+        return cache.batch * (rows + kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Norms(Module):
+    """Norms over the residual stream."""
+
+    names: tuple[str, ...]
+    bias: bool = False
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """A weight for each channel."""
+        return tuple(
+            weight for name in self.names for weight in layer_norm(name, hidden, self.bias)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tables(Module):
+    """Embedding and, unless it is tied, the output projection.
+
+    Attributes:
+        head: name of the output projection; empty: it is the embedding.
+        head_bias: whether the output projection has a bias, which is there all the same.
+    """
+
+    vocabulary: int
+    embedding: str
+    head: str
+    head_bias: bool = False
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """A row for each token of the vocabulary."""
+        table = Weight(name=self.embedding, shape=(self.vocabulary, hidden))
+        if self.head:
+            return (table, *linear(self.head, self.vocabulary, hidden, self.head_bias))
+        return (table, vector("lm_head.bias", self.vocabulary)) if self.head_bias else (table,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Module):
+    """Query heads that share key and value heads.
+
+    Attributes:
+        value_dim: width of a value head; None: that of a key head.
+        window: tokens that it reaches, its own included; None: all.
+        bias: biases of queries, keys and values. `out_bias`: of the output.
+        fused: one projection makes queries, keys and values.
+        query_copies: 2 where the query projection makes a gate too.
+        qk_norm: elements of the norms of queries and of keys.
+        has_keys: False where another layer's keys and values are used.
+        has_values: False where values are the keys.
+        caches: False where another layer's cache is used.
+        gate: outputs of a projection that gates the result, by name.
+        vectors: elements of other weights, by name: sinks, norms of the result.
+        inputs: channels of its input; None: the residual stream's.
+        name: of the module.
+        out: name of the output projection.
+        norm_names: of the norms of queries and of keys.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int | None = None
+    window: int | None = None
+    bias: bool = False
+    out_bias: bool = False
+    fused: bool = False
+    query_copies: int = 1
+    qk_norm: tuple[int, int] = (0, 0)
+    has_keys: bool = True
+    has_values: bool = True
+    caches: bool = True
+    gate: tuple[tuple[str, int], ...] = ()
+    vectors: tuple[tuple[str, int], ...] = ()
+    inputs: int | None = None
+    name: str = "self_attn"
+    out: str = "o_proj"
+    norm_names: tuple[str, str] = ("q_norm", "k_norm")
+
+    @property
+    def key_width(self) -> int:
+        """Elements of a token's keys."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Elements of a token's values."""
+        return self.kv_heads * (self.head_dim if self.value_dim is None else self.value_dim)
+
+    @property
+    def out_width(self) -> int:
+        """Inputs of the output projection."""
+        return self.heads * (self.head_dim if self.value_dim is None else self.value_dim)
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, norms of queries and keys, gates."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        inputs = hidden if self.inputs is None else self.inputs
+        for name, outputs in self._projections():
+            yield from linear(f"{self.name}.{name}", outputs, inputs, self.bias)
+        yield from linear(f"{self.name}.{self.out}", hidden, self.out_width, self.out_bias)
+        for name, outputs in self.gate:
+            yield from linear(f"{self.name}.{name}", outputs, inputs)
+        for name, elements in zip(self.norm_names, self.qk_norm, strict=True):
+            if elements and (self.has_keys or name == self.norm_names[0]):
+                yield vector(f"{self.name}.{name}", elements)
+        for name, elements in self.vectors:
+            yield vector(f"{self.name}.{name}", elements)
+
+    def _projections(self) -> Iterator[tuple[str, int]]:
+        queries = self.query_copies * self.heads * self.head_dim
+        if self.fused:
+            yield "qkv_proj", queries + self.key_width + self.value_width
+            return
+        yield "q_proj", queries
+        if self.has_keys:
+            yield "k_proj", self.key_width
+            if self.has_values:
+                yield "v_proj", self.value_width
+
+    def rows(self) -> tuple[int, ...]:
+        """Keys and values; values that are the keys are cached all the same."""
+        return (self.key_width, self.value_width) if self.caches else ()
+
+    def reach(self) -> int | None:
+        """Its window."""
+        return self.window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention(Module):
+    """Multi-head latent attention: a token caches one latent and one rotated key.
+
+    Attributes:
+        query_rank: of the factorised query projection; None: it is one matrix.
+        rank: of the latent.
+        nope_dim: channels of a query head without rotation; `rope_dim`: with it.
+        bias: of the projections down, and of the output.
+        gate: outputs of a projection that gates the result, by name.
+        sinks: whether each head has one.
+        has_latent: False where another layer's latent, and its cache, is used.
+        name: of the module.
+    """
+
+    heads: int
+    query_rank: int | None
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    bias: bool = False
+    gate: tuple[tuple[str, int], ...] = ()
+    sinks: bool = False
+    has_latent: bool = True
+    name: str = "self_attn"
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections down and up, and the norms between them."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        name, queries = self.name, self.heads * (self.nope_dim + self.rope_dim)
+        if self.query_rank:
+            yield from linear(f"{name}.q_a_proj", self.query_rank, hidden, self.bias)
+            yield vector(f"{name}.q_a_layernorm", self.query_rank)
+            yield from linear(f"{name}.q_b_proj", queries, self.query_rank)
+        else:
+            yield from linear(f"{name}.q_proj", queries, hidden)
+        if self.has_latent:
+            down = self.rank + self.rope_dim
+            yield from linear(f"{name}.kv_a_proj_with_mqa", down, hidden, self.bias)
+            yield vector(f"{name}.kv_a_layernorm", self.rank)
+        expanded = self.heads * (self.nope_dim + self.value_dim)
+        yield from linear(f"{name}.kv_b_proj", expanded, self.rank)
+        yield from linear(f"{name}.o_proj", hidden, self.heads * self.value_dim, self.bias)
+        for gate, outputs in self.gate:
+            yield from linear(f"{name}.{gate}", outputs, hidden)
+        if self.sinks:
+            yield vector(f"{name}.sinks", self.heads)
+
+    def rows(self) -> tuple[int, ...]:
+        """The latent and the rotated key."""
+        return (self.rank, self.rope_dim) if self.has_latent else ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Indexer(Module):
+    """Chooses the tokens that attention reads: one key a token, whatever the heads.
+
+    Attributes:
+        queries: inputs of its query projection.
+        vectors: elements of other weights, by name.
+        pooled: tokens that are pooled into one key, by a gate and a position table; 0: none.
+        rows_of_token: what it caches of a token; None: its key.
+    """
+
+    heads: int
+    head_dim: int
+    queries: int
+    vectors: tuple[tuple[str, int], ...] = ()
+    pooled: int = 0
+    rows_of_token: int | None = None
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections of queries, of one key, and of the heads' weights."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        name = "self_attn.indexer"
+        yield from linear(f"{name}.wq_b", self.heads * self.head_dim, self.queries)
+        yield from linear(f"{name}.wk", self.head_dim, hidden)
+        yield from layer_norm(f"{name}.k_norm", self.head_dim, True)
+        yield from linear(f"{name}.weights_proj", self.heads, hidden)
+        for other, elements in self.vectors:
+            yield vector(f"{name}.{other}", elements)
+        if self.pooled:
+            shape = (self.pooled, self.head_dim)
+            yield Weight(name=f"{name}.index_kpool_compress_ape", shape=shape)
+            yield Weight(name=f"{name}.index_kpool_compress_gate", shape=(self.head_dim, hidden))
+
+    def rows(self) -> tuple[int, ...]:
+        """One key, shared by the heads."""
+        return (self.head_dim if self.rows_of_token is None else self.rows_of_token,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockIndexer(Module):
+    """Chooses blocks of keys that attention reads, by heads that share one key."""
+
+    heads: int
+    head_dim: int
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections of queries and of one key, with their norms."""
+        name = "self_attn.indexer"
+        return (
+            *linear(f"{name}.q_proj", self.heads * self.head_dim, hidden),
+            *linear(f"{name}.k_proj", self.head_dim, hidden),
+            vector(f"{name}.q_norm", self.head_dim),
+            vector(f"{name}.k_norm", self.head_dim),
+        )
+
+    def rows(self) -> tuple[int, ...]:
+        """One key."""
+        return (self.head_dim,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedIndexer(Module):
+    """Chooses blocks of keys; one projection makes its queries and one key."""
+
+    heads: int
+    head_dim: int
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """The projection, and norms of queries and of the key."""
+        name = "self_attn.indexer"
+        return (
+            *linear(f"{name}.index_qk_proj", (self.heads + 1) * self.head_dim, hidden),
+            vector(f"{name}.q_layernorm", self.head_dim),
+            vector(f"{name}.k_layernorm", self.head_dim),
+        )
+
+    def rows(self) -> tuple[int, ...]:
+        """One key."""
+        return (self.head_dim,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedAttention(Module):
+    """Attention over a window and over compressed tokens, of keys that are the values too.
+
+    Attributes:
+        window: last tokens that are kept as they are.
+        rate: tokens that become one compressed token; 0: there are none behind the window.
+        index: heads and their width of an indexer over the compressed tokens; None: all are read.
+    """
+
+    heads: int
+    head_dim: int
+    query_rank: int
+    out_groups: int
+    out_rank: int
+    window: int
+    rate: int
+    index: tuple[int, int] | None = None
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, sinks, and the compressors of keys and of index keys."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        name, width = "self_attn", self.heads * self.head_dim
+        yield vector(f"{name}.sinks", self.heads)
+        yield from linear(f"{name}.q_a_proj", self.query_rank, hidden)
+        yield vector(f"{name}.q_a_norm", self.query_rank)
+        yield from linear(f"{name}.q_b_proj", width, self.query_rank)
+        yield from linear(f"{name}.kv_proj", self.head_dim, hidden)
+        yield vector(f"{name}.kv_norm", self.head_dim)
+        out = self.out_groups * self.out_rank
+        yield from linear(f"{name}.o_a_proj", out, width // self.out_groups)
+        yield from linear(f"{name}.o_b_proj", hidden, out)
+        if self.rate:
+            yield from self._compressor(f"{name}.compressor", self.head_dim, hidden)
+        if self.index is not None:
+            heads, head_dim = self.index
+            indexer = f"{name}.compressor.indexer"
+            yield from self._compressor(indexer, head_dim, hidden)
+            yield from linear(f"{indexer}.q_b_proj", heads * head_dim, self.query_rank)
+            yield from linear(f"{indexer}.scorer.weights_proj", heads, hidden)
+
+    def _compressor(self, name: str, width: int, hidden: int) -> Iterator[Weight]:
+        series = self._series * width
+        yield Weight(name=f"{name}.position_bias", shape=(self.rate, series))
+        yield from linear(f"{name}.kv_proj", series, hidden)
+        yield from linear(f"{name}.gate_proj", series, hidden)
+        yield vector(f"{name}.kv_norm", width)
+
+    @property
+    def _series(self) -> int:
+        """Compressed series that overlap: two where an indexer chooses among short ones."""
+        return 1 if self.index is None else 2
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Of compressed tokens: keys, and index keys."""
+        if not self.rate:
+            return ()
+        return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
+
+    def grown_elements(self) -> tuple[int, ...]:
+        """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
+        return tuple(ceil_div(width, self.rate) for width in self._widths)
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """The window; compressed tokens; and what waits to be compressed, with its gates.
+
+        Keys are the values, in one tensor but for layers with a window alone. Overlapping series
+        also keep half of the last compressed tokens' inputs.
+        """
+        tokens, element = cache.context, cache.format.element_bytes
+        copies = 1 if self.rate else 2
+        elements = copies * min(tokens, self.window - 1) * self.head_dim
+        for width in self._widths:
+            elements += tokens // self.rate * width
+            elements += 2 * (tokens % self.rate) * self._series * width
+            if self.index is not None and tokens >= self.rate:
+                elements += 2 * self.rate * width
+        return cache.batch * elements * element
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDelta(Module):
+    """Linear attention by the gated delta rule.
+
+    Attributes:
+        inputs: outputs of its input projections, by name.
+        out: names of the output projection and of the norm before it.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    inputs: tuple[tuple[str, int], ...]
+    out: tuple[str, str] = ("out_proj", "norm")
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the convolution, and decays of each head."""
+        name, values = "linear_attn", self.value_heads * self.value_dim
+        out, norm = self.out
+        return (
+            vector(f"{name}.dt_bias", self.value_heads),
+            vector(f"{name}.A_log", self.value_heads),
+            Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
+            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
+            vector(f"{name}.{norm}", self.value_dim),
+            *linear(f"{name}.{out}", hidden, values),
+        )
+
+    def state(self) -> State:
+        """The convolution's last inputs, and a float32 matrix for each value head."""
+        return State(
+            compute=self.conv_width * self.kernel,
+            float32=self.value_heads * self.key_dim * self.value_dim,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaAttention(Module):
+    """Kimi delta attention: the gated delta rule with a decay for each channel.
+
+    Attributes:
+        factorised: whether the decay's and the gate's projections go through one head's width.
+    """
+
+    heads: int
+    head_dim: int
+    kernel: int
+    factorised: bool = True
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the convolution, decays and gates."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        name, width = "self_attn", self.heads * self.head_dim
+        for part in ("q_proj", "k_proj", "v_proj"):
+            yield from linear(f"{name}.{part}", width, hidden)
+        yield Weight(name=f"{name}.conv1d", shape=(3 * width, 1, self.kernel))
+        yield vector(f"{name}.forget_gate.dt_bias", width)
+        yield vector(f"{name}.forget_gate.A_log", self.heads)
+        yield from self._gate(f"{name}.forget_gate.f", hidden)
+        yield from linear(f"{name}.b_proj", self.heads, hidden)
+        yield from self._gate(f"{name}.g", hidden)
+        yield vector(f"{name}.o_norm", self.head_dim)
+        yield from linear(f"{name}.o_proj", hidden, width)
+
+    def _gate(self, name: str, hidden: int) -> Iterator[Weight]:
+        width = self.heads * self.head_dim
+        if self.factorised:
+            yield from linear(f"{name}_a_proj", self.head_dim, hidden)
+            yield from linear(f"{name}_b_proj", width, self.head_dim)
+        else:
+            yield from linear(f"{name}_proj", width, hidden)
+
+    def state(self) -> State:
+        """The convolution's last inputs, and a float32 matrix for each head."""
+        width = self.heads * self.head_dim
+        return State(compute=3 * width * self.kernel, float32=width * self.head_dim)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightningAttention(Module):
+    """Linear attention with a fixed decay for each head.
+
+    Attributes:
+        block: tokens that run at once, for which a checkpoint holds tables of decays.
+    """
+
+    heads: int
+    head_dim: int
+    block: int
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the norm and the output's gate."""
+        name, width = "self_attn", self.heads * self.head_dim
+        return (
+            vector(f"{name}.norm", width),
+            *linear(f"{name}.qkv_proj", 3 * width, hidden),
+            *linear(f"{name}.out_proj", hidden, width),
+            *linear(f"{name}.output_gate", width, hidden),
+            *(
+                Weight(name=f"{name}.{table}", shape=(self.heads, *shape), is_parameter=False)
+                for table, shape in (
+                    ("slope_rate", (1, 1)),
+                    ("query_decay", (self.block, 1)),
+                    ("key_decay", (self.block, 1)),
+                    ("diagonal_decay", (self.block, self.block)),
+                )
+            ),
+        )
+
+    def state(self) -> State:
+        """A matrix for each head."""
+        return State(compute=self.heads * self.head_dim**2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba(Module):
+    """The first Mamba's selective state space, with norms of its inputs where it has them."""
+
+    inner: int
+    states: int
+    kernel: int
+    rank: int
+    bias: bool
+    conv_bias: bool
+    normed: bool
+    name: str = "mamba"
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the convolution and the state space."""
+        name, rank = self.name, self.rank
+        normed = {"dt_layernorm": rank, "b_layernorm": self.states, "c_layernorm": self.states}
+        return (
+            Weight(name=f"{name}.A_log", shape=(self.inner, self.states)),
+            vector(f"{name}.D", self.inner),
+            Weight(name=f"{name}.conv1d", shape=(self.inner, 1, self.kernel)),
+            *((vector(f"{name}.conv1d.bias", self.inner),) if self.conv_bias else ()),
+            *linear(f"{name}.in_proj", 2 * self.inner, hidden, self.bias),
+            *linear(f"{name}.x_proj", rank + 2 * self.states, self.inner),
+            *linear(f"{name}.dt_proj", self.inner, rank, True),
+            *linear(f"{name}.out_proj", hidden, self.inner, self.bias),
+            *(vector(f"{name}.{n}", width) for n, width in normed.items() if self.normed),
+        )
+
+    def state(self) -> State:
+        """The convolution's last inputs, and the state of each channel."""
+        return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mamba2(Module):
+    """Mamba-2: a state space with one decay a head.
+
+    Attributes:
+        inner: channels; `heads` of `head_dim` channels are theirs.
+        groups: of heads that share the state's input and output.
+        normed: whether a gated norm comes before the output.
+    """
+
+    inner: int
+    heads: int
+    head_dim: int
+    groups: int
+    states: int
+    kernel: int
+    bias: bool
+    conv_bias: bool
+    out_bias: bool = False
+    normed: bool = True
+    name: str = "mamba"
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the convolution."""
+        return self.inner + 2 * self.groups * self.states
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the convolution and the state space."""
+        name, conv = self.name, self.conv_width
+        return (
+            *(vector(f"{name}.{part}", self.heads) for part in ("dt_bias", "A_log", "D")),
+            Weight(name=f"{name}.conv1d", shape=(conv, 1, self.kernel)),
+            *((vector(f"{name}.conv1d.bias", conv),) if self.conv_bias else ()),
+            *linear(f"{name}.in_proj", self.inner + conv + self.heads, hidden, self.bias),
+            *((vector(f"{name}.norm", self.inner),) if self.normed else ()),
+            *linear(f"{name}.out_proj", hidden, self.inner, self.out_bias),
+        )
+
+    def state(self) -> State:
+        """The convolution's last inputs, and a float32 matrix for each head."""
+        return State(
+            compute=self.conv_width * self.kernel,
+            float32=self.heads * self.head_dim * self.states,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvolution(Module):
+    """A gated convolution over the last few tokens."""
+
+    kernel: int
+    width: int
+    bias: bool
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """The convolution between two projections."""
+        return (
+            Weight(name="conv.conv", shape=(self.width, 1, self.kernel)),
+            *((vector("conv.conv.bias", self.width),) if self.bias else ()),
+            *linear("conv.in_proj", 3 * self.width, hidden, self.bias),
+            *linear("conv.out_proj", hidden, self.width, self.bias),
+        )
+
+    def state(self) -> State:
+        """Its last inputs."""
+        return State(compute=self.width * self.kernel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthwiseConvolutions(Module):
+    """Short convolutions over single channels, each with a state."""
+
+    widths: tuple[tuple[str, int], ...]
+    kernel: int
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """One kernel a channel."""
+        del hidden
+        return tuple(
+            Weight(name=f"{name}.conv1d", shape=(width, 1, self.kernel))
+            for name, width in self.widths
+        )
+
+    def state(self) -> State:
+        """The last inputs of each, in float32."""
+        return State(float32=sum(width for _, width in self.widths) * self.kernel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForward(Module):
+    """A dense MLP.
+
+    Attributes:
+        gated: whether a gate multiplies what goes up.
+        fused: name of the one projection that makes gate and up; empty: they are two.
+        names: of the projections to gate, up and down.
+        vectors: elements of other weights, by name.
+    """
+
+    inner: int
+    gated: bool = True
+    fused: str = ""
+    bias: bool = False
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    vectors: tuple[tuple[str, int], ...] = ()
+    name: str = "mlp"
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections up and down."""
+        gate, up, down = self.names
+        ups = (gate, up) if self.gated else (up,)
+        parts = ((self.fused, 2 * self.inner),) if self.fused else ((n, self.inner) for n in ups)
+        return (
+            *(w for n, size in parts for w in linear(f"{self.name}.{n}", size, hidden, self.bias)),
+            *linear(f"{self.name}.{down}", hidden, self.inner, self.bias),
+            *(vector(f"{self.name}.{n}", size) for n, size in self.vectors),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts(Module):
+    """A mixture of experts, of which a token passes through a few.
+
+    Attributes:
+        chosen: experts of a token.
+        idle: experts without weights that the router may choose.
+        spare: copies of gate and up beside those of the experts, that idle ones do not use.
+        shared: inner width of the experts that all tokens pass through; 0: there are none.
+        shared_copies: how many of that width.
+        shared_gate: whether a gate multiplies their result.
+        shared_bias: whether they have biases.
+        shared_fused: name of their one projection that makes gate and up; empty: they are two.
+        width: channels that experts take; None: the residual stream's.
+        router: name of the router.
+        router_bias: whether it has one. `bias`: whether the experts have.
+        correction: name of a bias for choosing experts, and whether it is trained.
+        gated: whether a gate multiplies what goes up.
+        packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
+        vectors: elements of other weights, by name.
+        name: of the module. `shared_name`: of the shared experts.
+    """
+
+    count: int
+    chosen: int
+    inner: int
+    idle: int = 0
+    spare: int = 0
+    shared: int = 0
+    shared_copies: int = 1
+    shared_gate: bool = False
+    shared_bias: bool = False
+    shared_fused: str = ""
+    width: int | None = None
+    router: str = "gate"
+    router_bias: bool = False
+    bias: bool = False
+    correction: tuple[str, bool] | None = None
+    gated: bool = True
+    packed: bool = False
+    vectors: tuple[tuple[str, int], ...] = ()
+    name: str = "mlp"
+    shared_name: str = "shared_experts"
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """The router, the experts, and the shared ones."""
+        return tuple(self._weights(hidden))
+
+    def _weights(self, hidden: int) -> Iterator[Weight]:
+        rows = self.count + self.idle
+        yield Weight(name=f"{self.name}.{self.router}", shape=(rows, hidden))
+        if self.router_bias:
+            yield vector(f"{self.name}.{self.router}.bias", rows)
+        if self.correction is not None:
+            name, trained = self.correction
+            yield Weight(name=f"{self.name}.{name}", shape=(rows,), is_parameter=trained)
+        yield from self._experts(hidden if self.width is None else self.width)
+        yield from self._shared(hidden)
+        for name, elements in self.vectors:
+            yield vector(f"{self.name}.{name}", elements)
+
+    def _experts(self, width: int) -> Iterator[Weight]:
+        ups = ("gate_up_proj",) if self.packed else ("gate_proj", "up_proj")
+        size = 2 * self.inner if self.packed else self.inner
+        for up in ups if self.gated else ("up_proj",):
+            yield from self._matrices(up, size, width, self.count + self.spare)
+        yield from self._matrices("down_proj", width, self.inner, self.count)
+
+    def _matrices(self, part: str, outputs: int, inputs: int, copies: int) -> Iterator[Weight]:
+        name = f"{self.name}.experts.{part}" if self.packed else f"{self.name}.experts.*.{part}"
+        yield Weight(
+            name=name, shape=(outputs, inputs), is_linear=True, copies=copies, active=self.chosen
+        )
+        if self.bias:
+            name = f"{name}_bias" if self.packed else f"{name}.bias"
+            yield Weight(name=name, shape=(outputs,), copies=copies, active=self.chosen)
+
+    def _shared(self, hidden: int) -> Iterator[Weight]:
+        name = f"{self.name}.{self.shared_name}"
+        if not self.shared:
+            return
+        ups = ("gate_proj", "up_proj") if self.gated else ("up_proj",)
+        parts = [(up, self.shared) for up in ups]
+        if self.shared_fused:
+            parts = [(self.shared_fused, 2 * self.shared)]
+        for part, outputs in parts:
+            yield from self._shared_matrix(f"{name}.{part}", outputs, hidden)
+        yield from self._shared_matrix(f"{name}.down_proj", hidden, self.shared)
+        if self.shared_gate:
+            yield from linear(f"{self.name}.{self.shared_name}_gate", 1, hidden)
+
+    def _shared_matrix(self, name: str, outputs: int, inputs: int) -> Iterator[Weight]:
+        copies = self.shared_copies
+        yield Weight(name=name, shape=(outputs, inputs), is_linear=True, copies=copies)
+        if self.shared_bias:
+            yield Weight(name=f"{name}.bias", shape=(outputs,), copies=copies)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOnly(Module):
+    """A module that runs again with an earlier layer's weights, and with a cache for itself."""
+
+    module: Module
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Counted where they are first."""
+        del hidden
+        return ()
+
+    def rows(self) -> tuple[int, ...]:
+        """Those of the module."""
+        return self.module.rows()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extra(Module):
+    """Weights that fit no other kind, by name: linear layers, and others.
+
+    Attributes:
+        linears: outputs and inputs.
+        tensors: shapes.
+        buffers: shapes of tensors that training does not change.
+        integers: shapes of int64 tensors.
+    """
+
+    linears: tuple[tuple[str, int, int], ...] = ()
+    tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    integers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """All of them."""
+        del hidden
+        return (
+            *(w for name, outputs, inputs in self.linears for w in linear(name, outputs, inputs)),
+            *(Weight(name=name, shape=shape) for name, shape in self.tensors),
+            *(Weight(name=name, shape=shape, is_parameter=False) for name, shape in self.buffers),
+            *(
+                Weight(name=name, shape=shape, is_parameter=False, element_bytes=8)
+                for name, shape in self.integers
+            ),
+        )
