@@ -59,6 +59,7 @@ class PlainMLP(SteppedBlock):
 
     inner: int
 
+    STORED: ClassVar = ("norm", "up", "down")
     INFERENCE: ClassVar = {"up": "x rows_in up", "down": "x up y"}
     FORWARD: ClassVar = {"up": "x norm up", "down": "x up y", "second residual": "x y sum"}
     SAVED_SINCE: ClassVar = {"x": 0, "norm": 0, "up": 0}
@@ -73,18 +74,18 @@ class PlainMLP(SteppedBlock):
         return {"norm": hidden}
 
     def tensors(self, rows: Rows) -> Tensors:
-        stream = rows.activation_bytes(rows.hidden)
+        stream = rows.activation(rows.hidden)
         return {
             "x": stream,
             "rows_in": stream,
-            "up": rows.activation_bytes(self.inner),
+            "up": rows.activation(self.inner),
             "y": stream,
         }
 
     def trained_tensors(self, rows: Rows) -> Tensors:
-        stream = rows.activation_bytes(rows.hidden)
+        stream = rows.activation(rows.hidden)
         names = ("x", "norm", "y", "sum", "grad")
-        return {**dict.fromkeys(names, stream), "up": rows.activation_bytes(self.inner)}
+        return {**dict.fromkeys(names, stream), "up": rows.activation(self.inner)}
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])

@@ -21,12 +21,13 @@ from tritter_mem.models.vision_towers import VisionTower
 
 Shape = tuple[int, int]
 """Outputs and inputs of a linear layer."""
-Tensors = Mapping[str, int]
-"""Bytes of tensors by name; 0, or no entry, for what a case does not have."""
+Storages = tuple[int, ...]
+"""Bytes of what is allocated one after another; 0 for what a case does not have."""
+Tensors = Mapping[str, Storages]
+"""Tensors by name, each with its storages; no entry for what a case does not have."""
 
 EXPANDED_ROWS = 4096
 """Rows of int8 and int4 weights that are expanded at a time."""
-_SCALE_AND_SUM_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,26 +54,32 @@ class Rows:
         """Rows of so many channels in the activations' type."""
         return self.tokens * width * self.compute.element_bytes
 
-    def input_bytes(self, width: int) -> int:
+    def activation(self, width: int) -> Storages:
+        """The same as a tensor."""
+        return (self.activation_bytes(width),)
+
+    def quantised(self, width: int) -> Storages:
         """What a linear layer makes of its input: int8 rows for ternary weights, else nothing.
 
         int8 rows are codes, and for each token a float32 scale and an int32 sum.
         """
-        return self.tokens * (width + _SCALE_AND_SUM_BYTES) if self.weights.is_ternary else 0
+        tokens = self.tokens
+        return (tokens * width, 4 * tokens, 4 * tokens) if self.weights.is_ternary else ()
 
-    def expanded_bytes(self, shape: Shape) -> int:
+    def expanded(self, shape: Shape) -> Storages:
         """int8 and int4 weights are expanded for a product, a block of rows at a time."""
         if self.weights.is_trainable:
-            return 0
+            return ()
         outputs, inputs = shape
-        return min(EXPANDED_ROWS, outputs) * inputs * self.compute.element_bytes
+        return (min(EXPANDED_ROWS, outputs) * inputs * self.compute.element_bytes,)
 
-    def rounded_bytes(self, shape: Shape) -> int:
+    def rounded(self, shape: Shape) -> Storages:
         """What a training product makes of its weights: packed ones and a scale, or a cast."""
         outputs, inputs = shape
         if self.weights.is_ternary:
-            return outputs * (TRAINED_PACKING.code_bytes(inputs) + TRAINED_PACKING.scale_bytes)
-        return outputs * inputs * self.compute.element_bytes if self.casts else 0
+            packing = TRAINED_PACKING
+            return outputs * packing.code_bytes(inputs), outputs * packing.scale_bytes
+        return (outputs * inputs * self.compute.element_bytes,) if self.casts else ()
 
     @property
     def casts(self) -> bool:
@@ -157,7 +164,8 @@ class SteppedBlock(Block):
     hold. `x` is the block's input, `y` its last product, `sum` the residual stream behind it.
 
     Attributes:
-        INFERENCE: step to the tensors that are alive.
+        STORED: names of its weights, linear layers and norms, in the order in which they are made.
+        INFERENCE: step to the tensors that are alive, in the order in which they are made.
         FORWARD: the same for the forward pass of training. The last two steps are the block's last
             product, and the sum.
         SAVED_SINCE: what the backward pass needs, and the number of the step from which it is kept.
@@ -168,6 +176,7 @@ class SteppedBlock(Block):
     """
 
     __slots__ = ()
+    STORED: ClassVar[tuple[str, ...]]
     INFERENCE: ClassVar[Mapping[str, str]]
     FORWARD: ClassVar[Mapping[str, str]]
     SAVED_SINCE: ClassVar[Mapping[str, int]]
@@ -180,10 +189,10 @@ class SteppedBlock(Block):
         del rows
         return self.INFERENCE
 
-    def inference_shared_bytes(self, rows: Rows) -> int:
+    def inference_shared(self, rows: Rows) -> Storages:
         """What all layers of a step read, computed once before them."""
         del rows
-        return 0
+        return ()
 
     @abstractmethod
     def linears(self, hidden: int) -> dict[str, Shape]:
@@ -205,9 +214,29 @@ class SteppedBlock(Block):
             tuple(Weight(name=name, shape=(count,)) for name, count in self.norms(hidden).items())
         )
 
-    def cache_scratch_bytes(
+    def stored(self, hidden: int, weights: StorageFormat, norms: StorageFormat) -> Storages:
+        """Its weights, as inference stores them."""
+        linears, widths = self.linears(hidden), self.norms(hidden)
+        parts: list[int] = []
+        for name in self.STORED:
+            if name in linears:
+                parts += weights.weight(*linears[name])
+            else:
+                parts.append(widths[name] * norms.element_bytes)
+        return tuple(parts)
+
+    def cache(self, cache: Cache) -> Storages:
+        """Its part of the key-value cache, all sequences, storage by storage."""
+        del cache
+        return ()
+
+    def cache_bytes(self, cache: Cache) -> int:
+        """Its part of the key-value cache, all sequences."""
+        return sum(self.cache(cache))
+
+    def cache_scratch(
         self, rows: Rows, cache: Cache, cached: bool, multiprocessors: int
-    ) -> int:
+    ) -> Storages:
         """What reading the cache takes beside it: `attention_scratch` in `INFERENCE`.
 
         Args:
@@ -217,15 +246,15 @@ class SteppedBlock(Block):
             multiprocessors: of the card, for which attention of one token a sequence is split.
         """
         del rows, cache, cached, multiprocessors
-        return 0
+        return ()
 
     @abstractmethod
     def tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `INFERENCE`, `attention_scratch` aside."""
+        """The tensors of `INFERENCE`, `attention_scratch` aside."""
 
     @abstractmethod
     def trained_tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `FORWARD` and `BACKWARD`."""
+        """The tensors of `FORWARD` and `BACKWARD`."""
 
 
 AnyBlock_co = TypeVar("AnyBlock_co", bound=Block, covariant=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tritter_mem.models.architecture import Cache, Rows, Shape, SteppedBlock, Tensors
+from tritter_mem.models.architecture import Cache, Rows, Shape, SteppedBlock, Storages, Tensors
 from tritter_mem.models.formats import ceil_div
 from tritter_model.ops.tuning import splits_for_the_card, tuning
 
@@ -36,11 +36,12 @@ class GroupedQueryAttention(SteppedBlock):
     window: int | None = None
     qk_norm: bool = False
 
+    STORED: ClassVar = ("input_norm", "qkv", "qk_norms", "out")
     # rows_in, rows_out: what the two projections take; lse: log-sum-exp of each query.
     INFERENCE: ClassVar = {
-        "QKV projection": "x rows_in expanded_qkv qkv",
+        "QKV projection": "x rows_in qkv expanded_qkv",
         "attention": "x qkv out attention_scratch",
-        "output projection": "x out rows_out expanded_out y",
+        "output projection": "x out rows_out y expanded_out",
     }
     # Where one token's attention quantises what it merges: its output is a part of its scratch.
     MERGED: ClassVar = {
@@ -100,68 +101,71 @@ class GroupedQueryAttention(SteppedBlock):
         behind = cache.context - cache.sinks
         return max(0, behind if self.window is None else min(self.window, behind))
 
-    def cache_bytes(self, cache: Cache) -> int:
-        """Keys and values of all slots, and the sinks.
+    def cache(self, cache: Cache) -> Storages:
+        """Keys and values of all slots; keys and values of the sinks; scales, minima, the tail.
 
         The plain formula, 2 * heads * head_dim * tokens * batch * bits / 8, with the key-value
-        heads for the heads, and for quantised caches scales, minima and the tail.
+        heads for the heads, and what it leaves out. Of a quantised cache, keys lie in groups of
+        tokens, values in groups of channels, each with a scale and a minimum in float16; keys wait
+        for their group in a tail in the activations' type.
         """
-        slots, element = self.cache_slots(cache), cache.compute.element_bytes
-        sinks = 2 * cache.sinks * self.head_dim * element
+        slots, width, element = self.cache_slots(cache), self.head_dim, cache.compute.element_bytes
+        sinks = cache.sinks * width * element
         if cache.format.is_float:
-            stored = 2 * slots * self.head_dim * cache.format.element_bytes
+            plain = slots * width * cache.format.element_bytes
+            parts = [plain, plain, sinks, sinks]
         else:
-            stored = self._quantised_bytes(cache, slots)
-        return cache.batch * self.kv_heads * (stored + sinks)
-
-    def _quantised_bytes(self, cache: Cache, slots: int) -> int:
-        """Keys in groups of tokens, values in groups of channels, each with a scale and a minimum.
-
-        Keys wait for their group in a tail in the activations' type. Scales and minima are float16.
-        """
-        width, group, bits = self.head_dim, cache.group, int(cache.format.bits)
-        groups = min(ceil_div(slots, group), (cache.context - cache.sinks) // group)
-        keys = groups * (group * width * bits // 8 + 4 * width)
-        values = slots * (width * bits // 8 + 4 * (width // min(group, width)))
-        return keys + values + group * width * cache.compute.element_bytes
+            group, bits = cache.group, int(cache.format.bits)
+            groups = min(ceil_div(slots, group), (cache.context - cache.sinks) // group)
+            row, value_groups = width * bits // 8, width // min(group, width)
+            keys, values = groups * group * row, slots * row
+            key_scale, value_scale = 2 * groups * width, 2 * slots * value_groups
+            tail = group * width * element
+            scales = (key_scale, key_scale, value_scale, value_scale)
+            parts = [keys, values, sinks, sinks, tail, *scales]
+        return tuple(cache.batch * self.kv_heads * part for part in parts)
 
     def tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `INFERENCE`, the scratch of the cache aside."""
-        stream = rows.activation_bytes(rows.hidden)
-        shapes = self.linears(rows.hidden)
+        """The tensors of `INFERENCE`, the scratch of the cache aside."""
+        stream, shapes = rows.activation(rows.hidden), self.linears(rows.hidden)
         return {
             "x": stream,
             "y": stream,
             # Other layers than ternary ones take the norm's result, and their input as it is.
-            "rows_in": rows.input_bytes(rows.hidden) or stream,
-            "rows_out": rows.input_bytes(self.width),
-            "qkv": rows.activation_bytes(self.width + 2 * self.kv_width),
-            "out": rows.activation_bytes(self.width),
-            **{f"expanded_{name}": rows.expanded_bytes(shape) for name, shape in shapes.items()},
+            "rows_in": rows.quantised(rows.hidden) or stream,
+            "rows_out": rows.quantised(self.width),
+            "qkv": rows.activation(self.width + 2 * self.kv_width),
+            "out": rows.activation(self.width),
+            **{f"expanded_{name}": rows.expanded(shape) for name, shape in shapes.items()},
         }
 
     def inference_steps(self, rows: Rows) -> Mapping[str, str]:
         """The tables, as the model's launches are chosen."""
         return self.MERGED if _merges_rows(rows) else self.INFERENCE
 
-    def inference_shared_bytes(self, rows: Rows) -> int:
+    def inference_shared(self, rows: Rows) -> Storages:
         """Cosine and sine of each position, float32, where they are computed once a step."""
-        return 4 * rows.tokens // rows.batch * self.head_dim if tuning().angles_once else 0
+        if not tuning().angles_once:
+            return ()
+        return (4 * rows.tokens // rows.batch * self.head_dim,)
 
-    def cache_scratch_bytes(
+    def cache_scratch(
         self, rows: Rows, cache: Cache, cached: bool, multiprocessors: int
-    ) -> int:
-        """A block of history expanded, and the state of the queries; or the splits of one token."""
+    ) -> Storages:
+        """A block of history expanded, and the state of the queries; or the splits of one token.
+
+        The state is an unnormalised output, float32, a largest score and a sum.
+        """
         slots = self.cache_slots(cache)
         if rows.tokens == rows.batch:
-            return self._split_bytes(rows, slots, multiprocessors)
+            return self._splits(rows, slots, multiprocessors)
         if not cached or cache.format is cache.compute:
-            return 0
+            return ()
         block = min(HISTORY_BLOCK, slots)
         history = 2 * rows.batch * self.kv_width * block * rows.compute.element_bytes
-        return history + 4 * rows.tokens * (self.width + 2 * self.heads)
+        return history, 4 * rows.tokens * self.width, 4 * rows.tokens * 2 * self.heads
 
-    def _split_bytes(self, rows: Rows, slots: int, multiprocessors: int) -> int:
+    def _splits(self, rows: Rows, slots: int, multiprocessors: int) -> Storages:
         """float32 partial outputs and their log-sum-exp for each split of the cache.
 
         Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below
@@ -169,32 +173,32 @@ class GroupedQueryAttention(SteppedBlock):
         """
         wanted = splits_for_the_card(rows.batch * self.kv_heads, multiprocessors)
         splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1
-        partial = 4 * splits * rows.batch * self.heads * (self.head_dim + 1)
-        merged = rows.activation_bytes(self.width) + 4 * rows.batch
-        return partial + (merged if _merges_rows(rows) else 0)
+        scores = 4 * splits * rows.batch * self.heads
+        merged = (rows.activation_bytes(self.width), 4 * rows.batch) if _merges_rows(rows) else ()
+        return scores * self.head_dim, scores, *merged
 
     def trained_tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `FORWARD` and `BACKWARD`.
+        """The tensors of `FORWARD` and `BACKWARD`.
 
         Sums of the QK-norms' gradients are float32, one for each of up to 256 parts of the tokens.
         """
-        stream = rows.activation_bytes(rows.hidden)
-        qkv = rows.activation_bytes(self.width + 2 * self.kv_width)
-        rotated = rows.activation_bytes(self.width + self.kv_width)
-        out = rows.activation_bytes(self.width)
+        stream = rows.activation(rows.hidden)
+        qkv = rows.activation(self.width + 2 * self.kv_width)
+        rotated = rows.activation(self.width + self.kv_width)
+        out = rows.activation(self.width)
         norm_sums = 4 * min(NORM_SUMS, rows.tokens) * 2 * self.head_dim
         return {
             **dict.fromkeys(("x", "sum", "y", "norm", "grad", "grad_norm", "grad_x"), stream),
-            "rstd": 4 * rows.tokens,
-            **dict.fromkeys(("lse", "delta"), 4 * rows.tokens * self.heads),
+            "rstd": (4 * rows.tokens,),
+            **dict.fromkeys(("lse", "delta"), (4 * rows.tokens * self.heads,)),
             **dict.fromkeys(("qkv", "grad_qkv"), qkv),
             **dict.fromkeys(("rotated", "grad_rotated"), rotated),
             **dict.fromkeys(("out", "grad_out"), out),
-            "rows_in": rows.input_bytes(rows.hidden),
-            "rows_out": rows.input_bytes(self.width),
-            "norm_sums": norm_sums if self.qk_norm else 0,
+            "rows_in": rows.quantised(rows.hidden),
+            "rows_out": rows.quantised(self.width),
+            "norm_sums": (norm_sums,) if self.qk_norm else (),
             **{
-                f"packed_{name}": rows.rounded_bytes(shape)
+                f"packed_{name}": rows.rounded(shape)
                 for name, shape in self.linears(rows.hidden).items()
             },
         }

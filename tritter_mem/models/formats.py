@@ -68,10 +68,14 @@ class StorageFormat:
             return width
         return self.row_unit * ceil_div(width, self.row_unit)
 
+    def weight(self, outputs: int, inputs: int) -> tuple[int, int]:
+        """Bytes of the codes, and of the scales, of a stored weight [outputs, inputs]."""
+        scales = 1 if self.group is None else ceil_div(inputs, self.group)
+        return outputs * self.packed_row_bytes(inputs), outputs * self.scale_bytes * scales
+
     def weight_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a stored weight [outputs, inputs] with its scales."""
-        scales = 1 if self.group is None else ceil_div(inputs, self.group)
-        return outputs * (self.packed_row_bytes(inputs) + self.scale_bytes * scales)
+        return sum(self.weight(outputs, inputs))
 
     def caveat(self, use: Use) -> str:
         """What storing something in it costs beside memory; empty: nothing."""

@@ -18,10 +18,11 @@ class GatedMLP(SteppedBlock):
 
     inner: int
 
+    STORED: ClassVar = ("mlp_norm", "gate_up", "down")
     INFERENCE: ClassVar = {
-        "gate and up projection": "x rows_in expanded_gate_up gate_up",
+        "gate and up projection": "x rows_in gate_up expanded_gate_up",
         "MLP activation": "x gate_up rows_inner",
-        "down projection": "x rows_inner expanded_down y",
+        "down projection": "x rows_inner y expanded_down",
     }
     FORWARD: ClassVar = {
         "gate and up projection": "x norm rows_in packed_gate_up gate_up",
@@ -54,31 +55,32 @@ class GatedMLP(SteppedBlock):
         return {"mlp_norm": hidden}
 
     def tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `INFERENCE`."""
-        stream, inner = rows.activation_bytes(rows.hidden), rows.activation_bytes(self.inner)
+        """The tensors of `INFERENCE`."""
+        stream, inner = rows.activation(rows.hidden), rows.activation(self.inner)
         shapes = self.linears(rows.hidden)
         return {
             "x": stream,
             "y": stream,
             # Other layers than ternary ones take the norm's result, and the activation's.
-            "rows_in": rows.input_bytes(rows.hidden) or stream,
-            "rows_inner": rows.input_bytes(self.inner) or inner,
-            "gate_up": 2 * inner,
-            **{f"expanded_{name}": rows.expanded_bytes(shape) for name, shape in shapes.items()},
+            "rows_in": rows.quantised(rows.hidden) or stream,
+            "rows_inner": rows.quantised(self.inner) or inner,
+            "gate_up": rows.activation(2 * self.inner),
+            **{f"expanded_{name}": rows.expanded(shape) for name, shape in shapes.items()},
         }
 
     def trained_tensors(self, rows: Rows) -> Tensors:
-        """Bytes of the tensors of `FORWARD` and `BACKWARD`."""
-        stream, inner = rows.activation_bytes(rows.hidden), rows.activation_bytes(self.inner)
+        """The tensors of `FORWARD` and `BACKWARD`."""
+        stream, inner = rows.activation(rows.hidden), rows.activation(self.inner)
+        gate_up = rows.activation(2 * self.inner)
         return {
             **dict.fromkeys(("x", "sum", "y", "norm", "grad", "grad_norm", "grad_x"), stream),
-            "rstd": 4 * rows.tokens,
-            **dict.fromkeys(("gate_up", "grad_gate_up"), 2 * inner),
+            "rstd": (4 * rows.tokens,),
+            **dict.fromkeys(("gate_up", "grad_gate_up"), gate_up),
             **dict.fromkeys(("act", "grad_act"), inner),
-            "rows_in": rows.input_bytes(rows.hidden),
-            "rows_inner": rows.input_bytes(self.inner),
+            "rows_in": rows.quantised(rows.hidden),
+            "rows_inner": rows.quantised(self.inner),
             **{
-                f"packed_{name}": rows.rounded_bytes(shape)
+                f"packed_{name}": rows.rounded(shape)
                 for name, shape in self.linears(rows.hidden).items()
             },
         }

@@ -21,6 +21,7 @@ class Case:
         compute: storage of activations.
         master: storage of trained weights and of their gradients.
         cache: the key-value cache, which training does not have.
+        allocator_conf: settings as in `PYTORCH_CUDA_ALLOC_CONF`.
     """
 
     architecture: Architecture
@@ -32,6 +33,7 @@ class Case:
     work: Workload
     training: Training
     card: GpuCard
+    allocator_conf: str = ""
 
     @classmethod
     def of(cls, profile: Profile, card: GpuCard) -> Case:
@@ -55,6 +57,7 @@ class Case:
             work=profile.workload,
             training=profile.training,
             card=card,
+            allocator_conf=profile.allocator.conf,
         )
 
     @property

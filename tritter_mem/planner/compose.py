@@ -10,6 +10,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import inference_moments
 from tritter_mem.planner.moments import Moment, highest
+from tritter_mem.planner.reserved import reserved_peak_bytes
 from tritter_mem.planner.training import training_moments
 from tritter_mem.planner.weights import (
     embeddings_bytes,
@@ -29,8 +30,9 @@ def plan(profile: Profile, card: GpuCard) -> MemoryUse:
     """Plan a profile's memory on a card by formula.
 
     The allocated peak is what is alive throughout (weights, cache, optimizer state, workspaces of
-    libraries) and the highest moment of the run. What PyTorch's allocator reserves beyond it is not
-    planned: that takes simulation. The device's peak is the allocated one and the card's context.
+    libraries) and the highest moment of the run. What PyTorch's allocator reserves is found by
+    playing the plan's tensors through it; for training and vision towers that is not planned. The
+    device's peak is the reserved one, or else the allocated one, and the card's context.
 
     Args:
         profile: a resolved profile.
@@ -54,6 +56,7 @@ def plan_case(case: Case) -> MemoryUse:
     load, *later = [moment.plus(loaded) for moment in _moments(case)]
     moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
+    reserved = reserved_peak_bytes(case)
     return MemoryUse(
         device=card.name,
         components=peak.components(),
@@ -61,8 +64,9 @@ def plan_case(case: Case) -> MemoryUse:
         allocated_peak_bytes=peak.total_bytes,
         peak_at=f"{peak.phase}: {peak.step}",
         library_workspace_bytes=library,
+        reserved_peak_bytes=reserved,
         context_bytes=card.context_bytes,
-        device_peak_bytes=peak.total_bytes + card.context_bytes,
+        device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )
 
 

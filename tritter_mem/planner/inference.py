@@ -83,7 +83,7 @@ def _layers(case: Case, rows: Rows, phase: str, cached: bool) -> Moment:
     blocks = dict.fromkeys(
         block for layer in case.architecture.counted_layers for block in layer.blocks
     )
-    shared = max(block.inference_shared_bytes(rows) for block in blocks)
+    shared = max(sum(block.inference_shared(rows)) for block in blocks)
     moments = (moment for block in blocks for moment in _steps(case, block, rows, phase, cached))
     return highest(moments).plus({"activations": shared})
 
@@ -91,7 +91,7 @@ def _layers(case: Case, rows: Rows, phase: str, cached: bool) -> Moment:
 def _steps(
     case: Case, block: SteppedBlock, rows: Rows, phase: str, cached: bool
 ) -> Iterator[Moment]:
-    scratch = block.cache_scratch_bytes(rows, case.cache, cached, case.card.multiprocessors)
+    scratch = block.cache_scratch(rows, case.cache, cached, case.card.multiprocessors)
     tensors = {**block.tensors(rows), "attention_scratch": scratch}
     for step, names in block.inference_steps(rows).items():
         yield Moment(phase, f"{step} of {rows.tokens:,} tokens", alive(names.split(), tensors))

@@ -52,7 +52,7 @@ def alive(names: Iterable[str], tensors: Tensors) -> dict[str, int]:
     found = {"activations": 0, "workspace": 0}
     for name in set(names):
         scratch = name.startswith(WORKSPACE_PREFIXES)
-        found["workspace" if scratch else "activations"] += tensors.get(name, 0)
+        found["workspace" if scratch else "activations"] += sum(tensors.get(name, ()))
     return found
 
 

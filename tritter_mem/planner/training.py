@@ -46,7 +46,7 @@ class BlockStep:
 
     def bytes_of(self, names: Collection[str]) -> int:
         """Of some tensors together."""
-        return sum(self.tensors[name] for name in names)
+        return sum(sum(self.tensors[name]) for name in names)
 
     @property
     def gradient_bytes(self) -> int:
@@ -127,7 +127,7 @@ class LayerStep:
         moments = [*self._forward(made, there)]
         if is_last:
             *moments, product, _ = moments
-            room = self.blocks[-1].tensors["y"]
+            room = sum(self.blocks[-1].tensors["y"])
             moments.append(replace(product, parts={"activations": room + self.bytes_of(made)}))
         return highest(moments), self.bytes_of(there)
 
