@@ -38,6 +38,7 @@ ORDER = (
     "models.hybrid_families",
     "models.huggingface_families",
     "models.huggingface",
+    "models.named_model",
     "config",
     "models",
     "allocator",

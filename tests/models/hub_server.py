@@ -8,10 +8,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 COMMIT = "c0ffee" + "0" * 34
 TOKEN = "hf_of_a_test"  # noqa: S105
@@ -71,6 +75,19 @@ class HubServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+
+def use(server: HubServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Set huggingface_hub up for a server, with an empty cache in the folder and no token."""
+    constants: Any = import_module("huggingface_hub.constants")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
 
 
 class Handler(BaseHTTPRequestHandler):

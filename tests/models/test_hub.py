@@ -60,13 +60,6 @@ MODEL = encoded(
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub that huggingface_hub is set up for, with an empty cache and no token."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
     repositories = {
         "org/name": Repository(dict(MODEL), revisions=("main", "v1/x")),
         "org/quants": Repository({"q4.gguf": GGUF, "sub/q8.gguf": GGUF}),
@@ -74,7 +67,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         "org/private": Repository(dict(MODEL), private=True),
     }
     with HubServer(repositories) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        hub_server.use(server, monkeypatch, tmp_path)
         yield server
 
 

@@ -37,23 +37,27 @@ def reserved_peak_bytes(case: Case) -> int | None:
     """
     if case.trains or case.architecture.vision is not None:
         return None
-    run = _Run(case, CachingAllocator(parse_alloc_conf(case.allocator_conf)))
-    run.load()
-    run.warm_up()
-    if case.captures:
-        run.capture()
-    run.generate()
-    return run.allocator.counters.reserved.peak
+    allocator = CachingAllocator(parse_alloc_conf(case.allocator_conf))
+    InferenceRun(case, allocator).play()
+    return allocator.counters.reserved.peak
 
 
-class _Run:
-    """One run of a case, as its requests of the allocator."""
+class InferenceRun:
+    """One run of a case, as its requests of an allocator."""
 
     def __init__(self, case: Case, allocator: CachingAllocator) -> None:
         self.case, self.allocator = case, allocator
         self._stream: Stream = MAIN
         self._handles: set[bool] = set()
         self._layers = list(_played(case.architecture.layers))
+
+    def play(self) -> None:
+        """All of it."""
+        self.load()
+        self.warm_up()
+        if self.case.captures:
+            self.capture()
+        self.generate()
 
     def take(self, sizes: Iterable[int]) -> Held:
         """Allocate; nothing for what has no bytes."""

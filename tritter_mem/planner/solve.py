@@ -34,10 +34,52 @@ def solve(
         The largest value that fits; None where not even the smallest does.
     """
 
+    def over(value: int) -> int:
+        return _footprint_bytes(profile, card, unknown, value) - budget_bytes
+
+    # What is reserved is no less than what is allocated, for which a plan takes much less time.
+    high = _largest_allocated(profile, card, budget_bytes, unknown, most)
+    return None if high is None else _largest_below(over, smallest(profile, unknown), high)
+
+
+def _largest_allocated(
+    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
+) -> int | None:
+    """The largest value whose tensors fit, whatever the allocator reserves beside them."""
+
     def fits(value: int) -> bool:
-        return _footprint_bytes(profile, card, unknown, value) <= budget_bytes
+        return _allocated_bytes(profile, card, unknown, value) <= budget_bytes
 
     return largest(fits, smallest(profile, unknown), most or LIMITS[unknown])
+
+
+def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | None:
+    """The largest value up to `high` that is over by nothing, with few looks at `over`.
+
+    A value is guessed from how much its neighbours are over; every second time it is the middle, as
+    what is reserved grows in steps.
+    """
+    over_high = over(high)
+    if over_high <= 0:
+        return high
+    over_low = over(low)
+    if over_low > 0:
+        return None
+    halve = False
+    while high - low > 1:
+        share = 0.5 if halve else -over_low / (over_high - over_low)
+        guess = min(max(low + int((high - low) * share), low + 1), high - 1)
+        found = over(guess)
+        if found <= 0:
+            low, over_low = guess, found
+        else:
+            high, over_high = guess, found
+        halve = not halve
+    return low
+
+
+def _allocated_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+    return plan(with_value(profile, unknown, value), card, plays=False).footprint_bytes
 
 
 def _footprint_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
@@ -128,6 +170,9 @@ SHORTEST = 4096
 def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
     """Plan the profile at lengths around its own, for each cache type and number of KV heads.
 
+    The points leave out what the allocator reserves beside tensors, which takes several times as
+    long to find; the largest context counts it.
+
     The head counts are those that people choose between: as many as query heads, 8, and the
     profile's own.
 
@@ -179,7 +224,7 @@ def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
         kv_heads=kv_heads,
         own=own,
         points=tuple(
-            (length, _footprint_bytes(profile, card, "context", length))
+            (length, _allocated_bytes(profile, card, "context", length))
             for length in _lengths(profile)
         ),
         largest_context=solve(profile, card, budget_of(profile, card), "context"),

@@ -438,7 +438,7 @@ class ContextCurve:
         cache_dtype: as in `kv_cache.dtype`.
         kv_heads: as in `model.num_key_value_heads`.
         own: whether this is the profile's own cache.
-        points: (context in tokens, bytes that the card must hold), ascending.
+        points: (context in tokens, bytes of live tensors and the CUDA context), ascending.
         largest_context: the longest context that fits the budget; None where none does.
     """
 

@@ -1,0 +1,85 @@
+"""A model as people name it: a folder, a `config.json`, a GGUF file, or a name on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tritter_mem.models.gguf import GgufHeader, config_keys, read_gguf_file, read_gguf_model
+from tritter_mem.models.huggingface import HuggingFaceModel, read_config
+from tritter_mem.models.model_files import (
+    FolderFiles,
+    ModelFiles,
+    Progress,
+    read_checkpoint,
+    read_config_file,
+    read_model_config,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """What was found under a name.
+
+    Attributes:
+        name: as it was given.
+        model: what its configuration describes.
+        stored_bytes: of all tensors, as the headers of its files or their index have them; None
+            where there is no such file.
+    """
+
+    name: str
+    model: HuggingFaceModel
+    stored_bytes: int | None = None
+
+
+def find_model(name: str, progress: Progress | None = None) -> NamedModel | None:
+    """Read what a name stands for; None where it is neither of these, such as a profile's.
+
+    Only configurations and headers are read, never weights, and no code of a model is run.
+
+    Args:
+        name: a folder, a JSON file, a `.gguf` file, `org/name[@revision]` or `org/name:file.gguf`.
+        progress: called while headers are read.
+
+    Raises:
+        InputError: what is there cannot be read.
+        ConfigError: it does not describe a language model.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return _of_files(name, FolderFiles(path), progress)
+    if path.name == "config.json":
+        return _of_files(name, FolderFiles(path.parent), progress)
+    if path.suffix == ".json":
+        return NamedModel(name=name, model=read_config(read_config_file(path)))
+    if path.suffix == ".gguf":
+        return _of_gguf(name, read_gguf_file(path, progress))
+    return None if path.exists() else _on_the_hub(name, progress)
+
+
+def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
+    from tritter_mem.models.hub import HubFiles, parse_hub_name
+
+    hub = parse_hub_name(name)
+    if hub is None:
+        return None
+    files = HubFiles(hub)
+    if hub.file:
+        return _of_gguf(name, read_gguf_model(files, hub.file, progress))
+    return _of_files(name, files, progress)
+
+
+def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedModel:
+    found = read_model_config(files)
+    model = read_config(found.config, found.quantization)
+    checkpoint = read_checkpoint(files, progress)
+    stored = None if checkpoint is None else checkpoint.weight_bytes
+    return NamedModel(name=name, model=model, stored_bytes=stored)
+
+
+def _of_gguf(name: str, header: GgufHeader) -> NamedModel:
+    keys: Mapping[str, Any] = config_keys(header)
+    return NamedModel(name=name, model=read_config(keys), stored_bytes=header.weight_bytes)
