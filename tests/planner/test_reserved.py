@@ -80,6 +80,7 @@ def test_a_plan_asks_for_the_memory_that_a_run_asks_for(profile: Profile) -> Non
     [
         {},
         {"workload__cuda_graph": True},
+        {"workload__batch": 2, "workload__prefill_chunk": 37, "workload__new_tokens": 34},
         {"model__num_hidden_layers": 9, "model__sliding_window": 64},
         {"weights__format": "bfloat16", "workload__batch": 3, "kv_cache__dtype": "fp8"},
         {"weights__format": "int4", "weights__embedding_dtype": "int8"},

@@ -30,14 +30,14 @@ def test_a_curve_meets_the_budget_where_the_solver_says() -> None:
     crossings = chart_of("7b").figure["data"][-1]
     assert set(crossings["x"]) <= found
     assert set(crossings["y"]) == {15.0}
-    assert 91_133 in crossings["x"]
+    assert 89_092 in crossings["x"]
 
 
 def test_the_sentence_and_the_table_say_how_long_a_context_fits() -> None:
     chart = chart_of("7b")
-    assert "Its own fits up to 91,133 tokens." in chart.description
+    assert "Its own fits up to 89,092 tokens." in chart.description
     own = next(row for row in chart.table.rows if "this profile" in row.cells[0].text)
-    assert own.cells[1].text == "up to 91,133 tokens"
+    assert own.cells[1].text == "up to 89,092 tokens"
 
 
 def test_a_budget_that_dwarfs_every_curve_is_left_out() -> None:

@@ -163,6 +163,7 @@ class InferenceRun:
 
     def _layers_of(self, rows: Rows, cached: bool, copied_ids: bool = False) -> Held:
         """All layers: the residual stream, which stays."""
+        copied_ids &= rows.tokens > rows.batch  # one column of several rows is a view
         ids = self.take([copied_ids * rows.tokens * TOKEN_ID_BYTES])
         x = self.take(rows.activation(rows.hidden))
         self.drop(ids)
