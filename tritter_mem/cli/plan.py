@@ -68,10 +68,10 @@ def _find(options: ProfileOptions, names: list[str]) -> tuple[ProfileOptions, li
     Raises:
         UsageError: there are models and `--config`, or models of both sorts.
     """
-    from tritter_mem.models.named_model import find_model
-
     if not names:
         return options, []
+    from tritter_mem.models.named_model import find_model
+
     if list(options.config) != list(ProfileOptions().config):
         raise UsageError("found MODEL and --config; give one")
     found = {name: find_model(name) for name in names if not _is_profile(name)}
