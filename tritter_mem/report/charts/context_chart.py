@@ -16,6 +16,7 @@ COLORS = ("--c-weights", "--c-kv-cache", "--c-gradients", "--c-logits", "--c-emb
 DASHES = {"solid": "full lines", "dash": "dashed", "dot": "dotted"}
 OF_BUDGET = 2
 """How far above the budget the axis goes, as its multiple: beyond it curves only run away."""
+POINTS = "; points, the longest that fit, also count what the allocator reserves beside tensors"
 
 
 def context_chart(result: Result, units: str) -> Chart | None:
@@ -30,7 +31,7 @@ def context_chart(result: Result, units: str) -> Chart | None:
     heads = dict.fromkeys(curve.kv_heads for curve in curves)
     colors = dict(zip(types, cycle(COLORS), strict=False))
     dashes = dict(zip(heads, cycle(DASHES), strict=False))
-    title = f"Memory against context length (planned): {_dashes_in_words(dashes)}"
+    title = f"Memory against context length (planned): {_dashes_in_words(dashes)}{POINTS}"
     data = [
         _line(curve, (colors[curve.cache_dtype], dashes[curve.kv_heads]), scale, units)
         for curve in curves
