@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from tritter_mem.errors import ConfigError, UsageError
+from tritter_mem.models.formats import formats_for
 
 if TYPE_CHECKING:
     from tritter_mem.config.profile import Profile
@@ -105,7 +106,7 @@ KvDtype = Annotated[
     typer.Option(
         "--kv-dtype",
         metavar="DTYPE",
-        help="Storage of the KV cache: bfloat16, float16, fp8, int8, int4 or int2.",
+        help=f"Storage of the KV cache: {', '.join(formats_for('kv_cache'))}.",
         autocompletion=_completer("KVCache", "dtype"),
     ),
 ]
