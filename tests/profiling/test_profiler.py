@@ -70,7 +70,7 @@ def test_measured_stands_beside_planned(measured: Result) -> None:
     assert measured.measured_reason is None
     assert measured.simulated_reason is None
     names = [difference.name for difference in measured.differences]
-    assert names[-1] == "allocated_peak"
+    assert names[-2:] == ["allocated_peak", "reserved_peak"]
     weights = next(d for d in measured.differences if d.name == "weights")
     assert weights.planned_bytes == weights.measured_bytes
 

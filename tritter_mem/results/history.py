@@ -1,17 +1,19 @@
 """The local history: one line of JSON for every peak that a run came to.
 
 It is in `.tritter-mem/history.jsonl` of the working folder, where `profile` and `check` add to it;
-`TRITTER_MEM_HISTORY=off` keeps them from it. A line is added by a single write in append mode, so
-that several writers do not mix. A line that cannot be read is left out.
+`TRITTER_MEM_HISTORY=off` keeps them from it. A line is added by a single write in append mode under
+a lock, so that several writers do not mix. A line that cannot be read is left out.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,6 +98,8 @@ def _append(file: Path, text: bytes) -> None:
     _make_folder(file.parent)
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        with suppress(OSError):  # some network folders have no locks; lines mix there at worst
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # else a half-written line is taken for an end
         size = os.fstat(descriptor).st_size
         unfinished = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
         os.write(descriptor, b"\n" * unfinished + text)
