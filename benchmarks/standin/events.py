@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.trace_reader import load_log
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
@@ -28,7 +29,6 @@ from tritter_mem.models.user_code import ModuleCase, read_case
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.playback import Places
-from tritter_mem.simulation.trace_file import load_log
 from tritter_mem.simulation.user_module import simulate_module
 
 _ENTRIES = 2_000_000

@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from benchmarks.standin.events import Happened, first_difference, of_history, of_log
+from benchmarks.trace_reader import load_log
 from tests.planner.cases import profiles
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
@@ -27,7 +28,6 @@ from tritter_mem.measure.phases import Stopwatch
 from tritter_mem.measure.workload import perform
 from tritter_mem.models.bundled import run_settings
 from tritter_mem.simulation.simulate import simulate
-from tritter_mem.simulation.trace_file import load_log
 
 _ENTRIES = 200_000
 compared: list[int] = []

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from benchmarks.trace_reader import load_log
 from tritter_mem.cli.main import app
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile
@@ -24,7 +25,6 @@ from tritter_mem.errors import (
     EXIT_USAGE,
 )
 from tritter_mem.results.record_file import read_results
-from tritter_mem.simulation.trace_file import load_log
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from benchmarks.trace_reader import load_log
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.config.loading import load_profile
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.playback import Places, play
 from tritter_mem.simulation.simulate import simulate
-from tritter_mem.simulation.trace_file import load_log, save_log
+from tritter_mem.simulation.trace_file import save_log
 from tritter_mem.units import MiB
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.simulate import run as planned_and_simulated
+from benchmarks.trace_reader import load_log
 from tests.planner.cases import card, tiny
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.bundled_files import bundled_profiles
@@ -21,7 +22,6 @@ from tritter_mem.simulation.peaks import live_bytes
 from tritter_mem.simulation.playback import find_out_of_memory
 from tritter_mem.simulation.progress import Progress, layer_passes
 from tritter_mem.simulation.simulate import bundled_workload, simulate, trace
-from tritter_mem.simulation.trace_file import load_log
 
 
 @pytest.mark.parametrize("name", bundled_profiles())

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.trace_reader import load_log
 from tests.planner.cases import card, tiny
 from tritter_mem.config.profile import Profile
 from tritter_mem.errors import InputError, OutputError
@@ -19,7 +20,7 @@ from tritter_mem.results.run import COMPONENTS
 from tritter_mem.simulation.events import EventLog, Span
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import bundled_workload, trace
-from tritter_mem.simulation.trace_file import load_log, save_log
+from tritter_mem.simulation.trace_file import save_log
 
 IN_TMP = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
