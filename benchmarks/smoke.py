@@ -132,7 +132,7 @@ def chosen(kernels: bool, compute: Callable[[], Results]) -> Results:
 
 
 def difference(ours: Tensor, wanted: Tensor) -> dict[str, float]:
-    """The largest difference, and the error in the norm; infinite where a number is none."""
+    """The largest difference, and the relative error of the norm; infinite where a value is NaN."""
     ours, wanted = ours.detach().float(), wanted.detach().float()
     apart = (ours - wanted).nan_to_num(float("inf"), float("inf"))
     norm, size = float(apart.norm()), float(wanted.norm())

@@ -1,4 +1,4 @@
-"""Read what `profile --trace` wrote, so that its events can be held against an allocator's."""
+"""Read the events that `profile --trace` wrote, to compare them with an allocator's."""
 
 from __future__ import annotations
 

@@ -407,7 +407,7 @@ class CachingAllocator:
         return block
 
     def _grow(self, pool: BlockPool, size: int, wanted: int) -> Block | None:
-        """A block of new memory that is in no pool (`alloc_block`); None where there is none."""
+        """Ask the driver for a block (`alloc_block`); None if it has no memory left."""
         if self.reserved_bytes + wanted > self._allowed_bytes:
             return None
         if self.settings.expandable_segments:

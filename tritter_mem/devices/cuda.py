@@ -219,7 +219,7 @@ def _snapshot_of(snapshot: dict[str, Any], index: int) -> DeviceSnapshot:
     """One device of what `torch.cuda.memory._snapshot` gives.
 
     Raises:
-        MeasureError: the history has lost its beginning, or there is none.
+        MeasureError: the history is missing, or its beginning was overwritten.
     """
     from tritter_mem.allocator.snapshot import devices_of
 

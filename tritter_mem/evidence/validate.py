@@ -255,7 +255,7 @@ class CaseFiles:
         check_writable(folder / FINISHED / "a.json")
 
     def read(self, name: str, key: str) -> Result | None:
-        """A finished case; None where there is none that can be read."""
+        """Read a finished case; None if its file is missing or cannot be read."""
         try:
             results = read_results(self._path(name, key))
         except InputError:
