@@ -31,6 +31,7 @@ ORDER = (
     "models.cuda_reductions",
     "models.cuda_attention",
     "models.shape_tensors",
+    "models.layer_run",
     "models.transformers_blocks",
     "models.huggingface_defaults",
     "models.huggingface_keys",
