@@ -35,6 +35,7 @@ class Dialect:
         rotary_dim: channels of a head that rotate; 0: all.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
+        wide_angles: whether cosines and sines stay in float32.
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
@@ -51,6 +52,7 @@ class Dialect:
     rotary: str = "halves"
     rotary_dim: int = 0
     rotary_kinds: int = 1
+    wide_angles: bool = False
     activation: str = "silu"
     scales_residual: bool = False
     scales_embedding: bool = False
@@ -120,28 +122,27 @@ class LayerRun:
         """A norm, as the family writes it."""
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
-    def remember(self, name: str, x: Tensor, dim: int = 2) -> Tensor:
+    def remember(self, name: str, x: Tensor, window: int | None = None, dim: int = 2) -> Tensor:
         """`DynamicLayer.update` of one tensor: what was cached and what is new, in a new tensor.
 
-        Both are there while the new one is made; it replaces what was cached.
+        Both are there while the new one is made; it replaces what was cached. With a window, what
+        stays is a view of its last tokens, one less than the window.
         """
         if not self.step.caches:
             return x
         before = self.cache.get(name)
+        if window is not None and before is None and name == "keys":
+            self.cache["window"] = self.ops.new((), LONG)
         joined = self.ops.cat([x] if before is None else [before, x], dim)
-        if joined.storage is not None:
-            self.ops.requests.components[joined.storage.number] = "kv_cache"
-        self.cache[name] = joined
+        self.ops.account(joined, "kv_cache")
+        kept = joined
+        if window is not None and joined.shape[dim] >= window:
+            kept = self.ops.slice(joined, dim, window - 1)
+        self.cache[name] = kept
         return joined
 
 
 # Norms
-
-
-def _root(ops: Operations, x: Tensor) -> Tensor:
-    """x over the root of its mean square."""
-    variance = ops.mean(ops.square(x))
-    return ops.mul(x, ops.rsqrt(ops.shifted(variance)))
 
 
 def _llama_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
@@ -251,7 +252,8 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         emb = ops.new(rows, FLOAT)
         cos = ops.scaled(ops.new(rows, FLOAT))
         sin = ops.scaled(ops.new(rows, FLOAT))
-        result = ops.to(cos, step.size), ops.to(sin, step.size)
+        size = FLOAT if step.dialect.wide_angles else step.size
+        result = ops.to(cos, size), ops.to(sin, size)
         del freqs, emb, cos, sin
         return result
 
@@ -267,9 +269,7 @@ def _rotated(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return ops.add(ops.mul(x, cos), ops.mul(_rotate_half(ops, x), sin))
 
 
-def _halves(
-    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
+def _halves(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     ops = run.ops
     q_embed = _rotated(ops, q, cos, sin)
     k_embed = _rotated(ops, k, cos, sin)
@@ -314,10 +314,21 @@ def _partial_later(
     return q_embed, k_embed
 
 
+def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours rotate, in float32: Cohere."""
+    ops, size = run.ops, q.size
+    q = ops.to(q, FLOAT)
+    k = ops.to(k, FLOAT)
+    q_embed = _rotated(ops, q, cos, sin)
+    k_embed = _rotated(ops, k, cos, sin)
+    return ops.to(q_embed, size), ops.to(k_embed, size)
+
+
 Rotation = Callable[[LayerRun, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 ROTATIONS: Mapping[str, Rotation] = {
     "halves": _halves,
     "wide halves": _wide_halves,
+    "pairs": _pairs,
     "partial": _partial,
     "partial later": _partial_later,
 }
@@ -419,8 +430,14 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
 
 
 def _window_mask(ops: Operations, shape: tuple[int, ...]) -> Tensor:
+    """In the window, and causal: `and_masks`."""
+    one = ops.new((), BOOL)
+    first = ops.new((shape[2],), LONG)
     near = ops.new(shape, BOOL)
+    del first
+    windowed = ops.new(shape, BOOL)
+    del near, one
     causal = ops.new(shape, BOOL)
     mask = ops.new(shape, BOOL)
-    del near, causal
+    del causal, windowed
     return mask

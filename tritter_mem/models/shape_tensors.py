@@ -28,7 +28,7 @@ from tritter_mem.models.cuda_attention import (
     flash_backward_bytes,
     flash_forward_bytes,
 )
-from tritter_mem.models.cuda_reductions import Chip, shared_bytes
+from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
 Shape: TypeAlias = tuple[int, ...]
@@ -207,15 +207,16 @@ class Frame:
     Attributes:
         run: runs it; holds its inputs. `autocast`: as it was run.
         count: how many tensors it would have saved.
-        again: those tensors, once it has run again.
+        again: those tensors, once it has run again, which `has_run` says.
     """
 
-    __slots__ = ("again", "autocast", "count", "run")
+    __slots__ = ("again", "autocast", "count", "has_run", "run")
 
     def __init__(self, run: Callable[[], object], autocast: int) -> None:
         self.run, self.autocast = run, autocast
         self.count = 0
-        self.again: dict[int, Tensor] | None = None
+        self.again: dict[int, Tensor] = {}
+        self.has_run = False
 
 
 class Node:
@@ -321,6 +322,11 @@ class Operations:
         storage = Storage(self.requests, nbytes, component) if nbytes else None
         return Parameter(shape, size, storage, trains)
 
+    def account(self, x: Tensor, component: str) -> None:
+        """Say what a tensor's memory is for."""
+        if x.storage is not None:
+            self.requests.components[x.storage.number] = component
+
     def inside(self, sizes: Iterable[int]) -> None:
         """What an operator takes beside its results, and gives back."""
         self.requests.passing(sizes)
@@ -392,7 +398,6 @@ class Operations:
     def _save(self, node: Node, saved: Saved) -> None:
         if self._again is not None:
             frame = self._again
-            assert frame.again is not None
             for x in saved:
                 frame.again[len(frame.again)] = x.detached()
             if len(frame.again) >= frame.count:
@@ -417,7 +422,7 @@ class Operations:
             del frame
 
     def _run_again(self, frame: Frame) -> None:
-        frame.again = {}
+        frame.has_run = True
         before, self._again = self.grad, frame
         self.grad, self.autocast = True, frame.autocast
         try:
@@ -430,8 +435,9 @@ class Operations:
 
     def backward(self, loss: Tensor) -> None:
         """From a loss to the gradients of all weights: autograd's engine."""
-        assert isinstance(loss.node, Node)
         root = loss.node
+        if not isinstance(root, Node):
+            raise TypeError("no gradient of the loss is wanted")
         self.backward_runs = True
         before, self.grad = self.grad, False
         waiting = _dependencies(root)
@@ -441,31 +447,31 @@ class Operations:
             node = heappop(ready)[1]
             outputs = self._call(node, buffers.pop(node))
             for edge in node.edges:
-                grad = outputs.pop(0)
-                if edge is None:
-                    continue
-                target, slot, _, _ = edge
-                if isinstance(target, Leaf):
-                    if grad is not None:
-                        self._arrive(target.parameter, grad)
-                else:
-                    if grad is not None:
-                        self._add(buffers, target, slot, grad)
+                self._send(edge, outputs.pop(0), buffers)
+                if edge is not None and isinstance(edge[0], Node):
+                    target = edge[0]
                     waiting[target] -= 1
                     if not waiting[target] and target in buffers:
                         heappush(ready, (-target.number, target))
-                del grad
             node.edges = []
         self.grad, self.backward_runs = before, False
+
+    def _send(self, edge: Edge, grad: Tensor | None, buffers: dict[Node, Grads]) -> None:
+        """A gradient arrives where its operation's input was made."""
+        if edge is None or grad is None:
+            return
+        target, slot, _, _ = edge
+        if isinstance(target, Leaf):
+            self._arrive(target.parameter, grad)
+        else:
+            self._add(buffers, target, slot, grad)
 
     def _call(self, node: Node, grads: Grads) -> Grads:
         saved = node.saved
         if node.frame is not None:
-            if node.frame.again is None and node.wants:
+            if node.wants and not node.frame.has_run:
                 self._run_again(node.frame)
-            kept = node.frame.again or {}
-            saved = [kept.pop(node.first + i) for i in range(node.wants)]
-            del kept
+            saved = [node.frame.again.pop(node.first + i) for i in range(node.wants)]
         outputs: Grads = list(node.rule(saved, grads))
         for i, edge in enumerate(node.edges):
             grad = outputs[i]
@@ -514,8 +520,7 @@ class Operations:
             if grad.strides != parameter.strides and not grad.is_contiguous:
                 grad = self.copy(grad)
             parameter.grad = grad.detached()
-            assert grad.storage is not None
-            self.requests.components[grad.storage.number] = "gradients"
+            self.account(grad, "gradients")
 
     # Views
 
@@ -527,9 +532,7 @@ class Operations:
             before = x.shape
 
             def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-                grad = grads[0]
-                assert grad is not None
-                return [self.reshape(grad, before)]
+                return [self.reshape(_one(grads), before)]
 
             self.record([x], [], rule, out)
         return out
@@ -701,24 +704,25 @@ class Operations:
 
     def sum(self, x: Tensor, dims: Sequence[int], size: int | None = None) -> Tensor:
         """Over dimensions, which stay with size 1."""
-        reduced = [dim % len(x.shape) for dim in dims]
-        shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
-        out = self.new(shape, size or x.size)
-        self.inside(filter(None, shared_bytes(
-            self.card, x.shape, x.strides, reduced, max(FLOAT, x.size), x.size
-        )))  # fmt: skip
+        out = self._reduced(x, dims, size)
         whole = x.shape
         self.record([x], [], lambda saved, grads: [self.expand(_one(grads), whole)], out)
         return out
 
     def mean(self, x: Tensor, size: int | None = None) -> Tensor:
         """Over the last dimension, which stays."""
-        out = self.new((*x.shape[:-1], 1), size or x.size)
-        self.inside(filter(None, shared_bytes(
-            self.card, x.shape, x.strides, [len(x.shape) - 1], max(FLOAT, x.size), x.size
-        )))  # fmt: skip
+        out = self._reduced(x, [-1], size)
         whole, before = x.shape, x.size
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
+        return out
+
+    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+        reduced = [dim % len(x.shape) for dim in dims]
+        shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+        out = self.new(shape, size or x.size)
+        summed = Summed(x.shape, x.strides, reduced, x.size)
+        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        self.inside(filter(None, shared))
         return out
 
     def softmax(self, x: Tensor, size: int | None = None) -> Tensor:
@@ -773,7 +777,7 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)
@@ -812,7 +816,7 @@ class Operations:
         return out
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [..., M, K] times b [..., K, N]; copies of what does not lie as a batch."""
+        """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
         a, b = self._cast(a), self._cast(b)
         a, b = self._batched(a), self._batched(b)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
@@ -894,15 +898,20 @@ class Operations:
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
         if sizes.width % 8:
             raise NotPlannedError(f"attention heads of {sizes.width} channels are not planned")
-        batch, heads, queries, width = query.shape
-        out = self.transpose(self.new((batch, queries, heads, width), query.size), 1, 2)
-        out.is_view = False
-        beside = [self.new((batch, heads, queries), FLOAT), self.new((2,), LONG), self.new((), LONG)]
+        batch, heads, queries, _ = query.shape
+        out = self.new(query.shape, query.size, _like(query, query.shape))
+        beside = [
+            self.new((batch, heads, queries), FLOAT),
+            self.new((2,), LONG),
+            self.new((), LONG),
+        ]
         self.inside(flash_forward_bytes(self.card, sizes))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             grad, (key, query, value) = _one(grads), saved[:3]
-            outs = [self._of_heads(x) for x in (query, key, value)]
+            outs: Grads = [
+                self.new(x.shape, x.size, _like(x, x.shape)) for x in (query, key, value)
+            ]
             copies = [
                 x.nbytes for x in (grad, saved[4])
                 if not self.alias(x, _swapped(x.shape), _swapped(x.strides)).is_contiguous
@@ -927,9 +936,7 @@ class Operations:
     ) -> Tensor:
         bias = None if mask is None else self._bias(mask, query, sizes.keys)
         batch, heads, queries, _ = query.shape
-        out = self.transpose(
-            self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2
-        )
+        out = self.transpose(self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2)
         out.is_view = False
         wanted = self.grad and any(x.node is not None for x in (query, key, value))
         sums = self.new((batch, heads, -(-queries // 32) * 32 if wanted else 0), FLOAT)
@@ -938,7 +945,7 @@ class Operations:
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             query, key, value = saved[:3]
-            outs = [self._of_heads(x) for x in (query, key, value)]
+            outs: Grads = [self._of_heads(x) for x in (query, key, value)]
             self.inside(efficient_backward_bytes(sizes))
             return outs
 
@@ -977,7 +984,7 @@ class Operations:
             del number, lower
         if key.shape[1] != heads:
             key, value = (self.repeated(x, heads // x.shape[1]) for x in (key, value))
-        turned = self.transpose(key, -2, -1) if False else self._turned(key)
+        turned = self.transpose(key, 2, 3)
         scores = self.matmul(query, self.scaled(turned))
         del turned
         probabilities = self.new(scores.shape, scores.size)
@@ -993,9 +1000,6 @@ class Operations:
         out = self.to(self.matmul(scores, value), given)
         del returned
         return out
-
-    def _turned(self, x: Tensor) -> Tensor:
-        return self.transpose(x, len(x.shape) - 2, len(x.shape) - 1)
 
     def repeated(self, x: Tensor, times: int) -> Tensor:
         """[B, G, T, D] with each head several times: `repeat_kv`."""
@@ -1063,8 +1067,10 @@ def _folds(x: Tensor) -> bool:
 
 
 def _one(grads: Grads) -> Tensor:
+    """The gradient of an operation's first result."""
     grad = grads[0]
-    assert grad is not None
+    if grad is None:
+        raise NotPlannedError("an operation whose first result is not used is not planned")
     return grad
 
 

@@ -160,6 +160,7 @@ class Attention(Module):
         has_keys: False where another layer's keys and values are used.
         has_values: False where values are the keys.
         caches: False where another layer's cache is used.
+        rotates: whether queries and keys rotate.
         gate: outputs of a projection that gates the result, by name.
         vectors: elements of other weights, by name: sinks, norms of the result.
         inputs: channels of its input; None: the residual stream's.
@@ -181,6 +182,7 @@ class Attention(Module):
     has_keys: bool = True
     has_values: bool = True
     caches: bool = True
+    rotates: bool = True
     gate: tuple[tuple[str, int], ...] = ()
     vectors: tuple[tuple[str, int], ...] = ()
     inputs: int | None = None
@@ -192,55 +194,56 @@ class Attention(Module):
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
         """Queries, keys and values, rotated; attention over what is cached; the output."""
         ops, step = run.ops, run.step
-        q, k, v = self._heads(x, run)
-        if run.dialect.rotary:
+        self._refuse_unplanned()
+        if self.fused:
+            made = run.linear(x, f"{self.name}.qkv_proj")
+            q, k, v = (self._part(run, made, n) for n in (self.heads, self.kv_heads, self.kv_heads))
+        else:
+            q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
+            k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
+            v = self._projected(x, run, "v_proj", self.kv_heads, "")
+        if run.dialect.heads_first and self.qk_norm[0]:
+            q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
+            k = run.norm(k, f"{self.name}.{self.norm_names[1]}", run.dialect.head_norm)
+        if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
-        k, v = run.remember("keys", k), run.remember("values", v)
+        keys, values = (
+            run.remember("keys", k, self.window),
+            run.remember("values", v, self.window),
+        )
+        k, v = keys, values
+        del keys, values
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
         return run.linear(out, f"{self.name}.{self.out}")
 
-    def _heads(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as [B, H, T, D]."""
+    def _refuse_unplanned(self) -> None:
         if self.gate or self.vectors or self.query_copies > 1 or not self.has_keys:
             raise NotPlannedError("attention with gates, sinks or shared keys is not planned")
         if not self.has_values or self.inputs is not None:
             raise NotPlannedError("attention with keys as values is not planned")
-        if self.fused:
-            return self._fused_heads(x, run)
-        return (
-            self._projected(x, run, "q_proj", self.heads, self.norm_names[0] * any(self.qk_norm)),
-            self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1] * any(self.qk_norm)),
-            self._projected(x, run, "v_proj", self.kv_heads, ""),
-        )
 
     def _projected(self, x: Tensor, run: LayerRun, name: str, heads: int, norm: str) -> Tensor:
+        """Heads [B, H, T, D] of a projection, normed before the transpose where they are."""
         ops, step = run.ops, run.step
-        shape = (step.batch, step.tokens, heads, -1)
         made = run.linear(x, f"{self.name}.{name}")
-        shape = (*shape[:3], made.shape[-1] // heads)
-        normed = f"{self.name}.{norm}"
-        style = run.dialect.head_norm
-        if norm and self.qk_norm[0] > self.head_dim:  # over all heads
-            made = run.norm(made, normed, style)
-            norm = ""
-        if norm and not run.dialect.heads_first:
-            return ops.transpose(run.norm(ops.view(made, shape), normed, style), 1, 2)
-        turned = ops.transpose(ops.view(made, shape), 1, 2)
-        return run.norm(turned, normed, style) if norm else turned
+        shape = (step.batch, step.tokens, heads, made.shape[-1] // heads)
+        normed = f"{self.name}.{norm}" if norm and any(self.qk_norm) else ""
+        if not normed or run.dialect.heads_first:
+            return ops.transpose(ops.view(made, shape), 1, 2)
+        if self.qk_norm[0] > self.head_dim:  # over all heads
+            made = run.norm(made, normed, run.dialect.head_norm)
+            return ops.transpose(ops.view(made, shape), 1, 2)
+        normed_heads = run.norm(ops.view(made, shape), normed, run.dialect.head_norm)
+        return ops.transpose(normed_heads, 1, 2)
 
-    def _fused_heads(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+    def _part(self, run: LayerRun, made: Tensor, heads: int) -> Tensor:
+        """Heads [B, H, T, D] of what one projection made for all."""
         ops, step = run.ops, run.step
-        made = run.linear(x, f"{self.name}.qkv_proj")
-
-        def part(heads: int) -> Tensor:
-            one = ops.slice(made, -1, heads * self.head_dim)
-            shape = (step.batch, step.tokens, heads, self.head_dim)
-            strides = (*made.strides[:2], self.head_dim, 1)
-            return ops.transpose(ops.view(one, shape, strides), 1, 2)
-
-        return part(self.heads), part(self.kv_heads), part(self.kv_heads)
+        part = ops.slice(made, -1, heads * self.head_dim)
+        shape = (step.batch, step.tokens, heads, self.head_dim)
+        return ops.transpose(ops.view(part, shape, (*made.strides[:2], self.head_dim, 1)), 1, 2)
 
     def _attend(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E]: `sdpa_attention_forward`."""
