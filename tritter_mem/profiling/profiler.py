@@ -29,6 +29,7 @@ from tritter_mem.measure.target import (
 )
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.result import model_facts
@@ -41,6 +42,7 @@ from tritter_mem.results.run import KINDS, RUN_KINDS, Kind, MemoryUse, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
+from tritter_mem.simulation.transformers_model import simulate_transformers
 from tritter_mem.simulation.user_module import simulate_module
 
 DEFAULT_GPU = "rtx-5080"
@@ -163,7 +165,11 @@ def _profile_named(
     """Simulate a named model; what cannot be simulated has its reason in the record."""
     with record.kept():
         progress.begin(profile.name)
-        record.add(simulated_reason="a named model is planned only")
+        run, conf = transformers_run(profile), profile.allocator.conf
+        try:
+            record.add(simulated=simulate_transformers(run, target.simulated, conf))
+        except SimulationError as error:
+            record.add(simulated_reason=str(error))
         record.add(measured_reason=_NAMED_NOT_MEASURED)
         if target.required:
             record.fail([f"device {target.device}: {_NAMED_NOT_MEASURED}"])
