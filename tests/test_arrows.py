@@ -49,6 +49,7 @@ ORDER = (
     "measure",
     "oom",
     "profiling",
+    "api",
     "check",
     "evidence",
     "pytest_plugin",

@@ -113,7 +113,7 @@ def build_model(run: TransformersRun, device: str = "meta") -> Any:
 
 
 def _language_config(run: TransformersRun) -> Any:
-    """transformers' configuration of the language model, without code of the repository."""
+    """Transformers' configuration of the language model, without code of the repository."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     left_out = ("auto_map", "quantization_config")
