@@ -76,6 +76,10 @@ Models = Annotated[
         show_default=False,
     ),
 ]
+Max = Annotated[
+    Literal["context", "batch"] | None,
+    typer.Option("--max", help="Solve for the largest context or batch that fits."),
+]
 Context = Annotated[
     str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
 ]
