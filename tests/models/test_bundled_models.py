@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,9 +163,28 @@ def test_near_names_are_suggested() -> None:
         bundled_files.find_profile("Qwen3-23B")
 
 
-def test_a_file_with_other_keys_is_an_error(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_other_keys_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("description: it\nmodell: {}\n")
     monkeypatch.setattr(released, "find_released", lambda name: path)
     with pytest.raises(ConfigError, match="found description, modell; allowed: description, hub"):
         read_released("wrong")
+
+
+RELEASED_FILES = Path(__file__).parents[3] / "shared" / "data" / "hf-configs"
+FROM_FILES = [n for n in NAMES if read(n).source["version"].startswith("ai-dynamo/aiconfigurator")]
+
+
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_the_keys_left_out_decide_nothing(name: str) -> None:
+    """What is bundled reads as the whole `config.json` that it was made from."""
+    file = RELEASED_FILES / read(name).source["file"].removeprefix("model_configs/") / "config.json"
+    if not file.exists():
+        pytest.skip("the released configurations are not part of the project")
+    ours, whole = read(name).model, read_config(json.loads(file.read_text()))
+    for part in ("model_type", "layers", "outside", "mtp", "towers", "dtype", "unsupported"):
+        assert getattr(ours, part) == getattr(whole, part)
+    assert ours.weight_bytes == whole.weight_bytes
+    assert ours.checkpoint_bytes == whole.checkpoint_bytes
