@@ -34,8 +34,8 @@ from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
-from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.simulation.progress import Progress
+from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.simulation.simulate import both, simulate_run
 from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER
 from tritter_model import labels
