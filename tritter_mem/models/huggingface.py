@@ -329,4 +329,5 @@ def _quantization_section(config: Mapping[str, Any], keys: Keys) -> Mapping[str,
     section = config.get("quantization_config") or keys.values.get("quantization_config")
     if section is not None and not isinstance(section, Mapping):
         raise ConfigError("quantization_config: a section is wanted")
-    return section
+    experts = keys.values.get("expert_dtype")  # DeepSeek-V4 has it beside the section
+    return {"expert_dtype": experts, **section} if section and experts else section
