@@ -72,6 +72,8 @@ def qwen_experts(keys: Keys) -> Experts:
         shared=shared,
         shared_gate=bool(shared),
         shared_name="shared_expert",
+        routing="softmax",
+        normalised=keys.has("norm_topk_prob"),
     )
 
 
@@ -105,9 +107,24 @@ def qwen2_moe_layers(keys: Keys) -> list[Modules]:
     return stack(keys.layer_types(derived), layer)
 
 
+def qwen2_moe_dialect(keys: Keys) -> Dialect:
+    """A mask for a window is made whether or not a layer has one."""
+    windowed = keys.has("use_sliding_window")
+    return dialect(more_masks=() if windowed else (0,))(keys)
+
+
+def minimax_m2_dialect(keys: Keys) -> Dialect:
+    """The first channels of a head rotate, which older files call `rotary_dim`."""
+    plain = dialect(rotary="partial later")(keys)
+    width = keys.optional("rotary_dim")
+    return replace(plain, rotary_dim=width) if width else plain
+
+
 def gpt_oss_experts(keys: Keys) -> Experts:
     """Experts with biases, in one tensor."""
-    return mixtral_experts(keys, router="router", router_bias=True, bias=True, packed=True)
+    return mixtral_experts(
+        keys, router="router", router_bias=True, bias=True, packed=True, routing="chosen softmax"
+    )
 
 
 def gpt_oss_attention(keys: Keys, kind: str) -> Attention:
@@ -129,6 +146,7 @@ def llama4_layers(keys: Keys) -> list[Modules]:
         keys,
         router="router",
         packed=True,
+        routing="",
         shared=keys.number("intermediate_size"),
         shared_name="shared_expert",
         name="feed_forward",

@@ -30,6 +30,7 @@ from tritter_mem.models.attention_families import (
     llama4_layers,
     mimo_layers,
     minimax_m2_attention,
+    minimax_m2_dialect,
     minimax_m3_layers,
     muse_spark_layers,
     nemotron_nas_layers,
@@ -38,6 +39,7 @@ from tritter_mem.models.attention_families import (
     phi3_attention,
     phimoe_layers,
     qwen2,
+    qwen2_moe_dialect,
     qwen2_moe_layers,
     qwen3_moe_layers,
     qwen_experts,
@@ -119,7 +121,9 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(layers=plain_layers(), dialect=dialect()),
     "mistral": Family(layers=plain_layers(attention_of=plain_attention), dialect=dialect()),
     "ministral3": Family(layers=plain_layers(attention_of=plain_attention)),
-    "mixtral": Family(layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts)),
+    "mixtral": Family(
+        layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts), dialect=dialect()
+    ),
     "granite": Family(
         layers=plain_layers(),
         dialect=dialect(scales_embedding=True, scales_residual=True, logits_steps=1),
@@ -127,9 +131,9 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family(layers=plain_layers(), dialect=dialect(norm="gemma", scales_embedding=True)),
     "gemma2": Family(layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS)),
     "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2), dialect=dialect()),
-    "qwen2_moe": Family(layers=qwen2_moe_layers),
+    "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
     "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
-    "qwen3_moe": Family(layers=qwen3_moe_layers),
+    "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
     "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers),
     "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
@@ -227,8 +231,11 @@ FAMILIES: dict[str, Family] = {
     "minimax_m2": Family(
         layers=plain_layers(
             attention_of=minimax_m2_attention,
-            mlp=lambda keys: mixtral_experts(keys, correction=("e_score_correction_bias", False)),
-        )
+            mlp=lambda keys: mixtral_experts(
+                keys, correction=("e_score_correction_bias", False), routing="sigmoid"
+            ),
+        ),
+        dialect=minimax_m2_dialect,
     ),
     "minimax_m3_vl_text": Family(layers=minimax_m3_layers),
     "nemotron_h": Family(

@@ -42,6 +42,7 @@ class Dialect:
         logits_steps: results that are made of the logits, one after another.
         eager: whether attention is written out, as the family has no `sdpa`.
         softcap: whether scores of written-out attention are capped.
+        more_masks: windows for which masks are made though no layer has them.
     """
 
     norm: str = "llama"
@@ -59,6 +60,7 @@ class Dialect:
     logits_steps: int = 0
     eager: bool = False
     softcap: bool = False
+    more_masks: tuple[int, ...] = ()
 
 
 LayerCache = dict[str, Tensor]
@@ -75,6 +77,7 @@ class Step:
         size: bytes of an element of the residual stream.
         batch: sequences. `tokens`: of each, that run now. `past`: that are cached.
         caches: whether there is a cache.
+        decodes: whether tokens are generated.
         angles: cosines and sines of the positions, for layers without a window and with one.
         masks: by window: None where attention needs none.
     """
@@ -86,6 +89,7 @@ class Step:
     tokens: int
     past: int
     caches: bool
+    decodes: bool = False
     angles: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
@@ -96,11 +100,13 @@ class LayerRun:
 
     Attributes:
         step: the call.
+        kind: of the language model.
         weights: of the layer, by name.
         cache: of the layer.
     """
 
     step: Step
+    kind: str
     weights: Mapping[str, Parameter]
     cache: LayerCache
 
@@ -223,6 +229,13 @@ ACTIVATIONS: Mapping[str, Callable[[Operations, Tensor], Tensor]] = {
     "gelu_pytorch_tanh": _silu,
     "relu2": _squared_relu,
 }
+
+
+def halves(ops: Operations, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x.chunk(2, dim=-1)`: gate and up of what one product made."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(x, -1, [half, half])
+    return gate, up
 
 
 def activated(run: LayerRun, x: Tensor) -> Tensor:
@@ -413,7 +426,7 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     """
     ops = step.ops
     keys = step.past + step.tokens
-    if window is not None and step.past >= window:
+    if window and step.past >= window:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
     if not cut and (step.tokens == 1 or not step.past):

@@ -28,6 +28,12 @@ from tritter_mem.models.cuda_attention import (
     flash_backward_bytes,
     flash_forward_bytes,
 )
+from tritter_mem.models.cuda_indexing import (
+    embedding_backward_bytes,
+    index_put_bytes,
+    sort_bytes,
+    topk_bytes,
+)
 from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
@@ -844,6 +850,81 @@ class Operations:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
         return x if _joins(x.shape[:-2], x.strides[:-2]) else self.clone(x)
 
+    def grouped_product(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """Rows [S, K], sorted by group, times the weights [E, N, K] of their groups: [S, N]."""
+        out = self.new((x.shape[0], weight.shape[1]), x.size)
+        wants_x, wants_weight = x.node is not None, weight.node is not None
+        shape = weight.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_weight = self.new(shape, grad.size) if wants_weight else None
+            of_x = self.new((grad.shape[0], shape[2]), grad.size) if wants_x else None
+            return [of_x, of_weight]
+
+        saved = [weight if wants_x else None, ends, x if wants_weight else None]
+        self.record([x, weight], saved, rule, out)
+        return out
+
+    # Choosing
+
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A row of numbers sorted, and their places; without a gradient."""
+        found = self.new(x.shape, x.size), self.new(x.shape, LONG)
+        self.inside(sort_bytes(1, x.elements, x.size))
+        return found
+
+    def topk(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The largest of each row, and their places."""
+        shape = (*x.shape[:-1], count)
+        values, places = self.new(shape, x.size), self.new(shape, LONG)
+        rows = x.elements // x.shape[-1]
+        self.inside(topk_bytes(self.card, rows, x.shape[-1], x.size))
+        whole = x.shape
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], values
+        )  # fmt: skip
+        return values, places
+
+    def picked(self, x: Tensor, places: Tensor) -> Tensor:
+        """`x.gather(1, places)`."""
+        out = self.new(places.shape, x.size)
+        whole = x.shape
+        self.record([x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x[index]`: rows, which may repeat."""
+        out = self.new((*index.shape, *x.shape[1:]), x.size)
+        whole = x.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(whole, _one(grads).size)
+            self.inside(index_put_bytes(saved[0].elements))
+            return [of_x]
+
+        self.record([x], [index], rule, out)
+        return out
+
+    def divided_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x /= other`: a result of x, whose numbers before are kept for the gradient."""
+        before = x.node
+        if not self.grad or before is None:
+            return
+        kept = self.new(x.shape, x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            other, before = saved
+            grad = _one(grads)
+            negated = self.new(grad.shape, grad.size)
+            once = self.new(before.shape, before.size)
+            twice = self.new(before.shape, before.size)
+            of_other = self.new(grad.shape, grad.size)
+            del negated, once, twice
+            return [self.new(grad.shape, grad.size), of_other]
+
+        self.record([x, other], [other, kept], rule, x)
+
     # What models are made of
 
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
@@ -854,7 +935,8 @@ class Operations:
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             tokens = saved[0].elements
             of_table = self.new((rows, width), _one(grads).size)
-            self.inside(embedding_backward_bytes(tokens, rows, width))
+            row_bytes = width * max(FLOAT, of_table.size)
+            self.inside(embedding_backward_bytes(tokens, rows, row_bytes))
             return [of_table]
 
         self.record([table], [ids], rule, out)
@@ -1026,18 +1108,6 @@ class Operations:
         self.record([chances], [chances, labels, total], of_loss, loss)
         del total
         return loss
-
-
-def embedding_backward_bytes(tokens: int, rows: int, width: int) -> Iterator[int]:
-    """`embedding_backward_cuda_kernel`: tokens sorted, and a float32 row for each partial sum."""
-    if tokens <= 3072:
-        return
-    segments = min(tokens, rows)
-    partial_sums = tokens // 10 + segments
-    yield from [tokens * LONG] * 3
-    yield from [LONG, segments * LONG, segments * LONG, LONG]
-    yield partial_sums * LONG
-    yield partial_sums * width * FLOAT
 
 
 def _dependencies(root: Node) -> dict[Node, int]:

@@ -11,11 +11,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_run import (
     ORDERS,
@@ -124,6 +126,20 @@ def _phase(played: PlayedRun, name: str) -> Iterator[None]:
     played.spans.append((name, start, len(played.requests.events)))
 
 
+class _Made(NamedTuple):
+    """A weight as transformers makes it.
+
+    Attributes:
+        size: bytes of an element.
+        trains: whether training changes it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    trains: bool
+
+
 class PlannedModel:
     """A model as transformers builds it, and a call of it.
 
@@ -155,31 +171,39 @@ class PlannedModel:
 
     def load(self) -> None:
         """Weights: they stay."""
-        ops, hidden = self.ops, self.model.hidden
-        embedding, *others = (
-            (name, shape)
-            for module in self.model.outside
-            for name, shape in module.built(hidden).items()
-        )
-        self.outside[embedding[0]] = self._weight(embedding[1], "embeddings")
-        shapes = {layer: self._built(layer) for layer in dict.fromkeys(self.model.layers)}
+        ops = self.ops
+        embedding, *others = self._shapes(self.model.outside)
+        self.outside[embedding.name] = self._weight(embedding, "embeddings")
+        shapes = {layer: self._shapes(layer) for layer in dict.fromkeys(self.model.layers)}
         for layer in self.model.layers:
-            self.layers.append({
-                name: self._weight(shape, "weights") for name, shape in shapes[layer].items()
-            })  # fmt: skip
-        for name, shape in sorted(others, key=lambda item: item[0].startswith("lm_head")):
-            kind = "embeddings" if name.startswith("lm_head") else "weights"
-            self.outside[name] = self._weight(shape, kind)
+            self.layers.append({made.name: self._weight(made) for made in shapes[layer]})
+        for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
+            kind = "embeddings" if made.name.startswith("lm_head") else "weights"
+            self.outside[made.name] = self._weight(made, kind)
         width = self.rotary_width
         frequencies = 2 * self.dialect.rotary_kinds if self.dialect.rotary else 0
         self._buffers = [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
 
-    def _built(self, layer: tuple[Module, ...]) -> dict[str, tuple[int, ...]]:
-        return {n: s for module in layer for n, s in module.built(self.model.hidden).items()}
+    def _shapes(self, modules: tuple[Module, ...]) -> list[_Made]:
+        """Weights of modules as transformers makes them."""
+        hidden, dtype = self.model.hidden, self.run.dtype
+        if self.run.trains:
+            dtype = storage_format(self.run.training.master_dtype)
+        frozen = {
+            weight.name for module in modules for weight in module.weights(hidden)
+            if not weight.is_parameter
+        }  # fmt: skip
+        return [
+            _Made(name, shape, self.model.element_bytes(name, dtype), name not in frozen)
+            for module in modules
+            for name, shape in module.built(hidden).items()
+        ]
 
-    def _weight(self, shape: tuple[int, ...], component: str) -> Parameter:
-        weight = self.ops.weight(shape, self.size, component, self.run.trains)
-        self.parameters.append(weight)
+    def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        trains = self.run.trains and made.trains
+        weight = self.ops.weight(made.shape, made.size, component, trains)
+        if trains:
+            self.parameters.append(weight)
         return weight
 
     @property
@@ -212,7 +236,13 @@ class PlannedModel:
         return sorted({window is not None for window in self.windows()})
 
     def call(
-        self, ids: Tensor, past: int, caches: list[LayerCache] | None, checkpoints: bool = False
+        self,
+        ids: Tensor,
+        past: int,
+        caches: list[LayerCache] | None,
+        *,
+        checkpoints: bool = False,
+        decodes: bool = False,
     ) -> Tensor:
         """Hidden states [B, T, H] of ids [B, T]: `forward` of the model without its head.
 
@@ -221,19 +251,20 @@ class PlannedModel:
             past: tokens of each sequence that are cached.
             caches: of each layer; None: there is no cache.
             checkpoints: whether each layer saves its input alone.
+            decodes: whether tokens are generated.
         """
         ops = self.ops
         batch, tokens = ids.shape
         step = Step(
             ops=ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens, past=past,
-            caches=caches is not None,
+            caches=caches is not None, decodes=decodes,
         )  # fmt: skip
         ops.requests.enter("embedding")
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
             embeds = ops.scaled(embeds)
         positions = self._positions(tokens) if caches is None else self._given(batch, tokens)
-        for window in self.windows():
+        for window in (*self.windows(), *self.dialect.more_masks):
             step.masks[window] = make_mask(step, window)
         x = embeds
         if self.dialect.rotary:
@@ -244,6 +275,7 @@ class PlannedModel:
         for number, layer in enumerate(self.model.layers):
             run = LayerRun(
                 step=step,
+                kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
             )
@@ -254,7 +286,9 @@ class PlannedModel:
             else:
                 x = part(x, run)
         ops.requests.enter("last norm")
-        last = LayerRun(step=step, weights=self.outside, cache={})
+        last = LayerRun(
+            step=step, kind=self.model.language_type, weights=self.outside, cache={}
+        )
         return last.norm(x, self.model.names.norm)
 
     def _positions(self, tokens: int) -> Tensor:
@@ -330,7 +364,7 @@ class _Generation:
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
                 inputs = inputs_now
                 del inputs_now
-                hidden = self.model.call(inputs[0], past, self.caches)
+                hidden = self.model.call(inputs[0], past, self.caches, decodes=True)
                 logits = self._adopted(self.model.head(hidden))
                 del hidden
                 length = past + 2
@@ -451,7 +485,7 @@ class _Training:
             ops.autocast = model.run.dtype.element_bytes
         ops.grad = True
         checkpoints = self.training.checkpointing.policy != "none"
-        hidden = model.call(ids, 0, None, checkpoints)
+        hidden = model.call(ids, 0, None, checkpoints=checkpoints)
         first = len(ops.requests.sizes)
         logits = model.head(hidden)
         del hidden
