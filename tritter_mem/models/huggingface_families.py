@@ -6,6 +6,8 @@ that only ship their own code, that code (`nemotron-nas`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tritter_mem.models.attention_families import (
     GEMMA_NORMS,
     afmoe_layers,
@@ -284,7 +286,7 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(
             types=lambda keys: keys.every(4), attention_of=olmo_attention, norms=POST_NORMS
         ),
-        dialect=OLMO,
+        dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
     ),
     "olmo_hybrid": Family(layers=olmo_hybrid_layers),
     "cohere2": Family(
@@ -306,9 +308,7 @@ FAMILIES: dict[str, Family] = {
     "mimo_v2_flash": Family(
         layers=mimo_layers,
         float32=_BIAS,
-        dialect=dialect(
-            eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
-        ),
+        dialect=dialect(eager="max", rotary="partial later", rotary_kinds=2, scales_values=True),
     ),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
     "smollm3": Family(layers=smollm3_layers, dialect=dialect()),

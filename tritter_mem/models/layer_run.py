@@ -136,23 +136,38 @@ class LayerRun:
         """A norm, as the family writes it."""
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
-    def remember(self, name: str, x: Tensor, window: int | None = None, dim: int = 2) -> Tensor:
-        """`DynamicLayer.update` of one tensor: what was cached and what is new, in a new tensor.
+    def update(self, new: Mapping[str, Tensor], window: int | None = None) -> list[Tensor]:
+        """`DynamicLayer.update`: what was cached and what is new [B, G, T, D], in new tensors.
 
-        Both are there while the new one is made; it replaces what was cached. With a window, what
-        stays is a view of its last tokens, one less than the window.
+        Both are there while the new one is made; it replaces what was cached. With a window
+        (`DynamicSlidingWindowLayer`) all are made first, and what stays are views of the last
+        tokens, one less than the window.
+
+        Args:
+            new: by name in the cache.
+            window: tokens that the layer reaches; None: all.
+
+        Returns:
+            What attention reads: all that was cached and is new.
         """
         if not self.step.caches:
-            return x
-        before = self.cache.get(name)
-        if window is not None and before is None and name == "keys":
+            return list(new.values())
+        if window is None:
+            return [self._joined(name, x, keeps=True) for name, x in new.items()]
+        if "window" not in self.cache:
             self.cache["window"] = self.ops.new((), LONG)
-        joined = self.ops.cat([x] if before is None else [before, x], dim)
+        joined = {name: self._joined(name, x, keeps=False) for name, x in new.items()}
+        for name, x in joined.items():
+            kept = min(x.shape[2], window - 1)
+            self.cache[name] = self.ops.slice(x, 2, kept) if kept < x.shape[2] else x
+        return list(joined.values())
+
+    def _joined(self, name: str, x: Tensor, *, keeps: bool) -> Tensor:
+        before = self.cache.get(name)
+        joined = self.ops.cat([x] if before is None else [before, x], 2)
         self.ops.account(joined, "kv_cache")
-        kept = joined
-        if window is not None and joined.shape[dim] >= window:
-            kept = self.ops.slice(joined, dim, window - 1)
-        self.cache[name] = kept
+        if keeps:
+            self.cache[name] = joined
         return joined
 
 

@@ -209,12 +209,7 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
-        keys, values = (
-            run.remember("keys", k, self.window),
-            run.remember("values", v, self.window),
-        )
-        k, v = keys, values
-        del keys, values
+        k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
         out = run.linear(out, f"{self.name}.{self.out}")
@@ -416,9 +411,7 @@ class LatentAttention(Module):
         k_rot = ops.view(k_rot, shape, strides)
         cos, sin = step.angles[False]
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        cached = run.remember("keys", latent), run.remember("values", k_rot)
-        latent, k_rot = cached
-        del cached
+        latent, k_rot = run.update({"keys": latent, "values": k_rot})
         query = ops.cat([q_pass, q_rot], -1)
         k, v = self._expanded(latent, run)
         mask = step.masks[None]
@@ -1030,15 +1023,17 @@ class Experts(Module):
         numbers = ops.new((rows,), 4)
         each = ops.new((self.count,), 4)
         ends = ops.new((self.count,), 4)
-        out = self._product(run, selected, "up", ends, ids)
+        biases = self._biases(run, self._up, ids)
+        out = self._product(run, selected, self._up, ends, biases)
         out = self._through(run, out)
-        out = self._product(run, out, "down_proj", ends, ids)
+        biases = self._biases(run, "down_proj", ids)
+        out = self._product(run, out, "down_proj", ends, biases)
         weighted = self._weighted(run, out, sorted_scores)
         back = ops.new((rows,), LONG)
         ops.inside([rows * LONG])
         weighted = ops.rows_of(weighted, back)
         total = ops.to(self._summed(run, weighted, x), x.size)
-        del ids, order, selected, sorted_scores, numbers, each, ends, out, weighted, back
+        del ids, order, selected, sorted_scores, numbers, each, ends, biases, out, weighted, back
         return total
 
     def _weighted(self, run: LayerRun, x: Tensor, scores: Tensor) -> Tensor:
@@ -1052,17 +1047,18 @@ class Experts(Module):
         by_token = ops.view(weighted, (x.shape[0], self.chosen, width))
         return ops.view(ops.sum(by_token, [1]), (x.shape[0], width))
 
+    def _biases(self, run: LayerRun, part: str, ids: Tensor) -> Tensor | None:
+        """A row's bias is that of its expert."""
+        bias = run.weights.get(f"{self.name}.experts.{part}_bias")
+        return None if bias is None else run.ops.rows_of(bias, ids)
+
     def _product(
-        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor
+        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, biases: Tensor | None
     ) -> Tensor:
-        """Rows times the weights of their experts, and a bias for each row where there is one."""
-        ops = run.ops
-        name = f"{self.name}.experts.{self._up if part == 'up' else part}"
-        bias = run.weights.get(f"{name}_bias")
-        of_rows = None if bias is None else ops.rows_of(bias, ids)
-        out = ops.grouped_product(x, run.weights[name], ends)
-        if of_rows is not None:
-            ops.added_in_place(out, of_rows)
+        """Rows times the weights of their experts."""
+        out = run.ops.grouped_product(x, run.weights[f"{self.name}.experts.{part}"], ends)
+        if biases is not None:
+            run.ops.added_in_place(out, biases)
         return out
 
     def _batched(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:

@@ -258,9 +258,9 @@ class PlannedModel:
         return lambda x, run: order(x, run, mixer.run, mlp.run)
 
     def windows(self) -> list[int | None]:
-        """Windows of its layers, each once."""
-        found = (module.reach() for layer in self._steps for module in layer if module.rows())
-        return list(dict.fromkeys(found))
+        """Windows of its layers, each once; layers without one come first."""
+        found = {module.reach() for layer in self._steps for module in layer if module.rows()}
+        return sorted(found, key=lambda window: window or 0)
 
     def _rotary_kinds(self) -> list[bool]:
         """Kinds of layers that have angles for themselves: without a window, with one."""
@@ -320,9 +320,7 @@ class PlannedModel:
                 x = part(x, run)
             run.returned.clear()
         ops.requests.enter("last norm")
-        last = LayerRun(
-            step=step, kind=self.model.language_type, weights=self.outside, cache={}
-        )
+        last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
         return last.norm(x, self.model.names.norm)
 
     def _positions(self, tokens: int) -> Tensor:
