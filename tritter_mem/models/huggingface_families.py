@@ -20,6 +20,7 @@ from tritter_mem.models.attention_families import (
     gemma3n_layers,
     gemma3n_outside,
     gemma4_layers,
+    gemma4_unbuilt,
     gemma_attention,
     glm4_moe_attention,
     gpt_oss_attention,
@@ -138,7 +139,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside),
     "gemma4_text": Family(
-        layers=gemma4_layers, outside=lambda keys: Outside(more=per_layer_inputs(keys)[1])
+        layers=gemma4_layers,
+        outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
+        unbuilt=gemma4_unbuilt,
     ),
     "deepseek_v3": Family(layers=_DEEPSEEK, mtp=next_token_layers(_DEEPSEEK), float32=_BIAS),
     "deepseek_v32": Family(
