@@ -149,6 +149,13 @@ def suggestion_options(suggestion: Suggestion) -> str:
     )
 
 
+def cards_sentence(verdict: Verdict | None) -> str:
+    """Which cards would hold it as it is; empty where none is known."""
+    if verdict is None or not verdict.cards:
+        return ""
+    return f"a larger card; by the plan it fits as it is on {', '.join(verdict.cards)}"
+
+
 def missing_kinds(result: Result) -> list[str]:
     """Why each kind of number that is not there is not there."""
     reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}

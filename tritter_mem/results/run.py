@@ -349,13 +349,19 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether it fits, by the best basis there is, the last of `KINDS`."""
+    """Whether it fits, by the best basis there is, the last of `KINDS`.
+
+    Attributes:
+        cards: where it does not fit, the smallest cards that would hold it as it is, by their own
+            plans.
+    """
 
     fits: bool
     budget_bytes: int
     headroom_bytes: int
     basis: Kind
     suggestions: tuple[Suggestion, ...] = ()
+    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
