@@ -174,6 +174,7 @@ def mixtral_experts(keys: Keys, **more: Any) -> Experts:
         count=keys.number("num_local_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("intermediate_size"),
+        routing="float softmax",
     )
     return replace(plain, **more)
 
@@ -187,6 +188,9 @@ def routed_experts(keys: Keys, **more: Any) -> Experts:
         inner=inner,
         shared=inner * (keys.optional("n_shared_experts") or 0),
         correction=CORRECTION,
+        routing="grouped sigmoid",
+        normalised=keys.get("norm_topk_prob") is not False,
+        groups=keys.optional("n_group") or 1,
     )
     return replace(plain, **more)
 

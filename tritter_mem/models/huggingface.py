@@ -168,9 +168,10 @@ class HuggingFaceModel:
         if scheme is not None:
             outputs, inputs = weight.shape
             return weight.copies * scheme.weight_bytes(outputs, inputs)
-        return weight.elements * (weight.element_bytes or self._element_bytes(name, dtype))
+        return weight.elements * (weight.element_bytes or self.element_bytes(name, dtype))
 
-    def _element_bytes(self, name: str, dtype: StorageFormat) -> int:
+    def element_bytes(self, name: str, dtype: StorageFormat) -> int:
+        """Of a weight that is not quantised, by its name in a checkpoint."""
         kept = self.family.float32
         if dtype.name == "float16":
             kept += self.family.float32_beside_float16
