@@ -40,7 +40,7 @@ def run(browser: Any, script: str) -> Any:
 
 def drawn(browser: Any) -> int:
     """How many charts are on the page with something drawn in them."""
-    done = "[...document.querySelectorAll('.drawing')].filter((d) => d.querySelector('.points path, .scatterlayer path, .heatmaplayer image'))"  # noqa: E501
+    done = "[...document.querySelectorAll('.drawing')].filter((d) => d.querySelector('.points path, .scatterlayer path, .heatmaplayer image, .iciclelayer path'))"  # noqa: E501
     return int(run(browser, f"{done}.length"))
 
 

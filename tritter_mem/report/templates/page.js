@@ -10,9 +10,19 @@
     if (Array.isArray(value)) return value.map(resolve);
     if (value && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, resolve(part)]));
-    if (typeof value !== "string" || !/^--[a-z-]+$/.test(value)) return value;
-    probe.style.color = `var(${value})`;
-    return getComputedStyle(probe).color;
+    if (typeof value !== "string" || !/^(on )?--[a-z-]+$/.test(value)) return value;
+    const onFill = value.startsWith("on ");
+    probe.style.color = `var(${onFill ? value.slice(3) : value})`;
+    const found = getComputedStyle(probe).color;
+    return onFill ? readableOn(found) : found;
+  };
+  // Of black and white one has a contrast of 4.5 and more on any colour.
+  const readableOn = (fill) => {
+    const [red, green, blue] = fill.match(/[\d.]+/g).map((level) => {
+      const light = level / 255;
+      return light <= 0.04045 ? light / 12.92 : ((light + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
   };
 
   const axis = {
