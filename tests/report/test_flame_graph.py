@@ -5,7 +5,6 @@ from collections import defaultdict
 from typing import Any
 
 from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.report.records import training_1b
 from tests.report.test_charts import with_colors

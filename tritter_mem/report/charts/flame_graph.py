@@ -80,12 +80,9 @@ def flame_graph(found: Allocations, units: str, *, title: str = "") -> Chart | N
 
 def _says(found: Allocations, by: str, units: str) -> str:
     total = format_bytes(found.total_bytes, units)
-    first = top_allocators(found, units, 1).rows[0]
-    return f"A flame graph of {total} by {by}; most, {first.cells[2].text}, is {_held(found)} {first.cells[0].text}."
-
-
-def _held(found: Allocations) -> str:
-    return "allocated by" if found.by == "stack" else "of"
+    line, _, size, *_ = top_allocators(found, units, 1).rows[0].cells
+    held = "allocated by" if found.by == "stack" else "of"
+    return f"A flame graph of {total} by {by}; most, {size.text}, is {held} {line.text}."
 
 
 def _readable(found: Iterable[Allocation]) -> tuple[Allocation, ...]:
