@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tritter_mem.report.charts.axes import color
-from tritter_mem.report.charts.budget_chart import PARTS
 from tritter_mem.report.page import TEMPLATES
+from tritter_mem.report.tables import PARTS
 
 Rgb = tuple[float, float, float]
 COLORS = {

@@ -11,7 +11,8 @@ from tests.report.test_charts import with_colors
 from tests.results.test_allocations import allocations
 from tritter_mem.report.charts.axes import Chart
 from tritter_mem.report.charts.flame_graph import MOST_FRAMES, flame_graph, top_allocators
-from tritter_mem.results.allocations import Allocation, Allocations, Frame, by_module, joined
+from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
+from tritter_mem.results.run import by_module
 from tritter_mem.units import GiB, MiB
 
 MODULE_PY = "/usr/lib/python3.11/site-packages/torch/nn/modules/module.py"

@@ -7,11 +7,10 @@ from tritter_mem.results.allocations import (
     Allocation,
     Allocations,
     Frame,
-    by_module,
     joined,
     shortened,
 )
-from tritter_mem.results.run import Holding
+from tritter_mem.results.run import Holding, by_module
 
 names = st.sampled_from("abc")
 frames = st.builds(Frame, name=names, file=st.sampled_from(["x.py", "y.py"]), line=st.just(1))

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tritter_mem.results.run import Holding, held_by_same
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
@@ -101,32 +99,3 @@ def shortened(found: Allocations, most: int) -> Allocations:
 
 def _distinct(found: Sequence[Allocation], depth: int) -> int:
     return len({(one.path[:depth], one.component) for one in found})
-
-
-def by_module(holdings: Sequence[Holding]) -> Allocations:
-    """What modules hold, those that differ in their numbers alone together.
-
-    `Transformer.layers.3.mlp` is in `Transformer`, `layers.*`, `mlp`.
-    """
-    return Allocations(
-        by="module",
-        allocations=joined(
-            Allocation(
-                path=_module_path(one.module),
-                allocated_bytes=one.allocated_bytes,
-                count=one.count,
-                component=one.component,
-            )
-            for one in held_by_same(holdings)
-        ),
-    )
-
-
-def _module_path(module: str) -> tuple[Frame, ...]:
-    path: list[str] = []
-    for name in module.split(".") if module else ():
-        if name == "*" and path:
-            path[-1] += ".*"
-        else:
-            path.append(name)
-    return tuple(Frame(name=name) for name in path)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from tritter_mem.report.charts.axes import TABLE_ROWS, Chart, Json, color, plotly_text
 from tritter_mem.report.table import BLANK, Bars, Cell, Column, Row, Table, bytes_cell
@@ -36,6 +37,7 @@ _PLUMBING = ("/torch/nn/modules/module.py", ("_wrapped_call_impl", "_call_impl")
 class Node:
     """A frame of the graph, with all that was allocated in it and below it."""
 
+    box: str
     name: str
     fill: str
     above: Node | None = None
@@ -103,12 +105,13 @@ def tree_of(found: Allocations) -> Node:
 
     What lies deeper than a chart shows counts for its outer frames alone.
     """
-    root = Node("", "--panel")
+    root = Node("", "", "--panel")
     for one in _readable(found.allocations):
         _add(root, one)
         node = root
-        for level, (key, name, fill) in enumerate(islice(_steps(one, found.by), MOST_LEVELS)):
-            node = node.children.setdefault(key, Node(name, fill, node, level + 1))
+        for level, step in enumerate(islice(_steps(one, found.by), MOST_LEVELS)):
+            made = Node(step.box, step.name, step.fill, node, level + 1)
+            node = node.children.setdefault(step.key, made)
             _add(node, one)
     return root
 
@@ -118,16 +121,27 @@ def _add(node: Node, one: Allocation) -> None:
     node.count += one.count
 
 
-def _steps(one: Allocation, by: str) -> Iterator[tuple[tuple[str, str, int], str, str]]:
-    """Key, name and colour of each frame; a module's last one is what it holds."""
+class Step(NamedTuple):
+    """A frame on the way to an allocation: its identity, its short and its whole name, its fill."""
+
+    key: tuple[str, str, int]
+    box: str
+    name: str
+    fill: str
+
+
+def _steps(one: Allocation, by: str) -> Iterator[Step]:
+    """Each frame; a module's last one is what it holds."""
     for frame in one.path:
-        yield (frame.name, frame.file, frame.line), frame_words(frame), _frame_fill(frame)
+        yield Step((frame.name, frame.file, frame.line), _box_words(frame), frame_words(frame),
+                   _frame_fill(frame))  # fmt: skip
     if by == "module":
         if not one.path:
-            yield ("", "", 0), OUTSIDE, "--frame"
-        yield (one.component, "", -1), label(one.component), color(one.component)
+            yield Step(("", "", 0), OUTSIDE, OUTSIDE, "--frame")
+        held = label(one.component)
+        yield Step((one.component, "", -1), held, held, color(one.component))
     elif not one.path:
-        yield ("", "", 0), WITHOUT_STACK, "--frame-unknown"
+        yield Step(("", "", 0), WITHOUT_STACK, WITHOUT_STACK, "--frame-unknown")
 
 
 def _frame_fill(frame: Frame) -> str:
@@ -145,6 +159,20 @@ def frame_words(frame: Frame) -> str:
     if not frame.file:
         return frame.name
     return f"{frame.name} ({_line_words(frame)})"
+
+
+def _box_words(frame: Frame) -> str:
+    """What fits into a box: `train_step:59` of the user's code, `linear.py:134` of others'."""
+    if not frame.file:
+        return frame.name
+    file = PurePosixPath(frame.file.replace("\\", "/")).name
+    return f"{file if _is_installed(frame) else frame.name}:{frame.line}"
+
+
+def caller_words(path: Sequence[Frame]) -> str:
+    """The innermost line outside of installed packages, else the innermost one."""
+    own = [frame for frame in path if not _is_installed(frame)]
+    return frame_words((own or list(path))[-1])
 
 
 def _line_words(frame: Frame) -> str:
@@ -169,7 +197,7 @@ def _drawn(root: Node) -> list[Node]:
 def _icicle(frames: Sequence[Node], units: str) -> Json:
     root = frames[0]
     ids = {id(node): str(at) for at, node in enumerate(frames)}
-    names = [f"{format_bytes(root.total_bytes, units)} at the peak", *(n.name for n in frames[1:])]
+    names = [f"{format_bytes(root.total_bytes, units)} at the peak", *(n.box for n in frames[1:])]
     return {
         "type": "icicle",
         "branchvalues": "total",
@@ -177,11 +205,12 @@ def _icicle(frames: Sequence[Node], units: str) -> Json:
         "parents": ["" if node.above is None else ids[id(node.above)] for node in frames],
         "labels": [plotly_text(name, FRAME_LIMIT) for name in names],
         "values": [node.total_bytes for node in frames],
-        "customdata": [plotly_text(_hover(node, root, units)) for node in frames],
-        "hovertemplate": "%{label}<br>%{customdata}<extra></extra>",
+        "customdata": [_hover(node, root, units) for node in frames],
+        "hovertemplate": "%{customdata}<extra></extra>",
         "texttemplate": "%{label}",
         "tiling": {"orientation": "v", "pad": 1},
         "pathbar": {"visible": False},
+        "leaf": {"opacity": 1},
         "marker": {
             "colors": [node.fill for node in frames],
             "line": {"width": 1, "color": "--paper"},
@@ -193,7 +222,8 @@ def _icicle(frames: Sequence[Node], units: str) -> Json:
 def _hover(node: Node, root: Node, units: str) -> str:
     blocks = f"{node.count:,} allocation{'' if node.count == 1 else 's'}"
     share = f"{node.total_bytes / root.total_bytes:.1%} of the peak"
-    return f"{format_bytes(node.total_bytes, units)}, {share}, {blocks}"
+    line = f"{format_bytes(node.total_bytes, units)}, {share}, {blocks}"
+    return f"{plotly_text(node.name, 2 * FRAME_LIMIT)}<br>{line}" if node.name else line
 
 
 def _legend(found: Allocations) -> list[tuple[str, str]]:
@@ -241,10 +271,8 @@ def _heavy_line(one: Allocation) -> tuple[str, str]:
     """The innermost line outside of installed packages, and the function that it called there."""
     if not one.path:
         return WITHOUT_STACK, ""
-    own = [frame for frame in one.path if not _is_installed(frame)]
-    line = own[-1] if own else one.path[-1]
-    inner = one.path[-1]
-    return frame_words(line), "" if inner is line else frame_words(inner)
+    line, inner = caller_words(one.path), frame_words(one.path[-1])
+    return line, "" if inner == line else inner
 
 
 def _heavy_module(one: Allocation) -> tuple[str, str]:

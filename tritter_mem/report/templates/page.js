@@ -126,6 +126,12 @@
     if (x !== null || y !== null) return x === null ? 1 : -1;
     return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent);
   };
+  // A row may have a bar below it, which goes where the row goes.
+  const rowsOf = (body) => [...body.rows].filter((row) => !row.classList.contains("below"));
+  const barOf = (row) => {
+    const next = row.nextElementSibling;
+    return next?.classList.contains("below") ? next : null;
+  };
   for (const table of document.querySelectorAll("table.sortable"))
     table.querySelectorAll("th button").forEach((button, column) =>
       button.addEventListener("click", () => {
@@ -134,17 +140,38 @@
         for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
         heading.setAttribute("aria-sort", up ? "ascending" : "descending");
         const body = table.tBodies[0];
-        body.append(...[...body.rows].sort(compare(column, up ? 1 : -1)));
+        const pairs = rowsOf(body).map((row) => [row, barOf(row)]);
+        pairs.sort(([a], [b]) => compare(column, up ? 1 : -1)(a, b));
+        body.append(...pairs.flat().filter((row) => row));
       }));
 
-  const filter = document.getElementById("filter");
-  filter?.addEventListener("input", () => {
-    const rows = [...document.querySelector("table.sortable").tBodies[0].rows];
-    const wanted = filter.value.trim().toLowerCase();
-    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    const shown = rows.filter((row) => !row.hidden).length;
-    document.getElementById("shown").textContent = wanted ? `${shown} of ${rows.length}` : "";
-  });
+  // Long tables: a search looks at all rows, "layers.7" also at those of "layers.*".
+  for (const listing of document.querySelectorAll(".listing")) {
+    const rows = () => rowsOf(listing.querySelector("tbody"));
+    const field = listing.querySelector("input[type='search']");
+    const all = listing.querySelector("button.all");
+    const shown = listing.querySelector(".shown");
+    let whole = !all;
+    const show = () => {
+      const wanted = (field?.value ?? "").trim().toLowerCase();
+      const general = wanted.replace(/\.\d+(?=\.|$)/g, ".*");
+      for (const row of rows()) {
+        const text = row.textContent.toLowerCase();
+        const found = text.includes(wanted) || text.includes(general);
+        row.hidden = wanted ? !found : !whole && "more" in row.dataset;
+        const bar = barOf(row);
+        if (bar) bar.hidden = row.hidden;
+      }
+      const found = rows().filter((row) => !row.hidden).length;
+      if (shown) shown.textContent = wanted ? `${found} of ${rows().length}` : "";
+      if (all) all.hidden = whole || wanted !== "";
+    };
+    field?.addEventListener("input", show);
+    all?.addEventListener("click", () => {
+      whole = true;
+      show();
+    });
+  }
 
   // Downloads: the data is in the page, compressed.
   const unpack = async (id) => {
