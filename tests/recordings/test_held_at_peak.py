@@ -47,6 +47,10 @@ MAIN = frame("main", 9)
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
+    return write_named_snapshot(tmp_path / "run.pickle")
+
+
+def write_named_snapshot(path: Path) -> Path:
     """Weights from before the recording; then activations, of which one is freed after the peak."""
     step, back = frame("step", 20), frame("backward", 30)
     first, second = BASE + 30 * MiB, BASE + 50 * MiB
@@ -61,7 +65,7 @@ def recorded(tmp_path: Path) -> Path:
             *free(second, 1 * MiB),
         ],
     )  # fmt: skip
-    return dump(tmp_path / "run.pickle", made)
+    return dump(path, made)
 
 
 def test_live_blocks_of_the_peak_are_named_by_their_stacks(recorded: Path) -> None:

@@ -65,12 +65,12 @@ def test_frames_sum_to_the_peak() -> None:
     chart = flame_graph(training(), "GiB")
     assert sizes(chart) == {
         "4.00 GiB at the peak": 4 * GiB,
-        "&lt;module&gt; (me/train.py:90)": 3 * GiB + 512 * MiB,
+        "&lt;module&gt;:90": 3 * GiB + 512 * MiB,
         "no Python call recorded": 512 * MiB,
-        "train_step (me/train.py:41)": 2 * GiB + 512 * MiB,
-        "build (me/model.py:5)": GiB,
-        "forward (me/model.py:12)": 2 * GiB + 512 * MiB,
-        "forward (modules/linear.py:134)": 2 * GiB,
+        "train_step:41": 2 * GiB + 512 * MiB,
+        "build:5": GiB,
+        "forward:12": 2 * GiB + 512 * MiB,
+        "linear.py:134": 2 * GiB,
     }
 
 

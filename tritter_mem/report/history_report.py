@@ -182,14 +182,13 @@ def history_chart(history: Sequence[Remembered], units: str) -> Chart:
     Shares, because profiles differ by more than any of them changes.
     """
     lines = _lines(history)
-    # Profiles differ in colour, kinds of number and cards in the dashes of their lines.
+    # Profiles differ in colour; kinds of number and cards in the dashes of their lines.
     commits = list(dict.fromkeys(map(_moment, history)))
     colors = _colors(lines)
     scale = None
     if len({profile for profile, *_ in lines}) == 1:
         scale = Scale.of(max(one.allocated_peak_bytes for one in history), units)
-    cards = list(dict.fromkeys(card for *_, card in lines))
-    kinds = list(dict.fromkeys(kind for _, kind, _ in lines))
+    ways = list(dict.fromkeys(line[1:] for line in lines))
     title = "In bytes" if scale else "As a share of each profile's first run"
     return Chart(
         title=title,
@@ -203,7 +202,7 @@ def history_chart(history: Sequence[Remembered], units: str) -> Chart:
                         "color": colors[line[0]],
                         "width": 2,
                         "shape": "hv",
-                        "dash": DASHES[(kinds.index(line[1]) + cards.index(line[2])) % 4],
+                        "dash": DASHES[ways.index(line[1:]) % len(DASHES)],
                     },
                     "marker": {"color": colors[line[0]], "size": 6},
                 }

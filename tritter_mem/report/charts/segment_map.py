@@ -15,7 +15,7 @@ from tritter_mem.results.run import COMPONENTS, Result, Segment
 from tritter_mem.results.verdict import best_kind_with
 from tritter_mem.units import MiB, format_bytes, format_count
 
-ROW_HEIGHTS = (4, 18)
+TALLEST_ROW = 18
 TALLEST, TALLEST_FULL = 640, 96
 """In CSS pixels; a map of segments that are almost full has nothing to show but that."""
 LINED_ROW = 4
@@ -67,11 +67,9 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
 
 
 def _rows_height(segments: Sequence[Segment], rows: int) -> int:
-    least, most = ROW_HEIGHTS
     free = sum(map(_free_bytes, segments))
-    if free <= ALMOST_FULL * sum(segment.size_bytes for segment in segments):
-        return min(most * rows, TALLEST_FULL)
-    return min(max(TALLEST // rows, least), most) * rows
+    full = free <= ALMOST_FULL * sum(segment.size_bytes for segment in segments)
+    return min(TALLEST_ROW * rows, TALLEST_FULL if full else TALLEST)
 
 
 def _row_bytes(segments: Sequence[Segment]) -> int:

@@ -103,12 +103,12 @@ def draw_timeline(
                     *_peak_line(timeline, scale, _top(most, limit)),
                     *_limit_shapes(timeline, limit, most, scale),
                 ],
-                "annotations": [*labels, *_near_limit_label(limit, most, scale, units)],
+                "annotations": labels,
             },
         },
         table=timeline_table(timeline, title, units),
         height=340 + LABEL_HEIGHT * rows,
-        legend=_legend(timeline),
+        legend=[*_legend(timeline), *_limit_legend(limit, most, units)],
     )
 
 
@@ -259,22 +259,11 @@ def _limit_shapes(timeline: Timeline, limit: Limit | None, most: int, scale: Sca
     return [limit_line((timeline.rows[0][0], at), (timeline.rows[-1][0], at))]
 
 
-def _near_limit_label(limit: Limit | None, most: int, scale: Scale, units: str) -> list[Json]:
-    """Above its line."""
+def _limit_legend(limit: Limit | None, most: int, units: str) -> list[tuple[str, str]]:
+    """What the line means; beside it there may be no room that is not coloured."""
     if limit is None or not _is_near(limit, most):
         return []
-    return [
-        {
-            "text": f"{limit.words} {format_bytes(limit.size_bytes, units)}",
-            "x": 0,
-            "xref": "paper",
-            "xanchor": "left",
-            "y": scale.of_bytes(limit.size_bytes),
-            "yanchor": "bottom",
-            "showarrow": False,
-            "font": {"color": "--limit"},
-        }
-    ]
+    return [("--limit", f"{label(limit.words)} {format_bytes(limit.size_bytes, units)}")]
 
 
 def _far_limit_label(timeline: Timeline, limit: Limit | None, most: int, units: str) -> list[Label]:

@@ -126,7 +126,18 @@
     if (x !== null || y !== null) return x === null ? 1 : -1;
     return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent);
   };
-  // A row may have a bar below it, which goes where the row goes.
+  // On a phone a bar has a line to itself, which goes where its row goes.
+  for (const track of document.querySelectorAll("td.bars > .track")) {
+    const row = track.closest("tr");
+    const below = document.createElement("tr");
+    below.className = "below";
+    below.hidden = row.hidden;
+    below.setAttribute("aria-hidden", "true");
+    const cell = below.appendChild(document.createElement("td"));
+    cell.colSpan = row.cells.length;
+    cell.append(track.cloneNode(true));
+    row.after(below);
+  }
   const rowsOf = (body) => [...body.rows].filter((row) => !row.classList.contains("below"));
   const barOf = (row) => {
     const next = row.nextElementSibling;
