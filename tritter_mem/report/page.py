@@ -64,13 +64,13 @@ def packed(data: object) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """Text that a narrow page may also break behind a dot, a slash, an underscore or a colon.
+    """Text that a narrow page may also break behind a dot, a slash, an underscore, a colon.
 
     So a module's name ends a line between its parts and not inside of a word.
     """
     from markupsafe import Markup
 
-    return Markup("<wbr>").join(re.split(r"(?<=[._/:,])(?=\w)(?!\d)", text))
+    return Markup("<wbr>").join(re.split(r"(?<=[._/:,=])(?=\w)(?!\d)", text))
 
 
 @cache
