@@ -91,12 +91,13 @@ def test_the_fidelity_sentence_tells_what_differs(found: Replay) -> None:
 
 def test_notes_name_the_failing_request_once_for_all_settings(limited: Replay) -> None:
     (device,) = limited.devices
+    same = "(180.0 MiB reserved, 150.0 MiB allocated)"
     assert notes(device) == [
-        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0, with 180.0 MiB "
-        "reserved, 150.0 MiB allocated: as recorded; max_split_size_mb:64; max_split_size_mb:128; "
-        "max_split_size_mb:256; garbage_collection_threshold:0.8.",
-        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0, with 192.0 MiB "
-        "reserved, 156.0 MiB allocated: roundup_power2_divisions:4.",
+        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0: "
+        f"as recorded {same}; max_split_size_mb:64 {same}; max_split_size_mb:128 {same}; "
+        f"max_split_size_mb:256 {same}; "
+        "roundup_power2_divisions:4 (192.0 MiB reserved, 156.0 MiB allocated); "
+        f"garbage_collection_threshold:0.8 {same}.",
         "The peaks of these rows are those up to there.",
     ]
 
@@ -201,7 +202,7 @@ def test_the_note_of_a_failure_names_the_line_that_asked(limited: Replay) -> Non
         for s in device.scenarios
     ]
     first, *_ = notes(replace(device, scenarios=tuple(failed)))
-    assert "on stream 0, called from step (me/train.py:7), with 180.0 MiB" in first
+    assert "on stream 0, called from step (me/train.py:7): as recorded" in first
 
 
 def test_the_segment_map_shows_how_full_each_stretch_is(found: Replay) -> None:

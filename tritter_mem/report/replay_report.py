@@ -192,28 +192,29 @@ def notes(device: DeviceReplay) -> list[str]:
 
 
 def _failures(device: DeviceReplay) -> list[str]:
-    """Which request ran out of memory, and under which settings; alike failures together."""
+    """Which request ran out of memory, under which settings and with how much memory then."""
     names: dict[ScenarioOutOfMemory, list[str]] = {}
     for scenario in device.scenarios:
-        if scenario.out_of_memory is not None:
-            name = printable(scenario.name, CONF_LIMIT)
-            names.setdefault(scenario.out_of_memory, []).append(name)
-    lines = [
-        f"{_failure(failure, device)}: {'; '.join(found)}." for failure, found in names.items()
-    ]
+        failure = scenario.out_of_memory
+        if failure is not None:
+            state = (
+                f"{printable(scenario.name, CONF_LIMIT)} "
+                f"({format_bytes(failure.reserved_bytes)} reserved, "
+                f"{format_bytes(failure.allocated_bytes)} allocated)"
+            )
+            same = replace(failure, allocated_bytes=0, reserved_bytes=0, segment_bytes=0)
+            names.setdefault(same, []).append(state)
+    lines = [f"{_failure(failure, device)}: {'; '.join(at)}." for failure, at in names.items()]
     return [*lines, "The peaks of these rows are those up to there."] if lines else []
 
 
 def _failure(failure: ScenarioOutOfMemory, device: DeviceReplay) -> str:
-    reserved = format_bytes(failure.reserved_bytes)
-    state = f"{reserved} reserved, {format_bytes(failure.allocated_bytes)} allocated"
     if failure.event is None:
-        return f"Out of memory at the beginning, with {state}"
-    size = format_bytes(failure.requested_bytes)
+        return "Out of memory at the beginning"
     called = f", called from {printable(caller_words(failure.path))}" if failure.path else ""
     return (
-        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, "
-        f"a request for {size} on stream {failure.stream}{called}, with {state}"
+        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, a request "
+        f"for {format_bytes(failure.requested_bytes)} on stream {failure.stream}{called}"
     )
 
 
