@@ -22,7 +22,6 @@ _INDEXED_BYTES = (1 << 31) - 1
 _THREADS_A_MULTIPROCESSOR = {(8, 0): 2048, (9, 0): 2048, (10, 0): 2048, (10, 3): 2048}
 _FEWER_THREADS, _TURING_THREADS = 1536, 1024
 
-
 class Chip(Protocol):
     """What of a card decides what kernels need: a `GpuCard`."""
 

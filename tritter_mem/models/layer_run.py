@@ -139,7 +139,7 @@ class LayerRun:
 
 
 def _root(ops: Operations, x: Tensor) -> Tensor:
-    """X over the root of its mean square."""
+    """x over the root of its mean square."""
     variance = ops.mean(ops.square(x))
     return ops.mul(x, ops.rsqrt(ops.shifted(variance)))
 
@@ -267,7 +267,9 @@ def _rotated(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return ops.add(ops.mul(x, cos), ops.mul(_rotate_half(ops, x), sin))
 
 
-def _halves(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _halves(
+    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
     ops = run.ops
     q_embed = _rotated(ops, q, cos, sin)
     k_embed = _rotated(ops, k, cos, sin)

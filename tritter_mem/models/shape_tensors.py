@@ -773,7 +773,7 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """X [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        """x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)
@@ -812,7 +812,7 @@ class Operations:
         return out
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """A [..., M, K] times b [..., K, N]; copies of what does not lie as a batch."""
+        """a [..., M, K] times b [..., K, N]; copies of what does not lie as a batch."""
         a, b = self._cast(a), self._cast(b)
         a, b = self._batched(a), self._batched(b)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
@@ -897,11 +897,7 @@ class Operations:
         batch, heads, queries, width = query.shape
         out = self.transpose(self.new((batch, queries, heads, width), query.size), 1, 2)
         out.is_view = False
-        beside = [
-            self.new((batch, heads, queries), FLOAT),
-            self.new((2,), LONG),
-            self.new((), LONG),
-        ]
+        beside = [self.new((batch, heads, queries), FLOAT), self.new((2,), LONG), self.new((), LONG)]
         self.inside(flash_forward_bytes(self.card, sizes))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
@@ -931,7 +927,9 @@ class Operations:
     ) -> Tensor:
         bias = None if mask is None else self._bias(mask, query, sizes.keys)
         batch, heads, queries, _ = query.shape
-        out = self.transpose(self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2)
+        out = self.transpose(
+            self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2
+        )
         out.is_view = False
         wanted = self.grad and any(x.node is not None for x in (query, key, value))
         sums = self.new((batch, heads, -(-queries // 32) * 32 if wanted else 0), FLOAT)

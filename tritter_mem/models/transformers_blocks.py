@@ -211,9 +211,7 @@ class Attention(Module):
             return self._fused_heads(x, run)
         return (
             self._projected(x, run, "q_proj", self.heads, self.norm_names[0] * any(self.qk_norm)),
-            self._projected(
-                x, run, "k_proj", self.kv_heads, self.norm_names[1] * any(self.qk_norm)
-            ),
+            self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1] * any(self.qk_norm)),
             self._projected(x, run, "v_proj", self.kv_heads, ""),
         )
 

@@ -7,10 +7,12 @@ are played through the allocator for what it reserves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from tritter_mem import torch_release
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
@@ -182,7 +184,9 @@ class PlannedModel:
         by_role: dict[str, Module] = {}
         for module in layer:
             if not module.ROLE or module.ROLE in by_role:
-                raise NotPlannedError(f"activations of {type(module).__name__} are not planned")
+                raise NotPlannedError(
+                    f"activations of {type(module).__name__} are not planned"
+                )
             by_role[module.ROLE] = module
         if by_role.keys() != {"mixer", "mlp", "norms"}:
             raise NotPlannedError("a layer without attention, MLP and norms is not planned")
@@ -518,7 +522,9 @@ def _phases(played: PlayedRun) -> Iterator[Phase]:
                 highest, where = running, i + 1
         move(where)
         parts = {f"{key}_bytes": count for key, count in live.items()}
-        yield Phase(name=name, allocated_peak_bytes=highest, components=Components(**parts))
+        yield Phase(
+            name=name, allocated_peak_bytes=highest, components=Components(**parts)
+        )
         move(end)
 
 

@@ -34,7 +34,9 @@ def reduce(
     """
     reduced = [dim % x.dim() for dim in dims] if dims and x.dim() else list(range(x.dim()))
     element_bytes = input_bytes or x.element_size()
-    found = shared_bytes(card, x.shape, x.stride(), reduced, partial_bytes, element_bytes, loads)
+    found = shared_bytes(
+        card, x.shape, x.stride(), reduced, partial_bytes, element_bytes, loads
+    )
     yield from filter(None, found)
     yield from (-size for size in found if size)
 
