@@ -56,6 +56,8 @@ MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
 OUTSIDE = "outside of any module"
+AUTO = "auto"
+"""As the checkpoint has it: not worth a word."""
 
 
 def label(name: str) -> str:
@@ -206,7 +208,7 @@ def moment_words(peak_at: str) -> str:
 def _model_sentences(result: Result) -> Iterator[str]:
     """What a named model is, and what of it is not counted."""
     model = result.model
-    if model is None or isinstance(setting(result.profile, "model.hidden_size"), int):
+    if model is None or not _is_named(result):
         return
     active = model.active_parameters < model.language_parameters
     yield (
@@ -303,7 +305,15 @@ def setup_facts(result: Result) -> list[str]:
         (setting(result.profile, path), text)
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
-    return [text.format(_fact(value)) for value, text in found if value is not None]
+    facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
+    return (
+        [printable(result.model.architecture, NAME_LIMIT), *facts] if _is_named(result) else facts
+    )
+
+
+def _is_named(result: Result) -> bool:
+    """Whether the model is one that is named, and not the bundled one."""
+    return result.model is not None and result.model.architecture != "tritter"
 
 
 _COMMON_FACTS = (
