@@ -90,8 +90,6 @@ class SpecificationConfig(Protocol):
     them out, and then they are the 7B model's, in proportion to the hidden size.
     """
 
-    from tritter_mem.models.transformers_run import named_model, transformers_run
-
     hidden_size: int
     num_layers: int
     num_heads: int

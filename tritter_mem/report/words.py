@@ -15,6 +15,7 @@ from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
     Kind,
+    ModelFacts,
     OutOfMemory,
     Result,
     Suggestion,
@@ -207,8 +208,8 @@ def moment_words(peak_at: str) -> str:
 
 def _model_sentences(result: Result) -> Iterator[str]:
     """What a named model is, and what of it is not counted."""
-    model = result.model
-    if model is None or not _is_named(result):
+    model = _named_model(result)
+    if model is None:
         return
     active = model.active_parameters < model.language_parameters
     yield (
@@ -306,14 +307,14 @@ def setup_facts(result: Result) -> list[str]:
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
     facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
-    return (
-        [printable(result.model.architecture, NAME_LIMIT), *facts] if _is_named(result) else facts
-    )
+    named = _named_model(result)
+    return facts if named is None else [printable(named.architecture, NAME_LIMIT), *facts]
 
 
-def _is_named(result: Result) -> bool:
-    """Whether the model is one that is named, and not the bundled one."""
-    return result.model is not None and result.model.architecture != "tritter"
+def _named_model(result: Result) -> ModelFacts | None:
+    """What a named model is; None for the bundled one, and where it is not known."""
+    model = result.model
+    return None if model is None or model.architecture == "tritter" else model
 
 
 _COMMON_FACTS = (
