@@ -36,6 +36,7 @@ wheel: $(STAMP)
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b-128k-gqa
+	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan qwen3-0.6b
 	cd / && TRITTER_MEM_HISTORY=off $(CURDIR)/out/wheel/bin/tritter-mem profile --config tiny --device cpu
 
 # What needs a CUDA GPU, without a network and without installing anything: .venv where it is there.

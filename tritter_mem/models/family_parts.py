@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tritter_mem.models.huggingface_keys import FULL, Keys
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
     Experts,
@@ -62,6 +63,7 @@ class Family:
         layers: the modules of each layer.
         outside: names and modules outside of them.
         mtp: layers for multi-token prediction, which are in a checkpoint alone.
+        dialect: how transformers writes what runs; None: its activations are not planned.
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
         float32_beside_float16: the same, only beside float16.
@@ -70,6 +72,7 @@ class Family:
     layers: Callable[[Keys], list[Modules]]
     outside: Callable[[Keys], Outside] = lambda keys: Outside()
     mtp: Callable[[Keys], list[Modules]] = lambda keys: []
+    dialect: Callable[[Keys], Dialect] | None = None
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()
 
@@ -85,6 +88,19 @@ def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:
         out_bias=keys.has("attention_bias"),
     )
     return replace(plain, **more)
+
+
+def dialect(**more: Any) -> Callable[[Keys], Dialect]:
+    """Llama's dialect; `more` differs from that."""
+
+    def of(keys: Keys) -> Dialect:
+        activation = keys.get("hidden_activation") or keys.get("hidden_act") or "silu"
+        share = keys.mapping("rope_parameters").get("partial_rotary_factor")
+        share = share or keys.get("partial_rotary_factor") or 1
+        plain = Dialect(activation=activation, rotary_dim=int(keys.head_dim * share))
+        return replace(plain, **more)
+
+    return of
 
 
 def plain_attention(keys: Keys, kind: str) -> Attention:

@@ -15,6 +15,7 @@ from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.huggingface_towers import tower_weights
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.quantization import Quantization, read_quantization
 from tritter_mem.models.transformers_blocks import Norms, Tables
 
@@ -47,6 +48,7 @@ class HuggingFaceModel:
         towers: weights of what reads images or sound, as far as the keys tell.
         names: what is outside of the layers is called so.
         family: how the weights are kept.
+        dialect: how transformers writes what runs; None: its activations are not planned.
         dtype: in which a checkpoint stores weights that are not quantised.
         quantization: how it stores linear layers.
         unsupported: what of the file is not counted, in one sentence each.
@@ -63,6 +65,7 @@ class HuggingFaceModel:
     family: Family
     dtype: StorageFormat
     quantization: Quantization
+    dialect: Dialect | None = None
     unsupported: tuple[str, ...] = ()
 
     @cached_property
@@ -269,6 +272,7 @@ def _read(
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
+        dialect=None if family.dialect is None or unsupported else family.dialect(keys),
         unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 
@@ -325,4 +329,5 @@ def _quantization_section(config: Mapping[str, Any], keys: Keys) -> Mapping[str,
     section = config.get("quantization_config") or keys.values.get("quantization_config")
     if section is not None and not isinstance(section, Mapping):
         raise ConfigError("quantization_config: a section is wanted")
-    return section
+    experts = keys.values.get("expert_dtype")  # DeepSeek-V4 has it beside the section
+    return {"expert_dtype": experts, **section} if section and experts else section

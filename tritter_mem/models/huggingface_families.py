@@ -51,6 +51,7 @@ from tritter_mem.models.family_parts import (
     Outside,
     attention,
     dense,
+    dialect,
     final_norm,
     hyper_head,
     indexer,
@@ -109,7 +110,7 @@ _LATENT = deepseek_layers(experts=dense, first=0)
 _V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(layers=plain_layers()),
+    "llama": Family(layers=plain_layers(), dialect=dialect()),
     "mistral": Family(layers=plain_layers(attention_of=plain_attention)),
     "ministral3": Family(layers=plain_layers(attention_of=plain_attention)),
     "mixtral": Family(layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts)),

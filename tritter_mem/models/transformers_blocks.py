@@ -1,4 +1,4 @@
-"""Kinds of modules that models of Hugging Face transformers are made of: weights and cache.
+"""Kinds of modules that models of Hugging Face transformers are made of: weights, cache, steps.
 
 Weights have the names and shapes of checkpoints. What is cached is what `DynamicCache` of
 transformers 5.23 holds, which is also what engines cache for a layer: for multi-head latent
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated
+from tritter_mem.models.shape_tensors import NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
 
@@ -52,9 +55,30 @@ NO_STATE = State()
 
 
 class Module(Block):
-    """A module that may cache rows of each token, or a state of each sequence."""
+    """A module that may cache rows of each token, or a state of each sequence.
+
+    Attributes:
+        ROLE: where it stands in a layer: `mixer`, `mlp`, `norms`, or nothing of these.
+    """
 
     __slots__ = ()
+    ROLE: ClassVar[str] = ""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """What it computes of its input [B, T, H], as transformers writes it; the same shape.
+
+        Raises:
+            NotPlannedError: how it runs is not described.
+        """
+        del x, run
+        raise NotPlannedError(f"activations of {type(self).__name__} are not planned")
+
+    def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weights as transformers makes them, by name."""
+        return {
+            weight.name: weight.shape if weight.copies == 1 else (weight.copies, *weight.shape)
+            for weight in self.weights(hidden)
+        }
 
     def rows(self) -> tuple[int, ...]:
         """Elements that each cached token has: of its keys, of its values, of its index keys."""
@@ -87,6 +111,8 @@ class Module(Block):
 @dataclass(frozen=True, slots=True)
 class Norms(Module):
     """Norms over the residual stream."""
+
+    ROLE = "norms"
 
     names: tuple[str, ...]
     bias: bool = False
@@ -161,6 +187,79 @@ class Attention(Module):
     name: str = "self_attn"
     out: str = "o_proj"
     norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    ROLE = "mixer"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Queries, keys and values, rotated; attention over what is cached; the output."""
+        ops, step = run.ops, run.step
+        q, k, v = self._heads(x, run)
+        if run.dialect.rotary:
+            cos, sin = step.angles[self.window is not None]
+            q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
+        k, v = run.remember("keys", k), run.remember("values", v)
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        return run.linear(out, f"{self.name}.{self.out}")
+
+    def _heads(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as [B, H, T, D]."""
+        if self.gate or self.vectors or self.query_copies > 1 or not self.has_keys:
+            raise NotPlannedError("attention with gates, sinks or shared keys is not planned")
+        if not self.has_values or self.inputs is not None:
+            raise NotPlannedError("attention with keys as values is not planned")
+        if self.fused:
+            return self._fused_heads(x, run)
+        return (
+            self._projected(x, run, "q_proj", self.heads, self.norm_names[0] * any(self.qk_norm)),
+            self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1] * any(self.qk_norm)),
+            self._projected(x, run, "v_proj", self.kv_heads, ""),
+        )
+
+    def _projected(self, x: Tensor, run: LayerRun, name: str, heads: int, norm: str) -> Tensor:
+        ops, step = run.ops, run.step
+        shape = (step.batch, step.tokens, heads, -1)
+        made = run.linear(x, f"{self.name}.{name}")
+        shape = (*shape[:3], made.shape[-1] // heads)
+        normed = f"{self.name}.{norm}"
+        style = run.dialect.head_norm
+        if norm and self.qk_norm[0] > self.head_dim:  # over all heads
+            made = run.norm(made, normed, style)
+            norm = ""
+        if norm and not run.dialect.heads_first:
+            return ops.transpose(run.norm(ops.view(made, shape), normed, style), 1, 2)
+        turned = ops.transpose(ops.view(made, shape), 1, 2)
+        return run.norm(turned, normed, style) if norm else turned
+
+    def _fused_heads(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+        ops, step = run.ops, run.step
+        made = run.linear(x, f"{self.name}.qkv_proj")
+
+        def part(heads: int) -> Tensor:
+            one = ops.slice(made, -1, heads * self.head_dim)
+            shape = (step.batch, step.tokens, heads, self.head_dim)
+            strides = (*made.strides[:2], self.head_dim, 1)
+            return ops.transpose(ops.view(one, shape, strides), 1, 2)
+
+        return part(self.heads), part(self.kv_heads), part(self.kv_heads)
+
+    def _attend(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention [B, T, H, E]: `sdpa_attention_forward`."""
+        ops, step = run.ops, run.step
+        if run.dialect.eager:
+            raise NotPlannedError("attention that is written out is not planned")
+        mask, times = step.masks[self.window], self.heads // self.kv_heads
+        grouped = times > 1 and mask is None and k.shape[3] == v.shape[3] <= 256
+        packed = times > 1 and not grouped and step.tokens == 1
+        if packed:
+            q = ops.view(q, (step.batch, self.kv_heads, times, self.head_dim))
+        elif times > 1 and not grouped:
+            k = ops.repeated(k, times)
+            v = ops.repeated(v, times)
+        causal = step.tokens > 1 and mask is None
+        out = ops.attention(q, k, v, mask, causal)
+        if packed:
+            out = ops.reshape(out, (step.batch, self.heads, 1, out.shape[3]))
+        return ops.contiguous(ops.transpose(out, 1, 2))
 
     @property
     def key_width(self) -> int:
@@ -700,6 +799,22 @@ class FeedForward(Module):
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     vectors: tuple[tuple[str, int], ...] = ()
     name: str = "mlp"
+    ROLE = "mlp"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Up, through the activation, and down."""
+        ops = run.ops
+        gate, up, down = (f"{self.name}.{name}" for name in self.names)
+        if self.vectors:
+            raise NotPlannedError("an MLP with norms inside is not planned")
+        if self.fused:
+            states = run.linear(x, f"{self.name}.{self.fused}")
+            half, other = ops.split(states, -1, [self.inner, self.inner])
+            states = ops.mul(other, activated(run, half))
+            return run.linear(states, down)
+        if not self.gated:
+            return run.linear(activated(run, run.linear(x, up)), down)
+        return run.linear(ops.mul(activated(run, run.linear(x, gate)), run.linear(x, up)), down)
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections up and down."""

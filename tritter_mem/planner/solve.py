@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
@@ -14,9 +12,9 @@ from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.bundled import architecture_of
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.results.largest import Largest, Unknown
 from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve
 
-Unknown = Literal["context", "batch"]
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
@@ -118,32 +116,6 @@ def smallest(profile: AnyProfile, unknown: Unknown) -> int:
     return max(prefix + generated, profile.kv_cache.attention_sinks) + 1
 
 
-SCHEMA = "tritter-mem.max/1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Largest:
-    """What was solved for.
-
-    Attributes:
-        value: the largest that fits; None where not even the smallest does.
-        footprint_bytes: what it needs; where nothing fits, what the smallest needs.
-        next_footprint_bytes: what one more would need; None where a profile may hold no more.
-    """
-
-    name: str
-    gpu: str
-    unknown: Unknown
-    value: int | None
-    budget_bytes: int
-    footprint_bytes: int
-    next_footprint_bytes: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
 def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     """Solve for one unknown of a profile, on its card and budget.
 
@@ -157,15 +129,18 @@ def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     budget = budget_of(profile, card)
     value = solve(profile, card, budget, unknown)
     at = smallest(profile, unknown) if value is None else value
+    after = None if at >= LIMITS[unknown] else at + 1
     return Largest(
         name=profile.name,
         gpu=card.name,
         unknown=unknown,
+        basis="planned",
         value=value,
         budget_bytes=budget,
         footprint_bytes=_footprint_bytes(profile, card, unknown, at),
+        next_value=after,
         next_footprint_bytes=(
-            None if at >= LIMITS[unknown] else _footprint_bytes(profile, card, unknown, at + 1)
+            None if after is None else _footprint_bytes(profile, card, unknown, after)
         ),
     )
 

@@ -12,7 +12,8 @@ from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import Unknown, solve
+from tritter_mem.planner.solve import solve
+from tritter_mem.results.largest import Unknown
 from tritter_mem.results.run import Suggestion
 from tritter_mem.units import MiB, format_count
 

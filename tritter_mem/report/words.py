@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from tritter_mem.results.largest import Largest
 from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
@@ -114,6 +115,20 @@ def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) ->
         f"budget {format_bytes(verdict.budget_bytes, units)}, "
         f"{headroom_words(verdict.headroom_bytes, units)}"
     )
+
+
+def largest_sentence(largest: Largest, units: str) -> str:
+    """The largest context or batch that fits, and the next that does not."""
+    budget = format_bytes(largest.budget_bytes, units)
+    where = f"{printable(largest.name, NAME_LIMIT)} on {largest.gpu}, budget {budget}"
+    needs = f"{format_bytes(largest.footprint_bytes, units)} ({largest.basis})"
+    if largest.value is None:
+        return f"{where}: no {largest.unknown} fits; the smallest needs {needs}"
+    found = f"{where}: largest {largest.unknown} {largest.value:,}"
+    if largest.next_value is None:
+        return f"{found}, all that a profile may hold"
+    after = "one more" if largest.next_value == largest.value + 1 else f"{largest.next_value:,}"
+    return f"{found}, needs {needs}; {after} does not fit"
 
 
 def suggestion_sentence(suggestion: Suggestion, units: str) -> str:

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -34,16 +34,23 @@ from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
+from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.recorder import Recorder
-from tritter_mem.simulation.simulate import simulate_run
+from tritter_mem.simulation.simulate import both, simulate_run
 from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER
 from tritter_model import labels
 
 _PACKAGE = "transformers"
+_FLOAT8 = (8, 9)  # capability from which transformers keeps float8 weights
 
 
 def simulate_transformers(
-    run: TransformersRun, card: GpuCard, allocator_conf: str = ""
+    run: TransformersRun,
+    card: GpuCard,
+    allocator_conf: str = "",
+    *,
+    progress: Progress | None = None,
+    save_trace: Path | None = None,
 ) -> MemoryUse:
     """Simulate a model of transformers on a card.
 
@@ -51,46 +58,55 @@ def simulate_transformers(
         run: the model, and what is run of it.
         card: the card to stand for.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        progress: learns how far the run is.
+        save_trace: where to write the run's events; nowhere without it.
 
     Raises:
         SimulationError: transformers is missing or has no class for the model, its weights are
-            quantised, or its code needs what `meta` does not have; the message says which line.
+            stored in a way that does not run here, or its code needs what `meta` does not have;
+            the message says which line.
     """
-    refuse_quantised(run)
+    followed = progress or Progress()
+    with _explained(run), _alone():
+        model = build_model(run, card)
+        layers = model.get_decoder().layers
 
-    def workload(device: str, recorder: Recorder) -> None:
-        with as_on_cuda(card.compute_capability), _explained(run):
-            model = build_model(run)
-            if run.trains:
-                _train(model, run, recorder)
-            else:
-                _generate(model, run, recorder)
+        def workload(device: str, recorder: Recorder) -> None:
+            passes = followed.counting(layers, _passes(run) * len(layers))
+            with as_on_cuda(card.compute_capability), passes:
+                phases = _Phases(recorder, followed)
+                (_train if run.trains else _generate)(model, run, phases)
 
-    return simulate_run(workload, card, allocator_conf)
-
-
-def refuse_quantised(run: TransformersRun) -> None:
-    """Raise SimulationError where linear layers are stored in fewer bits."""
-    stored = run.model.quantization
-    if not stored.method:
-        return
-    found = [scheme for _, scheme in stored.schemes]
-    schemes = sorted({scheme.name for scheme in (*found, stored.experts) if scheme is not None})
-    raise SimulationError(
-        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
-        f" ({stored.method}), whose kernels do not run on PyTorch's `meta` device"
-    )
+        return simulate_run(workload, card, allocator_conf, save_trace)
 
 
-def build_model(run: TransformersRun, device: str = "meta") -> Any:
-    """The language model as transformers builds it, in the type that it is run in.
+def _passes(run: TransformersRun) -> int:
+    """How often the run goes through all layers, what is recomputed left out."""
+    if run.trains:
+        return 2  # with the warm-up
+    chunks = -(-run.prompt // (run.prefill_chunk or run.prompt))
+    return chunks + run.work.new_tokens - 1
+
+
+class _Phases:
+    """A recorder, whose phases `progress` follows."""
+
+    def __init__(self, recorder: Recorder, progress: Progress) -> None:
+        self.adopt = recorder.adopt
+        self.phase = both(recorder.phase, progress.entering)
+
+
+def build_model(run: TransformersRun, card: GpuCard, device: str = "meta") -> Any:
+    """The model as transformers builds it, in the types that it is run in.
 
     Args:
         run: has the configuration's keys.
+        card: decides how quantised weights are kept.
         device: `meta`, or `cpu`.
 
     Raises:
-        SimulationError: there is no transformers, or it has no class for this model.
+        SimulationError: there is no transformers, or it has no class for this model or for how
+            its weights are stored.
     """
     try:
         from transformers import logging
@@ -98,22 +114,25 @@ def build_model(run: TransformersRun, device: str = "meta") -> Any:
     except ImportError as error:
         needed = "needs transformers: pip install 'tritter-mem[hf]'"
         raise SimulationError(f"{run.model.model_type}: a simulation {needed}") from error
-    logging.set_verbosity_error()
-    config = _language_config(run)
-    found = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    whole = _config(run)
+    config = whole.get_text_config(decoder=True)
+    found: Any = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:  # there is no class without towers
+        config = whole
+        found = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     if found is None:
-        raise SimulationError(
-            f"{config.model_type}: this transformers has no class for the language model alone"
-        )
+        raise SimulationError(f"{config.model_type}: this transformers has no class that generates")
     dtype = getattr(torch, run.training.master_dtype if run.trains else run.dtype.name)
     with torch.device(device):
         model = found._from_config(config, dtype=dtype)
+    _quantise(model, run, card)
     _keep_in_float32(model, dtype)
     return model.train(run.trains)
 
 
-def _language_config(run: TransformersRun) -> Any:
-    """transformers' configuration of the language model, without code of the repository."""
+def _config(run: TransformersRun) -> Any:
+    """The configuration as an object of transformers, without code of the repository."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     left_out = ("auto_map", "quantization_config")
@@ -125,7 +144,58 @@ def _language_config(run: TransformersRun) -> Any:
             f"{given}: this transformers has no class for it; a simulation runs no code of a "
             "model's repository"
         )
-    return CONFIG_MAPPING[known].from_dict(values | {"model_type": known}).get_text_config(True)
+    return CONFIG_MAPPING[known].from_dict(values | {"model_type": known})
+
+
+def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
+    """Put in the layers that transformers keeps quantised weights in.
+
+    Float8 in blocks: transformers' own layers, which call a Triton kernel of the package `kernels`
+    that quantises the input as it goes, so that a product allocates its result alone.
+
+    Raises:
+        SimulationError: they are stored in a way that does not run here.
+    """
+    stored = run.model.quantization
+    if not stored.method or run.trains:
+        return
+    if stored.method != "fp8":
+        _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
+    if card.compute_capability < _FLOAT8:
+        _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+    from transformers.utils.quantization_config import FineGrainedFP8Config
+
+    values = run.config.get("quantization_config")
+    values = values or run.config["text_config"]["quantization_config"]
+    quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**values), pre_quantized=True)
+    quantizer._process_model_before_weight_loading(model)
+
+
+def _refuse(run: TransformersRun, why: str) -> NoReturn:
+    stored = run.model.quantization
+    found = [scheme for _, scheme in stored.schemes]
+    schemes = sorted({scheme.name for scheme in (*found, stored.experts) if scheme is not None})
+    raise SimulationError(
+        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
+        f" ({stored.method}), {why}"
+    )
+
+
+class _Float8Kernel:
+    """Shapes of what the kernels of `kernels-community/finegrained-fp8` return."""
+
+    @staticmethod
+    def matmul(x: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """Rows [..., K] by a weight [N, K]: [..., N] in the type of the rows."""
+        return x.new_empty((*x.shape[:-1], weight.shape[-2]))
+
+    @staticmethod
+    def grouped_matmul(x: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """Rows [S, K] by the weights [E, N, K] of experts: [S, N] in the type of the rows."""
+        return x.new_empty((x.shape[0], weight.shape[-2]))
+
+    batched_matmul = grouped_matmul
 
 
 def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
@@ -142,25 +212,28 @@ def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.float()
 
 
-def _load(model: nn.Module, recorder: Recorder) -> None:
+def _load(model: Any, recorder: _Phases) -> None:
     """Account the weights, in the order in which `.to(device)` brings them.
 
     What no checkpoint holds, such as the frequencies of rotary embeddings, is activations.
     """
     persistent = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    tables = _tables(model)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    tables = _tensors_of(model.get_input_embeddings(), head)
+    # Beside the base model of a model without towers there is its output projection alone.
+    language = None if decoder is model.base_model else _tensors_of(decoder, head)
     with recorder.phase("load"):
         for tensor in _in_order(model):
+            if language is not None and id(tensor) not in language:
+                continue
             kind = labels.EMBEDDINGS if id(tensor) in tables else labels.WEIGHTS
             recorder.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
 
 
-def _tables(model: Any) -> set[int]:
-    """The token embedding and the output projection, by identity."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {
-        id(tensor) for module in modules if module is not None for tensor in module.parameters()
-    }
+def _tensors_of(*modules: nn.Module | None) -> set[int]:
+    """Parameters and buffers of modules, by identity."""
+    there = [module for module in modules if module is not None]
+    return {id(tensor) for module in there for tensor in _in_order(module)}
 
 
 def _in_order(module: nn.Module) -> Iterator[Tensor]:
@@ -178,7 +251,7 @@ class _Generation:
     scores of the last token.
     """
 
-    def __init__(self, run: TransformersRun, recorder: Recorder) -> None:
+    def __init__(self, run: TransformersRun, recorder: _Phases) -> None:
         self._run = run
         self._recorder = recorder
         self._phase = ExitStack()
@@ -222,7 +295,7 @@ def cached_tensors(cache: Any) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _generate(model: Any, run: TransformersRun, recorder: Recorder) -> None:
+def _generate(model: Any, run: TransformersRun, recorder: _Phases) -> None:
     """Greedy `generate()` of a prompt without padding."""
     from transformers import GenerationConfig
 
@@ -242,7 +315,7 @@ def _generate(model: Any, run: TransformersRun, recorder: Recorder) -> None:
         handle.remove()
 
 
-def _train(model: Any, run: TransformersRun, recorder: Recorder) -> None:
+def _train(model: Any, run: TransformersRun, recorder: _Phases) -> None:
     """Two steps of `Trainer`; the first one, which makes the optimizer's state, does not count."""
     model.config.use_cache = False
     if run.training.checkpointing.policy != "none":
@@ -265,7 +338,7 @@ def _train(model: Any, run: TransformersRun, recorder: Recorder) -> None:
 class _TrainingStep:
     """One batch forward, backward, and the update of the weights."""
 
-    def __init__(self, model: Any, run: TransformersRun, recorder: Recorder) -> None:
+    def __init__(self, model: Any, run: TransformersRun, recorder: _Phases) -> None:
         self._model, self._run, self._recorder = model, run, recorder
         self._optimizer = _optimizer(model, run)
         self._labelled = ExitStack()
@@ -355,6 +428,20 @@ class EightBitAdamW(torch.optim.Optimizer):
                 blocks = -(-parameter.numel() // self.BLOCK)
                 state[f"absmax{name}"] = torch.zeros(blocks, device=parameter.device)
         return state
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """No network, and no kernels of other packages but the shapes of those for float8."""
+    from huggingface_hub import constants
+    from transformers.integrations import finegrained_fp8
+
+    with (
+        patch.object(constants, "HF_HUB_OFFLINE", True),
+        patch.object(finegrained_fp8, "load_finegrained_fp8_kernel", _Float8Kernel),
+        patch.object(finegrained_fp8, "is_deepgemm_loadable", lambda: False),
+    ):
+        yield
 
 
 _ANSWERS = {
