@@ -21,7 +21,7 @@ from tritter_mem.results.run import (
     Verdict,
 )
 from tritter_mem.results.verdict import basis_of
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -149,6 +149,13 @@ def suggestion_options(suggestion: Suggestion) -> str:
     )
 
 
+def cards_sentence(verdict: Verdict | None) -> str:
+    """Which cards would hold it as it is; empty where none is known."""
+    if verdict is None or not verdict.cards:
+        return ""
+    return f"a larger card; by the plan it fits as it is on {', '.join(verdict.cards)}"
+
+
 def missing_kinds(result: Result) -> list[str]:
     """Why each kind of number that is not there is not there."""
     reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
@@ -177,7 +184,7 @@ def devices_sentence(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(use.peak_at, TEXT_LIMIT)}"
+        f"{kind} peak at {moment_words(use.peak_at)}"
         for kind, use in result.by_kind().items()
         if use.peak_at
     ]
@@ -189,6 +196,11 @@ def notes(result: Result) -> list[str]:
     found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
     found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
+
+
+def moment_words(peak_at: str) -> str:
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp (new_empty)`."""
+    return printable(operators_by_name(peak_at), TEXT_LIMIT)
 
 
 def _model_sentences(result: Result) -> Iterator[str]:
@@ -230,7 +242,8 @@ def _where(refused: OutOfMemory) -> str:
     """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
-    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    called = printable(operators_by_name(refused.operator), NAME_LIMIT)
+    operator = f" ({called})" if called else ""
     return (f" in {shown}" if shown else "") + operator
 
 

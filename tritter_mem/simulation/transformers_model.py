@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import SimulationError, TritterMemError
+from tritter_mem.models.huggingface import LANGUAGE_SECTIONS
+from tritter_mem.models.huggingface_families import SAME_AS
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
@@ -37,7 +39,7 @@ from tritter_mem.simulation.peaks import WARMUP
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.simulation.simulate import both, simulate_run
-from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER
+from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER, Watch
 from tritter_model import labels
 
 _PACKAGE = "transformers"
@@ -74,10 +76,20 @@ def simulate_transformers(
         def workload(device: str, recorder: Recorder) -> None:
             passes = followed.counting(layers, _passes(run) * len(layers))
             with as_on_cuda(card.compute_capability), passes:
-                phases = _Phases(recorder, followed)
-                (_train if run.trains else _generate)(model, run, phases)
+                run_model(model, run, _Followed(recorder, followed))
 
         return simulate_run(workload, card, allocator_conf, save_trace)
+
+
+def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
+    """Run a built model where it is: prompt and new tokens, or two training steps.
+
+    Args:
+        model: of `build_model`.
+        run: what is run.
+        watch: follows the run.
+    """
+    (_train if run.trains else _generate)(model, run, watch)
 
 
 def _passes(run: TransformersRun) -> int:
@@ -88,7 +100,7 @@ def _passes(run: TransformersRun) -> int:
     return chunks + run.work.new_tokens - 1
 
 
-class _Phases:
+class _Followed:
     """A recorder, whose phases `progress` follows."""
 
     def __init__(self, recorder: Recorder, progress: Progress) -> None:
@@ -126,6 +138,7 @@ def build_model(run: TransformersRun, card: GpuCard, device: str = "meta") -> An
     dtype = getattr(torch, run.training.master_dtype if run.trains else run.dtype.name)
     with torch.device(device):
         model = found._from_config(config, dtype=dtype)
+    _check_size(model, run)
     _quantise(model, run, card)
     _keep_in_float32(model, dtype)
     return model.train(run.trains)
@@ -137,14 +150,36 @@ def _config(run: TransformersRun) -> Any:
 
     left_out = ("auto_map", "quantization_config")
     values = {key: value for key, value in run.config.items() if key not in left_out}
-    given = str(values.get("model_type"))
-    known = next((name for name in (given, run.model.language_type) if name in CONFIG_MAPPING), "")
+    given, language = str(values.get("model_type")), run.model.language_type
+    names = (given, language, *(name for name, same in SAME_AS.items() if same == language))
+    known = next((name for name in names if name in CONFIG_MAPPING), "")
     if not known:
         raise SimulationError(
             f"{given}: this transformers has no class for it; a simulation runs no code of a "
             "model's repository"
         )
-    return CONFIG_MAPPING[known].from_dict(values | {"model_type": known})
+    found = CONFIG_MAPPING[known]
+    sections = [name for name in LANGUAGE_SECTIONS if name in found.sub_configs]
+    if sections and sections[0] not in values:  # the language model's keys alone
+        values = {sections[0]: values | {"model_type": found.sub_configs[sections[0]].model_type}}
+    return found.from_dict(values | {"model_type": known})
+
+
+def _check_size(model: Any, run: TransformersRun) -> None:
+    """Compare the parameters with those that the configuration describes.
+
+    Keys that a class does not know are ignored by transformers, which then builds another model.
+
+    Raises:
+        SimulationError: they are not as many.
+    """
+    parameters = (tensor for tensor in _of_language(model) if isinstance(tensor, nn.Parameter))
+    built = sum(tensor.numel() for tensor in parameters)
+    if not run.model.unsupported and built != run.model.language_parameters:
+        raise SimulationError(
+            f"{run.model.model_type}: transformers builds {built:,} parameters from these keys, "
+            f"which describe {run.model.language_parameters:,}"
+        )
 
 
 def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
@@ -212,28 +247,30 @@ def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.float()
 
 
-def _load(model: Any, recorder: _Phases) -> None:
+def _load(model: Any, watch: Watch) -> None:
     """Account the weights, in the order in which `.to(device)` brings them.
 
     What no checkpoint holds, such as the frequencies of rotary embeddings, is activations.
     """
     persistent = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(tensor) for table in tables if table for tensor in _in_order(table)}
+    with watch.phase("load"):
+        for tensor in _of_language(model):
+            kind = labels.EMBEDDINGS if id(tensor) in embeddings else labels.WEIGHTS
+            watch.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
+
+
+def _of_language(model: Any) -> Iterator[Tensor]:
+    """Parameters and buffers without those of towers, each once, in the order of `.to(device)`."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    tables = _tensors_of(model.get_input_embeddings(), head)
     # Beside the base model of a model without towers there is its output projection alone.
-    language = None if decoder is model.base_model else _tensors_of(decoder, head)
-    with recorder.phase("load"):
-        for tensor in _in_order(model):
-            if language is not None and id(tensor) not in language:
-                continue
-            kind = labels.EMBEDDINGS if id(tensor) in tables else labels.WEIGHTS
-            recorder.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
-
-
-def _tensors_of(*modules: nn.Module | None) -> set[int]:
-    """Parameters and buffers of modules, by identity."""
-    there = [module for module in modules if module is not None]
-    return {id(tensor) for module in there for tensor in _in_order(module)}
+    parts = (model,) if decoder is model.base_model else (decoder, head)
+    there = {id(tensor) for part in parts if part for tensor in _in_order(part)}
+    for tensor in _in_order(model):
+        if id(tensor) in there:
+            there.remove(id(tensor))
+            yield tensor
 
 
 def _in_order(module: nn.Module) -> Iterator[Tensor]:
@@ -251,14 +288,14 @@ class _Generation:
     scores of the last token.
     """
 
-    def __init__(self, run: TransformersRun, recorder: _Phases) -> None:
+    def __init__(self, run: TransformersRun, watch: Watch) -> None:
         self._run = run
-        self._recorder = recorder
+        self._watch = watch
         self._phase = ExitStack()
         self._tokens = 0
 
     def __enter__(self) -> _Generation:
-        self._phase.enter_context(self._recorder.phase("prefill"))
+        self._phase.enter_context(self._watch.phase("prefill"))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -267,7 +304,7 @@ class _Generation:
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Note how many tokens there will be, and that scores are logits."""
         self._tokens = ids.shape[1] + 1
-        self._recorder.adopt(scores, labels.LOGITS)
+        self._watch.adopt(scores, labels.LOGITS)
         return scores
 
     def finished(self) -> bool:
@@ -275,15 +312,15 @@ class _Generation:
         finished = self._tokens >= self._run.work.context
         if not finished and self._tokens == self._run.prompt + 1:
             self._phase.close()
-            self._phase.enter_context(self._recorder.phase("decode"))
+            self._phase.enter_context(self._watch.phase("decode"))
         return finished
 
     def ran(self, module: nn.Module, args: Any, output: Any) -> None:
         """After each call of the model."""
-        self._recorder.adopt(output.logits, labels.LOGITS)
+        self._watch.adopt(output.logits, labels.LOGITS)
         cache = output.get("past_key_values", output.get("cache_params"))
         for tensor in cached_tensors(cache):
-            self._recorder.adopt(tensor, labels.KV_CACHE)
+            self._watch.adopt(tensor, labels.KV_CACHE)
 
 
 def cached_tensors(cache: Any) -> Iterator[Tensor]:
@@ -295,14 +332,14 @@ def cached_tensors(cache: Any) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _generate(model: Any, run: TransformersRun, recorder: _Phases) -> None:
+def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Greedy `generate()` of a prompt without padding."""
     from transformers import GenerationConfig
 
-    _load(model, recorder)
+    _load(model, watch)
     model.generation_config = GenerationConfig()  # no token ends a sequence
     work = run.work
-    with _Generation(run, recorder) as generation, _answering(generation):
+    with _Generation(run, watch) as generation, _answering(generation):
         handle = model.register_forward_hook(generation.ran)
         ids = torch.ones((work.batch, run.prompt), dtype=torch.long, device=model.device)
         model.generate(
@@ -315,31 +352,31 @@ def _generate(model: Any, run: TransformersRun, recorder: _Phases) -> None:
         handle.remove()
 
 
-def _train(model: Any, run: TransformersRun, recorder: _Phases) -> None:
+def _train(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Two steps of `Trainer`; the first one, which makes the optimizer's state, does not count."""
     model.config.use_cache = False
     if run.training.checkpointing.policy != "none":
         model.activation_checkpointing_enable()
-    _load(model, recorder)
-    step = _TrainingStep(model, run, recorder)
-    with _answering(None), recorder.phase(WARMUP):
+    _load(model, watch)
+    step = _TrainingStep(model, run, watch)
+    with _answering(None), watch.phase(WARMUP):
         step.forward()
         step.backward()
         step.optimize()
     with _answering(None):
-        with recorder.phase(FORWARD):
+        with watch.phase(FORWARD):
             step.forward()
-        with recorder.phase(BACKWARD):
+        with watch.phase(BACKWARD):
             step.backward()
-        with recorder.phase(OPTIMIZER):
+        with watch.phase(OPTIMIZER):
             step.optimize()
 
 
 class _TrainingStep:
     """One batch forward, backward, and the update of the weights."""
 
-    def __init__(self, model: Any, run: TransformersRun, recorder: _Phases) -> None:
-        self._model, self._run, self._recorder = model, run, recorder
+    def __init__(self, model: Any, run: TransformersRun, watch: Watch) -> None:
+        self._model, self._run, self._watch = model, run, watch
         self._optimizer = _optimizer(model, run)
         self._labelled = ExitStack()
         self._loss: Tensor | None = None
@@ -365,14 +402,14 @@ class _TrainingStep:
         self._loss = None
         for parameter in self._model.parameters():
             if parameter.grad is not None:
-                self._recorder.adopt(parameter.grad, labels.GRADIENTS)
+                self._watch.adopt(parameter.grad, labels.GRADIENTS)
 
     def optimize(self) -> None:
         """Clip, update, and let the gradients go."""
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         for tensor in tensors([list(state.values()) for state in self._optimizer.state.values()]):
-            self._recorder.adopt(tensor, labels.OPTIMIZER_STATE)
+            self._watch.adopt(tensor, labels.OPTIMIZER_STATE)
         self._model.zero_grad()
 
     def _logits_begin(self, module: nn.Module, args: Any) -> None:
@@ -382,7 +419,7 @@ class _TrainingStep:
 
     def _logits_end(self, gradient: Tensor) -> None:
         self._labelled.close()
-        self._recorder.adopt(gradient, labels.ACTIVATIONS)
+        self._watch.adopt(gradient, labels.ACTIVATIONS)
 
 
 def _optimizer(model: Any, run: TransformersRun) -> torch.optim.Optimizer:
