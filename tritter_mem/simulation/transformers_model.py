@@ -16,9 +16,10 @@ values, which tensors on `meta` do not have, is answered by the rules of `_ANSWE
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +45,7 @@ from tritter_model import labels
 
 _PACKAGE = "transformers"
 _FLOAT8 = (8, 9)  # capability from which transformers keeps float8 weights
+_GROUPED = (8, 0)  # and from which it calls `grouped_mm`: `_can_use_grouped_mm`
 
 
 def simulate_transformers(
@@ -69,9 +71,9 @@ def simulate_transformers(
             the message says which line.
     """
     followed = progress or Progress()
-    with _explained(run), _alone():
+    with _explained(run), _alone(card):
         model = build_model(run, card)
-        layers = model.get_decoder().layers
+        layers = _layers(model)
 
         def workload(device: str, recorder: Recorder) -> None:
             passes = followed.counting(layers, _passes(run) * len(layers))
@@ -90,6 +92,14 @@ def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
         watch: follows the run.
     """
     (_train if run.trains else _generate)(model, run, watch)
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The decoder's layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modules = model.get_decoder().modules()
+    return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _passes(run: TransformersRun) -> int:
@@ -122,47 +132,58 @@ def build_model(run: TransformersRun, card: GpuCard, device: str = "meta") -> An
     """
     try:
         from transformers import logging
-        from transformers.models.auto import modeling_auto
     except ImportError as error:
         needed = "needs transformers: pip install 'tritter-mem[hf]'"
         raise SimulationError(f"{run.model.model_type}: a simulation {needed}") from error
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    whole = _config(run)
-    config = whole.get_text_config(decoder=True)
-    found: Any = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:  # there is no class without towers
-        config = whole
-        found = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    if found is None:
-        raise SimulationError(f"{config.model_type}: this transformers has no class that generates")
+    found, config = _class_and_config(run)
     dtype = getattr(torch, run.training.master_dtype if run.trains else run.dtype.name)
     with torch.device(device):
         model = found._from_config(config, dtype=dtype)
     _check_size(model, run)
     _quantise(model, run, card)
+    _route_evenly(model)
     _keep_in_float32(model, dtype)
     return model.train(run.trains)
 
 
-def _config(run: TransformersRun) -> Any:
-    """The configuration as an object of transformers, without code of the repository."""
+def _class_and_config(run: TransformersRun) -> tuple[Any, Any]:
+    """The class that generates text, without towers where there is one, and its configuration.
+
+    Raises:
+        SimulationError: there is none.
+    """
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     left_out = ("auto_map", "quantization_config")
     values = {key: value for key, value in run.config.items() if key not in left_out}
     given, language = str(values.get("model_type")), run.model.language_type
-    names = (given, language, *(name for name, same in SAME_AS.items() if same == language))
-    known = next((name for name in names if name in CONFIG_MAPPING), "")
-    if not known:
-        raise SimulationError(
-            f"{given}: this transformers has no class for it; a simulation runs no code of a "
-            "model's repository"
-        )
-    found = CONFIG_MAPPING[known]
+    for name in (given, language, *(name for name, same in SAME_AS.items() if same == language)):
+        if name not in CONFIG_MAPPING:
+            continue
+        whole = _config(CONFIG_MAPPING[name], values | {"model_type": name})
+        alone = whole.get_text_config(decoder=True)
+        for config, classes in (
+            (alone, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING),
+            (whole, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        ):
+            if (found := classes.get(type(config), None)) is not None:
+                return found, config
+    raise SimulationError(
+        f"{given}: this transformers has no class for it that generates; a simulation runs no code "
+        "of a model's repository"
+    )
+
+
+def _config(found: Any, values: dict[str, Any]) -> Any:
+    """A configuration of a class, from its keys or from those of its language model alone."""
     sections = [name for name in LANGUAGE_SECTIONS if name in found.sub_configs]
-    if sections and sections[0] not in values:  # the language model's keys alone
-        values = {sections[0]: values | {"model_type": found.sub_configs[sections[0]].model_type}}
-    return found.from_dict(values | {"model_type": known})
+    if sections and sections[0] not in values:
+        language = values | {"model_type": found.sub_configs[sections[0]].model_type}
+        whole = ("model_type", "tie_word_embeddings")
+        values = {key: values[key] for key in whole if key in values} | {sections[0]: language}
+    return found.from_dict(values)
 
 
 def _check_size(model: Any, run: TransformersRun) -> None:
@@ -325,11 +346,10 @@ class _Generation:
 
 def cached_tensors(cache: Any) -> Iterator[Tensor]:
     """The keys, values and states that a cache of transformers holds."""
-    for layer in (*cache.layers, getattr(cache, "linear_cache", None)):
-        values = (value for value in vars(layer).values()) if layer is not None else ()
-        for tensor in tensors(list(values)):
-            if tensor.is_floating_point():
-                yield tensor
+    held = [list(vars(layer).values()) for layer in cache.layers]
+    for tensor in tensors([held, getattr(cache, "linear_cache", [])]):  # the second is of MiniMax
+        if tensor.is_floating_point():
+            yield tensor
 
 
 def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
@@ -379,7 +399,7 @@ class _TrainingStep:
         self._model, self._run, self._watch = model, run, watch
         self._optimizer = _optimizer(model, run)
         self._labelled = ExitStack()
-        self._loss: Tensor | None = None
+        self._loss: Any = None
         model.get_output_embeddings().register_forward_pre_hook(self._logits_begin)
         model.register_forward_hook(lambda *call: self._labelled.close())
         shape = run.work.batch, run.work.context
@@ -396,10 +416,9 @@ class _TrainingStep:
 
     def backward(self) -> None:
         """Gradients of all parameters."""
-        assert self._loss is not None
+        loss, self._loss = self._loss, None
         self._labelled.enter_context(labels.label(labels.LOGITS))
-        self._loss.backward()
-        self._loss = None
+        loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 self._watch.adopt(parameter.grad, labels.GRADIENTS)
@@ -468,17 +487,95 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """No network, and no kernels of other packages but the shapes of those for float8."""
+def _alone(card: GpuCard) -> Iterator[None]:
+    """No network, no kernels of other packages but the shapes of those for float8."""
     from huggingface_hub import constants
-    from transformers.integrations import finegrained_fp8
+    from transformers.integrations import finegrained_fp8, moe
+
+    grouped = card.compute_capability >= _GROUPED
 
     with (
         patch.object(constants, "HF_HUB_OFFLINE", True),
         patch.object(finegrained_fp8, "load_finegrained_fp8_kernel", _Float8Kernel),
         patch.object(finegrained_fp8, "is_deepgemm_loadable", lambda: False),
+        patch.object(moe, "_can_use_grouped_mm", lambda *tensors: grouped),
     ):
         yield
+
+
+_WHERE = torch.where
+
+
+class _Expert(int):
+    """The number of an expert, which is used as a row of a tensor on the device is."""
+
+    def __getitem__(self, place: int) -> int:
+        return int(self)
+
+    def item(self) -> int:
+        """The number."""
+        return int(self)
+
+
+class _Routing:
+    """Stands for the values by which a loop over experts finds each one's rows: equal shares.
+
+    Where experts run in a loop, transformers asks which experts have rows (`nonzero`), and for each
+    in turn which rows (`where`). Every expert gets as many, the first ones a row more where it does
+    not divide; one without rows is not visited.
+
+    Args:
+        pairs: tokens times the experts that each takes.
+        experts: how many there are.
+    """
+
+    def __init__(self, pairs: int, experts: int) -> None:
+        self._pairs, self._experts = pairs, experts
+        self._visited = 0
+
+    def nonzero(self) -> list[_Expert]:
+        """The experts that have rows."""
+        return [_Expert(number) for number in range(min(self._experts, self._pairs))]
+
+    def where(self, mask: Tensor, *either: Any) -> Any:
+        """Rows of the next expert, of a mask [K, T]: two vectors of indices."""
+        if either:
+            return _WHERE(mask, *either)
+        rows = self._pairs // self._experts + (self._visited < self._pairs % self._experts)
+        self._visited += 1
+        return mask.new_empty((rows, mask.dim()), dtype=torch.long).unbind(1)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer what is asked in a loop over experts."""
+        with (
+            patch.object(Tensor, "nonzero", lambda found, **how: self.nonzero()),
+            patch.object(torch, "where", self.where),
+        ):
+            yield
+
+
+def _route_evenly(model: nn.Module) -> None:
+    """Let experts that run in a loop find rows by shares; those of `grouped_mm` ask nothing."""
+    for module in model.modules():
+        loops = type(module).__name__.endswith("Experts") and not hasattr(module, "is_transposed")
+        weights = getattr(module, "gate_up_proj", None)
+        if loops and isinstance(weights, Tensor) and "top_k_index" in _parameters(module.forward):
+            module.forward = _evenly(module.forward, len(weights))  # type: ignore[method-assign]
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[str]:
+    return inspect.signature(function).parameters
+
+
+def _evenly(forward: Callable[..., Tensor], experts: int) -> Callable[..., Tensor]:
+    def run(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        if not index.is_meta:
+            return forward(x, index, weights)
+        with _Routing(index.numel(), experts).answering():
+            return forward(x, index, weights)
+
+    return run
 
 
 _ANSWERS = {
@@ -526,8 +623,9 @@ def _explained(run: TransformersRun) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
+        why = " does not run on PyTorch's `meta` device" if "meta" in said.lower() else " failed"
         raise SimulationError(
-            f"{run.model.model_type}: {_place(error)}{type(error).__name__}: {said}"
+            f"{run.model.model_type}: {_place(error)}{why}: {type(error).__name__}: {said}"
         ) from error
 
 
@@ -536,8 +634,8 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if _PACKAGE in Path(frame.filename).parts]
     if not inside:
-        return ""
+        return "the run"
     last = inside[-1]
     parts = Path(last.filename).parts
     file = "/".join(parts[len(parts) - parts[::-1].index(_PACKAGE) - 1 :])
-    return f"{file}:{last.lineno}: `{last.line}` does not run on PyTorch's `meta` device: "
+    return f"{file}:{last.lineno}: `{last.line}`"
