@@ -30,6 +30,7 @@ ORDER = (
     "models.quantization",
     "models.cuda_reductions",
     "models.cuda_attention",
+    "models.cuda_indexing",
     "models.shape_tensors",
     "models.layer_run",
     "models.transformers_blocks",

@@ -22,6 +22,7 @@ _INDEXED_BYTES = (1 << 31) - 1
 _THREADS_A_MULTIPROCESSOR = {(8, 0): 2048, (9, 0): 2048, (10, 0): 2048, (10, 3): 2048}
 _FEWER_THREADS, _TURING_THREADS = 1536, 1024
 
+
 class Chip(Protocol):
     """What of a card decides what kernels need: a `GpuCard`."""
 
@@ -193,24 +194,36 @@ def _power(number: int) -> int:
     return 1 << max(number, 1).bit_length() - 1
 
 
+class Summed(NamedTuple):
+    """What is reduced.
+
+    Attributes:
+        shape: sizes of its dimensions.
+        strides: in elements.
+        dims: numbers of those that are reduced, from the first.
+        element_bytes: of an element.
+    """
+
+    shape: Sequence[int]
+    strides: Sequence[int]
+    dims: Sequence[int]
+    element_bytes: int
+
+
 def shared_bytes(
-    card: Chip, shape: Sequence[int], strides: Sequence[int], reduced: Sequence[int],
-    partial_bytes: int, element_bytes: int, loads: int = _VECTOR,
-) -> tuple[int, int]:  # fmt: skip
+    card: Chip, x: Summed, partial_bytes: int, loads: int = _VECTOR
+) -> tuple[int, int]:
     """Bytes for partial results, and for counters, of a reduction; both 0 where nothing is shared.
 
     Args:
         card: where it runs.
-        shape: of what is reduced.
-        strides: in elements.
-        reduced: numbers of dimensions, from the first.
+        x: what is reduced.
         partial_bytes: of one partial result.
-        element_bytes: of an element.
         loads: elements that a thread loads at once.
     """
-    if prod(shape) < _MANY_VALUES:
+    if prod(x.shape) < _MANY_VALUES:
         return 0, 0
-    walked = _indexable(dimensions(shape, strides, reduced), element_bytes)
+    walked = _indexable(dimensions(x.shape, x.strides, x.dims), x.element_bytes)
     summed = [dim for dim in walked if not dim.out_stride]
     return Reduction(summed, walked[len(summed) :], partial_bytes, loads).buffers(card)
 

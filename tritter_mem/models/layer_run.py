@@ -35,12 +35,14 @@ class Dialect:
         rotary_dim: channels of a head that rotate; 0: all.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
+        wide_angles: whether cosines and sines stay in float32.
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         eager: whether attention is written out, as the family has no `sdpa`.
         softcap: whether scores of written-out attention are capped.
+        more_masks: windows for which masks are made though no layer has them.
     """
 
     norm: str = "llama"
@@ -51,12 +53,14 @@ class Dialect:
     rotary: str = "halves"
     rotary_dim: int = 0
     rotary_kinds: int = 1
+    wide_angles: bool = False
     activation: str = "silu"
     scales_residual: bool = False
     scales_embedding: bool = False
     logits_steps: int = 0
     eager: bool = False
     softcap: bool = False
+    more_masks: tuple[int, ...] = ()
 
 
 LayerCache = dict[str, Tensor]
@@ -73,6 +77,7 @@ class Step:
         size: bytes of an element of the residual stream.
         batch: sequences. `tokens`: of each, that run now. `past`: that are cached.
         caches: whether there is a cache.
+        decodes: whether tokens are generated.
         angles: cosines and sines of the positions, for layers without a window and with one.
         masks: by window: None where attention needs none.
     """
@@ -84,6 +89,7 @@ class Step:
     tokens: int
     past: int
     caches: bool
+    decodes: bool = False
     angles: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
 
@@ -94,11 +100,13 @@ class LayerRun:
 
     Attributes:
         step: the call.
+        kind: of the language model.
         weights: of the layer, by name.
         cache: of the layer.
     """
 
     step: Step
+    kind: str
     weights: Mapping[str, Parameter]
     cache: LayerCache
 
@@ -120,28 +128,27 @@ class LayerRun:
         """A norm, as the family writes it."""
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
-    def remember(self, name: str, x: Tensor, dim: int = 2) -> Tensor:
+    def remember(self, name: str, x: Tensor, window: int | None = None, dim: int = 2) -> Tensor:
         """`DynamicLayer.update` of one tensor: what was cached and what is new, in a new tensor.
 
-        Both are there while the new one is made; it replaces what was cached.
+        Both are there while the new one is made; it replaces what was cached. With a window, what
+        stays is a view of its last tokens, one less than the window.
         """
         if not self.step.caches:
             return x
         before = self.cache.get(name)
+        if window is not None and before is None and name == "keys":
+            self.cache["window"] = self.ops.new((), LONG)
         joined = self.ops.cat([x] if before is None else [before, x], dim)
-        if joined.storage is not None:
-            self.ops.requests.components[joined.storage.number] = "kv_cache"
-        self.cache[name] = joined
+        self.ops.account(joined, "kv_cache")
+        kept = joined
+        if window is not None and joined.shape[dim] >= window:
+            kept = self.ops.slice(joined, dim, window - 1)
+        self.cache[name] = kept
         return joined
 
 
 # Norms
-
-
-def _root(ops: Operations, x: Tensor) -> Tensor:
-    """x over the root of its mean square."""
-    variance = ops.mean(ops.square(x))
-    return ops.mul(x, ops.rsqrt(ops.shifted(variance)))
 
 
 def _llama_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
@@ -224,6 +231,13 @@ ACTIVATIONS: Mapping[str, Callable[[Operations, Tensor], Tensor]] = {
 }
 
 
+def halves(ops: Operations, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x.chunk(2, dim=-1)`: gate and up of what one product made."""
+    half = x.shape[-1] // 2
+    gate, up = ops.split(x, -1, [half, half])
+    return gate, up
+
+
 def activated(run: LayerRun, x: Tensor) -> Tensor:
     """The MLP's activation.
 
@@ -251,7 +265,8 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         emb = ops.new(rows, FLOAT)
         cos = ops.scaled(ops.new(rows, FLOAT))
         sin = ops.scaled(ops.new(rows, FLOAT))
-        result = ops.to(cos, step.size), ops.to(sin, step.size)
+        size = FLOAT if step.dialect.wide_angles else step.size
+        result = ops.to(cos, size), ops.to(sin, size)
         del freqs, emb, cos, sin
         return result
 
@@ -267,9 +282,7 @@ def _rotated(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return ops.add(ops.mul(x, cos), ops.mul(_rotate_half(ops, x), sin))
 
 
-def _halves(
-    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor]:
+def _halves(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     ops = run.ops
     q_embed = _rotated(ops, q, cos, sin)
     k_embed = _rotated(ops, k, cos, sin)
@@ -314,10 +327,21 @@ def _partial_later(
     return q_embed, k_embed
 
 
+def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours rotate, in float32: Cohere."""
+    ops, size = run.ops, q.size
+    q = ops.to(q, FLOAT)
+    k = ops.to(k, FLOAT)
+    q_embed = _rotated(ops, q, cos, sin)
+    k_embed = _rotated(ops, k, cos, sin)
+    return ops.to(q_embed, size), ops.to(k_embed, size)
+
+
 Rotation = Callable[[LayerRun, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 ROTATIONS: Mapping[str, Rotation] = {
     "halves": _halves,
     "wide halves": _wide_halves,
+    "pairs": _pairs,
     "partial": _partial,
     "partial later": _partial_later,
 }
@@ -402,7 +426,7 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     """
     ops = step.ops
     keys = step.past + step.tokens
-    if window is not None and step.past >= window:
+    if window and step.past >= window:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
     if not cut and (step.tokens == 1 or not step.past):
@@ -419,8 +443,14 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
 
 
 def _window_mask(ops: Operations, shape: tuple[int, ...]) -> Tensor:
+    """In the window, and causal: `and_masks`."""
+    one = ops.new((), BOOL)
+    first = ops.new((shape[2],), LONG)
     near = ops.new(shape, BOOL)
+    del first
+    windowed = ops.new(shape, BOOL)
+    del near, one
     causal = ops.new(shape, BOOL)
     mask = ops.new(shape, BOOL)
-    del near, causal
+    del causal, windowed
     return mask

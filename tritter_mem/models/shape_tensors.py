@@ -28,7 +28,13 @@ from tritter_mem.models.cuda_attention import (
     flash_backward_bytes,
     flash_forward_bytes,
 )
-from tritter_mem.models.cuda_reductions import Chip, shared_bytes
+from tritter_mem.models.cuda_indexing import (
+    embedding_backward_bytes,
+    index_put_bytes,
+    sort_bytes,
+    topk_bytes,
+)
+from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
 Shape: TypeAlias = tuple[int, ...]
@@ -207,15 +213,16 @@ class Frame:
     Attributes:
         run: runs it; holds its inputs. `autocast`: as it was run.
         count: how many tensors it would have saved.
-        again: those tensors, once it has run again.
+        again: those tensors, once it has run again, which `has_run` says.
     """
 
-    __slots__ = ("again", "autocast", "count", "run")
+    __slots__ = ("again", "autocast", "count", "has_run", "run")
 
     def __init__(self, run: Callable[[], object], autocast: int) -> None:
         self.run, self.autocast = run, autocast
         self.count = 0
-        self.again: dict[int, Tensor] | None = None
+        self.again: dict[int, Tensor] = {}
+        self.has_run = False
 
 
 class Node:
@@ -321,6 +328,11 @@ class Operations:
         storage = Storage(self.requests, nbytes, component) if nbytes else None
         return Parameter(shape, size, storage, trains)
 
+    def account(self, x: Tensor, component: str) -> None:
+        """Say what a tensor's memory is for."""
+        if x.storage is not None:
+            self.requests.components[x.storage.number] = component
+
     def inside(self, sizes: Iterable[int]) -> None:
         """What an operator takes beside its results, and gives back."""
         self.requests.passing(sizes)
@@ -392,7 +404,6 @@ class Operations:
     def _save(self, node: Node, saved: Saved) -> None:
         if self._again is not None:
             frame = self._again
-            assert frame.again is not None
             for x in saved:
                 frame.again[len(frame.again)] = x.detached()
             if len(frame.again) >= frame.count:
@@ -417,7 +428,7 @@ class Operations:
             del frame
 
     def _run_again(self, frame: Frame) -> None:
-        frame.again = {}
+        frame.has_run = True
         before, self._again = self.grad, frame
         self.grad, self.autocast = True, frame.autocast
         try:
@@ -430,8 +441,9 @@ class Operations:
 
     def backward(self, loss: Tensor) -> None:
         """From a loss to the gradients of all weights: autograd's engine."""
-        assert isinstance(loss.node, Node)
         root = loss.node
+        if not isinstance(root, Node):
+            raise TypeError("no gradient of the loss is wanted")
         self.backward_runs = True
         before, self.grad = self.grad, False
         waiting = _dependencies(root)
@@ -441,31 +453,31 @@ class Operations:
             node = heappop(ready)[1]
             outputs = self._call(node, buffers.pop(node))
             for edge in node.edges:
-                grad = outputs.pop(0)
-                if edge is None:
-                    continue
-                target, slot, _, _ = edge
-                if isinstance(target, Leaf):
-                    if grad is not None:
-                        self._arrive(target.parameter, grad)
-                else:
-                    if grad is not None:
-                        self._add(buffers, target, slot, grad)
+                self._send(edge, outputs.pop(0), buffers)
+                if edge is not None and isinstance(edge[0], Node):
+                    target = edge[0]
                     waiting[target] -= 1
                     if not waiting[target] and target in buffers:
                         heappush(ready, (-target.number, target))
-                del grad
             node.edges = []
         self.grad, self.backward_runs = before, False
+
+    def _send(self, edge: Edge, grad: Tensor | None, buffers: dict[Node, Grads]) -> None:
+        """A gradient arrives where its operation's input was made."""
+        if edge is None or grad is None:
+            return
+        target, slot, _, _ = edge
+        if isinstance(target, Leaf):
+            self._arrive(target.parameter, grad)
+        else:
+            self._add(buffers, target, slot, grad)
 
     def _call(self, node: Node, grads: Grads) -> Grads:
         saved = node.saved
         if node.frame is not None:
-            if node.frame.again is None and node.wants:
+            if node.wants and not node.frame.has_run:
                 self._run_again(node.frame)
-            kept = node.frame.again or {}
-            saved = [kept.pop(node.first + i) for i in range(node.wants)]
-            del kept
+            saved = [node.frame.again.pop(node.first + i) for i in range(node.wants)]
         outputs: Grads = list(node.rule(saved, grads))
         for i, edge in enumerate(node.edges):
             grad = outputs[i]
@@ -514,8 +526,7 @@ class Operations:
             if grad.strides != parameter.strides and not grad.is_contiguous:
                 grad = self.copy(grad)
             parameter.grad = grad.detached()
-            assert grad.storage is not None
-            self.requests.components[grad.storage.number] = "gradients"
+            self.account(grad, "gradients")
 
     # Views
 
@@ -527,9 +538,7 @@ class Operations:
             before = x.shape
 
             def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-                grad = grads[0]
-                assert grad is not None
-                return [self.reshape(grad, before)]
+                return [self.reshape(_one(grads), before)]
 
             self.record([x], [], rule, out)
         return out
@@ -701,24 +710,25 @@ class Operations:
 
     def sum(self, x: Tensor, dims: Sequence[int], size: int | None = None) -> Tensor:
         """Over dimensions, which stay with size 1."""
-        reduced = [dim % len(x.shape) for dim in dims]
-        shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
-        out = self.new(shape, size or x.size)
-        self.inside(filter(None, shared_bytes(
-            self.card, x.shape, x.strides, reduced, max(FLOAT, x.size), x.size
-        )))  # fmt: skip
+        out = self._reduced(x, dims, size)
         whole = x.shape
         self.record([x], [], lambda saved, grads: [self.expand(_one(grads), whole)], out)
         return out
 
     def mean(self, x: Tensor, size: int | None = None) -> Tensor:
         """Over the last dimension, which stays."""
-        out = self.new((*x.shape[:-1], 1), size or x.size)
-        self.inside(filter(None, shared_bytes(
-            self.card, x.shape, x.strides, [len(x.shape) - 1], max(FLOAT, x.size), x.size
-        )))  # fmt: skip
+        out = self._reduced(x, [-1], size)
         whole, before = x.shape, x.size
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
+        return out
+
+    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+        reduced = [dim % len(x.shape) for dim in dims]
+        shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+        out = self.new(shape, size or x.size)
+        summed = Summed(x.shape, x.strides, reduced, x.size)
+        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        self.inside(filter(None, shared))
         return out
 
     def softmax(self, x: Tensor, size: int | None = None) -> Tensor:
@@ -773,7 +783,7 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)
@@ -812,7 +822,7 @@ class Operations:
         return out
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """a [..., M, K] times b [..., K, N]; copies of what does not lie as a batch."""
+        """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
         a, b = self._cast(a), self._cast(b)
         a, b = self._batched(a), self._batched(b)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
@@ -840,6 +850,81 @@ class Operations:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
         return x if _joins(x.shape[:-2], x.strides[:-2]) else self.clone(x)
 
+    def grouped_product(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """Rows [S, K], sorted by group, times the weights [E, N, K] of their groups: [S, N]."""
+        out = self.new((x.shape[0], weight.shape[1]), x.size)
+        wants_x, wants_weight = x.node is not None, weight.node is not None
+        shape = weight.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_weight = self.new(shape, grad.size) if wants_weight else None
+            of_x = self.new((grad.shape[0], shape[2]), grad.size) if wants_x else None
+            return [of_x, of_weight]
+
+        saved = [weight if wants_x else None, ends, x if wants_weight else None]
+        self.record([x, weight], saved, rule, out)
+        return out
+
+    # Choosing
+
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A row of numbers sorted, and their places; without a gradient."""
+        found = self.new(x.shape, x.size), self.new(x.shape, LONG)
+        self.inside(sort_bytes(1, x.elements, x.size))
+        return found
+
+    def topk(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The largest of each row, and their places."""
+        shape = (*x.shape[:-1], count)
+        values, places = self.new(shape, x.size), self.new(shape, LONG)
+        rows = x.elements // x.shape[-1]
+        self.inside(topk_bytes(self.card, rows, x.shape[-1], x.size))
+        whole = x.shape
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], values
+        )  # fmt: skip
+        return values, places
+
+    def picked(self, x: Tensor, places: Tensor) -> Tensor:
+        """`x.gather(1, places)`."""
+        out = self.new(places.shape, x.size)
+        whole = x.shape
+        self.record([x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x[index]`: rows, which may repeat."""
+        out = self.new((*index.shape, *x.shape[1:]), x.size)
+        whole = x.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(whole, _one(grads).size)
+            self.inside(index_put_bytes(saved[0].elements))
+            return [of_x]
+
+        self.record([x], [index], rule, out)
+        return out
+
+    def divided_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x /= other`: a result of x, whose numbers before are kept for the gradient."""
+        before = x.node
+        if not self.grad or before is None:
+            return
+        kept = self.new(x.shape, x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            other, before = saved
+            grad = _one(grads)
+            negated = self.new(grad.shape, grad.size)
+            once = self.new(before.shape, before.size)
+            twice = self.new(before.shape, before.size)
+            of_other = self.new(grad.shape, grad.size)
+            del negated, once, twice
+            return [self.new(grad.shape, grad.size), of_other]
+
+        self.record([x, other], [other, kept], rule, x)
+
     # What models are made of
 
     def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
@@ -850,7 +935,8 @@ class Operations:
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             tokens = saved[0].elements
             of_table = self.new((rows, width), _one(grads).size)
-            self.inside(embedding_backward_bytes(tokens, rows, width))
+            row_bytes = width * max(FLOAT, of_table.size)
+            self.inside(embedding_backward_bytes(tokens, rows, row_bytes))
             return [of_table]
 
         self.record([table], [ids], rule, out)
@@ -894,15 +980,20 @@ class Operations:
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
         if sizes.width % 8:
             raise NotPlannedError(f"attention heads of {sizes.width} channels are not planned")
-        batch, heads, queries, width = query.shape
-        out = self.transpose(self.new((batch, queries, heads, width), query.size), 1, 2)
-        out.is_view = False
-        beside = [self.new((batch, heads, queries), FLOAT), self.new((2,), LONG), self.new((), LONG)]
+        batch, heads, queries, _ = query.shape
+        out = self.new(query.shape, query.size, _like(query, query.shape))
+        beside = [
+            self.new((batch, heads, queries), FLOAT),
+            self.new((2,), LONG),
+            self.new((), LONG),
+        ]
         self.inside(flash_forward_bytes(self.card, sizes))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             grad, (key, query, value) = _one(grads), saved[:3]
-            outs = [self._of_heads(x) for x in (query, key, value)]
+            outs: Grads = [
+                self.new(x.shape, x.size, _like(x, x.shape)) for x in (query, key, value)
+            ]
             copies = [
                 x.nbytes for x in (grad, saved[4])
                 if not self.alias(x, _swapped(x.shape), _swapped(x.strides)).is_contiguous
@@ -927,9 +1018,7 @@ class Operations:
     ) -> Tensor:
         bias = None if mask is None else self._bias(mask, query, sizes.keys)
         batch, heads, queries, _ = query.shape
-        out = self.transpose(
-            self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2
-        )
+        out = self.transpose(self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2)
         out.is_view = False
         wanted = self.grad and any(x.node is not None for x in (query, key, value))
         sums = self.new((batch, heads, -(-queries // 32) * 32 if wanted else 0), FLOAT)
@@ -938,7 +1027,7 @@ class Operations:
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             query, key, value = saved[:3]
-            outs = [self._of_heads(x) for x in (query, key, value)]
+            outs: Grads = [self._of_heads(x) for x in (query, key, value)]
             self.inside(efficient_backward_bytes(sizes))
             return outs
 
@@ -977,7 +1066,7 @@ class Operations:
             del number, lower
         if key.shape[1] != heads:
             key, value = (self.repeated(x, heads // x.shape[1]) for x in (key, value))
-        turned = self.transpose(key, -2, -1) if False else self._turned(key)
+        turned = self.transpose(key, 2, 3)
         scores = self.matmul(query, self.scaled(turned))
         del turned
         probabilities = self.new(scores.shape, scores.size)
@@ -993,9 +1082,6 @@ class Operations:
         out = self.to(self.matmul(scores, value), given)
         del returned
         return out
-
-    def _turned(self, x: Tensor) -> Tensor:
-        return self.transpose(x, len(x.shape) - 2, len(x.shape) - 1)
 
     def repeated(self, x: Tensor, times: int) -> Tensor:
         """[B, G, T, D] with each head several times: `repeat_kv`."""
@@ -1022,18 +1108,6 @@ class Operations:
         self.record([chances], [chances, labels, total], of_loss, loss)
         del total
         return loss
-
-
-def embedding_backward_bytes(tokens: int, rows: int, width: int) -> Iterator[int]:
-    """`embedding_backward_cuda_kernel`: tokens sorted, and a float32 row for each partial sum."""
-    if tokens <= 3072:
-        return
-    segments = min(tokens, rows)
-    partial_sums = tokens // 10 + segments
-    yield from [tokens * LONG] * 3
-    yield from [LONG, segments * LONG, segments * LONG, LONG]
-    yield partial_sums * LONG
-    yield partial_sums * width * FLOAT
 
 
 def _dependencies(root: Node) -> dict[Node, int]:
@@ -1063,8 +1137,10 @@ def _folds(x: Tensor) -> bool:
 
 
 def _one(grads: Grads) -> Tensor:
+    """The gradient of an operation's first result."""
     grad = grads[0]
-    assert grad is not None
+    if grad is None:
+        raise NotPlannedError("an operation whose first result is not used is not planned")
     return grad
 
 

@@ -14,9 +14,8 @@ from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
-from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import solve
+from tritter_mem.planner.solve import solve_roughly
 from tritter_mem.results.largest import Unknown
 from tritter_mem.results.run import Kind, MemoryUse, Suggestion, Verdict
 from tritter_mem.results.verdict import judge
@@ -139,9 +138,10 @@ class _Case(NamedTuple):
         unknowns: tuple[Unknown, ...] = ("batch", "context")
         for unknown in unknowns:
             now = getattr(self.profile.workload, unknown)  # which does not fit
-            found = solve(self.profile, self.card, self.budget_bytes, unknown, most=now)
+            found = solve_roughly(self.profile, self.card, self.budget_bytes, unknown, now)
             if found is not None:
-                text = f"{unknown} {format_count(found)}, the largest that fits"
+                about = "about " if unknown == "context" else ""
+                text = f"{unknown} {format_count(found)}, {about}the largest that fits"
                 yield Change(text, {f"workload.{unknown}": found})
 
     def together(self, single: Iterable[tuple[Change, Suggestion]]) -> Iterator[Suggestion]:
@@ -210,6 +210,8 @@ def _smaller(use: Use, now: str, key: str, what: str) -> Iterator[Change]:
 
 def _named_changes(profile: NamedProfile) -> Iterator[Change]:
     """What transformers offers without another model."""
+    from tritter_mem.models.transformers_run import transformers_run
+
     if profile.workload.mode == "training":
         every = {"training.checkpointing.policy": "every-layer"}
         yield Change("checkpoint every layer (computes the forward pass twice)", every)

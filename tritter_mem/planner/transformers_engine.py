@@ -7,15 +7,17 @@ are played through the allocator for what it reserves.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import NamedTuple
 
-from tritter_mem import torch_release
+from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_run import (
     ORDERS,
@@ -42,6 +44,10 @@ from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
 """Tokens that are run of those that are generated: the first ones, and the last with its cache."""
+DROPOUTS = (
+    "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
+    "resid_pdrop", "residual_dropout",
+)  # fmt: skip
 Weights = dict[str, Parameter]
 
 
@@ -76,19 +82,21 @@ def plan_transformers(
         ConfigError: the allocator's settings are unknown.
     """
     played = play_run(run, card)
-    phases = list(_phases(played))
-    peak = max(phases, key=lambda phase: phase.allocated_peak_bytes)
-    reserved = _reserved(played.requests, allocator_conf) if plays else None
+    blocks, reserved = None, None
+    if plays:
+        blocks, reserved = _served(played.requests, allocator_conf)
+    peaks = list(_peaks(played, blocks))
+    peak = max(peaks, key=lambda peak: peak.total_bytes)
     return MemoryUse(
         device=card.name,
         components=peak.components,
-        phases=tuple(phases),
-        allocated_peak_bytes=peak.allocated_peak_bytes,
-        peak_at=peak.name,
+        phases=tuple(peak.phase() for peak in peaks),
+        allocated_peak_bytes=peak.total_bytes,
+        peak_at=f"{peak.name}: {peak.place}" if peak.place else peak.name,
         library_workspace_bytes=played.library_bytes,
         reserved_peak_bytes=reserved,
         context_bytes=card.context_bytes,
-        device_peak_bytes=(reserved or peak.allocated_peak_bytes) + card.context_bytes,
+        device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )
 
 
@@ -118,6 +126,20 @@ def _phase(played: PlayedRun, name: str) -> Iterator[None]:
     played.spans.append((name, start, len(played.requests.events)))
 
 
+class _Made(NamedTuple):
+    """A weight as transformers makes it.
+
+    Attributes:
+        size: bytes of an element.
+        trains: whether training changes it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    trains: bool
+
+
 class PlannedModel:
     """A model as transformers builds it, and a call of it.
 
@@ -136,6 +158,8 @@ class PlannedModel:
         if self.model.quantization.method:
             raise NotPlannedError("activations of a model with quantised weights are not planned")
         self.dialect: Dialect = dialect
+        if run.trains:
+            _refuse_dropout(run)
         self.size = run.dtype.element_bytes
         if run.trains and run.training.master_dtype == "float32":
             self.size = FLOAT
@@ -147,31 +171,39 @@ class PlannedModel:
 
     def load(self) -> None:
         """Weights: they stay."""
-        ops, hidden = self.ops, self.model.hidden
-        embedding, *others = (
-            (name, shape)
-            for module in self.model.outside
-            for name, shape in module.built(hidden).items()
-        )
-        self.outside[embedding[0]] = self._weight(embedding[1], "embeddings")
-        shapes = {layer: self._built(layer) for layer in dict.fromkeys(self.model.layers)}
+        ops = self.ops
+        embedding, *others = self._shapes(self.model.outside)
+        self.outside[embedding.name] = self._weight(embedding, "embeddings")
+        shapes = {layer: self._shapes(layer) for layer in dict.fromkeys(self.model.layers)}
         for layer in self.model.layers:
-            self.layers.append({
-                name: self._weight(shape, "weights") for name, shape in shapes[layer].items()
-            })  # fmt: skip
-        for name, shape in sorted(others, key=lambda item: item[0].startswith("lm_head")):
-            kind = "embeddings" if name.startswith("lm_head") else "weights"
-            self.outside[name] = self._weight(shape, kind)
+            self.layers.append({made.name: self._weight(made) for made in shapes[layer]})
+        for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
+            kind = "embeddings" if made.name.startswith("lm_head") else "weights"
+            self.outside[made.name] = self._weight(made, kind)
         width = self.rotary_width
         frequencies = 2 * self.dialect.rotary_kinds if self.dialect.rotary else 0
         self._buffers = [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
 
-    def _built(self, layer: tuple[Module, ...]) -> dict[str, tuple[int, ...]]:
-        return {n: s for module in layer for n, s in module.built(self.model.hidden).items()}
+    def _shapes(self, modules: tuple[Module, ...]) -> list[_Made]:
+        """Weights of modules as transformers makes them."""
+        hidden, dtype = self.model.hidden, self.run.dtype
+        if self.run.trains:
+            dtype = storage_format(self.run.training.master_dtype)
+        frozen = {
+            weight.name for module in modules for weight in module.weights(hidden)
+            if not weight.is_parameter
+        }  # fmt: skip
+        return [
+            _Made(name, shape, self.model.element_bytes(name, dtype), name not in frozen)
+            for module in modules
+            for name, shape in module.built(hidden).items()
+        ]
 
-    def _weight(self, shape: tuple[int, ...], component: str) -> Parameter:
-        weight = self.ops.weight(shape, self.size, component, self.run.trains)
-        self.parameters.append(weight)
+    def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        trains = self.run.trains and made.trains
+        weight = self.ops.weight(made.shape, made.size, component, trains)
+        if trains:
+            self.parameters.append(weight)
         return weight
 
     @property
@@ -184,9 +216,7 @@ class PlannedModel:
         by_role: dict[str, Module] = {}
         for module in layer:
             if not module.ROLE or module.ROLE in by_role:
-                raise NotPlannedError(
-                    f"activations of {type(module).__name__} are not planned"
-                )
+                raise NotPlannedError(f"activations of {type(module).__name__} are not planned")
             by_role[module.ROLE] = module
         if by_role.keys() != {"mixer", "mlp", "norms"}:
             raise NotPlannedError("a layer without attention, MLP and norms is not planned")
@@ -199,8 +229,20 @@ class PlannedModel:
         found = (module.reach() for layer in self._steps for module in layer if module.rows())
         return list(dict.fromkeys(found))
 
+    def _rotary_kinds(self) -> list[bool]:
+        """Kinds of layers that have angles for themselves: without a window, with one."""
+        if self.dialect.rotary_kinds == 1:
+            return [False]
+        return sorted({window is not None for window in self.windows()})
+
     def call(
-        self, ids: Tensor, past: int, caches: list[LayerCache] | None, checkpoints: bool = False
+        self,
+        ids: Tensor,
+        past: int,
+        caches: list[LayerCache] | None,
+        *,
+        checkpoints: bool = False,
+        decodes: bool = False,
     ) -> Tensor:
         """Hidden states [B, T, H] of ids [B, T]: `forward` of the model without its head.
 
@@ -209,36 +251,44 @@ class PlannedModel:
             past: tokens of each sequence that are cached.
             caches: of each layer; None: there is no cache.
             checkpoints: whether each layer saves its input alone.
+            decodes: whether tokens are generated.
         """
         ops = self.ops
         batch, tokens = ids.shape
         step = Step(
             ops=ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens, past=past,
-            caches=caches is not None,
+            caches=caches is not None, decodes=decodes,
         )  # fmt: skip
+        ops.requests.enter("embedding")
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
             embeds = ops.scaled(embeds)
         positions = self._positions(tokens) if caches is None else self._given(batch, tokens)
-        for window in self.windows():
+        for window in (*self.windows(), *self.dialect.more_masks):
             step.masks[window] = make_mask(step, window)
         x = embeds
         if self.dialect.rotary:
-            for windowed in (False, True)[: self.dialect.rotary_kinds]:
+            for windowed in self._rotary_kinds():
                 step.angles[windowed] = rotary_angles(step, positions, self.rotary_width)
-            step.angles.setdefault(True, step.angles[False])
+            if self.dialect.rotary_kinds == 1:
+                step.angles[True] = step.angles[False]
         for number, layer in enumerate(self.model.layers):
             run = LayerRun(
                 step=step,
+                kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
             )
             part = self._steps[layer]
+            ops.requests.enter(f"layer {number}")
             if checkpoints:
                 x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
             else:
                 x = part(x, run)
-        last = LayerRun(step=step, weights=self.outside, cache={})
+        ops.requests.enter("last norm")
+        last = LayerRun(
+            step=step, kind=self.model.language_type, weights=self.outside, cache={}
+        )
         return last.norm(x, self.model.names.norm)
 
     def _positions(self, tokens: int) -> Tensor:
@@ -265,11 +315,21 @@ class PlannedModel:
     def head(self, x: Tensor) -> Tensor:
         """Logits of hidden states."""
         ops = self.ops
+        ops.requests.enter("logits")
         name = self.tables.head or self.tables.embedding
         logits = ops.linear(x, self.outside[name], self.outside.get("lm_head.bias"))
         for _ in range(self.dialect.logits_steps):
             logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
         return logits
+
+
+def _refuse_dropout(run: TransformersRun) -> None:
+    """Raise NotPlannedError where training drops activations."""
+    sections = [run.config, *(v for v in run.config.values() if isinstance(v, Mapping))]
+    for section in sections:
+        for name in DROPOUTS:
+            if section.get(name):
+                raise NotPlannedError(f"training with {name} is not planned")
 
 
 class _Generation:
@@ -304,7 +364,7 @@ class _Generation:
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
                 inputs = inputs_now
                 del inputs_now
-                hidden = self.model.call(inputs[0], past, self.caches)
+                hidden = self.model.call(inputs[0], past, self.caches, decodes=True)
                 logits = self._adopted(self.model.head(hidden))
                 del hidden
                 length = past + 2
@@ -344,7 +404,7 @@ class _Generation:
         ops, batch, prompt = self.ops, self.work.batch, self.model.run.prompt
         size = self.model.run.prefill_chunk or prompt
         starts = range(0, prompt, size)
-        logits = None
+        logits = ops.new((0,), LONG)
         for start in starts:
             ids = ops.new((batch, min(size, prompt - start)), LONG)
             hidden = self.model.call(ids, start, self.caches)
@@ -355,12 +415,10 @@ class _Generation:
             del last
             logits = self._adopted(made)
             del made
-        assert logits is not None
         return logits
 
     def _adopted(self, logits: Tensor) -> Tensor:
-        assert logits.storage is not None
-        self.ops.requests.components[logits.storage.number] = "logits"
+        self.ops.account(logits, "logits")
         return logits
 
     def _scores(self, logits: Tensor) -> Tensor:
@@ -407,27 +465,27 @@ class _Training:
         self.work, self.training = model.run.work, model.run.training
         self.parameters = model.parameters
         self.state: list[Tensor] = []
-        self.loss: Tensor | None = None
 
     def run(self) -> None:
         """The first step makes the optimizer's state; the second one counts."""
         ids = self.ops.new((self.work.batch, self.work.context), LONG)
         for names in (("", "", ""), ("forward", "backward", "optimizer")):
             with _phase(self.played, names[0]):
-                self.forward(ids)
+                loss = self.forward(ids)
             with _phase(self.played, names[1]):
-                self.backward()
+                self.ops.backward(loss)
+                del loss
             with _phase(self.played, names[2]):
                 self.optimize()
 
-    def forward(self, ids: Tensor) -> None:
+    def forward(self, ids: Tensor) -> Tensor:
         """Loss of the batch."""
         ops, model = self.ops, self.model
         if self.training.master_dtype == "float32" and model.run.dtype.element_bytes < FLOAT:
             ops.autocast = model.run.dtype.element_bytes
         ops.grad = True
         checkpoints = self.training.checkpointing.policy != "none"
-        hidden = model.call(ids, 0, None, checkpoints)
+        hidden = model.call(ids, 0, None, checkpoints=checkpoints)
         first = len(ops.requests.sizes)
         logits = model.head(hidden)
         del hidden
@@ -435,25 +493,19 @@ class _Training:
         labels = ops.new((self.work.batch, self.work.context + 1), LONG)
         rows = ops.view(wide, (ids.elements, wide.shape[-1]))
         del wide
-        self.loss = ops.cross_entropy(rows, labels)
+        loss = ops.cross_entropy(rows, labels)
         del rows, labels, logits
         ops.end_autocast()
         self._are_logits(first)
         ops.autocast = 0
         ops.grad = False
+        return loss
 
     def _are_logits(self, first: int) -> None:
         components = self.ops.requests.components
         for number in range(first, len(components)):
             if components[number] == "activations":
                 components[number] = "logits"
-
-    def backward(self) -> None:
-        """Gradients of all weights."""
-        loss, self.loss = self.loss, None
-        assert loss is not None
-        self.ops.backward(loss)
-        del loss
 
     def optimize(self) -> None:
         """The norm of all gradients, for clipping; then they go."""
@@ -494,10 +546,44 @@ class _Training:
                 self._keep((-(-weight.elements // 256),), FLOAT)
 
 
-def _phases(played: PlayedRun) -> Iterator[Phase]:
-    """The peak of each phase. A phase begins with what was alive before it."""
+@dataclass(frozen=True)
+class _Peak:
+    """The most that is alive in a phase.
+
+    Attributes:
+        name: of the phase.
+        place: what runs then, in words.
+        components: what is alive.
+    """
+
+    name: str
+    place: str
+    components: Components
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that is alive."""
+        return self.components.total_bytes
+
+    def phase(self) -> Phase:
+        """As the result record has it."""
+        return Phase(
+            name=self.name,
+            allocated_peak_bytes=self.total_bytes,
+            components=self.components,
+        )
+
+
+def _peaks(played: PlayedRun, blocks: list[int] | None) -> Iterator[_Peak]:
+    """The peak of each phase. A phase begins with what was alive before it.
+
+    Args:
+        played: the run.
+        blocks: bytes of the block that each storage got; None: of what was asked for.
+    """
     requests = played.requests
     sizes, components = requests.sizes, requests.components
+    taken = sizes if blocks is None else blocks
     live: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
     total = at = 0
 
@@ -505,9 +591,10 @@ def _phases(played: PlayedRun) -> Iterator[Phase]:
         nonlocal at, total
         for event in requests.events[at:end]:
             number = event if event >= 0 else ~event
-            change = sizes[number] if event >= 0 else -sizes[number]
-            live[components[number]] += change
-            total += change
+            sign = 1 if event >= 0 else -1
+            live[components[number]] += sign * sizes[number]
+            live["rounding"] += sign * (taken[number] - sizes[number])
+            total += sign * taken[number]
         at = end
 
     for name, start, end in played.spans:
@@ -517,24 +604,30 @@ def _phases(played: PlayedRun) -> Iterator[Phase]:
         highest, where, running = total, start, total
         for i in range(start, end):
             event = requests.events[i]
-            running += sizes[event] if event >= 0 else -sizes[~event]
+            running += taken[event] if event >= 0 else -taken[~event]
             if running > highest:
                 highest, where = running, i + 1
         move(where)
         parts = {f"{key}_bytes": count for key, count in live.items()}
-        yield Phase(
-            name=name, allocated_peak_bytes=highest, components=Components(**parts)
-        )
+        yield _Peak(name, _place(requests, where), Components(**parts))
         move(end)
 
 
-def _reserved(requests: Requests, allocator_conf: str) -> int:
-    """The most that the allocator reserves for the requests."""
+def _place(requests: Requests, event: int) -> str:
+    """What runs at an event, in words."""
+    at = bisect_right(requests.places, event, key=lambda place: place[0])
+    return requests.places[at - 1][1] if at else ""
+
+
+def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
+    """Bytes of the block that each storage gets, and the most that the allocator reserves."""
     allocator = CachingAllocator(parse_alloc_conf(allocator_conf))
-    held = {}
+    held: dict[int, Memory] = {}
+    blocks: list[int] = []
     for event in requests.events:
         if event >= 0:
-            held[event] = allocator.malloc(requests.sizes[event], 0)
+            block = held[event] = allocator.malloc(requests.sizes[event], 0)
+            blocks.append(block.size)
         else:
             allocator.free(held.pop(~event))
-    return allocator.counters.reserved.peak
+    return blocks, allocator.counters.reserved.peak

@@ -15,6 +15,7 @@ from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
     Kind,
+    ModelFacts,
     OutOfMemory,
     Result,
     Suggestion,
@@ -56,6 +57,8 @@ MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
 OUTSIDE = "outside of any module"
+AUTO = "auto"
+"""As the checkpoint has it: not worth a word."""
 
 
 def label(name: str) -> str:
@@ -205,8 +208,8 @@ def moment_words(peak_at: str) -> str:
 
 def _model_sentences(result: Result) -> Iterator[str]:
     """What a named model is, and what of it is not counted."""
-    model = result.model
-    if model is None or isinstance(setting(result.profile, "model.hidden_size"), int):
+    model = _named_model(result)
+    if model is None:
         return
     active = model.active_parameters < model.language_parameters
     yield (
@@ -302,7 +305,15 @@ def setup_facts(result: Result) -> list[str]:
         (setting(result.profile, path), text)
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
-    return [text.format(_fact(value)) for value, text in found if value is not None]
+    facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
+    named = _named_model(result)
+    return facts if named is None else [printable(named.architecture, NAME_LIMIT), *facts]
+
+
+def _named_model(result: Result) -> ModelFacts | None:
+    """What a named model is; None for the bundled one, and where it is not known."""
+    model = result.model
+    return None if model is None or model.architecture == "tritter" else model
 
 
 _COMMON_FACTS = (

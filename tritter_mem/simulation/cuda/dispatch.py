@@ -18,7 +18,7 @@ has.
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |
 | `rms_norm` | in parts | one operator, which saves its input and a sum per row |
 | `one_hot` | compared with every class | ones put into zeros |
-| `grouped_mm` | bfloat16 alone, rows side by side | float32 and float16 too, rows padded to 16 bytes |
+| `grouped_mm` | bfloat16 alone | float32 and float16 too, rows padded to 16 bytes |
 | optimizers, `clip_grad_norm_` | one tensor at a time | all tensors at once (`foreach`) |
 | `checkpoint` | forgets autocast | remembers it |
 | `.cuda()`, `device="cuda"`, `pin_memory()` | fails | on `meta`; nothing |

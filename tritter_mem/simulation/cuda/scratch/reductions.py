@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.models.cuda_reductions import shared_bytes
+from tritter_mem.models.cuda_reductions import Summed, shared_bytes
 
 _VECTOR = 4
 _HALF = (torch.float16, torch.bfloat16)
@@ -33,10 +33,8 @@ def reduce(
         loads: elements that a thread loads at once.
     """
     reduced = [dim % x.dim() for dim in dims] if dims and x.dim() else list(range(x.dim()))
-    element_bytes = input_bytes or x.element_size()
-    found = shared_bytes(
-        card, x.shape, x.stride(), reduced, partial_bytes, element_bytes, loads
-    )
+    summed = Summed(x.shape, x.stride(), reduced, input_bytes or x.element_size())
+    found = shared_bytes(card, summed, partial_bytes, loads)
     yield from filter(None, found)
     yield from (-size for size in found if size)
 
