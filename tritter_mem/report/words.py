@@ -202,7 +202,7 @@ def notes(result: Result) -> list[str]:
 
 
 def moment_words(peak_at: str) -> str:
-    """What ran at a peak: `prefill: Transformer.layers.3.mlp (new_empty)`."""
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp, new_empty()`."""
     return printable(operators_by_name(peak_at), TEXT_LIMIT)
 
 
@@ -242,12 +242,11 @@ def _refusals(result: Result) -> list[str]:
 
 
 def _where(refused: OutOfMemory) -> str:
-    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    """` in decode, Transformer.layers.3.mlp, mm()`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
-    called = printable(operators_by_name(refused.operator), NAME_LIMIT)
-    operator = f" ({called})" if called else ""
-    return (f" in {shown}" if shown else "") + operator
+    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    return operators_by_name((f" in {shown}" if shown else "") + operator)
 
 
 def _unread(result: Result) -> list[str]:
