@@ -257,7 +257,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
-    "lfm2_moe": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2_moe": Family(
+        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+    ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
     "phi3": Family(
         layers=plain_layers(
@@ -278,7 +280,7 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=OLMO,
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers),
+    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))

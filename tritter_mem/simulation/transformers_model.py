@@ -517,7 +517,7 @@ class _Expert(int):
         return int(self)
 
 
-class _Routing:
+class Routing:
     """Stands for the values by which a loop over experts finds each one's rows: equal shares.
 
     Where experts run in a loop, transformers asks which experts have rows (`nonzero`), and for each
@@ -572,7 +572,7 @@ def _evenly(forward: Callable[..., Tensor], experts: int) -> Callable[..., Tenso
     def run(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if not index.is_meta:
             return forward(x, index, weights)
-        with _Routing(index.numel(), experts).answering():
+        with Routing(index.numel(), experts).answering():
             return forward(x, index, weights)
 
     return run
