@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin clean
+.PHONY: demo test lint types wheel gpu standin images clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,10 @@ gpu:
 standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
+
+# The pictures of the documents; needs Debian's chromium and chromium-driver.
+images: $(STAMP)
+	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
 
 clean:
 	rm -rf .venv .standin out dist build

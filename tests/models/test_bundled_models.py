@@ -28,9 +28,9 @@ PEOPLE_ASK_FOR = (
     "qwen3-0.6b", "qwen3-8b", "qwen3-32b", "qwen3-30b-a3b", "qwen3-235b-a22b", "qwen2.5-7b",
     "qwen2.5-72b", "qwen3.5-9b", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "llama-3.2-1b",
     "llama-3.2-3b", "llama-3.3-70b", "llama-4-scout", "mistral-7b", "mixtral-8x7b",
-    "mistral-small-24b", "gemma-2-9b", "gemma-3-27b", "gemma-4-31b", "phi-4", "gpt-oss-20b",
-    "gpt-oss-120b", "deepseek-v3", "deepseek-r1", "deepseek-v3.2", "kimi-k2", "glm-4.5", "glm-5",
-    "minimax-m2.5", "smollm2-135m", "smollm3-3b", "olmo-2-7b", "olmo-3-32b",
+    "mistral-small-24b", "gemma-2-9b", "gemma-3-27b", "gemma-4-31b", "gemma-4-e4b", "phi-4",
+    "gpt-oss-20b", "gpt-oss-120b", "deepseek-v3", "deepseek-r1", "deepseek-v3.2", "kimi-k2",
+    "glm-4.5", "glm-5", "minimax-m2.5", "smollm2-135m", "smollm3-3b", "olmo-2-7b", "olmo-3-32b",
 )  # fmt: skip
 
 
@@ -91,6 +91,31 @@ def test_transformers_builds_the_same_language_model(name: str) -> None:
         head = (w.elements for n, w in ours.language_weights() if n.startswith("lm_head"))
         built += sum(head)
     assert ours.language_parameters == built
+
+
+def test_towers_for_images_and_sound_are_those_of_the_module() -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    ours, values = read("gemma-4-e2b").model, dict(read("gemma-4-e2b").config)
+    config = transformers.CONFIG_MAPPING[values.pop("model_type")](**values)
+    with torch.device("meta"):
+        module = transformers.AutoModelForImageTextToText.from_config(config)
+    built = {n: p.numel() for n, p in module.named_parameters() if "language_model" not in n}
+    head = built.pop("lm_head.weight", 0)
+    assert head in (0, 262_144 * 1536)
+    assert sum(weight.elements for weight in ours.towers if weight.is_parameter) == sum(
+        built.values()
+    )
+
+
+def test_a_checkpoint_has_keys_that_its_layers_do_not_use() -> None:
+    """The last 20 of Gemma 4 E2B's layers use earlier keys and values; 4 have heads of 512."""
+    ours = read("gemma-4-e2b").model
+    unbuilt = {
+        n: w.elements for n, w in ours.other_weights() if ".layers." in n and "tower" not in n
+    }
+    assert len(unbuilt) == 20 * 3
+    assert sum(unbuilt.values()) == 16 * (2 * 1536 * 256 + 256) + 4 * (2 * 1536 * 512 + 512)
+    assert not {n for n, _ in ours.language_weights()} & set(unbuilt)
 
 
 def test_the_cache_of_a_token_counts_windows_that_still_grow() -> None:
@@ -184,7 +209,7 @@ def test_the_keys_left_out_decide_nothing(name: str) -> None:
     if not file.exists():
         pytest.skip("the released configurations are not part of the project")
     ours, whole = read(name).model, read_config(json.loads(file.read_text()))
-    for part in ("model_type", "layers", "outside", "mtp", "towers", "dtype", "unsupported"):
+    for part in ("model_type", "layers", "outside", "mtp", "unbuilt", "towers", "dtype"):
         assert getattr(ours, part) == getattr(whole, part)
     assert ours.weight_bytes == whole.weight_bytes
     assert ours.checkpoint_bytes == whole.checkpoint_bytes

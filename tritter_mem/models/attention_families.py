@@ -278,7 +278,6 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
     reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
-    alike = keys.has("attention_k_eq_v")
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
@@ -302,23 +301,14 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             ),
         )
 
-    def heads(number: int, kind: str) -> dict[str, int]:
-        own = keys.at(number)
-        sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
-        if kind == FULL and not keys.mapping("per_layer_config"):
-            sizes["head_dim"] = keys.optional("global_head_dim") or 512
-            if alike:
-                sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
-        return sizes
-
     def layer(number: int, kind: str) -> Modules:
-        sizes = heads(number, kind)
+        sizes = gemma4_heads(keys, number, kind)
         own = gemma_attention(
             keys,
             kind,
             **sizes,
             qk_norm=(sizes["head_dim"], sizes["head_dim"]),
-            has_values=not (alike and kind == FULL),
+            has_values=not _keys_are_values(keys, kind),
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
@@ -329,6 +319,35 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
         return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
 
     return stack(gemma4_kinds(keys), layer)
+
+
+def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:
+    """Width of a head, and key heads, of a layer."""
+    own = keys.at(number)
+    sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
+    if kind == FULL and not keys.mapping("per_layer_config"):
+        sizes["head_dim"] = keys.optional("global_head_dim") or 512
+        if _keys_are_values(keys, kind):
+            sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
+    return sizes
+
+
+def _keys_are_values(keys: Keys, kind: str) -> bool:
+    return keys.has("attention_k_eq_v") and kind == FULL
+
+
+def gemma4_unbuilt(keys: Keys) -> dict[int, Modules]:
+    """Keys and values of layers that use those of an earlier one: a checkpoint has them."""
+    found: dict[int, Modules] = {}
+    for number, kind in enumerate(gemma4_kinds(keys)):
+        if reuses_keys(keys)[number]:
+            sizes = gemma4_heads(keys, number, kind)
+            parts = ("k_proj",) if _keys_are_values(keys, kind) else ("k_proj", "v_proj")
+            width = sizes["kv_heads"] * sizes["head_dim"]
+            linears = tuple((f"self_attn.{part}", width, keys.hidden) for part in parts)
+            norm = ("self_attn.k_norm", (sizes["head_dim"],))
+            found[number] = (Extra(linears=linears, tensors=(norm,)),)
+    return found
 
 
 def mimo_layers(keys: Keys) -> list[Modules]:

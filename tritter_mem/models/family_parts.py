@@ -63,6 +63,7 @@ class Family:
         layers: the modules of each layer.
         outside: names and modules outside of them.
         mtp: layers for multi-token prediction, which are in a checkpoint alone.
+        unbuilt: other modules that are in a checkpoint alone, by the number of their layer.
         dialect: how transformers writes what runs; None: its activations are not planned.
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
@@ -72,6 +73,7 @@ class Family:
     layers: Callable[[Keys], list[Modules]]
     outside: Callable[[Keys], Outside] = lambda keys: Outside()
     mtp: Callable[[Keys], list[Modules]] = lambda keys: []
+    unbuilt: Callable[[Keys], dict[int, Modules]] = lambda keys: {}
     dialect: Callable[[Keys], Dialect] | None = None
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -45,6 +46,7 @@ class HuggingFaceModel:
         layers: modules of each layer.
         outside: modules beside them: embedding, last norm, output projection.
         mtp: layers for multi-token prediction, which transformers does not build.
+        unbuilt: other modules that are in a checkpoint alone, with the number of their layer.
         towers: weights of what reads images or sound, as far as the keys tell.
         names: what is outside of the layers is called so.
         family: how the weights are kept.
@@ -60,6 +62,7 @@ class HuggingFaceModel:
     layers: tuple[Modules, ...]
     outside: Modules
     mtp: tuple[Modules, ...]
+    unbuilt: tuple[tuple[int, Modules], ...]
     towers: tuple[Weight, ...]
     names: Outside
     family: Family
@@ -91,9 +94,12 @@ class HuggingFaceModel:
                 yield f"{prefix}.layers.{number}.{weight.name}", weight
 
     def other_weights(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight that is in a checkpoint alone: layers for prediction, and towers."""
+        """Every weight beside the language model's: layers for prediction, towers, and others."""
         for number, layer in enumerate(self.mtp, len(self.layers)):
             for weight in self._layer_weights[layer]:
+                yield f"{self.names.prefix}.layers.{number}.{weight.name}", weight
+        for number, modules in self.unbuilt:
+            for weight in chain.from_iterable(part.weights(self.hidden) for part in modules):
                 yield f"{self.names.prefix}.layers.{number}.{weight.name}", weight
         for weight in self.towers:
             yield weight.name, weight
@@ -268,6 +274,7 @@ def _read(
         layers=tuple(family.layers(keys)),
         outside=(tables, *outside.more, *norm),
         mtp=mtp,
+        unbuilt=tuple(family.unbuilt(keys).items()),
         towers=towers,
         names=outside,
         family=family,

@@ -25,6 +25,7 @@ from tritter_mem.models.attention_families import (
     gemma3n_layers,
     gemma3n_outside,
     gemma4_layers,
+    gemma4_unbuilt,
     gemma_attention,
     glm4_moe_attention,
     gpt_oss_attention,
@@ -160,7 +161,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside),
     "gemma4_text": Family(
-        layers=gemma4_layers, outside=lambda keys: Outside(more=per_layer_inputs(keys)[1])
+        layers=gemma4_layers,
+        outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
+        unbuilt=gemma4_unbuilt,
     ),
     "deepseek_v3": Family(
         layers=_DEEPSEEK,
@@ -267,7 +270,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
-    "lfm2_moe": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2_moe": Family(
+        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+    ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
     "phi3": Family(
         layers=plain_layers(
@@ -288,7 +293,7 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers),
+    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))

@@ -42,8 +42,6 @@ class NamedModel:
 
 def is_model_name(name: str) -> bool:
     """Whether a name is one that `find_model` reads: the form of it, not whether it is there."""
-    from tritter_mem.models.hub import parse_hub_name
-
     path = Path(name)
     try:
         exists, is_folder = path.exists(), path.is_dir()
@@ -51,7 +49,11 @@ def is_model_name(name: str) -> bool:
         return False
     if is_folder or path.suffix in (".json", ".gguf") or find_released(name) is not None:
         return True
-    return not exists and parse_hub_name(name) is not None
+    if exists or "/" not in name:
+        return False
+    from tritter_mem.models.hub import parse_hub_name  # imports what speaks HTTP
+
+    return parse_hub_name(name) is not None
 
 
 def short_name(name: str) -> str:

@@ -9,7 +9,6 @@ from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.models.transformers_run import named_model, transformers_run
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import budget_of, kv_bytes_per_token, plan
 from tritter_mem.planner.suggest import judge_with_advice
@@ -66,6 +65,9 @@ def model_facts(profile: AnyProfile) -> ModelFacts:
 
 
 def _named_facts(profile: NamedProfile) -> ModelFacts:
+    # Planning the bundled model does without the readers of others.
+    from tritter_mem.models.transformers_run import named_model, transformers_run
+
     run, named = transformers_run(profile), named_model(profile)
     model = run.model
     return ModelFacts(

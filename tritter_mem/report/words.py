@@ -15,13 +15,14 @@ from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
     Kind,
+    ModelFacts,
     OutOfMemory,
     Result,
     Suggestion,
     Verdict,
 )
 from tritter_mem.results.verdict import basis_of
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -56,6 +57,8 @@ MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
 OUTSIDE = "outside of any module"
+AUTO = "auto"
+"""As the checkpoint has it: not worth a word."""
 
 
 def label(name: str) -> str:
@@ -184,7 +187,7 @@ def devices_sentence(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(use.peak_at, TEXT_LIMIT)}"
+        f"{kind} peak at {moment_words(use.peak_at)}"
         for kind, use in result.by_kind().items()
         if use.peak_at
     ]
@@ -198,10 +201,15 @@ def notes(result: Result) -> list[str]:
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
 
 
+def moment_words(peak_at: str) -> str:
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp, new_empty()`."""
+    return printable(operators_by_name(peak_at), TEXT_LIMIT)
+
+
 def _model_sentences(result: Result) -> Iterator[str]:
     """What a named model is, and what of it is not counted."""
-    model = result.model
-    if model is None or isinstance(setting(result.profile, "model.hidden_size"), int):
+    model = _named_model(result)
+    if model is None:
         return
     active = model.active_parameters < model.language_parameters
     yield (
@@ -234,11 +242,11 @@ def _refusals(result: Result) -> list[str]:
 
 
 def _where(refused: OutOfMemory) -> str:
-    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    """` in decode, Transformer.layers.3.mlp, mm()`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
     operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
-    return (f" in {shown}" if shown else "") + operator
+    return operators_by_name((f" in {shown}" if shown else "") + operator)
 
 
 def _unread(result: Result) -> list[str]:
@@ -297,7 +305,15 @@ def setup_facts(result: Result) -> list[str]:
         (setting(result.profile, path), text)
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
-    return [text.format(_fact(value)) for value, text in found if value is not None]
+    facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
+    named = _named_model(result)
+    return facts if named is None else [printable(named.architecture, NAME_LIMIT), *facts]
+
+
+def _named_model(result: Result) -> ModelFacts | None:
+    """What a named model is; None for the bundled one, and where it is not known."""
+    model = result.model
+    return None if model is None or model.architecture == "tritter" else model
 
 
 _COMMON_FACTS = (

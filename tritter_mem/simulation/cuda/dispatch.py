@@ -18,7 +18,7 @@ has.
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |
 | `rms_norm` | in parts | one operator, which saves its input and a sum per row |
 | `one_hot` | compared with every class | ones put into zeros |
-| `grouped_mm` | bfloat16 alone, rows side by side | float32 and float16 too, rows padded to 16 bytes |
+| `grouped_mm` | bfloat16 alone | float32 and float16 too, rows padded to 16 bytes |
 | optimizers, `clip_grad_norm_` | one tensor at a time | all tensors at once (`foreach`) |
 | `checkpoint` | forgets autocast | remembers it |
 | `.cuda()`, `device="cuda"`, `pin_memory()` | fails | on `meta`; nothing |
@@ -188,7 +188,16 @@ def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:  # noqa: A002
-    """The bias of an input that is not contiguous is added in place, on `meta` apart."""
+    """The bias of an input that is not contiguous is added in place, on `meta` apart.
+
+    Raises:
+        RuntimeError: input and weight are of two types, which `meta` takes.
+    """
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"expected mat1 and mat2 to have the same dtype, but got: {input.dtype} != "
+            f"{weight.dtype}"
+        )
     if bias is None or input.dim() == 2 or input.is_contiguous():
         return NotImplemented
     return torch.matmul(input, weight.t()).add_(bias)
