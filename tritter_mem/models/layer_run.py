@@ -277,11 +277,12 @@ def activated(run: LayerRun, x: Tensor) -> Tensor:
 
 
 def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [1, T, width] of positions, made in float32: `LlamaRotaryEmbedding`."""
+    """Cosines and sines [B, 1, T, width] of positions [B, T]: `LlamaRotaryEmbedding`, in float32."""
     ops = step.ops
     with ops.without_gradients():
-        rows = (*positions.shape, width)
-        half = (*positions.shape, width // 2)
+        batch, tokens = positions.shape
+        rows = (batch, 1, tokens, width)
+        half = (batch, 1, tokens, width // 2)
         near = ops.new(positions.shape, FLOAT)
         freqs = ops.new(half, FLOAT)
         del near

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
@@ -652,7 +653,11 @@ def _place(requests: Requests, event: int) -> str:
 
 
 def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
-    """Bytes of the block that each storage gets, and the most that the allocator reserves."""
+    """Bytes of the block that each storage gets, and the most that the allocator reserves.
+
+    Of tensors of some bytes not each is followed in the order in which it goes, so one segment for
+    small ones is added: what a run reserves is no more than this.
+    """
     allocator = CachingAllocator(parse_alloc_conf(allocator_conf))
     held: dict[int, Memory] = {}
     blocks: list[int] = []
@@ -662,4 +667,4 @@ def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
             blocks.append(block.size)
         else:
             allocator.free(held.pop(~event))
-    return blocks, allocator.counters.reserved.peak
+    return blocks, allocator.counters.reserved.peak + SMALL_SEGMENT_BYTES
