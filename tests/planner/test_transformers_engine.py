@@ -18,7 +18,7 @@ from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.shape_tensors import NotPlannedError
 from tritter_mem.models.transformers_run import TransformersRun
-from tritter_mem.planner.transformers_engine import play_run, plan_transformers
+from tritter_mem.planner.transformers_engine import plan_transformers, play_run
 from tritter_mem.results.run import MemoryUse
 
 CARD = find_gpu("h100")
@@ -194,7 +194,7 @@ def test_a_plan_imports_neither_torch_nor_transformers() -> None:
         "t.plan_transformers(t.a_run(t.LLAMA), t.CARD);"
         "print({'torch', 'transformers', 'pandas', 'plotly'} & set(sys.modules))"
     )
-    result = subprocess.run(  # noqa: S603
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"

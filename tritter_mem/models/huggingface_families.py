@@ -142,8 +142,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
     "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
-    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3)),
-    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers),
+    "qwen3_vl_text": Family(
+        layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)
+    ),
+    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
     "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),

@@ -35,6 +35,7 @@ class Dialect:
         rotary_dim: channels of a head that rotate; 0: all.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
+        grids: how many positions a token has, for time, height and width; 1: one.
         wide_angles: whether cosines and sines stay in float32.
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
@@ -42,8 +43,8 @@ class Dialect:
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_values: whether values are multiplied by a number.
-        eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax in
-            that type; `max`, the largest score of each row taken off first; `sinks`, the same as
+        eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
+            in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
             gpt-oss writes it.
         softcap: whether scores of written-out attention are capped.
         more_masks: windows for which masks are made though no layer has them.
@@ -57,6 +58,7 @@ class Dialect:
     rotary: str = "halves"
     rotary_dim: int = 0
     rotary_kinds: int = 1
+    grids: int = 1
     wide_angles: bool = False
     activation: str = "silu"
     scales_residual: bool = False
@@ -277,7 +279,7 @@ def activated(run: LayerRun, x: Tensor) -> Tensor:
 
 
 def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, 1, T, width] of positions [B, T]: `LlamaRotaryEmbedding`, in float32."""
+    """Cosines and sines [B, 1, T, width] of positions [B, T]: `LlamaRotaryEmbedding`."""
     ops = step.ops
     with ops.without_gradients():
         batch, tokens = positions.shape
@@ -292,6 +294,24 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         size = FLOAT if step.dialect.wide_angles else step.size
         result = ops.to(cos, size), ops.to(sin, size)
         del freqs, emb, cos, sin
+        return result
+
+
+def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The same of several positions a token, put together: `Qwen3VLTextRotaryEmbedding`."""
+    ops, grids = step.ops, step.dialect.grids
+    with ops.without_gradients():
+        batch, tokens = positions.shape
+        half = (grids, batch, tokens, width // 2)
+        near = ops.new((grids, batch, tokens), FLOAT)
+        freqs = ops.new(half, FLOAT)
+        del near
+        cos = ops.scaled(ops.new(half, FLOAT))
+        sin = ops.scaled(ops.new(half, FLOAT))
+        sin = ops.new((batch, 1, tokens, width), FLOAT)
+        cos = ops.new((batch, 1, tokens, width), FLOAT)
+        result = ops.to(cos, step.size), ops.to(sin, step.size)
+        del freqs, cos, sin
         return result
 
 

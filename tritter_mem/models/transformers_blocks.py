@@ -266,18 +266,12 @@ class Attention(Module):
 
     def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
-        ops, step = run.ops, run.step
+        ops = run.ops
         if ops.grad:
             raise NotPlannedError("training with attention that is written out is not planned")
         keys = ops.repeated(k, self.heads // self.kv_heads)
         values = ops.repeated(v, self.heads // self.kv_heads)
-        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
-        if run.dialect.softcap:
-            for _ in range(3):
-                scores = ops.scaled(scores)
-        mask = step.masks[self.window]
-        if mask is not None:
-            scores = ops.add(scores, mask)
+        scores = self._scores(run, q, keys)
         before = scores
         if self.vectors:
             scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
@@ -285,17 +279,25 @@ class Attention(Module):
             del before
         if run.dialect.eager == "float32":
             scores = ops.to(ops.softmax(scores, FLOAT), q.size)
+            return self._read(run, scores, values)
+        scores = ops.add(scores, ops.largest(scores))
+        chances = ops.softmax(scores)
+        if run.dialect.eager == "sinks":
+            before = chances
         else:
-            scores = ops.add(scores, ops.largest(scores))
-            chances = ops.softmax(scores)
-            if run.dialect.eager == "sinks":
-                before = chances
-            else:
-                scores = chances
-            if self.vectors:
-                chances = ops.slice(chances, -1, chances.shape[3] - 1)
-            return self._read(run, chances, values)
-        return self._read(run, scores, values)
+            scores = chances
+        if self.vectors:
+            chances = ops.slice(chances, -1, chances.shape[3] - 1)
+        return self._read(run, chances, values)
+
+    def _scores(self, run: LayerRun, q: Tensor, keys: Tensor) -> Tensor:
+        """Scaled, capped and masked."""
+        ops = run.ops
+        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
+        for _ in range(3 * run.dialect.softcap):
+            scores = ops.scaled(scores)
+        mask = run.step.masks[self.window]
+        return scores if mask is None else ops.add(scores, mask)
 
     @staticmethod
     def _read(run: LayerRun, chances: Tensor, values: Tensor) -> Tensor:
@@ -385,7 +387,7 @@ class LatentAttention(Module):
     ROLE = "mixer"
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
-        """The latent is cached, and expanded to keys and values of all heads: `DeepseekV3Attention`.
+        """Cache the latent, and expand it to keys and values of all heads: `DeepseekV3Attention`.
 
         Raises:
             NotPlannedError: it trains, or has parts that DeepSeek's has not.

@@ -27,6 +27,7 @@ from tritter_mem.models.layer_run import (
     LayerCache,
     LayerRun,
     Step,
+    grid_angles,
     make_mask,
     rotary_angles,
 )
@@ -303,7 +304,8 @@ class PlannedModel:
         x = embeds
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
-                step.angles[windowed] = rotary_angles(step, positions, self.rotary_width)
+                angles = rotary_angles if self.dialect.grids == 1 else grid_angles
+                step.angles[windowed] = angles(step, positions, self.rotary_width)
             if self.dialect.rotary_kinds == 1:
                 step.angles[True] = step.angles[False]
         for number, layer in enumerate(self.model.layers):
