@@ -23,7 +23,7 @@ from tritter_mem.results.run import MemoryUse
 
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
-TRAINED_NOT = ("gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3")
+TRAINED_NOT = ("gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3", "llama4_text")
 """Families whose training is not planned."""
 NEAR = 0.01
 """Of tiny models, whose peak is for the most part the workspace of cuBLAS and whole blocks."""

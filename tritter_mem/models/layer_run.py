@@ -35,6 +35,7 @@ class Dialect:
         rotary_dim: channels of a head that rotate; 0: all.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
+        complex_angles: whether angles are complex numbers.
         grids: how many positions a token has, for time, height and width; 1: one.
         wide_angles: whether cosines and sines stay in float32.
         activation: of the MLP, of `ACTIVATIONS`.
@@ -58,6 +59,7 @@ class Dialect:
     rotary: str = "halves"
     rotary_dim: int = 0
     rotary_kinds: int = 1
+    complex_angles: bool = False
     grids: int = 1
     wide_angles: bool = False
     activation: str = "silu"
@@ -315,6 +317,21 @@ def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tens
         return result
 
 
+def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Complex numbers [B, 1, T, width / 2]: `Llama4TextRotaryEmbedding`."""
+    ops, (batch, tokens) = step.ops, positions.shape
+    half = (batch, 1, tokens, width // 2)
+    near = ops.new((batch, tokens), FLOAT)
+    freqs = ops.new(half, FLOAT)
+    del near
+    ones = ops.new(half, FLOAT)
+    numbers = ops.new(half, 2 * FLOAT)
+    del ones
+    numbers = ops.new(half, 2 * FLOAT)
+    del freqs
+    return numbers, numbers
+
+
 def _rotate_half(ops: Operations, x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     x1 = ops.slice(x, -1, half)
@@ -449,6 +466,21 @@ def _before(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
     return ops.add(residual, _scaled(run, x))
 
 
+def _before_kept(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
+    """The same, and what attention returned has a name to the end: Llama 4."""
+    ops, (first, second) = run.ops, run.dialect.names
+    residual = x
+    x = run.norm(x, first)
+    attended = mixer(x, run)
+    x = ops.add(residual, attended)
+    residual = x
+    x = run.norm(x, second)
+    x = mlp(x, run)
+    total = ops.add(residual, x)
+    del attended
+    return total
+
+
 def _scaled(run: LayerRun, x: Tensor) -> Tensor:
     return run.ops.scaled(x) if run.dialect.scales_residual else x
 
@@ -493,6 +525,7 @@ def _beside(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
 
 ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Part, Part], Tensor]] = {
     "before": _before,
+    "before, kept": _before_kept,
     "behind": _behind,
     "around": _around,
     "beside": _beside,

@@ -359,6 +359,65 @@ class Attention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComplexAttention(Attention):
+    """Attention whose queries and keys rotate as complex numbers: Llama 4.
+
+    Attributes:
+        l2_normed: whether what rotates is divided by the root of its mean square.
+        tuned: whether queries that do not rotate are multiplied by a number of their position.
+    """
+
+    l2_normed: bool = False
+    tuned: bool = False
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Llama4TextAttention`.
+
+        Raises:
+            NotPlannedError: it trains.
+        """
+        ops, step, name = run.ops, run.step, self.name
+        if ops.grad:
+            raise NotPlannedError("training with complex rotation is not planned")
+        shape = (step.batch, step.tokens, -1, self.head_dim)
+        q = ops.view(run.linear(x, f"{name}.q_proj"), (*shape[:2], self.heads, self.head_dim))
+        k = ops.view(run.linear(x, f"{name}.k_proj"), (*shape[:2], self.kv_heads, self.head_dim))
+        v = ops.view(run.linear(x, f"{name}.v_proj"), (*shape[:2], self.kv_heads, self.head_dim))
+        v = ops.transpose(v, 1, 2)
+        if self.rotates:
+            q, k = self._rotated(run, q, k)
+        if self.rotates and self.l2_normed:
+            q = self._normed(run, q)
+            k = self._normed(run, k)
+        if self.tuned and not self.rotates:
+            scales = ops.new((1, step.tokens, 1, 1), FLOAT)
+            q = ops.to(ops.mul(q, scales), q.size)
+        q, k = ops.transpose(q, 1, 2), ops.transpose(k, 1, 2)
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        out = run.linear(out, f"{name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
+
+    @staticmethod
+    def _rotated(run: LayerRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        ops = run.ops
+        wide_q, wide_k = ops.to(q, FLOAT), ops.to(k, FLOAT)
+        out_q = ops.scaled(wide_q)
+        out_k = ops.scaled(wide_k)
+        return ops.to(out_q, q.size), ops.to(out_k, k.size)
+
+    @staticmethod
+    def _normed(run: LayerRun, x: Tensor) -> Tensor:
+        ops = run.ops
+
+        def inner(x: Tensor) -> Tensor:
+            return ops.mul(x, ops.rsqrt(ops.shifted(ops.mean(ops.square(x)))))
+
+        return ops.to(inner(ops.to(x, FLOAT)), x.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentAttention(Module):
     """Multi-head latent attention: a token caches one latent and one rotated key.
 
@@ -938,7 +997,8 @@ class Experts(Module):
         correction: name of a bias for choosing experts, and whether it is trained.
         gated: whether a gate multiplies what goes up.
         packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
-        routing: how experts are chosen, of `ROUTINGS`; empty: that is not planned.
+        routing: how experts are chosen, of `ROUTINGS`; `all`: each runs over all tokens; empty:
+            that is not planned.
         normalised: whether the weights of a token's experts are made to sum to one.
         groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
@@ -976,6 +1036,8 @@ class Experts(Module):
 
         As on CUDA: `grouped_mm`, and `batched_mm` for tokens that are generated.
         """
+        if self.routing == "all":
+            return self._all(x, run)
         if self.routing not in ROUTINGS or self.idle or self.width is not None:
             raise NotPlannedError(f"activations of {run.kind} experts are not planned")
         ops, shape = run.ops, x.shape
@@ -988,6 +1050,36 @@ class Experts(Module):
             del flat
             out = ops.add(out, self._shared_run(x, run))
         return out
+
+    def _all(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Every expert over every token, times its score: `Llama4TextMoe`."""
+        ops, (batch, tokens, width) = run.ops, x.shape
+        if ops.grad:
+            raise NotPlannedError("training with all experts is not planned")
+        rows = batch * tokens
+        flat = ops.view(x, (rows, width))
+        logits = run.linear(flat, f"{self.name}.{self.router}")
+        best = ops.topk(logits, self.chosen)
+        scores = ops.new(logits.shape, logits.size)
+        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves=""), logits.size)
+        del best
+        routed = ops.new((self.count * rows, width), x.size)
+        routed = ops.mul(routed, ops.new((self.count * rows, 1), x.size))
+        out = self._every_expert(run, ops.view(routed, (self.count, rows, width)))
+        shared = self._shared_run(flat, run)
+        summed = ops.sum(ops.view(out, (self.count, rows, width)), [0])
+        del summed, logits, scores, routed, out
+        return ops.view(shared, x.shape)
+
+    def _every_expert(self, run: LayerRun, x: Tensor) -> Tensor:
+        """Rows [E, T, H] of each expert, in batched products."""
+        ops, (count, rows, width) = run.ops, x.shape
+        made = ops.new((count, rows, 2 * self.inner), x.size)
+        ops.product()
+        gate, up = halves(ops, made)
+        out = ops.mul(up, activated(run, gate))
+        ops.product()
+        return ops.new((count, rows, width), out.size)
 
     def _with_gated(self, flat: Tensor, run: LayerRun) -> Tensor:
         """Shared experts first, whose result a gate multiplies: Qwen."""

@@ -27,6 +27,7 @@ from tritter_mem.models.layer_run import (
     LayerCache,
     LayerRun,
     Step,
+    complex_angles,
     grid_angles,
     make_mask,
     rotary_angles,
@@ -305,6 +306,7 @@ class PlannedModel:
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
                 angles = rotary_angles if self.dialect.grids == 1 else grid_angles
+                angles = complex_angles if self.dialect.complex_angles else angles
                 step.angles[windowed] = angles(step, positions, self.rotary_width)
             if self.dialect.rotary_kinds == 1:
                 step.angles[True] = step.angles[False]
