@@ -1,8 +1,8 @@
 """What is planned of models of Hugging Face, beside what their simulated run takes.
 
 `make compare`, or `python -m benchmarks.named_models [FOLDER …] [--tokens 4096 …] [--train]`. Each
-folder has a `config.json`, or folders that have one. By default `../shared/data/hf-configs` is read;
-where it is not there, tiny configurations of every planned family are compared. Exit code 1
+folder has a `config.json`, or folders that have one. By default `../shared/data/hf-configs` is
+read; where it is not there, tiny configurations of every planned family are compared. Exit code 1
 where a plan is further off than its target.
 """
 

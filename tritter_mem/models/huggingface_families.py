@@ -142,9 +142,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
     "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
-    "qwen3_vl_text": Family(
-        layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)
-    ),
+    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
     "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
     "qwen3_5_text": Family(
@@ -157,7 +155,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
-        layers=llama4_layers, dialect=dialect(norm="llama4", order="before, kept", complex_angles=True)
+        layers=llama4_layers,
+        dialect=dialect(norm="llama4", order="before, kept", complex_angles=True),
     ),
     "gemma3_text": Family(
         layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS),

@@ -278,6 +278,17 @@ class PlannedModel:
         found = {module.reach() for layer in self._steps for module in layer if module.rows()}
         return sorted(found, key=lambda window: window or 0)
 
+    def _rotate(self, step: Step, positions: Tensor) -> None:
+        """Make the angles of positions."""
+        if not self.dialect.rotary:
+            return
+        angles = rotary_angles if self.dialect.grids == 1 else grid_angles
+        angles = complex_angles if self.dialect.complex_angles else angles
+        for windowed in self._rotary_kinds():
+            step.angles[windowed] = angles(step, positions, self.rotary_width)
+        if self.dialect.rotary_kinds == 1:
+            step.angles[True] = step.angles[False]
+
     def _rotary_kinds(self) -> list[bool]:
         """Kinds of layers that have angles for themselves: without a window, with one."""
         if self.dialect.rotary_kinds == 1:
@@ -312,19 +323,14 @@ class PlannedModel:
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
             embeds = ops.scaled(embeds)
-        positions = self._positions(tokens) if caches is None else self._given(batch, tokens)
-        if self.dialect.grids > 1:
+        if caches is None and self.dialect.grids == 1:
+            positions = self._positions(tokens)
+        else:
             positions = self._given(batch, tokens)
         for window in (*self.windows(), *self.dialect.more_masks):
             step.masks[window] = make_mask(step, window)
         x = embeds
-        if self.dialect.rotary:
-            for windowed in self._rotary_kinds():
-                angles = rotary_angles if self.dialect.grids == 1 else grid_angles
-                angles = complex_angles if self.dialect.complex_angles else angles
-                step.angles[windowed] = angles(step, positions, self.rotary_width)
-            if self.dialect.rotary_kinds == 1:
-                step.angles[True] = step.angles[False]
+        self._rotate(step, positions)
         for number, layer in enumerate(self.model.layers):
             run = LayerRun(
                 step=step,
@@ -543,6 +549,8 @@ class _Training:
         del hidden
         wide = ops.to(logits, FLOAT)
         labels = ops.new((self.work.batch, self.work.context + 1), LONG)
+        if self.work.batch > 1:  # what is left of several rows does not lie side by side
+            labels = ops.new((self.work.batch, self.work.context), LONG)
         rows = ops.view(wide, (ids.elements, wide.shape[-1]))
         del wide
         loss = ops.cross_entropy(rows, labels)
