@@ -71,7 +71,7 @@ def simulate_transformers(
             the message says which line.
     """
     followed = progress or Progress()
-    with _explained(run), _alone(card):
+    with _explained(run), alone(card):
         model = build_model(run, card)
         layers = _layers(model)
 
@@ -219,13 +219,15 @@ def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
         _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
     if card.compute_capability < _FLOAT8:
         _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
+    from transformers.modeling_utils import local_torch_dtype
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
     from transformers.utils.quantization_config import FineGrainedFP8Config
 
     values = run.config.get("quantization_config")
     values = values or run.config["text_config"]["quantization_config"]
     quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**values), pre_quantized=True)
-    quantizer._process_model_before_weight_loading(model)
+    with local_torch_dtype(model.dtype):
+        quantizer._process_model_before_weight_loading(model)
 
 
 def _refuse(run: TransformersRun, why: str) -> NoReturn:
@@ -487,7 +489,7 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 
 @contextmanager
-def _alone(card: GpuCard) -> Iterator[None]:
+def alone(card: GpuCard) -> Iterator[None]:
     """No network, no kernels of other packages but the shapes of those for float8."""
     from huggingface_hub import constants
     from transformers.integrations import finegrained_fp8, moe
