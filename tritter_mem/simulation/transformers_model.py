@@ -359,7 +359,8 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     from transformers import GenerationConfig
 
     _load(model, watch)
-    model.generation_config = GenerationConfig()  # no token ends a sequence
+    no_end: Any = GenerationConfig  # no token ends a sequence
+    model.generation_config = no_end()
     work = run.work
     with _Generation(run, watch) as generation, _answering(generation):
         handle = model.register_forward_hook(generation.ran)
@@ -420,7 +421,7 @@ class _TrainingStep:
         """Gradients of all parameters."""
         loss, self._loss = self._loss, None
         self._labelled.enter_context(labels.label(labels.LOGITS))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 self._watch.adopt(parameter.grad, labels.GRADIENTS)
@@ -563,7 +564,7 @@ def _route_evenly(model: nn.Module) -> None:
         loops = type(module).__name__.endswith("Experts") and not hasattr(module, "is_transposed")
         weights = getattr(module, "gate_up_proj", None)
         if loops and isinstance(weights, Tensor) and "top_k_index" in _parameters(module.forward):
-            module.forward = _evenly(module.forward, len(weights))  # type: ignore[method-assign]
+            module.forward = _evenly(module.forward, len(weights))
 
 
 def _parameters(function: Callable[..., Any]) -> Iterable[str]:
