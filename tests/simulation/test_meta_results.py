@@ -40,7 +40,9 @@ def test_a_second_result_is_like_the_first(func: Any, args: tuple[Any, ...]) -> 
     for other, others in cases():  # all are known now
         results.run(other, others, {})
     expected, found = func(*args), results.run(func, args, {})
-    pairs = [(expected, found)] if isinstance(expected, Tensor) else zip(expected, found)
+    pairs = (
+        [(expected, found)] if isinstance(expected, Tensor) else zip(expected, found, strict=True)
+    )
     for one, other in pairs:
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
         assert one.untyped_storage().nbytes() == other.untyped_storage().nbytes()

@@ -311,7 +311,9 @@ FAMILIES: dict[str, Family] = {
     "mimo_v2_flash": Family(
         layers=mimo_layers,
         float32=_BIAS,
-        dialect=dialect(eager="max", rotary="partial later", rotary_kinds=2, scales_values=True),
+        dialect=dialect(
+            eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
+        ),
     ),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
     "smollm3": Family(layers=smollm3_layers, dialect=dialect()),

@@ -1052,7 +1052,9 @@ class Experts(Module):
         by_token = ops.view(weighted, (x.shape[0], self.chosen, width))
         return ops.view(ops.sum(by_token, [1]), (x.shape[0], width))
 
-    def _product(self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor) -> Tensor:
+    def _product(
+        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor
+    ) -> Tensor:
         """Rows times the weights of their experts, and a bias for each row where there is one."""
         ops = run.ops
         name = f"{self.name}.experts.{self._up if part == 'up' else part}"

@@ -320,7 +320,9 @@ class PlannedModel:
                 x = part(x, run)
             run.returned.clear()
         ops.requests.enter("last norm")
-        last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
+        last = LayerRun(
+            step=step, kind=self.model.language_type, weights=self.outside, cache={}
+        )
         return last.norm(x, self.model.names.norm)
 
     def _positions(self, tokens: int) -> Tensor:
