@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritter_mem.simulation.events import Event
 from tritter_mem.simulation.operators import MetaResults
@@ -77,3 +78,23 @@ def test_a_recording_is_the_same_with_and_without() -> None:
     with patch.object(MetaResults, "run", lambda self, func, args, kwargs: func(*args, **kwargs)):
         plain = events()
     assert events() == plain
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_another_mode_sees_every_call() -> None:
+    x = on_meta(3, 3)
+    with Calls() as calls, Recorder("meta"):
+        for _ in range(4):
+            x @ x
+    assert calls.count == 4
