@@ -94,7 +94,8 @@ class Calls(TorchDispatchMode):
 
 def test_another_mode_sees_every_call() -> None:
     x = on_meta(3, 3)
-    with Calls() as calls, Recorder("meta"):
+    recorder = Recorder("meta")
+    with Calls() as calls, recorder:
         for _ in range(4):
             x @ x
     assert calls.count == 4
