@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator
-from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
@@ -41,6 +40,7 @@ from tritter_mem.models.shape_tensors import (
 )
 from tritter_mem.models.transformers_blocks import Module, Tables
 from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.planner.reserved import Reserved, find_reserved
 from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
@@ -71,7 +71,12 @@ class PlayedRun:
 
 
 def plan_transformers(
-    run: TransformersRun, card: GpuCard, allocator_conf: str = "", *, plays: bool = True
+    run: TransformersRun,
+    card: GpuCard,
+    allocator_conf: str = "",
+    *,
+    plays: bool = True,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Plan what transformers allocates for a run on a card.
 
@@ -80,15 +85,19 @@ def plan_transformers(
         card: it decides which attention kernels run, and what libraries take.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         plays: whether to play the run through the allocator; without, what is reserved is unknown.
+        budget_bytes: what may be used of the card: the allocator gives cached memory back to stay
+            within it, where that suffices. None: there is no cap.
 
     Raises:
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
         ConfigError: the allocator's settings are unknown.
     """
     played = play_run(run, card)
-    blocks, reserved = None, None
+    blocks, found = None, None
     if plays:
-        blocks, reserved = _served(played.requests, allocator_conf)
+        limit = None if budget_bytes is None else (budget_bytes, card.context_bytes)
+        blocks, found = _served(played.requests, allocator_conf, limit)
+    reserved = None if found is None else found.peak_bytes
     peaks = list(_peaks(played, blocks))
     peak = max(peaks, key=lambda peak: peak.total_bytes)
     return MemoryUse(
@@ -99,6 +108,7 @@ def plan_transformers(
         peak_at=f"{peak.name}: {peak.place}" if peak.place else peak.name,
         library_workspace_bytes=played.library_bytes,
         reserved_peak_bytes=reserved,
+        cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )
@@ -320,9 +330,7 @@ class PlannedModel:
                 x = part(x, run)
             run.returned.clear()
         ops.requests.enter("last norm")
-        last = LayerRun(
-            step=step, kind=self.model.language_type, weights=self.outside, cache={}
-        )
+        last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
         return last.norm(x, self.model.names.norm)
 
     def _positions(self, tokens: int) -> Tensor:
@@ -653,15 +661,22 @@ def _place(requests: Requests, event: int) -> str:
     return requests.places[at - 1][1] if at else ""
 
 
-def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
-    """Bytes of the block that each storage gets, and the most that the allocator reserves."""
-    allocator = CachingAllocator(parse_alloc_conf(allocator_conf))
-    held: dict[int, Memory] = {}
-    blocks: list[int] = []
-    for event in requests.events:
-        if event >= 0:
-            block = held[event] = allocator.malloc(requests.sizes[event], 0)
-            blocks.append(block.size)
-        else:
-            allocator.free(held.pop(~event))
-    return blocks, allocator.counters.reserved.peak
+def _served(
+    requests: Requests, allocator_conf: str, limit: tuple[int, int] | None
+) -> tuple[list[int], Reserved]:
+    """Bytes of the block that each storage gets, and what the allocator reserves."""
+    served: list[list[int]] = []
+
+    def play(allocator: CachingAllocator) -> None:
+        held: dict[int, Memory] = {}
+        blocks: list[int] = []
+        for event in requests.events:
+            if event >= 0:
+                block = held[event] = allocator.malloc(requests.sizes[event], 0)
+                blocks.append(block.size)
+            else:
+                allocator.free(held.pop(~event))
+        served.append(blocks)
+
+    reserved = find_reserved(play, allocator_conf, limit)
+    return served[-1], reserved

@@ -133,7 +133,12 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
             record.add(checkpointing=checkpointing_trade_off(profile, progress, card))
         progress.begin(profile.name)
         simulated = simulate(
-            profile, fast=fast, progress=progress, save_trace=save_trace, card=card
+            profile,
+            fast=fast,
+            progress=progress,
+            save_trace=save_trace,
+            card=card,
+            budget_bytes=budget_of(profile, target.fitted),
         )
         record.add(simulated=simulated)
         progress.begin(f"{profile.name}: measuring")
@@ -167,7 +172,15 @@ def _profile_named(
         progress.begin(profile.name)
         run, conf = transformers_run(profile), profile.allocator.conf
         try:
-            record.add(simulated=simulate_transformers(run, target.simulated, conf))
+            use = simulate_transformers(
+                run,
+                target.simulated,
+                conf,
+                progress=progress,
+                save_trace=save_trace,
+                budget_bytes=budget_of(profile, target.fitted),
+            )
+            record.add(simulated=use)
         except SimulationError as error:
             record.add(simulated_reason=str(error))
         record.add(measured_reason=_NAMED_NOT_MEASURED)
@@ -296,7 +309,8 @@ def _simulate(
 ) -> Sequence[str]:
     """Add what is simulated, or the reason why it cannot be, which is returned too."""
     try:
-        found = simulate_module(profile.case, card, profile.allocator_conf, save_trace)
+        conf, budget = profile.allocator_conf, profile.budget_bytes or card.default_budget_bytes
+        found = simulate_module(profile.case, card, conf, save_trace, budget_bytes=budget)
     except SimulationError as error:
         record.add(simulated_reason=str(error))
         return error.problems
