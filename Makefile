@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin images clean
+.PHONY: demo test lint types wheel gpu standin compare images clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,10 @@ gpu:
 standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
+
+# What is planned of named models, beside what their simulated run takes: docs/formulas.md.
+compare: $(STAMP)
+	$(BIN)/python -m benchmarks.named_models
 
 # The pictures of the documents; needs Debian's chromium and chromium-driver.
 images: $(STAMP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -27,6 +27,7 @@ from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
+    ComplexAttention,
     Experts,
     Extra,
     FeedForward,
@@ -146,7 +147,7 @@ def llama4_layers(keys: Keys) -> list[Modules]:
         keys,
         router="router",
         packed=True,
-        routing="",
+        routing="all",
         shared=keys.number("intermediate_size"),
         shared_name="shared_expert",
         name="feed_forward",
@@ -155,7 +156,13 @@ def llama4_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         mlp: Module = experts if number in with_experts else wide
-        return attention(keys, kind), mlp, LAYER_NORMS
+        plain = attention(keys, kind, rotates=bool(rotated[number]))
+        own = ComplexAttention(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            l2_normed=keys.has("use_qk_norm"),
+            tuned=keys.has("attn_temperature_tuning"),
+        )
+        return own, mlp, LAYER_NORMS
 
     return stack(keys.layer_types(derived), layer)
 

@@ -6,6 +6,8 @@ that only ship their own code, that code (`nemotron-nas`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tritter_mem.models.attention_families import (
     GEMMA_NORMS,
     afmoe_layers,
@@ -140,8 +142,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
     "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
-    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3)),
-    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers),
+    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
+    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
     "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
@@ -152,7 +154,10 @@ FAMILIES: dict[str, Family] = {
         mtp=qwen_mtp(qwen_experts),
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
-    "llama4_text": Family(layers=llama4_layers),
+    "llama4_text": Family(
+        layers=llama4_layers,
+        dialect=dialect(norm="llama4", order="before, kept", complex_angles=True),
+    ),
     "gemma3_text": Family(
         layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS),
         dialect=gemma3_dialect,
@@ -289,7 +294,7 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(
             types=lambda keys: keys.every(4), attention_of=olmo_attention, norms=POST_NORMS
         ),
-        dialect=OLMO,
+        dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
     ),
     "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
     "cohere2": Family(
@@ -311,9 +316,7 @@ FAMILIES: dict[str, Family] = {
     "mimo_v2_flash": Family(
         layers=mimo_layers,
         float32=_BIAS,
-        dialect=dialect(
-            eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
-        ),
+        dialect=dialect(eager="max", rotary="partial later", rotary_kinds=2, scales_values=True),
     ),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
     "smollm3": Family(layers=smollm3_layers, dialect=dialect()),

@@ -35,6 +35,8 @@ class Dialect:
         rotary_dim: channels of a head that rotate; 0: all.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
+        complex_angles: whether angles are complex numbers.
+        grids: how many positions a token has, for time, height and width; 1: one.
         wide_angles: whether cosines and sines stay in float32.
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
@@ -42,8 +44,8 @@ class Dialect:
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_values: whether values are multiplied by a number.
-        eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax in
-            that type; `max`, the largest score of each row taken off first; `sinks`, the same as
+        eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
+            in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
             gpt-oss writes it.
         softcap: whether scores of written-out attention are capped.
         more_masks: windows for which masks are made though no layer has them.
@@ -57,6 +59,8 @@ class Dialect:
     rotary: str = "halves"
     rotary_dim: int = 0
     rotary_kinds: int = 1
+    complex_angles: bool = False
+    grids: int = 1
     wide_angles: bool = False
     activation: str = "silu"
     scales_residual: bool = False
@@ -136,23 +140,38 @@ class LayerRun:
         """A norm, as the family writes it."""
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
-    def remember(self, name: str, x: Tensor, window: int | None = None, dim: int = 2) -> Tensor:
-        """`DynamicLayer.update` of one tensor: what was cached and what is new, in a new tensor.
+    def update(self, new: Mapping[str, Tensor], window: int | None = None) -> list[Tensor]:
+        """`DynamicLayer.update`: what was cached and what is new [B, G, T, D], in new tensors.
 
-        Both are there while the new one is made; it replaces what was cached. With a window, what
-        stays is a view of its last tokens, one less than the window.
+        Both are there while the new one is made; it replaces what was cached. With a window
+        (`DynamicSlidingWindowLayer`) all are made first, and what stays are views of the last
+        tokens, one less than the window.
+
+        Args:
+            new: by name in the cache.
+            window: tokens that the layer reaches; None: all.
+
+        Returns:
+            What attention reads: all that was cached and is new.
         """
         if not self.step.caches:
-            return x
-        before = self.cache.get(name)
-        if window is not None and before is None and name == "keys":
+            return list(new.values())
+        if window is None:
+            return [self._joined(name, x, keeps=True) for name, x in new.items()]
+        if "window" not in self.cache:
             self.cache["window"] = self.ops.new((), LONG)
-        joined = self.ops.cat([x] if before is None else [before, x], dim)
+        joined = {name: self._joined(name, x, keeps=False) for name, x in new.items()}
+        for name, x in joined.items():
+            kept = min(x.shape[2], window - 1)
+            self.cache[name] = self.ops.slice(x, 2, kept) if kept < x.shape[2] else x
+        return list(joined.values())
+
+    def _joined(self, name: str, x: Tensor, *, keeps: bool) -> Tensor:
+        before = self.cache.get(name)
+        joined = self.ops.cat([x] if before is None else [before, x], 2)
         self.ops.account(joined, "kv_cache")
-        kept = joined
-        if window is not None and joined.shape[dim] >= window:
-            kept = self.ops.slice(joined, dim, window - 1)
-        self.cache[name] = kept
+        if keeps:
+            self.cache[name] = joined
         return joined
 
 
@@ -262,11 +281,12 @@ def activated(run: LayerRun, x: Tensor) -> Tensor:
 
 
 def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [1, T, width] of positions, made in float32: `LlamaRotaryEmbedding`."""
+    """Cosines and sines [B, 1, T, width] of positions [B, T]: `LlamaRotaryEmbedding`."""
     ops = step.ops
     with ops.without_gradients():
-        rows = (*positions.shape, width)
-        half = (*positions.shape, width // 2)
+        batch, tokens = positions.shape
+        rows = (batch, 1, tokens, width)
+        half = (batch, 1, tokens, width // 2)
         near = ops.new(positions.shape, FLOAT)
         freqs = ops.new(half, FLOAT)
         del near
@@ -277,6 +297,39 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         result = ops.to(cos, size), ops.to(sin, size)
         del freqs, emb, cos, sin
         return result
+
+
+def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The same of several positions a token, put together: `Qwen3VLTextRotaryEmbedding`."""
+    ops, grids = step.ops, step.dialect.grids
+    with ops.without_gradients():
+        batch, tokens = positions.shape
+        half = (grids, batch, tokens, width // 2)
+        near = ops.new((grids, batch, tokens), FLOAT)
+        freqs = ops.new(half, FLOAT)
+        del near
+        cos = ops.scaled(ops.new(half, FLOAT))
+        sin = ops.scaled(ops.new(half, FLOAT))
+        sin = ops.new((batch, 1, tokens, width), FLOAT)
+        cos = ops.new((batch, 1, tokens, width), FLOAT)
+        result = ops.to(cos, step.size), ops.to(sin, step.size)
+        del freqs, cos, sin
+        return result
+
+
+def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Complex numbers [B, 1, T, width / 2]: `Llama4TextRotaryEmbedding`."""
+    ops, (batch, tokens) = step.ops, positions.shape
+    half = (batch, 1, tokens, width // 2)
+    near = ops.new((batch, tokens), FLOAT)
+    freqs = ops.new(half, FLOAT)
+    del near
+    ones = ops.new(half, FLOAT)
+    numbers = ops.new(half, 2 * FLOAT)
+    del ones
+    numbers = ops.new(half, 2 * FLOAT)
+    del freqs
+    return numbers, numbers
 
 
 def _rotate_half(ops: Operations, x: Tensor) -> Tensor:
@@ -413,6 +466,21 @@ def _before(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
     return ops.add(residual, _scaled(run, x))
 
 
+def _before_kept(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
+    """The same, and what attention returned has a name to the end: Llama 4."""
+    ops, (first, second) = run.ops, run.dialect.names
+    residual = x
+    x = run.norm(x, first)
+    attended = mixer(x, run)
+    x = ops.add(residual, attended)
+    residual = x
+    x = run.norm(x, second)
+    x = mlp(x, run)
+    total = ops.add(residual, x)
+    del attended
+    return total
+
+
 def _scaled(run: LayerRun, x: Tensor) -> Tensor:
     return run.ops.scaled(x) if run.dialect.scales_residual else x
 
@@ -457,6 +525,7 @@ def _beside(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
 
 ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Part, Part], Tensor]] = {
     "before": _before,
+    "before, kept": _before_kept,
     "behind": _behind,
     "around": _around,
     "beside": _beside,

@@ -802,12 +802,11 @@ class Operations:
         wants_bias = bias is not None and bias.node is not None
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            if not _one(grads).is_contiguous:
+                grads[0] = self.clone(_one(grads))
             grad = _one(grads)
-            if not grad.is_contiguous:
-                grad = grads[0] = self.clone(grad)
-            of_weight = of_x = of_bias = None
             width = grad.shape[-1]
-            rows = grad.elements // width
+            of_weight = of_x = None
             if wants_weight:
                 self.product()
                 of_weight = self.new((width, saved[-1].shape[-1]), grad.size)
@@ -815,10 +814,7 @@ class Operations:
                 self.product()
                 of_x = self.new((*grad.shape[:-1], saved[0].shape[1]), grad.size)
                 of_x.is_view = not is_flat
-            if wants_bias:
-                flat = self.alias(grad, (rows, width), (width, 1))
-                of_bias = self.view(self.sum(flat, [0]), (width,))
-            return [of_x, of_weight, of_bias]
+            return [of_x, of_weight, self._of_rows(grad) if wants_bias else None]
 
         saved = [weight if wants_x else None, x if wants_weight else None]
         node = self.noted([x, weight, bias], saved, rule)
@@ -827,6 +823,12 @@ class Operations:
         self.product()
         out.node = node
         return out
+
+    def _of_rows(self, grad: Tensor) -> Tensor:
+        """The gradient of what was added to all rows."""
+        width = grad.shape[-1]
+        flat = self.alias(grad, (grad.elements // width, width), (width, 1))
+        return self.view(self.sum(flat, [0]), (width,))
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
@@ -928,8 +930,7 @@ class Operations:
         kept = self.new(x.shape, x.size)
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            other, before = saved
-            grad = _one(grads)
+            grad, before = _one(grads), saved[1]
             negated = self.new(grad.shape, grad.size)
             once = self.new(before.shape, before.size)
             twice = self.new(before.shape, before.size)

@@ -209,12 +209,7 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
-        keys, values = (
-            run.remember("keys", k, self.window),
-            run.remember("values", v, self.window),
-        )
-        k, v = keys, values
-        del keys, values
+        k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
         out = run.linear(out, f"{self.name}.{self.out}")
@@ -271,18 +266,12 @@ class Attention(Module):
 
     def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
-        ops, step = run.ops, run.step
+        ops = run.ops
         if ops.grad:
             raise NotPlannedError("training with attention that is written out is not planned")
         keys = ops.repeated(k, self.heads // self.kv_heads)
         values = ops.repeated(v, self.heads // self.kv_heads)
-        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
-        if run.dialect.softcap:
-            for _ in range(3):
-                scores = ops.scaled(scores)
-        mask = step.masks[self.window]
-        if mask is not None:
-            scores = ops.add(scores, mask)
+        scores = self._scores(run, q, keys)
         before = scores
         if self.vectors:
             scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
@@ -290,17 +279,25 @@ class Attention(Module):
             del before
         if run.dialect.eager == "float32":
             scores = ops.to(ops.softmax(scores, FLOAT), q.size)
+            return self._read(run, scores, values)
+        scores = ops.add(scores, ops.largest(scores))
+        chances = ops.softmax(scores)
+        if run.dialect.eager == "sinks":
+            before = chances
         else:
-            scores = ops.add(scores, ops.largest(scores))
-            chances = ops.softmax(scores)
-            if run.dialect.eager == "sinks":
-                before = chances
-            else:
-                scores = chances
-            if self.vectors:
-                chances = ops.slice(chances, -1, chances.shape[3] - 1)
-            return self._read(run, chances, values)
-        return self._read(run, scores, values)
+            scores = chances
+        if self.vectors:
+            chances = ops.slice(chances, -1, chances.shape[3] - 1)
+        return self._read(run, chances, values)
+
+    def _scores(self, run: LayerRun, q: Tensor, keys: Tensor) -> Tensor:
+        """Scaled, capped and masked."""
+        ops = run.ops
+        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
+        for _ in range(3 * run.dialect.softcap):
+            scores = ops.scaled(scores)
+        mask = run.step.masks[self.window]
+        return scores if mask is None else ops.add(scores, mask)
 
     @staticmethod
     def _read(run: LayerRun, chances: Tensor, values: Tensor) -> Tensor:
@@ -362,6 +359,65 @@ class Attention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComplexAttention(Attention):
+    """Attention whose queries and keys rotate as complex numbers: Llama 4.
+
+    Attributes:
+        l2_normed: whether what rotates is divided by the root of its mean square.
+        tuned: whether queries that do not rotate are multiplied by a number of their position.
+    """
+
+    l2_normed: bool = False
+    tuned: bool = False
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Llama4TextAttention`.
+
+        Raises:
+            NotPlannedError: it trains.
+        """
+        ops, step, name = run.ops, run.step, self.name
+        if ops.grad:
+            raise NotPlannedError("training with complex rotation is not planned")
+        shape = (step.batch, step.tokens, -1, self.head_dim)
+        q = ops.view(run.linear(x, f"{name}.q_proj"), (*shape[:2], self.heads, self.head_dim))
+        k = ops.view(run.linear(x, f"{name}.k_proj"), (*shape[:2], self.kv_heads, self.head_dim))
+        v = ops.view(run.linear(x, f"{name}.v_proj"), (*shape[:2], self.kv_heads, self.head_dim))
+        v = ops.transpose(v, 1, 2)
+        if self.rotates:
+            q, k = self._rotated(run, q, k)
+        if self.rotates and self.l2_normed:
+            q = self._normed(run, q)
+            k = self._normed(run, k)
+        if self.tuned and not self.rotates:
+            scales = ops.new((1, step.tokens, 1, 1), FLOAT)
+            q = ops.to(ops.mul(q, scales), q.size)
+        q, k = ops.transpose(q, 1, 2), ops.transpose(k, 1, 2)
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        out = run.linear(out, f"{name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
+
+    @staticmethod
+    def _rotated(run: LayerRun, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        ops = run.ops
+        wide_q, wide_k = ops.to(q, FLOAT), ops.to(k, FLOAT)
+        out_q = ops.scaled(wide_q)
+        out_k = ops.scaled(wide_k)
+        return ops.to(out_q, q.size), ops.to(out_k, k.size)
+
+    @staticmethod
+    def _normed(run: LayerRun, x: Tensor) -> Tensor:
+        ops = run.ops
+
+        def inner(x: Tensor) -> Tensor:
+            return ops.mul(x, ops.rsqrt(ops.shifted(ops.mean(ops.square(x)))))
+
+        return ops.to(inner(ops.to(x, FLOAT)), x.size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentAttention(Module):
     """Multi-head latent attention: a token caches one latent and one rotated key.
 
@@ -390,7 +446,7 @@ class LatentAttention(Module):
     ROLE = "mixer"
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
-        """The latent is cached, and expanded to keys and values of all heads: `DeepseekV3Attention`.
+        """Cache the latent, and expand it to keys and values of all heads: `DeepseekV3Attention`.
 
         Raises:
             NotPlannedError: it trains, or has parts that DeepSeek's has not.
@@ -416,9 +472,7 @@ class LatentAttention(Module):
         k_rot = ops.view(k_rot, shape, strides)
         cos, sin = step.angles[False]
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        cached = run.remember("keys", latent), run.remember("values", k_rot)
-        latent, k_rot = cached
-        del cached
+        latent, k_rot = run.update({"keys": latent, "values": k_rot})
         query = ops.cat([q_pass, q_rot], -1)
         k, v = self._expanded(latent, run)
         mask = step.masks[None]
@@ -943,7 +997,8 @@ class Experts(Module):
         correction: name of a bias for choosing experts, and whether it is trained.
         gated: whether a gate multiplies what goes up.
         packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
-        routing: how experts are chosen, of `ROUTINGS`; empty: that is not planned.
+        routing: how experts are chosen, of `ROUTINGS`; `all`: each runs over all tokens; empty:
+            that is not planned.
         normalised: whether the weights of a token's experts are made to sum to one.
         groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
@@ -981,6 +1036,8 @@ class Experts(Module):
 
         As on CUDA: `grouped_mm`, and `batched_mm` for tokens that are generated.
         """
+        if self.routing == "all":
+            return self._all(x, run)
         if self.routing not in ROUTINGS or self.idle or self.width is not None:
             raise NotPlannedError(f"activations of {run.kind} experts are not planned")
         ops, shape = run.ops, x.shape
@@ -993,6 +1050,36 @@ class Experts(Module):
             del flat
             out = ops.add(out, self._shared_run(x, run))
         return out
+
+    def _all(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Every expert over every token, times its score: `Llama4TextMoe`."""
+        ops, (batch, tokens, width) = run.ops, x.shape
+        if ops.grad:
+            raise NotPlannedError("training with all experts is not planned")
+        rows = batch * tokens
+        flat = ops.view(x, (rows, width))
+        logits = run.linear(flat, f"{self.name}.{self.router}")
+        best = ops.topk(logits, self.chosen)
+        scores = ops.new(logits.shape, logits.size)
+        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves=""), logits.size)
+        del best
+        routed = ops.new((self.count * rows, width), x.size)
+        routed = ops.mul(routed, ops.new((self.count * rows, 1), x.size))
+        out = self._every_expert(run, ops.view(routed, (self.count, rows, width)))
+        shared = self._shared_run(flat, run)
+        summed = ops.sum(ops.view(out, (self.count, rows, width)), [0])
+        del summed, logits, scores, routed, out
+        return ops.view(shared, x.shape)
+
+    def _every_expert(self, run: LayerRun, x: Tensor) -> Tensor:
+        """Rows [E, T, H] of each expert, in batched products."""
+        ops, (count, rows, width) = run.ops, x.shape
+        made = ops.new((count, rows, 2 * self.inner), x.size)
+        ops.product()
+        gate, up = halves(ops, made)
+        out = ops.mul(up, activated(run, gate))
+        ops.product()
+        return ops.new((count, rows, width), out.size)
 
     def _with_gated(self, flat: Tensor, run: LayerRun) -> Tensor:
         """Shared experts first, whose result a gate multiplies: Qwen."""
@@ -1030,15 +1117,17 @@ class Experts(Module):
         numbers = ops.new((rows,), 4)
         each = ops.new((self.count,), 4)
         ends = ops.new((self.count,), 4)
-        out = self._product(run, selected, "up", ends, ids)
+        biases = self._biases(run, self._up, ids)
+        out = self._product(run, selected, self._up, ends, biases)
         out = self._through(run, out)
-        out = self._product(run, out, "down_proj", ends, ids)
+        biases = self._biases(run, "down_proj", ids)
+        out = self._product(run, out, "down_proj", ends, biases)
         weighted = self._weighted(run, out, sorted_scores)
         back = ops.new((rows,), LONG)
         ops.inside([rows * LONG])
         weighted = ops.rows_of(weighted, back)
         total = ops.to(self._summed(run, weighted, x), x.size)
-        del ids, order, selected, sorted_scores, numbers, each, ends, out, weighted, back
+        del ids, order, selected, sorted_scores, numbers, each, ends, biases, out, weighted, back
         return total
 
     def _weighted(self, run: LayerRun, x: Tensor, scores: Tensor) -> Tensor:
@@ -1052,17 +1141,18 @@ class Experts(Module):
         by_token = ops.view(weighted, (x.shape[0], self.chosen, width))
         return ops.view(ops.sum(by_token, [1]), (x.shape[0], width))
 
+    def _biases(self, run: LayerRun, part: str, ids: Tensor) -> Tensor | None:
+        """A row's bias is that of its expert."""
+        bias = run.weights.get(f"{self.name}.experts.{part}_bias")
+        return None if bias is None else run.ops.rows_of(bias, ids)
+
     def _product(
-        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor
+        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, biases: Tensor | None
     ) -> Tensor:
-        """Rows times the weights of their experts, and a bias for each row where there is one."""
-        ops = run.ops
-        name = f"{self.name}.experts.{self._up if part == 'up' else part}"
-        bias = run.weights.get(f"{name}_bias")
-        of_rows = None if bias is None else ops.rows_of(bias, ids)
-        out = ops.grouped_product(x, run.weights[name], ends)
-        if of_rows is not None:
-            ops.added_in_place(out, of_rows)
+        """Rows times the weights of their experts."""
+        out = run.ops.grouped_product(x, run.weights[f"{self.name}.experts.{part}"], ends)
+        if biases is not None:
+            run.ops.added_in_place(out, biases)
         return out
 
     def _batched(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
@@ -25,6 +26,8 @@ from tritter_mem.models.layer_run import (
     LayerCache,
     LayerRun,
     Step,
+    complex_angles,
+    grid_angles,
     make_mask,
     rotary_angles,
 )
@@ -95,9 +98,12 @@ def plan_transformers(
     played = play_run(run, card)
     blocks, found = None, None
     if plays:
-        limit = None if budget_bytes is None else (budget_bytes, card.context_bytes)
+        limit = None
+        if budget_bytes is not None:
+            limit = budget_bytes - SMALL_SEGMENT_BYTES, card.context_bytes
         blocks, found = _served(played.requests, allocator_conf, limit)
-    reserved = None if found is None else found.peak_bytes
+    # Of tensors of some bytes not each goes when it does in a run: one segment more than is seen.
+    reserved = None if found is None else found.peak_bytes + SMALL_SEGMENT_BYTES
     peaks = list(_peaks(played, blocks))
     peak = max(peaks, key=lambda peak: peak.total_bytes)
     return MemoryUse(
@@ -268,9 +274,20 @@ class PlannedModel:
         return lambda x, run: order(x, run, mixer.run, mlp.run)
 
     def windows(self) -> list[int | None]:
-        """Windows of its layers, each once."""
-        found = (module.reach() for layer in self._steps for module in layer if module.rows())
-        return list(dict.fromkeys(found))
+        """Windows of its layers, each once; layers without one come first."""
+        found = {module.reach() for layer in self._steps for module in layer if module.rows()}
+        return sorted(found, key=lambda window: window or 0)
+
+    def _rotate(self, step: Step, positions: Tensor) -> None:
+        """Make the angles of positions."""
+        if not self.dialect.rotary:
+            return
+        angles = rotary_angles if self.dialect.grids == 1 else grid_angles
+        angles = complex_angles if self.dialect.complex_angles else angles
+        for windowed in self._rotary_kinds():
+            step.angles[windowed] = angles(step, positions, self.rotary_width)
+        if self.dialect.rotary_kinds == 1:
+            step.angles[True] = step.angles[False]
 
     def _rotary_kinds(self) -> list[bool]:
         """Kinds of layers that have angles for themselves: without a window, with one."""
@@ -306,15 +323,14 @@ class PlannedModel:
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
             embeds = ops.scaled(embeds)
-        positions = self._positions(tokens) if caches is None else self._given(batch, tokens)
+        if caches is None and self.dialect.grids == 1:
+            positions = self._positions(tokens)
+        else:
+            positions = self._given(batch, tokens)
         for window in (*self.windows(), *self.dialect.more_masks):
             step.masks[window] = make_mask(step, window)
         x = embeds
-        if self.dialect.rotary:
-            for windowed in self._rotary_kinds():
-                step.angles[windowed] = rotary_angles(step, positions, self.rotary_width)
-            if self.dialect.rotary_kinds == 1:
-                step.angles[True] = step.angles[False]
+        self._rotate(step, positions)
         for number, layer in enumerate(self.model.layers):
             run = LayerRun(
                 step=step,
@@ -533,6 +549,8 @@ class _Training:
         del hidden
         wide = ops.to(logits, FLOAT)
         labels = ops.new((self.work.batch, self.work.context + 1), LONG)
+        if self.work.batch > 1:  # what is left of several rows does not lie side by side
+            labels = ops.new((self.work.batch, self.work.context), LONG)
         rows = ops.view(wide, (ids.elements, wide.shape[-1]))
         del wide
         loss = ops.cross_entropy(rows, labels)

@@ -33,7 +33,8 @@ class Components:
 
     Attributes:
         rounding_bytes: what the allocator's blocks have beyond what was asked for. Which block a
-            request gets depends on all before it, so a plan has none.
+            request gets depends on all before it, so a plan has it only where all of a run was
+            played.
     """
 
     weights_bytes: int = 0

@@ -1,0 +1,204 @@
+"""What is planned of a named model is what its simulated run takes, and needs no PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models.tiny_models import BUILT, tiny_config
+from tritter_mem.config.profile import Training, Workload
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.formats import storage_format
+from tritter_mem.models.huggingface import read_config
+from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.shape_tensors import NotPlannedError
+from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.planner.transformers_engine import plan_transformers, play_run
+from tritter_mem.results.run import MemoryUse
+
+CARD = find_gpu("h100")
+PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
+TRAINED_NOT = ("gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3", "llama4_text")
+"""Families whose training is not planned."""
+CACHES_IN_TRAINING = ("qwen3_vl_text", "qwen3_vl_moe_text")
+"""Simulated as part of a model whose own `use_cache` is off and whose language model's is not."""
+NEAR = 0.01
+"""Of tiny models, whose peak is for the most part the workspace of cuBLAS and whole blocks."""
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "gemma3": LLAMA | {
+        "model_type": "gemma3_text", "head_dim": 64, "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt-oss": LLAMA | {
+        "model_type": "gpt_oss", "head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "qwen2_moe": LLAMA | {
+        "model_type": "qwen2_moe", "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64, "shared_expert_intermediate_size": 128,
+    },
+    "deepseek": LLAMA | {
+        "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 64,
+        "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 64, "kv_lora_rank": 64,
+        "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+    },
+}  # fmt: skip
+
+
+def a_run(values: dict[str, Any], **changes: Any) -> TransformersRun:
+    return TransformersRun(
+        model=read_config(values),
+        config=values,
+        dtype=storage_format("bfloat16"),
+        work=Workload.model_validate({"context": 200, "new_tokens": 6} | changes.get("work", {})),
+        prefill_chunk=changes.get("chunk"),
+        training=Training.model_validate(changes.get("training", {})),
+    )
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "chunks": {"work": {"batch": 3}, "chunk": 70},
+    "training": {"work": {"mode": "training", "new_tokens": 1, "batch": 2}},
+    "checkpointing": {
+        "work": {"mode": "training", "new_tokens": 1},
+        "training": {"master_dtype": "float32", "checkpointing": {"policy": "every-layer"}},
+    },
+}
+
+
+def both(run: TransformersRun) -> tuple[MemoryUse, MemoryUse]:
+    pytest.importorskip("transformers")
+    from tritter_mem.simulation.transformers_model import simulate_transformers
+
+    return plan_transformers(run, CARD), simulate_transformers(run, CARD)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_plan_is_what_a_simulated_run_takes(name: str, kind: str) -> None:
+    run = a_run(tiny_config(name, 0) | {"attention_dropout": 0.0}, **RUNS[kind])
+    if run.trains and name in TRAINED_NOT:
+        with pytest.raises(NotPlannedError):
+            plan_transformers(run, CARD)
+        return
+    if kind == "training" and name in CACHES_IN_TRAINING:
+        pytest.skip("the simulated language model caches in training")
+    planned, simulated = both(run)
+    assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
+    assert planned.reserved_peak_bytes is not None
+    assert simulated.reserved_peak_bytes is not None
+    assert planned.reserved_peak_bytes >= simulated.reserved_peak_bytes
+    assert [phase.name for phase in planned.phases] == [phase.name for phase in simulated.phases]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_tables_are_those_of_the_run_to_the_byte(kind: str) -> None:
+    planned, simulated = both(a_run(KINDS[kind] | {"attention_dropout": 0.0}))
+    for found, wanted in zip(planned.phases[:1], simulated.phases[:1], strict=True):
+        assert found.components.weights_bytes == wanted.components.weights_bytes
+        assert found.components.embeddings_bytes == wanted.components.embeddings_bytes
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2_moe", "deepseek"])
+def test_the_cache_is_that_of_the_model_to_the_byte(kind: str) -> None:
+    run = a_run(KINDS[kind], work={"batch": 2})
+    requests = play_run(run, CARD).requests
+    live, most = 0, 0
+    for event in requests.events:
+        number = event if event >= 0 else ~event
+        if requests.components[number] == "kv_cache":
+            live += requests.sizes[number] if event >= 0 else -requests.sizes[number]
+            most = max(most, live)
+    layers = run.model.layers
+    # At its end a step holds all layers' new keys and values, and those of one layer twice.
+    cached = run.model.cache_bytes(run.work.context - 1, run.work.batch)
+    assert cached < most <= cached + cached // len(layers)
+
+
+def test_without_the_allocator_nothing_is_said_of_what_is_reserved() -> None:
+    run = a_run(LLAMA)
+    fast, whole = plan_transformers(run, CARD, plays=False), plan_transformers(run, CARD)
+    assert fast.reserved_peak_bytes is None
+    assert fast.components.rounding_bytes == 0
+    assert fast.allocated_peak_bytes <= whole.allocated_peak_bytes
+    assert whole.components.total_bytes == whole.allocated_peak_bytes
+
+
+def deeper(values: dict[str, Any]) -> dict[str, Any]:
+    """Three times as many layers."""
+    types = {"layer_types": 3 * values["layer_types"]} if "layer_types" in values else {}
+    return values | {"num_hidden_layers": 3 * values["num_hidden_layers"]} | types
+
+
+GROWN = {
+    "context": lambda run, values: (values, run | {"context": 2 * run["context"]}),
+    "batch": lambda run, values: (values, run | {"batch": 2 * run["batch"]}),
+    "layers": lambda run, values: (deeper(values), run),
+    "heads": lambda run, values: (
+        values
+        | {name: 2 * values[name] for name in ("num_attention_heads", "num_key_value_heads")}
+        | {"head_dim": values.get("head_dim", 64)},
+        run,
+    ),
+}
+
+
+@settings(max_examples=25)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    grown=st.sampled_from(sorted(GROWN)),
+    context=st.integers(8, 400),
+    batch=st.integers(1, 3),
+    chunk=st.sampled_from([None, 50]),
+)
+def test_more_never_plans_less(
+    kind: str, grown: str, context: int, batch: int, chunk: int | None
+) -> None:
+    work: dict[str, Any] = {"context": context, "batch": batch, "new_tokens": 4}
+    values, more = GROWN[grown](work, KINDS[kind])
+    less = plan_transformers(a_run(KINDS[kind], work=work, chunk=chunk), CARD, plays=False)
+    plan = plan_transformers(a_run(values, work=more, chunk=chunk), CARD, plays=False)
+    assert plan.allocated_peak_bytes >= less.allocated_peak_bytes
+
+
+def test_what_has_no_formulas_is_said() -> None:
+    quantised = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    train = {"mode": "training", "new_tokens": 1}
+    for values, changes, said in (
+        (tiny_config("jamba", 0), {}, "activations of jamba models"),
+        (quantised, {}, "weights in gptq"),
+        (LLAMA | {"hidden_act": "xielu"}, {}, "activation xielu"),
+        (LLAMA | {"attention_dropout": 0.1}, {"work": train}, "training with attention_dropout"),
+        (KINDS["deepseek"], {"work": train}, "deepseek_v3 attention"),
+    ):
+        with pytest.raises(NotPlannedError, match=said):
+            plan_transformers(a_run(values, **changes), CARD)
+
+
+def test_a_plan_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; from tests.planner import test_transformers_engine as t;"
+        "t.plan_transformers(t.a_run(t.LLAMA), t.CARD);"
+        "print({'torch', 'transformers', 'pandas', 'plotly'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
