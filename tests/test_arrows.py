@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "text",
     "torch_release",
+    "child_process",
     "results",
     "report",  # draws finished data, and so imports nothing but what is above this line
     "models.byte_source",

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from tritter_mem.child_process import python_path, python_running
 from tritter_mem.errors import MeasureError
 from tritter_mem.results.from_json import from_plain, parse_json
 
@@ -185,8 +185,7 @@ def _process_group(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The worker, and the end of it and of all that it started."""
     process = subprocess.Popen(  # noqa: S603  (our own module, with paths that we made)
-        # -P: a file in the working folder must not stand in for a module.
-        [sys.executable, "-P", "-m", "tritter_mem.measure.worker", *arguments],
+        python_running("tritter_mem.measure.worker", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -202,8 +201,7 @@ def _process_group(
 
 
 def _environment(job: ChildJob) -> dict[str, str]:
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    changed = {**os.environ, "PYTHONPATH": path, **job.environment}
+    changed = {**os.environ, "PYTHONPATH": python_path(), **job.environment}
     return {name: value for name, value in changed.items() if value is not None}
 
 

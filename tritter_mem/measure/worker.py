@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.child_process import end_with
 from tritter_mem.errors import TritterMemError
 from tritter_mem.results.writing import write_text_atomically
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(request: Path, answer: Path) -> None:
@@ -24,7 +20,7 @@ def main(request: Path, answer: Path) -> None:
     was, which the last line printed need not.
     """
     job = json.loads(request.read_text())
-    _die_with(job["parent"])
+    end_with(job["parent"])
     try:
         _write(answer, _answer(job))
     except Exception as error:
@@ -48,13 +44,6 @@ def described(error: BaseException) -> str:
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
     write_text_atomically(path, json.dumps(answer))
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent, which may be killed before it can."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

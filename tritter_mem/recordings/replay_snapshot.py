@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tritter_mem.allocator.rules import round_request, segment_bytes
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.snapshot import load_snapshot
+from tritter_mem.allocator.snapshot_file import load_snapshot
 from tritter_mem.errors import InputError, UsageError
 from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import History, make_history
