@@ -14,6 +14,8 @@ ORDER = (
     "text",
     "torch_release",
     "child_process",
+    "input_files",
+    "temporary",
     "results",
     "report",  # draws finished data, and so imports nothing but what is above this line
     "models.byte_source",

@@ -28,6 +28,7 @@ from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import DUMP_HINT, DeviceSnapshot, Trace, devices_of
 from tritter_mem.child_process import end_with, python_path, python_running
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import is_file, open_input
 from tritter_mem.results.from_json import from_plain, parse_json
 from tritter_mem.results.segments import (
     BlockState,
@@ -92,9 +93,9 @@ def read_pickle(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Any:
 @contextmanager
 def _opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
     try:
-        if path.exists() and not path.is_file():
-            raise InputError("cannot be read: it is no regular file")
-        with path.open("rb") as file:
+        with open_input(path) as file:
+            if not is_file(path):
+                raise InputError("cannot be read: it is no regular file")
             _refuse_unfit(file, os.fstat(file.fileno()).st_size, max_bytes)
             yield file
     except OSError as error:

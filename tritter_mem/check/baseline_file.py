@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import is_there
 from tritter_mem.results.baseline import SCHEMA, Baseline, Tolerance
 from tritter_mem.results.from_json import (
     Problem,
@@ -33,7 +34,7 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         InputError: there is no such file, or it is no baseline; names every problem.
     """
-    if not path.exists():
+    if not is_there(path):
         raise InputError(
             f"{printable(path)}: no such baseline; name it by --baseline, or make it: "
             "tritter-mem check --update-baseline --config NAME"
@@ -80,7 +81,7 @@ def write_baseline(path: Path, baseline: Baseline) -> bool:
         OutputError: it cannot be written.
     """
     text = baseline_text(baseline)
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if is_there(path) and path.read_text(encoding="utf-8") == text:
         return False
     write_text_atomically(path, text)
     return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import UsageError
+from tritter_mem.input_files import is_file
 from tritter_mem.results.baseline import CHECKED_KINDS, CheckedKind
 from tritter_mem.units import parse_bytes
 
@@ -162,7 +163,7 @@ def _wrong_module(module: str) -> Iterator[str]:
     path, _, function = module.rpartition(":")
     if not path or not function.isidentifier():
         yield f"module: found {module!r}; allowed: {_TYPES['module'][1]}"
-    elif not Path(path).is_file():
+    elif not is_file(Path(path)):
         yield f"module: {path}: there is no such file in {Path.cwd()}"
 
 

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tritter_mem.errors import EXIT_INTERRUPTED, EXIT_USAGE, TritterMemError, missing_package
+from tritter_mem.input_files import remembering_inputs
 
 # Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, its
 # function `command`.
@@ -60,7 +61,8 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what goes wrong becomes lines and an exit code, unless `--debug`."""
         try:
-            return super().invoke(ctx)
+            with remembering_inputs():
+                return super().invoke(ctx)
         except BrokenPipeError:
             _discard_output()
             raise typer.Exit(EXIT_PIPE) from None

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.input_files import is_folder, is_there
 
 
 @cache
@@ -45,30 +46,23 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     """
     shown = name if name.isprintable() and name else ascii(name)
     path = (beside or Path()) / name
-    if _exists(path) and not path.is_dir():
+    if is_there(path) and not is_folder(path):
         return path
     bundled = _bundled(name)
     if bundled is not None:
         return bundled
-    if name and _exists(path):
+    if name and is_there(path):
         raise ConfigError(f"{shown}: found a directory; allowed: a YAML file")
     if "/" in name:
         raise ConfigError(f"{shown}: no such file")
     raise ConfigError(f"{shown}: {_unknown(name)}")
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL in it
-        return False
-
-
 def _bundled(name: str) -> Path | None:
     stem = name.removesuffix(".yaml").removesuffix(".yml")
     root = profiles_root()
     paths = (folder / f"{stem}.yaml" for folder in (root, root / "models"))
-    return next((path for path in paths if path.name == f"{stem}.yaml" and _exists(path)), None)
+    return next((path for path in paths if path.name == f"{stem}.yaml" and is_there(path)), None)
 
 
 def _unknown(name: str) -> str:

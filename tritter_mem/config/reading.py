@@ -14,6 +14,7 @@ import yaml
 
 from tritter_mem.config.fields import KeyPath, shown
 from tritter_mem.errors import ConfigError
+from tritter_mem.input_files import open_input
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -69,7 +70,7 @@ def read_value(text: str, label: str) -> Any:
 def read_text(path: Path, label: str) -> str:
     """Read a whole text file of at most `MAX_BYTES`; ConfigError says why it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{label}: no such file") from None

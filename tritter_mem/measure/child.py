@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -21,6 +21,7 @@ from typing import IO, Any, TypeVar
 from tritter_mem.child_process import python_path, python_running
 from tritter_mem.errors import MeasureError
 from tritter_mem.results.from_json import from_plain, parse_json
+from tritter_mem.temporary import temporary_folder
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
@@ -112,10 +113,10 @@ def run_in_child(job: ChildJob) -> Any:
 @contextmanager
 def _folder() -> Iterator[Path]:
     """A folder for a job, which is gone afterwards."""
-    with _writing(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="tritter-mem-")
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        with _writing(Path(tempfile.gettempdir())):
+            folder = stack.enter_context(temporary_folder())
+        yield folder
 
 
 @contextmanager

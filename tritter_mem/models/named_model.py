@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.input_files import is_folder, is_there
 from tritter_mem.models.gguf import GgufHeader, config_keys, read_gguf_file, read_gguf_model
 from tritter_mem.models.huggingface import HuggingFaceModel, read_config
 from tritter_mem.models.model_files import (
@@ -49,7 +50,7 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
         ConfigError: it does not describe a language model.
     """
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         return _of_files(name, FolderFiles(path), progress)
     if path.name == "config.json":
         return _of_files(name, FolderFiles(path.parent), progress)
@@ -57,7 +58,7 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
         return NamedModel(name=name, model=read_config(read_config_file(path)))
     if path.suffix == ".gguf":
         return _of_gguf(name, read_gguf_file(path, progress))
-    return None if path.exists() else _on_the_hub(name, progress)
+    return None if is_there(path) else _on_the_hub(name, progress)
 
 
 def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
