@@ -18,7 +18,7 @@ from tritter_mem.report.words import (
     signed_bytes,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
 from tritter_mem.results.run import COMPONENTS, Suggestion
 from tritter_mem.text import printable
@@ -82,16 +82,16 @@ def test_headroom_is_said_in_words() -> None:
 
 
 def test_the_verdict_names_need_budget_and_difference() -> None:
-    assert verdict_sentence(planned_7b().verdict, "GiB") == (
+    assert verdict_of(planned_7b(), "GiB") == (
         "does not fit: needs 20.33 GiB (planned), budget 15.00 GiB, 5.33 GiB over"
     )
-    assert verdict_sentence(training_1b().verdict, "GiB") == (
+    assert verdict_of(training_1b(), "GiB") == (
         "fits: needs 12.08 GiB (measured), budget 15.00 GiB, 2.92 GiB to spare"
     )
 
 
 def test_no_verdict_is_not_a_verdict() -> None:
-    sentence = verdict_sentence(None, "GiB")
+    sentence = verdict_of(replace(planned_7b(), verdict=None), "GiB")
     assert sentence.startswith("no verdict")
     assert "fit" not in sentence
 

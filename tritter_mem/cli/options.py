@@ -6,8 +6,8 @@ a separate option. The schema checks the values, so that every problem is report
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
@@ -20,7 +20,7 @@ from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.formats import formats_for
 
 if TYPE_CHECKING:
-    from tritter_mem.config.profile import Profile
+    from tritter_mem.config.named_profile import AnyProfile
 
 
 def complete_profiles(incomplete: str) -> list[str]:
@@ -63,6 +63,16 @@ Config = Annotated[
         metavar="NAME|FILE",
         help="A bundled profile or a YAML file; repeat it to compare.",
         autocompletion=complete_profiles,
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled "
+        "name or a YAML profile; several are compared.",
+        autocompletion=complete_profiles,
+        show_default=False,
     ),
 ]
 Context = Annotated[
@@ -160,20 +170,32 @@ class ProfileOptions:
     alloc_conf: AllocConf = None
     settings: Settings = ()  # type: ignore[assignment]  # typer makes it a list
 
-    def profiles(self) -> list[Profile]:
+    def naming(self, models: Sequence[str] | None) -> ProfileOptions:
+        """The options for models that are arguments.
+
+        Raises:
+            UsageError: there is --config too.
+        """
+        if not models:
+            return self
+        if tuple(self.config) not in ((), tuple(ProfileOptions().config)):
+            raise UsageError("found MODEL and --config, which mean the same; give one")
+        return replace(self, config=list(models))
+
+    def profiles(self) -> list[AnyProfile]:
         """Load every profile with the options applied.
 
         Raises:
             ConfigError: with every problem of every profile.
         """
-        from tritter_mem.config.loading import load_profile
+        from tritter_mem.config.loading import load_any
 
         overrides, labels = self.overrides(), self.labels()
-        loaded: list[Profile] = []
+        loaded: list[AnyProfile] = []
         problems: list[str] = []
         for name in self.config:
             try:
-                loaded.append(load_profile(name, overrides, labels))
+                loaded.append(load_any(name, overrides, labels))
             except ConfigError as error:
                 problems += error.problems
         if problems:

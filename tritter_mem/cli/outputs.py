@@ -53,13 +53,15 @@ def write_result_page(
 
 def _with_context_curves(result: Result) -> Result:
     """Plan the curves of a record that `plan`, or an earlier version, made without them."""
+    from tritter_mem.config.named_profile import NamedProfile, is_named
     from tritter_mem.config.profile import Profile
     from tritter_mem.planner.solve import context_curves
 
     if result.context_curves:
         return result
     try:
-        curves = context_curves(Profile.model_validate(result.profile))
+        kind = NamedProfile if is_named(result.profile.get("model")) else Profile
+        curves = context_curves(kind.model_validate(result.profile))
     except TritterMemError:  # the record holds no whole profile, or its card is unknown here
         return result
     return replace(result, context_curves=curves)

@@ -13,6 +13,7 @@ import typer
 from tritter_mem.cli.options import (
     Html,
     Json,
+    Models,
     PlotlyJs,
     ProfileOptions,
     Units,
@@ -23,7 +24,7 @@ from tritter_mem.cli.outputs import Outputs
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.profile import Profile
+    from tritter_mem.config.named_profile import AnyProfile
     from tritter_mem.profiling.profiler import ModuleProfile
     from tritter_mem.results.run import Result
 
@@ -103,6 +104,7 @@ OF_MODULE_TOO = {"gpu", "budget", "alloc_conf"}
 @partial(with_options, config=())
 def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
+    models: Models = None,
     device: Device = "auto",
     time_limit: TimeLimit = 300.0,
     repeat: Repeat = 1,
@@ -122,7 +124,10 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 ) -> None:
     """Plan, simulate and measure side by side; write JSON and HTML.
 
-    Without --config: the 7B model and the four routes by which it fits 16 GB; in training 7b.
+    MODEL is what `plan` takes: a folder or config.json of Hugging Face, org/name on the Hub, a GGUF
+    file, a bundled name, or a YAML profile. A named model is simulated as transformers runs it.
+
+    Without MODEL: the 7B model and the four routes by which it fits 16 GB; in training 7b.
 
     In training --checkpoint all compares every checkpointing policy, measured where --device is.
 
@@ -145,6 +150,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         "snapshot": snapshot,
         "save_trace": trace,
     }
+    options = options.naming(models)
     third_party = _module_of(module, arguments, warmup, steps, options)
     if third_party is None:
         asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
@@ -174,7 +180,7 @@ def _asked_for(options: ProfileOptions) -> ProfileOptions:
     return replace(options, config=names, checkpoint=None if every else options.checkpoint)
 
 
-def _check_one_file(how: Mapping[str, Any], profiles: Sequence[Profile]) -> None:
+def _check_one_file(how: Mapping[str, Any], profiles: Sequence[AnyProfile]) -> None:
     for what, key in (("trace", "save_trace"), ("snapshot", "snapshot")):
         if how[key] is not None and len(profiles) > 1:
             raise UsageError(

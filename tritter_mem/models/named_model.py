@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,39 @@ class NamedModel:
     Attributes:
         name: as it was given.
         model: what its configuration describes.
+        config: the keys of that configuration, as `config.json` has them.
         stored_bytes: of all tensors, as the headers of its files or their index have them; None
             where there is no such file.
     """
 
     name: str
     model: HuggingFaceModel
+    config: Mapping[str, Any]
     stored_bytes: int | None = None
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name is one that `find_model` reads: the form of it, not whether it is there."""
+    from tritter_mem.models.hub import parse_hub_name
+
+    path = Path(name)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
+    if is_folder or path.suffix in (".json", ".gguf"):
+        return True
+    return not exists and parse_hub_name(name) is not None
+
+
+def short_name(name: str) -> str:
+    """What reports call a model: `org/name` whole, of a path its last part."""
+    path = Path(name)
+    if path.name == "config.json":
+        return path.resolve().parent.name
+    if path.is_dir() or path.suffix in (".json", ".gguf"):
+        return path.resolve().stem if path.is_file() else path.resolve().name
+    return name
 
 
 def find_model(name: str, progress: Progress | None = None) -> NamedModel | None:
@@ -55,10 +81,19 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     if path.name == "config.json":
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
-        return NamedModel(name=name, model=read_config(read_config_file(path)))
+        return of_keys(name, read_config_file(path))
     if path.suffix == ".gguf":
         return _of_gguf(name, read_gguf_file(path, progress))
     return None if is_there(path) else _on_the_hub(name, progress)
+
+
+def of_keys(name: str, config: Mapping[str, Any]) -> NamedModel:
+    """A model whose configuration is at hand.
+
+    Raises:
+        ConfigError: it does not describe a language model.
+    """
+    return NamedModel(name=name, model=read_config(config), config=config)
 
 
 def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
@@ -78,9 +113,9 @@ def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedM
     model = read_config(found.config, found.quantization)
     checkpoint = read_checkpoint(files, progress)
     stored = None if checkpoint is None else checkpoint.weight_bytes
-    return NamedModel(name=name, model=model, stored_bytes=stored)
+    return NamedModel(name=name, model=model, config=found.config, stored_bytes=stored)
 
 
 def _of_gguf(name: str, header: GgufHeader) -> NamedModel:
-    keys: Mapping[str, Any] = config_keys(header)
-    return NamedModel(name=name, model=read_config(keys), stored_bytes=header.weight_bytes)
+    found = of_keys(name, config_keys(header))
+    return replace(found, stored_bytes=header.weight_bytes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tritter_mem import torch_release
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.config.profile import Profile
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import inference_moments
 from tritter_mem.planner.moments import Moment, highest
@@ -21,13 +22,16 @@ from tritter_mem.planner.weights import (
 from tritter_mem.results.run import MemoryUse, Phase
 
 
-def budget_of(profile: Profile, card: GpuCard) -> int:
+def budget_of(profile: AnyProfile, card: GpuCard) -> int:
     """What may be used: the profile's budget, else the card's memory less a margin."""
     return profile.gpu.budget or card.default_budget_bytes
 
 
-def plan(profile: Profile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
+def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
     """Plan a profile's memory on a card by formula.
+
+    A named model is planned as transformers runs it. Where activations of its kind have no
+    formulas, the answer is a lower bound, and its `lower_bound_reason` says what is missing.
 
     The allocated peak is what is alive throughout (weights, cache, optimizer state, workspaces of
     libraries) and the highest moment of the run. What PyTorch's allocator reserves is found by
@@ -41,7 +45,17 @@ def plan(profile: Profile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
         plays: whether to play the tensors through the allocator. Without, what is reserved is
             unknown, and the plan is made several times as fast.
     """
+    if isinstance(profile, NamedProfile):
+        return _plan_named(profile, card)
     return plan_case(Case.of(profile, card), plays=plays)
+
+
+def _plan_named(profile: NamedProfile, card: GpuCard) -> MemoryUse:
+    from tritter_mem.models.transformers_run import transformers_run
+    from tritter_mem.planner.least import least_memory
+
+    reason = "activations, logits and workspaces are not planned for this architecture"
+    return least_memory(transformers_run(profile), card, reason)
 
 
 def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
@@ -78,6 +92,25 @@ def kv_cache_bytes(case: Case) -> int:
         return 0
     layers = case.architecture.counted_layers
     return sum(count * layer.cache_bytes(case.cache) for layer, count in layers.items())
+
+
+LONG = 1 << 21
+"""Tokens beyond every window."""
+
+
+def kv_bytes_per_token(case: Case) -> int:
+    """What a further token adds to the cache of one sequence, with its part of scales.
+
+    Layers with a window add nothing once it is full.
+    """
+    group = case.cache.group
+    start = case.cache.sinks + LONG * group
+    short, long = (replace(case.cache, batch=1, context=start + n) for n in (0, group))
+    layers = case.architecture.counted_layers
+    return sum(
+        count * (layer.cache_bytes(long) - layer.cache_bytes(short)) // group
+        for layer, count in layers.items()
+    )
 
 
 def library_bytes(case: Case) -> int:

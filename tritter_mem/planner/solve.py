@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.errors import ConfigError
+from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.bundled import architecture_of
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve
 
@@ -19,7 +21,7 @@ LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
 def solve(
-    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
 ) -> int | None:
     """Find the largest context (tokens) or batch whose plan fits; one more does not.
 
@@ -43,7 +45,7 @@ def solve(
 
 
 def _largest_allocated(
-    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
 ) -> int | None:
     """The largest value whose tensors fit, whatever the allocator reserves beside them."""
 
@@ -78,15 +80,15 @@ def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | Non
     return low
 
 
-def _allocated_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+def _allocated_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
     return plan(with_value(profile, unknown, value), card, plays=False).footprint_bytes
 
 
-def _footprint_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+def _footprint_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
     return plan(with_value(profile, unknown, value), card).footprint_bytes
 
 
-def with_value(profile: Profile, unknown: Unknown, value: int) -> Profile:
+def with_value(profile: AnyProfile, unknown: Unknown, value: int) -> AnyProfile:
     """The profile with another context or batch, not checked against the rules for profiles."""
     workload = profile.workload.model_copy(update={unknown: value})
     return profile.model_copy(update={"workload": workload})
@@ -104,10 +106,12 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
-def smallest(profile: Profile, unknown: Unknown) -> int:
+def smallest(profile: AnyProfile, unknown: Unknown) -> int:
     """The smallest value that the rules for profiles allow."""
     if unknown == "batch":
         return 1
+    if isinstance(profile, NamedProfile):
+        return 1 if profile.workload.mode == "training" else profile.workload.new_tokens + 1
     tower = architecture_of(profile.model).vision
     prefix = 0 if tower is None else tower.patches
     generated = profile.workload.new_tokens if profile.workload.mode == "inference" else 0
@@ -140,13 +144,16 @@ class Largest:
         return {"schema": SCHEMA, **asdict(self)}
 
 
-def find_largest(profile: Profile, unknown: Unknown) -> Largest:
+def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     """Solve for one unknown of a profile, on its card and budget.
 
     Raises:
         ConfigError: the card is unknown.
+        UsageError: the plan is a lower bound.
     """
     card = find_gpu(profile.gpu.name)
+    if (reason := plan(profile, card, plays=False).lower_bound_reason) is not None:
+        raise UsageError(f"--max: there is no answer for {profile.name}: {reason}")
     budget = budget_of(profile, card)
     value = solve(profile, card, budget, unknown)
     at = smallest(profile, unknown) if value is None else value
@@ -167,7 +174,7 @@ CACHE_TYPES = ("bfloat16", "int8", "int4", "int2")
 SHORTEST = 4096
 
 
-def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
+def context_curves(profile: AnyProfile) -> tuple[ContextCurve, ...]:
     """Plan the profile at lengths around its own, for each cache type and number of KV heads.
 
     The points leave out what the allocator reserves beside tensors, which takes several times as
@@ -189,13 +196,22 @@ def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
     if profile.workload.mode == "training":
         return ()
     card = find_gpu(profile.gpu.name)
+    if isinstance(profile, NamedProfile):
+        return _named_curves(profile, card)
     types = dict.fromkeys((*CACHE_TYPES, profile.kv_cache.dtype))
     return tuple(
-        _curve(variant, card, own=(dtype, heads) == _cache_of(profile))
+        _curve(variant, card, (dtype, heads), own=(dtype, heads) == _cache_of(profile))
         for heads in _head_counts(profile)
         for dtype in types
         if (variant := _variant(profile, dtype, heads)) is not None
     )
+
+
+def _named_curves(profile: NamedProfile, card: GpuCard) -> tuple[ContextCurve, ...]:
+    """One curve: the cache is the model's own. None where the plan is a lower bound."""
+    if plan(profile, card, plays=False).lower_bound_reason is not None:
+        return ()
+    return (_curve(profile, card, (transformers_run(profile).dtype.name, 0), own=True),)
 
 
 def _cache_of(profile: Profile) -> tuple[str, int]:
@@ -217,8 +233,10 @@ def _variant(profile: Profile, dtype: str, kv_heads: int) -> Profile | None:
         return None
 
 
-def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
-    dtype, kv_heads = _cache_of(profile)
+def _curve(
+    profile: AnyProfile, card: GpuCard, cache: tuple[str, int], *, own: bool
+) -> ContextCurve:
+    dtype, kv_heads = cache
     return ContextCurve(
         cache_dtype=dtype,
         kv_heads=kv_heads,
@@ -231,7 +249,7 @@ def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
     )
 
 
-def _lengths(profile: Profile) -> list[int]:
+def _lengths(profile: AnyProfile) -> list[int]:
     """Four lengths an octave up to twice the profile's context, and that context itself."""
     most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST_CONTEXT)
     least = max(smallest(profile, "context"), SHORTEST)

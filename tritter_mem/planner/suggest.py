@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import Unknown, solve
 from tritter_mem.results.run import Suggestion
@@ -26,13 +28,16 @@ class Change(NamedTuple):
     settings: dict[str, Any]
 
 
-def suggest(profile: Profile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
+
+    A plan that is a lower bound has none: what it says of a change would not hold either.
 
     Where no single change is enough, the largest savings are put together until they are.
     """
-    need = plan(profile, card).footprint_bytes
-    if need <= budget_bytes:
+    use = plan(profile, card)
+    need = use.footprint_bytes
+    if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
     case = _Case(profile, card, budget_bytes, need)
     single = [found for change in _changes(profile) if (found := case.judge(change))]
@@ -46,7 +51,7 @@ def suggest(profile: Profile, card: GpuCard, budget_bytes: int) -> tuple[Suggest
 
 
 class _Case(NamedTuple):
-    profile: Profile
+    profile: AnyProfile
     card: GpuCard
     budget_bytes: int
     need_bytes: int
@@ -93,8 +98,10 @@ class _Case(NamedTuple):
                 return
 
 
-def _changes(profile: Profile) -> Iterator[Change]:
-    if profile.workload.mode == "training":
+def _changes(profile: AnyProfile) -> Iterator[Change]:
+    if isinstance(profile, NamedProfile):
+        yield from _named_changes(profile)
+    elif profile.workload.mode == "training":
         yield from _training_changes(profile)
     else:
         yield from _cache_changes(profile)
@@ -138,6 +145,29 @@ def _smaller(use: Use, now: str, key: str, what: str) -> Iterator[Change]:
         yield Change(f"{other.label} {what}" + (f" ({caveat})" if caveat else ""), {key: name})
 
 
+def _named_changes(profile: NamedProfile) -> Iterator[Change]:
+    """What transformers offers without another model."""
+    if profile.workload.mode == "training":
+        every = {"training.checkpointing.policy": "every-layer"}
+        yield Change("checkpoint every layer (computes the forward pass twice)", every)
+        yield from _state_changes(profile)
+        return
+    if not transformers_run(profile).model.quantization.method:
+        for name, text in NAMED_STORAGE.items():
+            yield Change(text, {"weights.quantization": name})
+    for chunk in (2048, 512):
+        text = f"prefill in chunks of {format_count(chunk)} tokens"
+        yield Change(text, {"workload.prefill_chunk": chunk})
+
+
+NAMED_STORAGE = {
+    "bitsandbytes-int8": "8-bit weights (bitsandbytes LLM.int8; may cost quality)",
+    "bitsandbytes-nf4": "4-bit weights (bitsandbytes NF4; costs quality)",
+    "bitsandbytes-nf4-double": "4-bit weights, scales quantised too (bitsandbytes NF4; costs "
+    "quality)",
+}
+
+
 def _training_changes(profile: Profile) -> Iterator[Change]:
     policies = {
         "selective-attention": "checkpoint every layer, keep attention outputs",
@@ -145,10 +175,15 @@ def _training_changes(profile: Profile) -> Iterator[Change]:
     }
     for policy, text in policies.items():
         yield Change(text, {"training.checkpointing": {"policy": policy, "n": 1}})
+    yield from _state_changes(profile)
+    yield Change("loss in chunks of 512 tokens", {"training.loss_chunk": 512})
+
+
+def _state_changes(profile: AnyProfile) -> Iterator[Change]:
+    """Smaller trained weights, gradients and optimizer state, and fewer sequences at once."""
     yield Change("8-bit AdamW", {"training.optimizer": "adamw-8bit"})
     yield Change("SGD without momentum (trains differently)", {"training.optimizer": "sgd"})
     yield Change("bfloat16 master weights and gradients (costs precision)", {
         "training.master_dtype": "bfloat16"})  # fmt: skip
-    yield Change("loss in chunks of 512 tokens", {"training.loss_chunk": 512})
     if profile.workload.batch > 1:
         yield Change("batch 1 with gradient accumulation", {"workload.batch": 1})

@@ -36,7 +36,7 @@ from tritter_mem.report.words import (
     setup_facts,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
 from tritter_mem.results.run import Result, Segment, document
 from tritter_mem.results.thinning import thin
@@ -125,7 +125,7 @@ def _headline(result: Result, units: str) -> Headline:
         title=name_of(result),
         facts=setup_facts(result),
         number=headroom_words(verdict.headroom_bytes, units) if verdict else "no verdict",
-        words=verdict_sentence(verdict, units),
+        words=verdict_of(result, units),
         tone=verdict_tone(result.verdict),
     )
 
@@ -160,7 +160,7 @@ def _section(result: Result, units: str, full: Result) -> ProfileSection:
     return ProfileSection(
         name=name_of(result),
         facts=setup_facts(result),
-        words=verdict_sentence(result.verdict, units),
+        words=verdict_of(result, units),
         tone=verdict_tone(result.verdict),
         notes=notes(result),
         suggestions=[

@@ -28,7 +28,7 @@ from tritter_mem.report.words import (
     setup_facts,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
 from tritter_mem.results.run import Result
 from tritter_mem.results.verdict import basis_of
@@ -104,7 +104,7 @@ def _render_compared(results: Sequence[Result], console: Console, units: str) ->
 def _render_one(result: Result, console: Console, units: str) -> None:
     render_line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
     style = STYLES[verdict_tone(result.verdict)]
-    render_line(console, verdict_sentence(result.verdict, units), style)
+    render_line(console, verdict_of(result, units), style)
     if basis_of(result) is not None:
         render_table(budget_table(result, units), console)
     for line in notes(result):

@@ -7,6 +7,7 @@ visible, so that a name can neither steer a terminal nor reorder the text beside
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from tritter_mem.results.run import (
@@ -91,13 +92,25 @@ def headroom_words(headroom_bytes: int, units: str) -> str:
     return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
 
 
-def verdict_sentence(verdict: Verdict | None, units: str) -> str:
+def verdict_of(result: Result, units: str) -> str:
+    """Whether a result's profile fits, or why nobody can say."""
+    if result.verdict is not None:
+        use = result.by_kind().get(result.verdict.basis)
+        at_least = use is not None and use.lower_bound_reason is not None
+        return verdict_sentence(result.verdict, units, at_least=at_least)
+    lower = [use for use in result.by_kind().values() if use.lower_bound_reason is not None]
+    if lower:
+        needs = format_bytes(lower[-1].footprint_bytes, units)
+        return f"no verdict: it needs more than {needs}, and not all of the rest is planned"
+    return "no verdict: there is no number to compare with the budget"
+
+
+def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) -> str:
     """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
-    if verdict is None:
-        return "no verdict: there is no number to hold against the budget"
     needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
+    more = "more than " if at_least else ""
     return (
-        f"{'fits' if verdict.fits else 'does not fit'}: needs {needs} ({verdict.basis}), "
+        f"{'fits' if verdict.fits else 'does not fit'}: needs {more}{needs} ({verdict.basis}), "
         f"budget {format_bytes(verdict.budget_bytes, units)}, "
         f"{headroom_words(verdict.headroom_bytes, units)}"
     )
@@ -153,8 +166,37 @@ def notes(result: Result) -> list[str]:
         for kind, use in result.by_kind().items()
         if use.peak_at
     ]
-    found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
+    lower = [
+        f"{kind} is the least that it takes: {printable(use.lower_bound_reason, TEXT_LIMIT)}"
+        for kind, use in result.by_kind().items()
+        if use.lower_bound_reason is not None
+    ]
+    found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
+    found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
+
+
+def _model_sentences(result: Result) -> Iterator[str]:
+    """What a named model is, and what of it is not counted."""
+    model = result.model
+    if model is None or isinstance(setting(result.profile, "model.hidden_size"), int):
+        return
+    active = model.active_parameters < model.language_parameters
+    yield (
+        f"{printable(model.architecture, NAME_LIMIT)} as transformers runs it: "
+        f"{parameters_words(model.parameters)}"
+        + (f", {parameters_words(model.active_parameters)} active for a token" if active else "")
+        + f"; each token of a sequence adds {format_bytes(model.kv_bytes_per_token)} of KV cache"
+    )
+    if model.stored_bytes is not None:
+        yield f"its files hold {format_bytes(model.stored_bytes)} of weights"
+    for what in model.unsupported:
+        yield f"not counted: {printable(what, TEXT_LIMIT)}"
+
+
+def parameters_words(count: int) -> str:
+    """`8.03 B parameters`; all digits below 100 million."""
+    return f"{count / 1e9:,.2f} B parameters" if count >= 10**8 else f"{count:,} parameters"
 
 
 def _refusals(result: Result) -> list[str]:
@@ -244,6 +286,7 @@ _COMMON_FACTS = (
 _INFERENCE_FACTS = (
     *_COMMON_FACTS,
     ("weights.format", "{} weights"),
+    ("weights.quantization", "{} weights"),
     ("kv_cache.dtype", "{} KV cache"),
     ("gpu.name", "{}"),
 )

@@ -16,7 +16,7 @@ from tritter_mem.report.charts.axes import (
     name_axis,
 )
 from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
-from tritter_mem.report.words import KIND_LABELS, label, name_of, signed_bytes, verdict_sentence
+from tritter_mem.report.words import KIND_LABELS, label, name_of, signed_bytes, verdict_of
 from tritter_mem.results.run import COMPONENTS, MemoryUse, Result
 from tritter_mem.results.verdict import basis_of, on_the_card
 from tritter_mem.units import format_bytes
@@ -68,7 +68,7 @@ def comparison_chart(results: Sequence[Result], units: str) -> Chart:
 
 
 def _verdict(result: Result, units: str) -> str:
-    return f"{name_of(result)} {verdict_sentence(result.verdict, units)}."
+    return f"{name_of(result)} {verdict_of(result, units)}."
 
 
 def _budget(result: Result) -> int | None:
