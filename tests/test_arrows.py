@@ -16,6 +16,7 @@ ORDER = (
     "child_process",
     "input_files",
     "temporary",
+    "ending",
     "results",
     "report",  # draws finished data, and so imports nothing but what is above this line
     "models.byte_source",
