@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 from importlib import import_module
@@ -19,6 +20,7 @@ def main(request: Path, answer: Path) -> None:
     Another error than our own ends the process with its traceback; the answer then says what it
     was, which the last line printed need not.
     """
+    faulthandler.enable()  # of a crash, the line of Python that led to it
     job = json.loads(request.read_text())
     end_with(job["parent"])
     try:
@@ -33,7 +35,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"value": getattr(import_module(module), name)(**job["arguments"])}
     except TritterMemError as error:
-        return {"problems": list(error.problems)}
+        return {"error": type(error).__name__, "problems": list(error.problems)}
 
 
 def described(error: BaseException) -> str:

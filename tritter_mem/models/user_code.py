@@ -179,9 +179,9 @@ def explained(case: ModuleCase) -> Iterator[None]:
     """
     try:
         yield
-    except TritterMemError:
+    except (TritterMemError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, and what the code derives from BaseException
         raise _explanation(error, case) from error
 
 
