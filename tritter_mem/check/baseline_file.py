@@ -23,6 +23,7 @@ from tritter_mem.results.from_json import (
 )
 from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.text import printable
+from tritter_mem.units import MAX_BYTES
 
 WIDTH = 100
 MERGED = "where a merge left both versions, take either and run tritter-mem check --update-baseline"
@@ -65,8 +66,10 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
         if times > 1:
             yield "entries", f"found {times} of {printable(', '.join(key), 200)}; keep one"
     for place, value in values(baseline, ""):
-        if isinstance(value, int) and value < 0 and ".settings" not in place:
-            yield place, f"found {value}; allowed: 0 or more"
+        number = isinstance(value, int) and ".settings" not in place
+        if number and not 0 <= value <= MAX_BYTES:
+            allowed = "0 or more" if value < 0 else f"up to {MAX_BYTES:,}"
+            yield place, f"found {shown(value)}; allowed: {allowed}"
 
 
 def _wrong_tolerance(place: str, tolerance: Tolerance) -> Iterator[Problem]:

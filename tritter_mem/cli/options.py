@@ -6,6 +6,7 @@ a separate option. The schema checks the values, so that every problem is report
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -239,8 +240,11 @@ class ProfileOptions:
         return {key: label for key, label in options.items() if key not in set_keys}
 
 
+_WHOLE = re.compile("[0-9]{1,30}")
+
+
 def _number(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
+    return int(text) if text and _WHOLE.fullmatch(text) else text
 
 
 def _read_settings(settings: list[str]) -> dict[str, Any]:
@@ -293,11 +297,14 @@ def size_of(text: str | None, option: str) -> int | None:
     Raises:
         UsageError: it is no size.
     """
-    from tritter_mem.units import parse_bytes
+    from tritter_mem.units import MAX_BYTES, parse_bytes
 
     if text is None:
         return None
     try:
-        return parse_bytes(text)
+        found = parse_bytes(text)
     except ValueError as error:
-        raise UsageError(f"{option}: found {text!r}; {error}") from error
+        raise UsageError(f"{option}: found {text[:80]!r}; {error}") from error
+    if found > MAX_BYTES:
+        raise UsageError(f"{option}: found {text[:80]!r}; allowed: up to {MAX_BYTES:,} bytes")
+    return found

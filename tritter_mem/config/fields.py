@@ -115,13 +115,13 @@ class Real:
         return f"a number above {self.above:g} and below {self.below:g}"
 
     def read(self, value: object) -> float:
-        """Accept numbers, and text because YAML 1.1 takes `1e-5` for text."""
+        """Accept numbers, and text that is one; whole numbers may be larger than any float."""
         if not isinstance(value, int | float | str) or isinstance(value, bool):
             raise ValueError(self.allowed)
-        number = float(value)
+        number = float(value) if isinstance(value, str) else value
         if not self.above < number < self.below:
             raise ValueError(self.allowed)
-        return number
+        return float(number)
 
     def json_schema(self) -> dict[str, Any]:
         """A number within the range."""

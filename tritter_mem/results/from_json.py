@@ -235,6 +235,8 @@ def _words(allowed: tuple[Any, ...]) -> str:
 
 def shown(value: object) -> str:
     """A value from outside, cut and safe to show."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 77 digits"
     return printable(f"{value!r:.200}", 80)
 
 
