@@ -142,15 +142,20 @@ def test_a_reader_that_is_interrupted_leaves_no_process(
     assert [process.returncode for process in started] == [-9]
 
 
+def stack(depth: int) -> list[Any]:
+    return [{"name": f"f{i}", "filename": f"é{i}.py", "line": i} for i in range(depth)]
+
+
 def test_what_the_child_answers_is_what_this_process_reads(tmp_path: Path) -> None:
     made = snapshot(
         [
-            segment(BASE, live(512, 100), unused(2 * MiB - 512)),
+            segment(BASE, {**live(512, 100), "frames": stack(3)}, unused(2 * MiB - 512)),
             segment(BASE + 4 * MiB, {**live(MiB), "state": "active_awaiting_free"},
                     unused(19 * MiB), is_expandable=True, segment_pool_id=(7, 8), stream=3),
             segment(BASE, live(2 * MiB), device=2),
         ],
-        [event("segment_alloc", BASE, 2 * MiB), alloc(BASE, 100, 3), event("teleport", 1, 1),
+        [event("segment_alloc", BASE, 2 * MiB), alloc(BASE, 100, 3) | {"frames": stack(5)},
+         event("teleport", 1, 1),
          event("oom", 5, 1 << 61), {**alloc(BASE, 9), "segment_pool_id": (7, 8)}],
         [],
         [alloc(BASE, 1)],
@@ -165,8 +170,12 @@ def test_what_the_child_answers_is_what_this_process_reads(tmp_path: Path) -> No
         assert one.settings == other.settings
         assert one.settings.conf == other.settings.conf
         assert one.settings.without_effect == other.settings.without_effect
-        for name in ("actions", "addresses", "sizes", "stream_numbers", "streams"):
+        assert one.stacks == other.stacks
+        assert one.block_stacks == other.block_stacks
+        for name in ("actions", "addresses", "sizes", "stream_numbers", "streams",
+                     "stack_numbers"):  # fmt: skip
             assert getattr(one.trace, name) == getattr(other.trace, name)
+    assert len(read[0].stacks) == 3
     assert PrivateStream(0, (7, 8)) in read[0].trace.streams
 
 

@@ -64,7 +64,7 @@ def test_a_folder_has_weights_cache_and_parameters(folder: Path) -> None:
     assert model["weight_bytes"] == weights_of(found) == 2 * PARAMETERS
     assert model["kv_bytes_per_token"] == A_TOKEN
     tokens = found["planned"]["components"]["kv_cache_bytes"] / (2 * A_TOKEN)
-    assert tokens in {8191, 8192}  # the last token is not fed back
+    assert 8192 - 32 <= tokens <= 8192  # the peak may be before the last token
 
 
 def test_the_file_itself_is_the_same(folder: Path) -> None:

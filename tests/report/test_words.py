@@ -21,7 +21,7 @@ from tritter_mem.report.words import (
     verdict_of,
 )
 from tritter_mem.results.run import COMPONENTS, Suggestion
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import GiB, MiB
 
 
@@ -151,3 +151,25 @@ def test_notes_give_devices_peaks_and_what_is_missing() -> None:
 def test_a_reason_beside_a_number_is_not_shown() -> None:
     both = replace(planned_7b(), planned_reason="left over", profile=profile("x"))
     assert not [note for note in notes(both) if "left over" in note]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("prefill: Transformer.layers.0.mlp (aten.new_empty.default)",
+         "prefill: Transformer.layers.0.mlp (new_empty)"),
+        ("aten.add_.Tensor", "add_"),
+        ("aten.mm", "mm"),
+        ("aten::empty_strided", "empty_strided"),
+        ("my.aten_like.module", "my.aten_like.module"),
+    ],
+)  # fmt: skip
+def test_operators_are_called_as_people_call_them(text: str, shown: str) -> None:
+    assert operators_by_name(text) == shown
+
+
+def test_notes_name_no_overload_of_an_operator() -> None:
+    planned = planned_7b().planned
+    assert planned
+    use = replace(planned, peak_at="prefill: Transformer.out (aten.mm.default)")
+    assert "planned peak at prefill: Transformer.out (mm)" in notes(record(planned=use))

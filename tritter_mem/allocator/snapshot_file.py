@@ -29,6 +29,7 @@ from tritter_mem.allocator.snapshot import DUMP_HINT, DeviceSnapshot, Trace, dev
 from tritter_mem.child_process import end_with, python_path, python_running
 from tritter_mem.errors import InputError
 from tritter_mem.input_files import is_file, open_input
+from tritter_mem.results.allocations import Frame
 from tritter_mem.results.from_json import from_plain, parse_json
 from tritter_mem.results.segments import (
     BlockState,
@@ -247,18 +248,30 @@ def _packed(head: dict[str, Any]) -> Iterator[bytes]:
 
 
 def _encoded(devices: list[DeviceSnapshot]) -> Iterator[bytes]:
-    yield from _packed({"devices": [_head(device) for device in devices]})
+    stacks = devices[0].stacks if devices else ()  # all devices of a snapshot share them
+    frames = {frame: number for number, frame in enumerate({f: None for s in stacks for f in s})}
+    yield from _packed(
+        {
+            "devices": [_head(device) for device in devices],
+            "frames": [[frame.name, frame.file, frame.line] for frame in frames],
+            "stacks": [len(stack) for stack in stacks],
+        }
+    )
+    yield array("i", (frames[frame] for stack in stacks for frame in stack)).tobytes()
     for device in devices:
         trace = device.trace
-        for column in (trace.actions, trace.addresses, trace.sizes, trace.stream_numbers):
-            yield bytes(column) if isinstance(column, bytearray) else column.tobytes()
+        yield bytes(trace.actions)
+        for column in (trace.addresses, trace.sizes, trace.stream_numbers, trace.stack_numbers):
+            yield column.tobytes()
         yield _blocks(device.segments).tobytes()
+        yield array("q", (n for pair in device.block_stacks.items() for n in pair)).tobytes()
 
 
 def _head(device: DeviceSnapshot) -> dict[str, Any]:
     return {
         "device": device.device,
         "events": len(device.trace),
+        "block_stacks": len(device.block_stacks),
         "streams": [_plain_stream(stream) for stream in device.trace.streams],
         "segments": [
             [s.address, s.size, _plain_stream(s.stream), s.small, s.expandable, len(s.blocks)]
@@ -290,7 +303,10 @@ def _decoded(answer: IO[bytes]) -> list[DeviceSnapshot]:
     head = parse_json(_exactly(answer, length))
     if "problems" in head:
         raise InputError(*head["problems"])
-    return [_device(one, answer) for one in head["devices"]]
+    frames = [Frame(name=name, file=file, line=line) for name, file, line in head["frames"]]
+    numbers = iter(_column(answer, "i", sum(head["stacks"])))
+    stacks = [tuple(frames[n] for n in islice(numbers, length)) for length in head["stacks"]]
+    return [_device(one, stacks, answer) for one in head["devices"]]
 
 
 def _exactly(answer: IO[bytes], count: int) -> bytes:
@@ -306,20 +322,27 @@ def _column(answer: IO[bytes], kind: str, count: int) -> array[int]:
     return column
 
 
-def _device(head: dict[str, Any], answer: IO[bytes]) -> DeviceSnapshot:
+def _device(
+    head: dict[str, Any], stacks: list[tuple[Frame, ...]], answer: IO[bytes]
+) -> DeviceSnapshot:
     trace, events = Trace(), head["events"]
     trace.actions = bytearray(_exactly(answer, events))
     trace.addresses = _column(answer, "q", events)
     trace.sizes = _column(answer, "q", events)
     trace.stream_numbers = _column(answer, "i", events)
+    trace.stack_numbers = _column(answer, "i", events)
     trace.streams = [_stream(plain) for plain in head["streams"]]
     numbers = iter(_column(answer, "q", 3 * sum(segment[-1] for segment in head["segments"])))
+    segments = tuple(_segment(segment, numbers) for segment in head["segments"])
+    of_blocks = iter(_column(answer, "q", 2 * head["block_stacks"]))
     return DeviceSnapshot(
         device=head["device"],
-        segments=tuple(_segment(segment, numbers) for segment in head["segments"]),
+        segments=segments,
         trace=trace,
         settings=from_plain(AllocatorSettings, head["settings"]),
         warnings=tuple(head["warnings"]),
+        stacks=stacks,
+        block_stacks=dict(zip(of_blocks, of_blocks, strict=True)),
     )
 
 

@@ -6,7 +6,6 @@ a separate option. The schema checks the values, so that every problem is report
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from tritter_mem.config.options import CHECKPOINT_NUMBER, KEYS, overrides, whole
 from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.formats import formats_for
 
@@ -75,6 +75,10 @@ Models = Annotated[
         autocompletion=complete_profiles,
         show_default=False,
     ),
+]
+Max = Annotated[
+    Literal["context", "batch"] | None,
+    typer.Option("--max", help="Solve for the largest context or batch that fits."),
 ]
 Context = Annotated[
     str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
@@ -205,46 +209,15 @@ class ProfileOptions:
 
     def overrides(self) -> dict[str, Any]:
         """What the options change, by dotted key; `--set` comes last and wins."""
-        policy, _, n = (self.checkpoint or "").partition(":")
-        changed = {
-            "workload.context": self.context,
-            "workload.batch": _number(self.batch),
-            "workload.mode": self.mode,
-            "gpu.name": self.gpu,
-            "gpu.budget": self.budget,
-            "training.checkpointing.policy": policy or None,
-            "training.checkpointing.n": _number(n or None),
-            "kv_cache.dtype": self.kv_dtype,
-            "allocator.conf": self.alloc_conf,
-        }
-        given: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
-        if self.gpu is not None:
-            # The profile's budget was for the profile's card.
-            given["gpu.budget"] = self.budget
-        return given | _read_settings(self.settings)
+        given = {name: getattr(self, name) for name in KEYS}
+        return overrides(given | {"batch": whole(self.batch)}, _read_settings(self.settings))
 
     def labels(self) -> dict[str, str]:
         """What messages call each override: the option that it came from."""
-        options = {
-            "workload.context": "--context",
-            "workload.batch": "--batch",
-            "workload.mode": "--mode",
-            "gpu.name": "--gpu",
-            "gpu.budget": "--budget",
-            "training.checkpointing.policy": "--checkpoint",
-            "training.checkpointing.n": "--checkpoint",
-            "kv_cache.dtype": "--kv-dtype",
-            "allocator.conf": "--alloc-conf",
-        }
+        options = {key: f"--{name.replace('_', '-')}" for name, key in KEYS.items()}
+        options[CHECKPOINT_NUMBER] = "--checkpoint"
         set_keys = {setting.partition("=")[0].strip() for setting in self.settings}
         return {key: label for key, label in options.items() if key not in set_keys}
-
-
-_WHOLE = re.compile("[0-9]{1,30}")
-
-
-def _number(text: str | None) -> int | str | None:
-    return int(text) if text and _WHOLE.fullmatch(text) else text
 
 
 def _read_settings(settings: list[str]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
-from tritter_mem.errors import TritterMemError, UsageError
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, TritterMemError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.report.page import PlotlyJs
+    from tritter_mem.results.largest import Largest
     from tritter_mem.results.run import Record, Result
 
 
@@ -34,6 +35,19 @@ def show_results(results: Sequence[Result], units: str) -> None:
     from tritter_mem.report.terminal import make_console, render_results
 
     render_results(results, make_console(), units)
+
+
+def show_largest(found: Sequence[Largest], units: str, *, as_json: bool) -> NoReturn:
+    """Print what was solved for, and end: 0 where something fits, else 1."""
+    from tritter_mem.report.words import largest_sentence
+
+    if as_json:
+        print_records(found)
+    else:
+        for largest in found:
+            typer.echo(largest_sentence(largest, units))
+    fits = all(largest.value is not None for largest in found)
+    raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
 
 
 def write_result_page(

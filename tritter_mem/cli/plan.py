@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
-from tritter_mem.cli.options import Json, Models, ProfileOptions, Units, with_options
-from tritter_mem.cli.outputs import print_records, show_results
+from tritter_mem.cli.options import Json, Max, Models, ProfileOptions, Units, with_options
+from tritter_mem.cli.outputs import print_records, show_largest, show_results
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 
 if TYPE_CHECKING:
-    from tritter_mem.planner.solve import Largest
-
-Unknown = Literal["context", "batch"]
-Max = Annotated[
-    Unknown | None,
-    typer.Option("--max", help="Solve for the largest context or batch that fits."),
-]
+    from tritter_mem.results.largest import Unknown
 
 
 @with_options
@@ -59,26 +53,4 @@ def _solve(options: ProfileOptions, unknown: Unknown, units: str, as_json: bool)
     from tritter_mem.planner.solve import find_largest
 
     found = [find_largest(profile, unknown) for profile in options.profiles()]
-    if as_json:
-        print_records(found)
-    else:
-        for largest in found:
-            typer.echo(_sentence(largest, units))
-    fits = all(largest.value is not None for largest in found)
-    raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
-
-
-def _sentence(largest: Largest, units: str) -> str:
-    from tritter_mem.units import format_bytes
-
-    budget = format_bytes(largest.budget_bytes, units)
-    where = f"{largest.name} on {largest.gpu}, budget {budget}"
-    if largest.value is None:
-        need = format_bytes(largest.footprint_bytes, units)
-        return f"{where}: no {largest.unknown} fits; the smallest needs {need}"
-    used = format_bytes(largest.footprint_bytes, units)
-    if largest.next_footprint_bytes is None:
-        return f"{where}: largest {largest.unknown} {largest.value:,}, all that a profile may hold"
-    return (
-        f"{where}: largest {largest.unknown} {largest.value:,}, needs {used}; one more does not fit"
-    )
+    show_largest(found, units, as_json=as_json)

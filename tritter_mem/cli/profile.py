@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from tritter_mem.cli.options import (
     Html,
     Json,
+    Max,
     Models,
     PlotlyJs,
     ProfileOptions,
@@ -20,12 +21,13 @@ from tritter_mem.cli.options import (
     size_of,
     with_options,
 )
-from tritter_mem.cli.outputs import Outputs
+from tritter_mem.cli.outputs import Outputs, show_largest
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.config.named_profile import AnyProfile
     from tritter_mem.profiling.profiler import ModuleProfile
+    from tritter_mem.results.largest import Unknown
     from tritter_mem.results.run import Result
 
     Ask = Callable[..., Result]
@@ -115,6 +117,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     plotlyjs: PlotlyJs = "inline",
     units: Units = "GiB",
     trace: Trace = None,
+    maximise: Max = None,
     fast: Fast = False,
     ladder: LadderOption = False,
     module: Module = None,
@@ -130,6 +133,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     Without MODEL: the 7B model and the four routes by which it fits 16 GB; in training 7b.
 
     In training --checkpoint all compares every checkpointing policy, measured where --device is.
+
+    With --max the largest context or batch that fits is found by simulation.
 
     With --module: third-party code, simulated on the card that --gpu names.
 
@@ -151,6 +156,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         "save_trace": trace,
     }
     options = options.naming(models)
+    if maximise is not None:
+        _solve(options, maximise, how | {"module": module}, outputs)
     third_party = _module_of(module, arguments, warmup, steps, options)
     if third_party is None:
         asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
@@ -171,6 +178,27 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise MeasureError(*problems)
     if any(result.verdict and not result.verdict.fits for result in results):
         raise typer.Exit(EXIT_DOES_NOT_FIT)
+
+
+def _solve(
+    options: ProfileOptions, unknown: Unknown, how: Mapping[str, Any], outputs: Outputs
+) -> NoReturn:
+    """Print the largest context or batch that fits when simulated."""
+    from tritter_mem.cli.progress import showing
+    from tritter_mem.profiling.largest_simulated import find_largest_simulated
+
+    beside = {
+        "--module": how["module"],
+        "--snapshot": how["snapshot"],
+        "--trace": how["save_trace"],
+    }
+    beside |= {"--output": outputs.output, "--html": outputs.html}
+    if given := [name for name, value in beside.items() if value is not None]:
+        raise UsageError(f"--max: not with {', '.join(given)}")
+    profiles = _asked_for(options).profiles()
+    with showing(not outputs.as_json) as progress:
+        found = [find_largest_simulated(profile, unknown, progress) for profile in profiles]
+    show_largest(found, outputs.units, as_json=outputs.as_json)
 
 
 def _asked_for(options: ProfileOptions) -> ProfileOptions:

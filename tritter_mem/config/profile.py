@@ -79,9 +79,10 @@ class Model(Section):
         if values.get("num_key_value_heads", 0) is None:
             _follow(values, "num_key_value_heads", heads)
         if values.get("head_dim", 0) is None:
-            known = heads and hidden
-            if not known or hidden % heads == 0:
-                _follow(values, "head_dim", hidden // heads if known else None)
+            if not heads or not hidden:
+                _follow(values, "head_dim", None)
+            elif hidden % heads == 0:
+                _follow(values, "head_dim", hidden // heads)
         return values
 
     @property

@@ -1,4 +1,4 @@
-"""A model as people name it: a folder, a `config.json`, a GGUF file, or a name on the Hub."""
+"""A model as people name it: a folder, a file, a bundled model's name, or one on the Hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.config.bundled_files import find_released
+from tritter_mem.errors import InputError
 from tritter_mem.input_files import is_folder, is_there
 from tritter_mem.models.gguf import GgufHeader, config_keys, read_gguf_file, read_gguf_model
 from tritter_mem.models.huggingface import HuggingFaceModel, read_config
@@ -18,6 +20,7 @@ from tritter_mem.models.model_files import (
     read_config_file,
     read_model_config,
 )
+from tritter_mem.models.released import read_released, released_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +43,18 @@ class NamedModel:
 
 def is_model_name(name: str) -> bool:
     """Whether a name is one that `find_model` reads: the form of it, not whether it is there."""
-    from tritter_mem.models.hub import parse_hub_name
-
     path = Path(name)
     try:
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError):  # a name too long, or with a NUL in it
         return False
-    if is_folder or path.suffix in (".json", ".gguf"):
+    if is_folder or path.suffix in (".json", ".gguf") or find_released(name) is not None:
         return True
-    return not exists and parse_hub_name(name) is not None
+    if exists or "/" not in name:
+        return False
+    from tritter_mem.models.hub import parse_hub_name  # imports what speaks HTTP
+
+    return parse_hub_name(name) is not None
 
 
 def short_name(name: str) -> str:
@@ -68,7 +73,8 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     Only configurations and headers are read, never weights, and no code of a model is run.
 
     Args:
-        name: a folder, a JSON file, a `.gguf` file, `org/name[@revision]` or `org/name:file.gguf`.
+        name: a folder, a JSON file, a `.gguf` file, a bundled model's name in whatever case,
+            `org/name[@revision]` or `org/name:file.gguf`.
         progress: called while headers are read.
 
     Raises:
@@ -82,9 +88,14 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
         return of_keys(name, read_config_file(path))
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and (is_there(path) or ":" not in name):
         return _of_gguf(name, read_gguf_file(path, progress))
-    return None if is_there(path) else _on_the_hub(name, progress)
+    return None if is_there(path) else _bundled(name) or _on_the_hub(name, progress)
+
+
+def _bundled(name: str) -> NamedModel | None:
+    released = read_released(name)
+    return None if released is None else of_keys(name, released.config)
 
 
 def of_keys(name: str, config: Mapping[str, Any]) -> NamedModel:
@@ -102,10 +113,18 @@ def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
     hub = parse_hub_name(name)
     if hub is None:
         return None
-    files = HubFiles(hub)
-    if hub.file:
-        return _of_gguf(name, read_gguf_model(files, hub.file, progress))
-    return _of_files(name, files, progress)
+    try:
+        files = HubFiles(hub)
+        if hub.file:
+            return _of_gguf(name, read_gguf_model(files, hub.file, progress))
+        return _of_files(name, files, progress)
+    except InputError as error:
+        released = None if hub.file else released_from(hub.repository)
+        if released is None:
+            raise
+        *before, last = error.problems
+        bundled = f"{last}; {released.name} is bundled and needs no network"
+        raise InputError(*before, bundled) from None
 
 
 def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedModel:

@@ -46,16 +46,21 @@ def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse
             unknown, and the plan is made several times as fast.
     """
     if isinstance(profile, NamedProfile):
-        return _plan_named(profile, card)
+        return _plan_named(profile, card, plays=plays)
     return plan_case(Case.of(profile, card), plays=plays)
 
 
-def _plan_named(profile: NamedProfile, card: GpuCard) -> MemoryUse:
+def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:
+    from tritter_mem.models.shape_tensors import NotPlannedError
     from tritter_mem.models.transformers_run import transformers_run
     from tritter_mem.planner.least import least_memory
+    from tritter_mem.planner.transformers_engine import plan_transformers
 
-    reason = "activations, logits and workspaces are not planned for this architecture"
-    return least_memory(transformers_run(profile), card, reason)
+    run = transformers_run(profile)
+    try:
+        return plan_transformers(run, card, profile.allocator.conf, plays=plays)
+    except NotPlannedError as error:
+        return least_memory(run, card, str(error))
 
 
 def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:

@@ -9,14 +9,13 @@ from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.models.transformers_run import named_model, transformers_run
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import budget_of, kv_bytes_per_token, plan
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.suggest import judge_with_advice
 from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
 from tritter_mem.results.header import header
 from tritter_mem.results.run import Components, Environment, ModelFacts, Result
-from tritter_mem.results.verdict import compare, judge
+from tritter_mem.results.verdict import compare
 from tritter_mem.units import GB
 
 NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
@@ -31,7 +30,6 @@ def planned_result(profile: AnyProfile) -> Result:
     """
     card = find_gpu(profile.gpu.name)
     use = plan(profile, card)
-    budget = budget_of(profile, card)
     return Result(
         **header(),
         environment=Environment(
@@ -43,7 +41,7 @@ def planned_result(profile: AnyProfile) -> Result:
         planned=use,
         simulated_reason=NOT_SIMULATED,
         measured_reason=NOT_MEASURED,
-        verdict=judge({"planned": use}, budget, suggest(profile, card, budget)),
+        verdict=judge_with_advice(profile, card, {"planned": use}, budget_of(profile, card)),
         differences=compare({"planned": use}),
     )
 
@@ -67,6 +65,9 @@ def model_facts(profile: AnyProfile) -> ModelFacts:
 
 
 def _named_facts(profile: NamedProfile) -> ModelFacts:
+    # Planning the bundled model does without the readers of others.
+    from tritter_mem.models.transformers_run import named_model, transformers_run
+
     run, named = transformers_run(profile), named_model(profile)
     model = run.model
     return ModelFacts(

@@ -37,7 +37,7 @@ from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.planner.result import model_facts
 from tritter_mem.planner.solve import context_curves
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.suggest import judge_with_advice
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
 from tritter_mem.results.header import header
@@ -192,7 +192,7 @@ def _planned(profile: AnyProfile, target: Target) -> Result:
 def _with_verdict(profile: AnyProfile, target: Target, result: Result) -> Result:
     """The record with its verdict, the differences between its kinds of answer, and its curves."""
     budget, found = budget_of(profile, target.fitted), result.by_kind()
-    verdict = judge(of_the_card(found), budget, suggest(profile, target.simulated, budget))
+    verdict = judge_with_advice(profile, target.simulated, of_the_card(found), budget)
     return replace(
         result,
         verdict=verdict,

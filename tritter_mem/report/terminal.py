@@ -21,6 +21,7 @@ from tritter_mem.report.trade_offs import checkpointing_table, ladder_tables, la
 from tritter_mem.report.words import (
     MINUS,
     MISSING,
+    cards_sentence,
     fragmentation_sentence,
     missing_kinds,
     name_of,
@@ -137,7 +138,9 @@ def _trade_offs(result: Result, units: str) -> list[Table]:
 
 def _suggestions(result: Result, units: str) -> list[str]:
     suggestions = result.verdict.suggestions if result.verdict else ()
-    return [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
+    changes = [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
+    larger = cards_sentence(result.verdict)
+    return [*changes, larger] if larger else changes
 
 
 def render_list(console: Console, heading: str, lines: Sequence[str]) -> None:

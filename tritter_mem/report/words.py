@@ -10,17 +10,19 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from tritter_mem.results.largest import Largest
 from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
     Kind,
+    ModelFacts,
     OutOfMemory,
     Result,
     Suggestion,
     Verdict,
 )
 from tritter_mem.results.verdict import basis_of
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -55,6 +57,8 @@ MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
 OUTSIDE = "outside of any module"
+AUTO = "auto"
+"""As the checkpoint has it: not worth a word."""
 
 
 def label(name: str) -> str:
@@ -116,6 +120,20 @@ def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) ->
     )
 
 
+def largest_sentence(largest: Largest, units: str) -> str:
+    """The largest context or batch that fits, and the next that does not."""
+    budget = format_bytes(largest.budget_bytes, units)
+    where = f"{printable(largest.name, NAME_LIMIT)} on {largest.gpu}, budget {budget}"
+    needs = f"{format_bytes(largest.footprint_bytes, units)} ({largest.basis})"
+    if largest.value is None:
+        return f"{where}: no {largest.unknown} fits; the smallest needs {needs}"
+    found = f"{where}: largest {largest.unknown} {largest.value:,}"
+    if largest.next_value is None:
+        return f"{found}, all that a profile may hold"
+    after = "one more" if largest.next_value == largest.value + 1 else f"{largest.next_value:,}"
+    return f"{found}, needs {needs}; {after} does not fit"
+
+
 def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
     """One change, what it saves, and whether that is enough."""
     then = "fits with" if suggestion.fits else "still"
@@ -132,6 +150,13 @@ def suggestion_options(suggestion: Suggestion) -> str:
         f"--set {shlex.quote(printable(f'{key}={value}'))}"
         for key, value in flatten(suggestion.settings)
     )
+
+
+def cards_sentence(verdict: Verdict | None) -> str:
+    """Which cards would hold it as it is; empty where none is known."""
+    if verdict is None or not verdict.cards:
+        return ""
+    return f"a larger card; by the plan it fits as it is on {', '.join(verdict.cards)}"
 
 
 def missing_kinds(result: Result) -> list[str]:
@@ -162,7 +187,7 @@ def devices_sentence(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(use.peak_at, TEXT_LIMIT)}"
+        f"{kind} peak at {moment_words(use.peak_at)}"
         for kind, use in result.by_kind().items()
         if use.peak_at
     ]
@@ -176,10 +201,15 @@ def notes(result: Result) -> list[str]:
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
 
 
+def moment_words(peak_at: str) -> str:
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp (new_empty)`."""
+    return printable(operators_by_name(peak_at), TEXT_LIMIT)
+
+
 def _model_sentences(result: Result) -> Iterator[str]:
     """What a named model is, and what of it is not counted."""
-    model = result.model
-    if model is None or isinstance(setting(result.profile, "model.hidden_size"), int):
+    model = _named_model(result)
+    if model is None:
         return
     active = model.active_parameters < model.language_parameters
     yield (
@@ -215,7 +245,8 @@ def _where(refused: OutOfMemory) -> str:
     """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
-    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    called = printable(operators_by_name(refused.operator), NAME_LIMIT)
+    operator = f" ({called})" if called else ""
     return (f" in {shown}" if shown else "") + operator
 
 
@@ -275,7 +306,15 @@ def setup_facts(result: Result) -> list[str]:
         (setting(result.profile, path), text)
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
-    return [text.format(_fact(value)) for value, text in found if value is not None]
+    facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
+    named = _named_model(result)
+    return facts if named is None else [printable(named.architecture, NAME_LIMIT), *facts]
+
+
+def _named_model(result: Result) -> ModelFacts | None:
+    """What a named model is; None for the bundled one, and where it is not known."""
+    model = result.model
+    return None if model is None or model.architecture == "tritter" else model
 
 
 _COMMON_FACTS = (

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
+from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
+
 SCHEMA = "tritter-mem.result/1"
 Kind = Literal["planned", "simulated", "rehearsed", "measured"]
 KINDS: tuple[Kind, ...] = ("planned", "simulated", "rehearsed", "measured")
@@ -126,9 +128,16 @@ class OutOfMemory:
     limit_bytes: int
 
 
+OUTSIDE_PHASES, IN_WARM_UP = -1, -2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """Memory over time: `rows` hold one number for each of `columns`. Thinned, peaks kept."""
+    """Memory over time: `rows` hold one number for each of `columns`. Thinned, peaks kept.
+
+    The first column is the axis. A column `phase` has the number of the phase in the answer's
+    phases, from zero, `OUTSIDE_PHASES` or `IN_WARM_UP`.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[float, ...], ...]
@@ -185,6 +194,35 @@ def held_by_same(holdings: Iterable[Holding]) -> list[HeldBySame]:
         for (module, component), same in joined.items()
     ]
     return sorted(found, key=lambda one: (-one.allocated_bytes, one.module, one.component))
+
+
+def by_module(holdings: Sequence[Holding]) -> Allocations:
+    """What modules hold, those that differ in their numbers alone together.
+
+    `Transformer.layers.3.mlp` is in `Transformer`, `layers.*`, `mlp`.
+    """
+    return Allocations(
+        by="module",
+        allocations=joined(
+            Allocation(
+                path=_module_path(one.module),
+                allocated_bytes=one.allocated_bytes,
+                count=one.count,
+                component=one.component,
+            )
+            for one in held_by_same(holdings)
+        ),
+    )
+
+
+def _module_path(module: str) -> tuple[Frame, ...]:
+    path: list[str] = []
+    for name in module.split(".") if module else ():
+        if name == "*" and path:
+            path[-1] += ".*"
+        else:
+            path.append(name)
+    return tuple(Frame(name=name) for name in path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,13 +387,19 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Whether it fits, by the best basis there is, the last of `KINDS`."""
+    """Whether it fits, by the best basis there is, the last of `KINDS`.
+
+    Attributes:
+        cards: where it does not fit, the smallest cards that would hold it as it is, by their own
+            plans.
+    """
 
     fits: bool
     budget_bytes: int
     headroom_bytes: int
     basis: Kind
     suggestions: tuple[Suggestion, ...] = ()
+    cards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,13 @@ values, which tensors on `meta` do not have, is answered by the rules of `_ANSWE
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import torch
@@ -29,21 +30,31 @@ from torch import Tensor, nn
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import SimulationError, TritterMemError
+from tritter_mem.models.huggingface import LANGUAGE_SECTIONS
+from tritter_mem.models.huggingface_families import SAME_AS
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
+from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.recorder import Recorder
-from tritter_mem.simulation.simulate import simulate_run
-from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER
+from tritter_mem.simulation.simulate import both, simulate_run
+from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER, Watch
 from tritter_model import labels
 
 _PACKAGE = "transformers"
+_FLOAT8 = (8, 9)  # capability from which transformers keeps float8 weights
+_GROUPED = (8, 0)  # and from which it calls `grouped_mm`: `_can_use_grouped_mm`
 
 
 def simulate_transformers(
-    run: TransformersRun, card: GpuCard, allocator_conf: str = ""
+    run: TransformersRun,
+    card: GpuCard,
+    allocator_conf: str = "",
+    *,
+    progress: Progress | None = None,
+    save_trace: Path | None = None,
 ) -> MemoryUse:
     """Simulate a model of transformers on a card.
 
@@ -51,81 +62,196 @@ def simulate_transformers(
         run: the model, and what is run of it.
         card: the card to stand for.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        progress: learns how far the run is.
+        save_trace: where to write the run's events; nowhere without it.
 
     Raises:
         SimulationError: transformers is missing or has no class for the model, its weights are
-            quantised, or its code needs what `meta` does not have; the message says which line.
+            stored in a way that does not run here, or its code needs what `meta` does not have;
+            the message says which line.
     """
-    refuse_quantised(run)
+    followed = progress or Progress()
+    with _explained(run), _alone(card):
+        model = build_model(run, card)
+        layers = _layers(model)
 
-    def workload(device: str, recorder: Recorder) -> None:
-        with as_on_cuda(card.compute_capability), _explained(run):
-            model = build_model(run)
-            if run.trains:
-                _train(model, run, recorder)
-            else:
-                _generate(model, run, recorder)
+        def workload(device: str, recorder: Recorder) -> None:
+            passes = followed.counting(layers, _passes(run) * len(layers))
+            with as_on_cuda(card.compute_capability), passes:
+                run_model(model, run, _Followed(recorder, followed))
 
-    return simulate_run(workload, card, allocator_conf)
-
-
-def refuse_quantised(run: TransformersRun) -> None:
-    """Raise SimulationError where linear layers are stored in fewer bits."""
-    stored = run.model.quantization
-    if not stored.method:
-        return
-    found = [scheme for _, scheme in stored.schemes]
-    schemes = sorted({scheme.name for scheme in (*found, stored.experts) if scheme is not None})
-    raise SimulationError(
-        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
-        f" ({stored.method}), whose kernels do not run on PyTorch's `meta` device"
-    )
+        return simulate_run(workload, card, allocator_conf, save_trace)
 
 
-def build_model(run: TransformersRun, device: str = "meta") -> Any:
-    """The language model as transformers builds it, in the type that it is run in.
+def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
+    """Run a built model where it is: prompt and new tokens, or two training steps.
+
+    Args:
+        model: of `build_model`.
+        run: what is run.
+        watch: follows the run.
+    """
+    (_train if run.trains else _generate)(model, run, watch)
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """The decoder's layers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    modules = model.get_decoder().modules()
+    return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _passes(run: TransformersRun) -> int:
+    """How often the run goes through all layers, what is recomputed left out."""
+    if run.trains:
+        return 2  # with the warm-up
+    chunks = -(-run.prompt // (run.prefill_chunk or run.prompt))
+    return chunks + run.work.new_tokens - 1
+
+
+class _Followed:
+    """A recorder, whose phases `progress` follows."""
+
+    def __init__(self, recorder: Recorder, progress: Progress) -> None:
+        self.adopt = recorder.adopt
+        self.phase = both(recorder.phase, progress.entering)
+
+
+def build_model(run: TransformersRun, card: GpuCard, device: str = "meta") -> Any:
+    """The model as transformers builds it, in the types that it is run in.
 
     Args:
         run: has the configuration's keys.
+        card: decides how quantised weights are kept.
         device: `meta`, or `cpu`.
 
     Raises:
-        SimulationError: there is no transformers, or it has no class for this model.
+        SimulationError: there is no transformers, or it has no class for this model or for how
+            its weights are stored.
     """
     try:
         from transformers import logging
-        from transformers.models.auto import modeling_auto
     except ImportError as error:
         needed = "needs transformers: pip install 'tritter-mem[hf]'"
         raise SimulationError(f"{run.model.model_type}: a simulation {needed}") from error
-    logging.set_verbosity_error()
-    config = _language_config(run)
-    found = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if found is None:
-        raise SimulationError(
-            f"{config.model_type}: this transformers has no class for the language model alone"
-        )
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    found, config = _class_and_config(run)
     dtype = getattr(torch, run.training.master_dtype if run.trains else run.dtype.name)
     with torch.device(device):
         model = found._from_config(config, dtype=dtype)
+    _check_size(model, run)
+    _quantise(model, run, card)
+    _route_evenly(model)
     _keep_in_float32(model, dtype)
     return model.train(run.trains)
 
 
-def _language_config(run: TransformersRun) -> Any:
-    """transformers' configuration of the language model, without code of the repository."""
+def _class_and_config(run: TransformersRun) -> tuple[Any, Any]:
+    """The class that generates text, without towers where there is one, and its configuration.
+
+    Raises:
+        SimulationError: there is none.
+    """
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     left_out = ("auto_map", "quantization_config")
     values = {key: value for key, value in run.config.items() if key not in left_out}
-    given = str(values.get("model_type"))
-    known = next((name for name in (given, run.model.language_type) if name in CONFIG_MAPPING), "")
-    if not known:
+    given, language = str(values.get("model_type")), run.model.language_type
+    for name in (given, language, *(name for name, same in SAME_AS.items() if same == language)):
+        if name not in CONFIG_MAPPING:
+            continue
+        whole = _config(CONFIG_MAPPING[name], values | {"model_type": name})
+        alone = whole.get_text_config(decoder=True)
+        for config, classes in (
+            (alone, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING),
+            (whole, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+        ):
+            if (found := classes.get(type(config), None)) is not None:
+                return found, config
+    raise SimulationError(
+        f"{given}: this transformers has no class for it that generates; a simulation runs no code "
+        "of a model's repository"
+    )
+
+
+def _config(found: Any, values: dict[str, Any]) -> Any:
+    """A configuration of a class, from its keys or from those of its language model alone."""
+    sections = [name for name in LANGUAGE_SECTIONS if name in found.sub_configs]
+    if sections and sections[0] not in values:
+        language = values | {"model_type": found.sub_configs[sections[0]].model_type}
+        whole = ("model_type", "tie_word_embeddings")
+        values = {key: values[key] for key in whole if key in values} | {sections[0]: language}
+    return found.from_dict(values)
+
+
+def _check_size(model: Any, run: TransformersRun) -> None:
+    """Compare the parameters with those that the configuration describes.
+
+    Keys that a class does not know are ignored by transformers, which then builds another model.
+
+    Raises:
+        SimulationError: they are not as many.
+    """
+    parameters = (tensor for tensor in _of_language(model) if isinstance(tensor, nn.Parameter))
+    built = sum(tensor.numel() for tensor in parameters)
+    if not run.model.unsupported and built != run.model.language_parameters:
         raise SimulationError(
-            f"{given}: this transformers has no class for it; a simulation runs no code of a "
-            "model's repository"
+            f"{run.model.model_type}: transformers builds {built:,} parameters from these keys, "
+            f"which describe {run.model.language_parameters:,}"
         )
-    return CONFIG_MAPPING[known].from_dict(values | {"model_type": known}).get_text_config(True)
+
+
+def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
+    """Put in the layers that transformers keeps quantised weights in.
+
+    Float8 in blocks: transformers' own layers, which call a Triton kernel of the package `kernels`
+    that quantises the input as it goes, so that a product allocates its result alone.
+
+    Raises:
+        SimulationError: they are stored in a way that does not run here.
+    """
+    stored = run.model.quantization
+    if not stored.method or run.trains:
+        return
+    if stored.method != "fp8":
+        _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
+    if card.compute_capability < _FLOAT8:
+        _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+    from transformers.utils.quantization_config import FineGrainedFP8Config
+
+    values = run.config.get("quantization_config")
+    values = values or run.config["text_config"]["quantization_config"]
+    quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**values), pre_quantized=True)
+    quantizer._process_model_before_weight_loading(model)
+
+
+def _refuse(run: TransformersRun, why: str) -> NoReturn:
+    stored = run.model.quantization
+    found = [scheme for _, scheme in stored.schemes]
+    schemes = sorted({scheme.name for scheme in (*found, stored.experts) if scheme is not None})
+    raise SimulationError(
+        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
+        f" ({stored.method}), {why}"
+    )
+
+
+class _Float8Kernel:
+    """Shapes of what the kernels of `kernels-community/finegrained-fp8` return."""
+
+    @staticmethod
+    def matmul(x: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """Rows [..., K] by a weight [N, K]: [..., N] in the type of the rows."""
+        return x.new_empty((*x.shape[:-1], weight.shape[-2]))
+
+    @staticmethod
+    def grouped_matmul(x: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """Rows [S, K] by the weights [E, N, K] of experts: [S, N] in the type of the rows."""
+        return x.new_empty((x.shape[0], weight.shape[-2]))
+
+    batched_matmul = grouped_matmul
 
 
 def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
@@ -142,25 +268,30 @@ def _keep_in_float32(model: Any, dtype: torch.dtype) -> None:
             tensor.data = tensor.data.float()
 
 
-def _load(model: nn.Module, recorder: Recorder) -> None:
+def _load(model: Any, watch: Watch) -> None:
     """Account the weights, in the order in which `.to(device)` brings them.
 
     What no checkpoint holds, such as the frequencies of rotary embeddings, is activations.
     """
     persistent = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-    tables = _tables(model)
-    with recorder.phase("load"):
-        for tensor in _in_order(model):
-            kind = labels.EMBEDDINGS if id(tensor) in tables else labels.WEIGHTS
-            recorder.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(tensor) for table in tables if table for tensor in _in_order(table)}
+    with watch.phase("load"):
+        for tensor in _of_language(model):
+            kind = labels.EMBEDDINGS if id(tensor) in embeddings else labels.WEIGHTS
+            watch.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
 
 
-def _tables(model: Any) -> set[int]:
-    """The token embedding and the output projection, by identity."""
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {
-        id(tensor) for module in modules if module is not None for tensor in module.parameters()
-    }
+def _of_language(model: Any) -> Iterator[Tensor]:
+    """Parameters and buffers without those of towers, each once, in the order of `.to(device)`."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    # Beside the base model of a model without towers there is its output projection alone.
+    parts = (model,) if decoder is model.base_model else (decoder, head)
+    there = {id(tensor) for part in parts if part for tensor in _in_order(part)}
+    for tensor in _in_order(model):
+        if id(tensor) in there:
+            there.remove(id(tensor))
+            yield tensor
 
 
 def _in_order(module: nn.Module) -> Iterator[Tensor]:
@@ -178,14 +309,14 @@ class _Generation:
     scores of the last token.
     """
 
-    def __init__(self, run: TransformersRun, recorder: Recorder) -> None:
+    def __init__(self, run: TransformersRun, watch: Watch) -> None:
         self._run = run
-        self._recorder = recorder
+        self._watch = watch
         self._phase = ExitStack()
         self._tokens = 0
 
     def __enter__(self) -> _Generation:
-        self._phase.enter_context(self._recorder.phase("prefill"))
+        self._phase.enter_context(self._watch.phase("prefill"))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -194,7 +325,7 @@ class _Generation:
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Note how many tokens there will be, and that scores are logits."""
         self._tokens = ids.shape[1] + 1
-        self._recorder.adopt(scores, labels.LOGITS)
+        self._watch.adopt(scores, labels.LOGITS)
         return scores
 
     def finished(self) -> bool:
@@ -202,34 +333,33 @@ class _Generation:
         finished = self._tokens >= self._run.work.context
         if not finished and self._tokens == self._run.prompt + 1:
             self._phase.close()
-            self._phase.enter_context(self._recorder.phase("decode"))
+            self._phase.enter_context(self._watch.phase("decode"))
         return finished
 
     def ran(self, module: nn.Module, args: Any, output: Any) -> None:
         """After each call of the model."""
-        self._recorder.adopt(output.logits, labels.LOGITS)
+        self._watch.adopt(output.logits, labels.LOGITS)
         cache = output.get("past_key_values", output.get("cache_params"))
         for tensor in cached_tensors(cache):
-            self._recorder.adopt(tensor, labels.KV_CACHE)
+            self._watch.adopt(tensor, labels.KV_CACHE)
 
 
 def cached_tensors(cache: Any) -> Iterator[Tensor]:
     """The keys, values and states that a cache of transformers holds."""
-    for layer in (*cache.layers, getattr(cache, "linear_cache", None)):
-        values = (value for value in vars(layer).values()) if layer is not None else ()
-        for tensor in tensors(list(values)):
-            if tensor.is_floating_point():
-                yield tensor
+    held = [list(vars(layer).values()) for layer in cache.layers]
+    for tensor in tensors([held, getattr(cache, "linear_cache", [])]):  # the second is of MiniMax
+        if tensor.is_floating_point():
+            yield tensor
 
 
-def _generate(model: Any, run: TransformersRun, recorder: Recorder) -> None:
+def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Greedy `generate()` of a prompt without padding."""
     from transformers import GenerationConfig
 
-    _load(model, recorder)
+    _load(model, watch)
     model.generation_config = GenerationConfig()  # no token ends a sequence
     work = run.work
-    with _Generation(run, recorder) as generation, _answering(generation):
+    with _Generation(run, watch) as generation, _answering(generation):
         handle = model.register_forward_hook(generation.ran)
         ids = torch.ones((work.batch, run.prompt), dtype=torch.long, device=model.device)
         model.generate(
@@ -242,34 +372,34 @@ def _generate(model: Any, run: TransformersRun, recorder: Recorder) -> None:
         handle.remove()
 
 
-def _train(model: Any, run: TransformersRun, recorder: Recorder) -> None:
+def _train(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Two steps of `Trainer`; the first one, which makes the optimizer's state, does not count."""
     model.config.use_cache = False
     if run.training.checkpointing.policy != "none":
         model.activation_checkpointing_enable()
-    _load(model, recorder)
-    step = _TrainingStep(model, run, recorder)
-    with _answering(None), recorder.phase(WARMUP):
+    _load(model, watch)
+    step = _TrainingStep(model, run, watch)
+    with _answering(None), watch.phase(WARMUP):
         step.forward()
         step.backward()
         step.optimize()
     with _answering(None):
-        with recorder.phase(FORWARD):
+        with watch.phase(FORWARD):
             step.forward()
-        with recorder.phase(BACKWARD):
+        with watch.phase(BACKWARD):
             step.backward()
-        with recorder.phase(OPTIMIZER):
+        with watch.phase(OPTIMIZER):
             step.optimize()
 
 
 class _TrainingStep:
     """One batch forward, backward, and the update of the weights."""
 
-    def __init__(self, model: Any, run: TransformersRun, recorder: Recorder) -> None:
-        self._model, self._run, self._recorder = model, run, recorder
+    def __init__(self, model: Any, run: TransformersRun, watch: Watch) -> None:
+        self._model, self._run, self._watch = model, run, watch
         self._optimizer = _optimizer(model, run)
         self._labelled = ExitStack()
-        self._loss: Tensor | None = None
+        self._loss: Any = None
         model.get_output_embeddings().register_forward_pre_hook(self._logits_begin)
         model.register_forward_hook(lambda *call: self._labelled.close())
         shape = run.work.batch, run.work.context
@@ -286,20 +416,19 @@ class _TrainingStep:
 
     def backward(self) -> None:
         """Gradients of all parameters."""
-        assert self._loss is not None
+        loss, self._loss = self._loss, None
         self._labelled.enter_context(labels.label(labels.LOGITS))
-        self._loss.backward()
-        self._loss = None
+        loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self._model.parameters():
             if parameter.grad is not None:
-                self._recorder.adopt(parameter.grad, labels.GRADIENTS)
+                self._watch.adopt(parameter.grad, labels.GRADIENTS)
 
     def optimize(self) -> None:
         """Clip, update, and let the gradients go."""
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         for tensor in tensors([list(state.values()) for state in self._optimizer.state.values()]):
-            self._recorder.adopt(tensor, labels.OPTIMIZER_STATE)
+            self._watch.adopt(tensor, labels.OPTIMIZER_STATE)
         self._model.zero_grad()
 
     def _logits_begin(self, module: nn.Module, args: Any) -> None:
@@ -309,7 +438,7 @@ class _TrainingStep:
 
     def _logits_end(self, gradient: Tensor) -> None:
         self._labelled.close()
-        self._recorder.adopt(gradient, labels.ACTIVATIONS)
+        self._watch.adopt(gradient, labels.ACTIVATIONS)
 
 
 def _optimizer(model: Any, run: TransformersRun) -> torch.optim.Optimizer:
@@ -357,6 +486,98 @@ class EightBitAdamW(torch.optim.Optimizer):
         return state
 
 
+@contextmanager
+def _alone(card: GpuCard) -> Iterator[None]:
+    """No network, no kernels of other packages but the shapes of those for float8."""
+    from huggingface_hub import constants
+    from transformers.integrations import finegrained_fp8, moe
+
+    grouped = card.compute_capability >= _GROUPED
+
+    with (
+        patch.object(constants, "HF_HUB_OFFLINE", True),
+        patch.object(finegrained_fp8, "load_finegrained_fp8_kernel", _Float8Kernel),
+        patch.object(finegrained_fp8, "is_deepgemm_loadable", lambda: False),
+        patch.object(moe, "_can_use_grouped_mm", lambda *tensors: grouped),
+    ):
+        yield
+
+
+_WHERE = torch.where
+
+
+class _Expert(int):
+    """The number of an expert, which is used as a row of a tensor on the device is."""
+
+    def __getitem__(self, place: int) -> int:
+        return int(self)
+
+    def item(self) -> int:
+        """The number."""
+        return int(self)
+
+
+class _Routing:
+    """Stands for the values by which a loop over experts finds each one's rows: equal shares.
+
+    Where experts run in a loop, transformers asks which experts have rows (`nonzero`), and for each
+    in turn which rows (`where`). Every expert gets as many, the first ones a row more where it does
+    not divide; one without rows is not visited.
+
+    Args:
+        pairs: tokens times the experts that each takes.
+        experts: how many there are.
+    """
+
+    def __init__(self, pairs: int, experts: int) -> None:
+        self._pairs, self._experts = pairs, experts
+        self._visited = 0
+
+    def nonzero(self) -> list[_Expert]:
+        """The experts that have rows."""
+        return [_Expert(number) for number in range(min(self._experts, self._pairs))]
+
+    def where(self, mask: Tensor, *either: Any) -> Any:
+        """Rows of the next expert, of a mask [K, T]: two vectors of indices."""
+        if either:
+            return _WHERE(mask, *either)
+        rows = self._pairs // self._experts + (self._visited < self._pairs % self._experts)
+        self._visited += 1
+        return mask.new_empty((rows, mask.dim()), dtype=torch.long).unbind(1)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer what is asked in a loop over experts."""
+        with (
+            patch.object(Tensor, "nonzero", lambda found, **how: self.nonzero()),
+            patch.object(torch, "where", self.where),
+        ):
+            yield
+
+
+def _route_evenly(model: nn.Module) -> None:
+    """Let experts that run in a loop find rows by shares; those of `grouped_mm` ask nothing."""
+    for module in model.modules():
+        loops = type(module).__name__.endswith("Experts") and not hasattr(module, "is_transposed")
+        weights = getattr(module, "gate_up_proj", None)
+        if loops and isinstance(weights, Tensor) and "top_k_index" in _parameters(module.forward):
+            module.forward = _evenly(module.forward, len(weights))  # type: ignore[method-assign]
+
+
+def _parameters(function: Callable[..., Any]) -> Iterable[str]:
+    return inspect.signature(function).parameters
+
+
+def _evenly(forward: Callable[..., Tensor], experts: int) -> Callable[..., Tensor]:
+    def run(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        if not index.is_meta:
+            return forward(x, index, weights)
+        with _Routing(index.numel(), experts).answering():
+            return forward(x, index, weights)
+
+    return run
+
+
 _ANSWERS = {
     ("transformers.generation.utils", "generate"): True,  # the mask of the prompt: no padding
     ("transformers.generation.utils", "_get_logits_processor"): False,  # no id is negative
@@ -402,8 +623,9 @@ def _explained(run: TransformersRun) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
+        why = " does not run on PyTorch's `meta` device" if "meta" in said.lower() else " failed"
         raise SimulationError(
-            f"{run.model.model_type}: {_place(error)}{type(error).__name__}: {said}"
+            f"{run.model.model_type}: {_place(error)}{why}: {type(error).__name__}: {said}"
         ) from error
 
 
@@ -412,8 +634,8 @@ def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if _PACKAGE in Path(frame.filename).parts]
     if not inside:
-        return ""
+        return "the run"
     last = inside[-1]
     parts = Path(last.filename).parts
     file = "/".join(parts[len(parts) - parts[::-1].index(_PACKAGE) - 1 :])
-    return f"{file}:{last.lineno}: `{last.line}` does not run on PyTorch's `meta` device: "
+    return f"{file}:{last.lineno}: `{last.line}`"
