@@ -10,8 +10,8 @@ import pytest
 ORDER = (
     "version",
     "units",
-    "errors",
     "text",
+    "errors",
     "torch_release",
     "child_process",
     "input_files",

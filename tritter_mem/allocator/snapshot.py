@@ -282,6 +282,8 @@ def _read_segment(entry: Any, where: str) -> tuple[int, SegmentState]:
         device = _read_number(entry.get("device", 0), MAX_DEVICES)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: not a segment as PyTorch dumps it: {_why(error)}") from error
+    if not size or any(not block.size for block in segment.blocks):
+        raise InputError(f"{where}: it, or a block of it, has no bytes")
     if sum(block.size for block in segment.blocks) != size:
         raise InputError(f"{where}: its blocks do not add up to its size of {size} bytes")
     return device, segment
@@ -338,6 +340,8 @@ def _read_trace(
             most = MAX_ASKED_BYTES if action == OOM else MAX_BYTES
             if not (0 <= address < MAX_ADDRESS and 0 <= size < most and abs(stream) < MAX_STREAM):
                 raise ValueError("found a number that is too large, or below 0")
+            if not size and SEGMENT_ALLOC <= action <= SEGMENT_UNMAP:
+                raise ValueError("a segment, or pages, of 0 bytes")
             pool = _read_pool(entry) or (private and private.pool_at(address))
             stack = stacks.number_of(entry.get("frames"))
             append(action, address, size, PrivateStream(stream, pool) if pool else stream, stack)

@@ -27,6 +27,7 @@ from typing import (
 )
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.text import printable
 from tritter_mem.units import parse_bytes, parse_count
 
 
@@ -245,7 +246,7 @@ class Problem(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.text}"
+        return f"{printable('.'.join(self.path), 200)}: {self.text}"
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

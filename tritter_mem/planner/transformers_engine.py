@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
-from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_run import (
@@ -624,7 +625,10 @@ def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
     blocks: list[int] = []
     for event in requests.events:
         if event >= 0:
-            block = held[event] = allocator.malloc(requests.sizes[event], 0)
+            try:
+                block = held[event] = allocator.malloc(requests.sizes[event], 0)
+            except OutOfMemoryError as error:  # of a device without a limit
+                raise ConfigError(f"more memory than can be counted: {error}") from error
             blocks.append(block.size)
         else:
             allocator.free(held.pop(~event))
