@@ -20,6 +20,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.errors import TritterMemError
 from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import make_history
+from tritter_mem.recordings.replay_snapshot import consistent
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.units import MiB
 
@@ -143,8 +144,9 @@ def test_contradictory_snapshots(made: dict[str, Any]) -> None:
     def act() -> None:
         for device in devices_of(made):
             history = make_history(device)
-            verify(history, lambda _: None)
-            for plan in plans_for(history, []):
-                run_scenario(history, plan, None, lambda _: None)
+            with consistent(device.device):
+                verify(history, lambda _: None)
+                for plan in plans_for(history, []):
+                    run_scenario(history, plan, None, lambda _: None)
 
     refused(act)

@@ -10,6 +10,8 @@ from pathlib import Path
 from tritter_mem.errors import ConfigError
 from tritter_mem.input_files import is_folder, is_there
 
+_LONGEST_NAME = 200
+
 
 @cache
 def profiles_root() -> Path:
@@ -66,7 +68,8 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     Raises:
         ConfigError: it is neither; near names are suggested.
     """
-    shown = name if name.isprintable() and name else ascii(name)
+    cut = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    shown = cut if cut.isprintable() and cut else ascii(cut)
     path = (beside or Path()) / name
     if is_there(path) and not is_folder(path):
         return path
