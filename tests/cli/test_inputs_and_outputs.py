@@ -18,6 +18,7 @@ from tritter_mem.errors import EXIT_USAGE
 from tritter_mem.evidence.validate import CaseFiles
 from tritter_mem.results.baseline import Baseline
 from tritter_mem.results.validation import Validated
+from tritter_mem.text import printable
 
 KEY = "0123456789abcdef"
 
@@ -202,3 +203,48 @@ def test_a_case_replaces_what_was_found_under_other_conditions_and_nothing_else(
     assert files.read("日本", KEY) is None
     assert files.read("日本", "f" * 16) is not None
     assert all(files.read(name, KEY) for name in NAMES if name != "日本")
+
+
+# Text
+
+
+LONG = "x" * 100_000
+ODD = "a\nerror: b\x1b[31m\u202e"
+
+
+@pytest.mark.parametrize("name", [LONG, ODD], ids=["long", "odd"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", "--config"], ["plan"], ["plan", "--gpu"], ["plan", "--budget"], ["plan", "--set"],
+        ["plan", "--kv-dtype"], ["plan", "--alloc-conf"], ["plan", "--context"], ["replay"],
+        ["report"], ["check", "--baseline"], ["check", "--relative"], ["check", "--absolute"],
+        ["profile", "--module"], ["profile", "--device"], ["audit", "--measured"],
+        ["profile", "--config", "tiny", "--output"], ["profiles", "--show"],
+        ["validate", "--device"], ["replay", "s", "--capacity"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_wrong_is_one_short_line_that_is_safe_to_print(
+    arguments: list[str], name: str
+) -> None:
+    if arguments[-1] == "--output" and name is ODD:
+        pytest.skip("a file may be called so")
+    done = run(*arguments, name)
+    assert done.exit_code in (2, 3), done.output[:2000]
+    assert "a bug" not in done.stderr
+    for line in done.stderr.splitlines():
+        assert len(line) < 1200
+        assert printable(line) == line
+
+
+def test_a_newline_in_a_key_is_no_new_line(folder: Path) -> None:
+    (folder / "p.yaml").write_text('extends: tiny\n"a\\nerror: b": 1\n')
+    (folder / "r.json").write_text(json.dumps({"schema": "tritter-mem.result/1", ODD: 1, LONG: 2}))
+    (folder / "l.json").write_text(json.dumps({"schema": "tritter-mem.baseline/1", ODD: 1}))
+    for arguments in (["plan", "--config", "p.yaml"], ["report", "r.json"],
+                      ["check", "--baseline", "l.json"]):  # fmt: skip
+        done = run(*arguments)
+        assert done.exit_code == EXIT_USAGE
+        assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+        assert not any(line.startswith("error: b") for line in done.stderr.splitlines())
