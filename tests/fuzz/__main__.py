@@ -1,8 +1,8 @@
 """`python -m tests.fuzz`: files changed at random for FUZZ_SECONDS, 60 where it is not set.
 
-Prints its seed; FUZZ_SEED repeats a run. Each target has a process, of limited memory, and each file
-a limited time of the processor. What goes wrong is printed, and the file joins the corpus. Then the
-tests of structures run under Hypothesis, with the same seed.
+Prints its seed; FUZZ_SEED repeats a run. Each target has a process of limited memory, and each
+file a limited time of the processor. What goes wrong is printed, and the file joins the corpus.
+Then the tests of structures run under Hypothesis, with the same seed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _ends_well(name: str, seed: int, seconds: float) -> bool:
 
 def fuzz(name: str, seed: int, seconds: float, current: Path) -> None:
     """Run one target until its time is over, or something goes wrong with the file at `current`."""
-    target, random = TARGETS[name], Random(f"{name} {seed}")
+    target, random = TARGETS[name], Random(f"{name} {seed}")  # noqa: S311
     seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     end, count = time.monotonic() + seconds, 0

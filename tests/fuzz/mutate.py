@@ -11,10 +11,12 @@ _NUMBERS = [n.to_bytes(size, order, signed=n < 0) for n in (0, 1, -1) for size i
     (limit + by).to_bytes(8, "little") for limit in (1 << 31, 1 << 32, 1 << 47, 1 << 62, 1 << 63)
     for by in (-1, 0, 1)
 ]  # fmt: skip
-_VALUES = [b"null", b"true", b"-1", b"0", b"1.5", b"1e400", b"-0.0", b"NaN", b"[]", b"{}", b'""', b'"x"',
-           b"[[[[]]]]", b'"\\ud800"', b'"\\u202e\\n"', b"9" * 400, b"9" * 5000, b"4611686018427387904",
-           b"1000000000", b"65536", b"3", b'"' + b"a" * 5000 + b'"', b"[1,2,3]", b'{"a":1}',
-           b'"llama"', b'"mamba2"', b"128k", b"1:30", b"&a", b"*a", b"!!x"]  # fmt: skip
+_VALUES = [
+    b"null", b"true", b"-1", b"0", b"1.5", b"1e400", b"-0.0", b"NaN", b"[]", b"{}", b'""', b'"x"',
+    b"[[[[]]]]", b'"\\ud800"', b'"\\u202e\\n"', b"9" * 400, b"9" * 5000, b"4611686018427387904",
+    b"1000000000", b"65536", b"3", b'"' + b"a" * 5000 + b'"', b"[1,2,3]", b'{"a":1}',
+    b'"llama"', b'"mamba2"', b"128k", b"1:30", b"&a", b"*a", b"!!x",
+]  # fmt: skip
 _VALUE = re.compile(rb'-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|"(?:[^"\\]|\\.)*"|\b(?:true|false|null)\b')
 
 
@@ -77,10 +79,7 @@ def _value(content: bytes, others: Sequence[bytes], random: Random) -> bytes:
     if not found:
         return content
     match = random.choice(found)
-    if random.random() < 0.2:
-        new = random.choice(found)[0]
-    else:
-        new = random.choice(_VALUES)
+    new = random.choice([random.choice(found)[0], *random.choices(_VALUES, k=4)])
     return content[: match.start()] + new + content[match.end() :]
 
 

@@ -1,5 +1,8 @@
-"""What is fuzzed: a command and the kind of file that it reads. Whatever is in the file, the command
-ends with an exit code that it documents, in short lines that are safe to print."""
+"""What is fuzzed: a command, and the kind of file that it reads.
+
+Whatever is in the file, the command ends with an exit code that it documents, in short lines that
+are safe to print.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import NamedTuple
 from typer.testing import CliRunner
 
 from tritter_mem.cli.main import app
+from tritter_mem.errors import TritterMemError
 from tritter_mem.models.byte_source import LocalFile
 from tritter_mem.models.safetensors_header import read_index, read_safetensors
 from tritter_mem.text import printable
@@ -59,17 +63,15 @@ def check(code: int, said: str) -> None:
 
 def read_header(path: Path) -> None:
     """The header of a safetensors file, which a folder's plan reads."""
-    _refusing(lambda source: read_safetensors(source), path)
+    _refusing(read_safetensors, path)
 
 
 def read_shards(path: Path) -> None:
     """The index of a checkpoint in several files."""
-    _refusing(lambda source: read_index(source), path)
+    _refusing(read_index, path)
 
 
 def _refusing(read: Callable[[LocalFile], object], path: Path) -> None:
-    from tritter_mem.errors import TritterMemError
-
     try:
         with LocalFile(path) as source:
             read(source)
@@ -86,7 +88,8 @@ TARGETS = {
     "profile": Target("p.yaml", command("plan", "--config", "FILE", "--json"), True),
     "record": Target("r.json", command("report", "FILE"), True),
     "baseline": Target(
-        "b.json", command("check", "--baseline", "FILE", "--results", str(CORPUS / "record" / "1b")),
+        "b.json",
+        command("check", "--baseline", "FILE", "--results", str(CORPUS / "record" / "1b")),
         True,
     ),
 }  # fmt: skip

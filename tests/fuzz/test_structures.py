@@ -1,4 +1,4 @@
-"""Structures of any values in place of the right ones: profiles, configurations, records, snapshots.
+"""Structures with any values in place of the right ones: profiles, configurations, records, …
 
 `make fuzz` runs these with a seed, for longer.
 """
@@ -108,7 +108,7 @@ def address(draw: Any) -> int:
 
 @st.composite
 def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
-    """Right in every type, and as contradictory as can be: overlaps, frees of nothing, odd sizes."""
+    """Right in every type, and as contradictory as can be: overlaps, frees of nothing."""
     size = st.one_of(st.integers(0, 40 * MiB), st.sampled_from([0, 1, 512, 2 * MiB, 20 * MiB]))
     stream = st.sampled_from([0, 0, 0, 7])
     actions = st.sampled_from([

@@ -1,8 +1,8 @@
 """Ranges over HTTP: exact, within bounds, and no secret for anybody else."""
 
+import contextlib
 import io
 import os
-import contextlib
 import socket
 import threading
 import time
