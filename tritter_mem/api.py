@@ -116,11 +116,13 @@ def simulate(model: Model, *, card: GpuCard | None = None, **more: Any) -> Memor
     if isinstance(profile, Profile):
         return simulate_bundled(profile, card=card, **how)
     from tritter_mem.models.transformers_run import transformers_run
+    from tritter_mem.planner.compose import budget_of
     from tritter_mem.simulation.transformers_model import simulate_transformers
 
     if how.pop("fast", False):
         raise UsageError("fast: only for profiles of the bundled model")
-    return simulate_transformers(transformers_run(profile), card, profile.allocator.conf, **how)
+    run, budget = transformers_run(profile), budget_of(profile, card)
+    return simulate_transformers(run, card, profile.allocator.conf, budget_bytes=budget, **how)
 
 
 def profile(model: Model, **more: Any) -> Result:

@@ -298,6 +298,6 @@ def test_code_that_changes_its_process_changes_no_result(hostile: Path, function
 def test_what_is_simulated_apart_is_what_is_simulated_here(hostile: Path) -> None:
     record = run_json("--module", GPT, "--args", SMALL, "--gpu", "rtx-4090")
     case = ModuleCase(path=GPT.partition(":")[0], function="build", arguments=json.loads(SMALL))
-    assert from_plain(MemoryUse, record["simulated"]) == simulate_module(
-        case, find_card("rtx-4090")
-    )
+    card = find_card("rtx-4090")
+    here = simulate_module(case, card, budget_bytes=card.default_budget_bytes)
+    assert from_plain(MemoryUse, record["simulated"]) == here

@@ -157,10 +157,13 @@ def test_a_reason_beside_a_number_is_not_shown() -> None:
     ("text", "shown"),
     [
         ("prefill: Transformer.layers.0.mlp (aten.new_empty.default)",
-         "prefill: Transformer.layers.0.mlp (new_empty)"),
-        ("aten.add_.Tensor", "add_"),
-        ("aten.mm", "mm"),
-        ("aten::empty_strided", "empty_strided"),
+         "prefill: Transformer.layers.0.mlp, new_empty()"),
+        ("aten.add_.Tensor", "add_()"),
+        ("aten.mm", "mm()"),
+        ("aten::empty_strided", "empty_strided()"),
+        ("out of memory (aten.mm.default): 1 B", "out of memory, mm(): 1 B"),
+        (" (aten.mm)", " (mm())"),
+        ("Transformer.layers.3 (mlp.py:7)", "Transformer.layers.3 (mlp.py:7)"),
         ("my.aten_like.module", "my.aten_like.module"),
     ],
 )  # fmt: skip
@@ -172,4 +175,4 @@ def test_notes_name_no_overload_of_an_operator() -> None:
     planned = planned_7b().planned
     assert planned
     use = replace(planned, peak_at="prefill: Transformer.out (aten.mm.default)")
-    assert "planned peak at prefill: Transformer.out (mm)" in notes(record(planned=use))
+    assert "planned peak at prefill: Transformer.out, mm()" in notes(record(planned=use))

@@ -165,6 +165,19 @@ def gemma3_types(keys: Keys) -> list[str]:
     return keys.every(keys.optional("sliding_window_pattern") or 6)
 
 
+def gemma2_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; scores and logits may be capped, which no kernel does."""
+    return dialect(
+        norm="gemma",
+        order="around",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        eager="float32",
+        softcap=keys.get("attn_logit_softcapping") is not None,
+        logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
+    )(keys)
+
+
 def gemma3_dialect(keys: Keys) -> Dialect:
     """Norms around each part; angles for each kind of layer; logits may be capped."""
     capped = keys.get("final_logit_softcapping") is not None

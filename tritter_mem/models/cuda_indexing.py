@@ -41,7 +41,9 @@ def embedding_backward_bytes(
         yield from row_sums_bytes(tokens, rows, row_bytes, by_frequency)
 
 
-def row_sums_bytes(tokens: int, rows: int, row_bytes: int, by_frequency: bool) -> Iterator[int]:
+def row_sums_bytes(
+    tokens: int, rows: int, row_bytes: int, by_frequency: bool
+) -> Iterator[int]:
     """`embedding_backward_cuda_kernel` in `EmbeddingBackwardKernel.cu`; see above."""
     segments = min(tokens, rows)
     partial_sums = tokens // _ROWS_A_PARTIAL_SUM + segments

@@ -191,6 +191,7 @@ def routed_experts(keys: Keys, **more: Any) -> Experts:
         routing="grouped sigmoid",
         normalised=keys.get("norm_topk_prob") is not False,
         groups=keys.optional("n_group") or 1,
+        chosen_groups=keys.optional("topk_group") or 1,
     )
     return replace(plain, **more)
 

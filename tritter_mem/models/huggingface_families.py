@@ -17,6 +17,7 @@ from tritter_mem.models.attention_families import (
     ernie_layers,
     exaone4_attention,
     exaone4_types,
+    gemma2_dialect,
     gemma3_dialect,
     gemma3_types,
     gemma3n_layers,
@@ -89,6 +90,7 @@ from tritter_mem.models.hybrid_families import (
 )
 from tritter_mem.models.latent_families import (
     bailing_layers,
+    deepseek_dialect,
     deepseek_layers,
     deepseek_v4_layers,
     glm5_next_layers,
@@ -130,7 +132,10 @@ FAMILIES: dict[str, Family] = {
         dialect=dialect(scales_embedding=True, scales_residual=True, logits_steps=1),
     ),
     "gemma": Family(layers=plain_layers(), dialect=dialect(norm="gemma", scales_embedding=True)),
-    "gemma2": Family(layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS)),
+    "gemma2": Family(
+        layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS),
+        dialect=gemma2_dialect,
+    ),
     "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2), dialect=dialect()),
     "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
     "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
@@ -158,7 +163,12 @@ FAMILIES: dict[str, Family] = {
         outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
         unbuilt=gemma4_unbuilt,
     ),
-    "deepseek_v3": Family(layers=_DEEPSEEK, mtp=next_token_layers(_DEEPSEEK), float32=_BIAS),
+    "deepseek_v3": Family(
+        layers=_DEEPSEEK,
+        mtp=next_token_layers(_DEEPSEEK),
+        float32=_BIAS,
+        dialect=deepseek_dialect,
+    ),
     "deepseek_v32": Family(
         layers=_DEEPSEEK_V32,
         mtp=next_token_layers(_DEEPSEEK_V32),
@@ -228,6 +238,7 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(
             types=lambda keys: keys.every(2), attention_of=gpt_oss_attention, mlp=gpt_oss_experts
         ),
+        dialect=dialect(norm="wide", eager="sinks", rotary="chunked", half_angles=True),
         float32_beside_float16=("norm",),
     ),
     "minimax": Family(layers=minimax_layers),
@@ -257,7 +268,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
-    "lfm2_moe": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2_moe": Family(
+        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+    ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
     "phi3": Family(
         layers=plain_layers(
@@ -278,7 +291,7 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=OLMO,
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers),
+    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
@@ -295,7 +308,13 @@ FAMILIES: dict[str, Family] = {
         outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
         float32=("mlp.gate.",),
     ),
-    "mimo_v2_flash": Family(layers=mimo_layers, float32=_BIAS),
+    "mimo_v2_flash": Family(
+        layers=mimo_layers,
+        float32=_BIAS,
+        dialect=dialect(
+            eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
+        ),
+    ),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
     "smollm3": Family(layers=smollm3_layers, dialect=dialect()),
     "muse_spark_text": Family(

@@ -40,7 +40,11 @@ class Dialect:
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
-        eager: whether attention is written out, as the family has no `sdpa`.
+        half_angles: whether cosines and sines are as wide as half of what rotates.
+        scales_values: whether values are multiplied by a number.
+        eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax in
+            that type; `max`, the largest score of each row taken off first; `sinks`, the same as
+            gpt-oss writes it.
         softcap: whether scores of written-out attention are capped.
         more_masks: windows for which masks are made though no layer has them.
     """
@@ -58,7 +62,9 @@ class Dialect:
     scales_residual: bool = False
     scales_embedding: bool = False
     logits_steps: int = 0
-    eager: bool = False
+    half_angles: bool = False
+    scales_values: bool = False
+    eager: str = ""
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
 
@@ -103,12 +109,14 @@ class LayerRun:
         kind: of the language model.
         weights: of the layer, by name.
         cache: of the layer.
+        returned: what its modules return beside their result, which the layer holds to its end.
     """
 
     step: Step
     kind: str
     weights: Mapping[str, Parameter]
     cache: LayerCache
+    returned: list[Tensor] = field(default_factory=list)
 
     @property
     def ops(self) -> Operations:
@@ -262,9 +270,9 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         near = ops.new(positions.shape, FLOAT)
         freqs = ops.new(half, FLOAT)
         del near
-        emb = ops.new(rows, FLOAT)
-        cos = ops.scaled(ops.new(rows, FLOAT))
-        sin = ops.scaled(ops.new(rows, FLOAT))
+        emb = freqs if step.dialect.half_angles else ops.new(rows, FLOAT)
+        cos = ops.scaled(ops.new(emb.shape, FLOAT))
+        sin = ops.scaled(ops.new(emb.shape, FLOAT))
         size = FLOAT if step.dialect.wide_angles else step.size
         result = ops.to(cos, size), ops.to(sin, size)
         del freqs, emb, cos, sin
@@ -337,10 +345,50 @@ def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tup
     return ops.to(q_embed, size), ops.to(k_embed, size)
 
 
+def _interleaved(
+    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Even and odd channels rotate by half as many angles: DeepSeek."""
+    ops, half = run.ops, cos.shape[-1] // 2
+    cos, sin = ops.slice(cos, -1, half), ops.slice(sin, -1, half)
+
+    def rotated(one: Tensor, other: Tensor) -> Tensor:
+        return ops.cat(
+            [
+                ops.add(ops.mul(one, cos), ops.mul(other, sin)),
+                ops.add(ops.mul(other, cos), ops.mul(one, sin)),
+            ],
+            -1,
+        )
+
+    q_embed = rotated(ops.slice(q, -1, half), ops.slice(q, -1, half))
+    k_embed = rotated(ops.slice(k, -1, half), ops.slice(k, -1, half))
+    return q_embed, k_embed
+
+
+def _chunked(
+    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Halves rotate by half as many angles: gpt-oss."""
+    ops = run.ops
+
+    def rotated(x: Tensor) -> Tensor:
+        one, other = halves(ops, x)
+        first = ops.add(ops.mul(one, cos), ops.mul(other, sin))
+        second = ops.add(ops.mul(other, cos), ops.mul(one, sin))
+        return ops.cat([first, second], -1)
+
+    q_embed = rotated(q)
+    k_embed = rotated(k)
+    return q_embed, k_embed
+
+
 Rotation = Callable[[LayerRun, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 ROTATIONS: Mapping[str, Rotation] = {
     "halves": _halves,
     "wide halves": _wide_halves,
+    "chunked": _chunked,
+    "interleaved": _interleaved,
     "pairs": _pairs,
     "partial": _partial,
     "partial later": _partial_later,
@@ -429,7 +477,8 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     if window and step.past >= window:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
-    if not cut and (step.tokens == 1 or not step.past):
+    eager = step.dialect.eager
+    if not eager and not cut and (step.tokens == 1 or not step.past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):
@@ -439,6 +488,8 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     shape = (1, 1, step.tokens, keys)
     mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape)
     del rows
+    if eager:
+        return ops.new((step.batch, *shape[1:]), step.size)
     return ops.alias(mask, (step.batch, *shape[1:]), (0, *contiguous(shape)[1:]))
 
 

@@ -240,7 +240,7 @@ class _TimedResponse(HTTPResponse):
             raise TimeoutError
 
 
-def _timed(connection: Any) -> type:
+def _timed(connection: Any) -> Any:
     return type("TimedConnection", (connection,), {"response_class": _TimedResponse})
 
 

@@ -37,6 +37,8 @@ from tritter_mem.models.cuda_indexing import (
 from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
+QUANTISED = 1
+"""Bytes of an element of a float8 weight."""
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -783,7 +785,12 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added.
+
+        The kernel for float8 weights quantises as it goes: it allocates the result alone.
+        """
+        if weight.size == QUANTISED:
+            return self.new((*x.shape[:-1], weight.shape[0]), x.size)
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)
@@ -886,6 +893,13 @@ class Operations:
         )  # fmt: skip
         return values, places
 
+    def largest(self, x: Tensor) -> Tensor:
+        """Of each row, without a gradient; its place is found too."""
+        shape = (*x.shape[:-1], 1)
+        values = self.new(shape, x.size)
+        self.inside([values.elements * LONG])
+        return values
+
     def picked(self, x: Tensor, places: Tensor) -> Tensor:
         """`x.gather(1, places)`."""
         out = self.new(places.shape, x.size)
@@ -924,6 +938,10 @@ class Operations:
             return [self.new(grad.shape, grad.size), of_other]
 
         self.record([x, other], [other, kept], rule, x)
+
+    def added_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x.add_(other)`, both of one shape."""
+        self.record([x, other], [], lambda saved, grads: [_one(grads), _one(grads)], x)
 
     # What models are made of
 

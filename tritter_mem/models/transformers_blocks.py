@@ -14,7 +14,7 @@ from typing import ClassVar
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
-from tritter_mem.models.shape_tensors import FLOAT, LONG, NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
 
@@ -202,6 +202,7 @@ class Attention(Module):
             q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
             k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
             v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            v = ops.scaled(v) if run.dialect.scales_values else v
         if run.dialect.heads_first and self.qk_norm[0]:
             q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
             k = run.norm(k, f"{self.name}.{self.norm_names[1]}", run.dialect.head_norm)
@@ -216,11 +217,13 @@ class Attention(Module):
         del keys, values
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
-        return run.linear(out, f"{self.name}.{self.out}")
+        out = run.linear(out, f"{self.name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
 
     def _refuse_unplanned(self) -> None:
-        if self.gate or self.vectors or self.query_copies > 1 or not self.has_keys:
-            raise NotPlannedError("attention with gates, sinks or shared keys is not planned")
+        others = [name for name, _ in self.vectors if name != "sinks"]
+        if self.gate or others or self.query_copies > 1 or not self.has_keys:
+            raise NotPlannedError("attention with gates or shared keys is not planned")
         if not self.has_values or self.inputs is not None:
             raise NotPlannedError("attention with keys as values is not planned")
 
@@ -249,7 +252,9 @@ class Attention(Module):
         """Attention [B, T, H, E]: `sdpa_attention_forward`."""
         ops, step = run.ops, run.step
         if run.dialect.eager:
-            raise NotPlannedError("attention that is written out is not planned")
+            return self._written_out(run, q, k, v)
+        if self.vectors:
+            raise NotPlannedError("attention with sinks by a kernel is not planned")
         mask, times = step.masks[self.window], self.heads // self.kv_heads
         grouped = times > 1 and mask is None and k.shape[3] == v.shape[3] <= 256
         packed = times > 1 and not grouped and step.tokens == 1
@@ -263,6 +268,46 @@ class Attention(Module):
         if packed:
             out = ops.reshape(out, (step.batch, self.heads, 1, out.shape[3]))
         return ops.contiguous(ops.transpose(out, 1, 2))
+
+    def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
+        ops, step = run.ops, run.step
+        if ops.grad:
+            raise NotPlannedError("training with attention that is written out is not planned")
+        keys = ops.repeated(k, self.heads // self.kv_heads)
+        values = ops.repeated(v, self.heads // self.kv_heads)
+        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
+        if run.dialect.softcap:
+            for _ in range(3):
+                scores = ops.scaled(scores)
+        mask = step.masks[self.window]
+        if mask is not None:
+            scores = ops.add(scores, mask)
+        before = scores
+        if self.vectors:
+            scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
+        if run.dialect.eager != "sinks":  # gpt-oss gives what has sinks a name by itself
+            del before
+        if run.dialect.eager == "float32":
+            scores = ops.to(ops.softmax(scores, FLOAT), q.size)
+        else:
+            scores = ops.add(scores, ops.largest(scores))
+            chances = ops.softmax(scores)
+            if run.dialect.eager == "sinks":
+                before = chances
+            else:
+                scores = chances
+            if self.vectors:
+                chances = ops.slice(chances, -1, chances.shape[3] - 1)
+            return self._read(run, chances, values)
+        return self._read(run, scores, values)
+
+    @staticmethod
+    def _read(run: LayerRun, chances: Tensor, values: Tensor) -> Tensor:
+        """Values by their weights, which are returned too."""
+        run.returned.append(chances)
+        out = run.ops.matmul(chances, values)
+        return run.ops.contiguous(run.ops.transpose(out, 1, 2))
 
     @property
     def key_width(self) -> int:
@@ -342,6 +387,54 @@ class LatentAttention(Module):
     sinks: bool = False
     has_latent: bool = True
     name: str = "self_attn"
+    ROLE = "mixer"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """The latent is cached, and expanded to keys and values of all heads: `DeepseekV3Attention`.
+
+        Raises:
+            NotPlannedError: it trains, or has parts that DeepSeek's has not.
+        """
+        if self.gate or self.sinks or not self.has_latent or run.ops.grad:
+            raise NotPlannedError(f"activations of {run.kind} attention are not planned")
+        ops, step, name = run.ops, run.step, self.name
+        if self.query_rank:
+            latent = run.norm(run.linear(x, f"{name}.q_a_proj"), f"{name}.q_a_layernorm")
+            q = run.linear(latent, f"{name}.q_b_proj")
+            del latent
+        else:
+            q = run.linear(x, f"{name}.q_proj")
+        q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
+        q = ops.transpose(q, 1, 2)
+        q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
+        latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
+        latent = run.norm(latent, f"{name}.kv_a_layernorm")
+        latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
+        shape = (step.batch, 1, step.tokens, self.rope_dim)
+        strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
+        k_rot = ops.view(k_rot, shape, strides)
+        cos, sin = step.angles[False]
+        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
+        cached = run.remember("keys", latent), run.remember("values", k_rot)
+        latent, k_rot = cached
+        del cached
+        query = ops.cat([q_pass, q_rot], -1)
+        k, v = self._expanded(latent, run)
+        mask = step.masks[None]
+        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
+        out = ops.contiguous(ops.transpose(out, 1, 2))
+        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
+        out = run.linear(out, f"{name}.o_proj")
+        return out  # noqa: RET504  (what was attended goes first)
+
+    def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
+        ops, (batch, _, keys, _) = run.ops, latent.shape
+        made = run.linear(latent, f"{self.name}.kv_b_proj")
+        made = ops.view(made, (batch, keys, self.heads, self.nope_dim + self.value_dim))
+        _, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
+        return ops.new((batch, self.heads, keys, self.nope_dim + self.rope_dim), made.size), v
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections down and up, and the norms between them."""
@@ -852,7 +945,7 @@ class Experts(Module):
         packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
         routing: how experts are chosen, of `ROUTINGS`; empty: that is not planned.
         normalised: whether the weights of a token's experts are made to sum to one.
-        groups: of experts, of which a token takes some.
+        groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
         name: of the module. `shared_name`: of the shared experts.
     """
@@ -877,6 +970,7 @@ class Experts(Module):
     routing: str = ""
     normalised: bool = True
     groups: int = 1
+    chosen_groups: int = 1
     vectors: tuple[tuple[str, int], ...] = ()
     name: str = "mlp"
     shared_name: str = "shared_experts"
@@ -939,7 +1033,7 @@ class Experts(Module):
         out = self._product(run, selected, "up", ends, ids)
         out = self._through(run, out)
         out = self._product(run, out, "down_proj", ends, ids)
-        weighted = ops.mul(out, ops.view(sorted_scores, (rows, 1)))
+        weighted = self._weighted(run, out, sorted_scores)
         back = ops.new((rows,), LONG)
         ops.inside([rows * LONG])
         weighted = ops.rows_of(weighted, back)
@@ -947,12 +1041,20 @@ class Experts(Module):
         del ids, order, selected, sorted_scores, numbers, each, ends, out, weighted, back
         return total
 
+    def _weighted(self, run: LayerRun, x: Tensor, scores: Tensor) -> Tensor:
+        """Rows times their scores, which float8 experts take in the rows' type."""
+        if run.weights[f"{self.name}.experts.{self._up}"].size == QUANTISED:
+            scores = run.ops.to(scores, x.size)
+        return run.ops.mul(x, run.ops.view(scores, (*scores.shape, 1)))
+
     def _summed(self, run: LayerRun, weighted: Tensor, x: Tensor) -> Tensor:
         ops, width = run.ops, weighted.shape[-1]
         by_token = ops.view(weighted, (x.shape[0], self.chosen, width))
         return ops.view(ops.sum(by_token, [1]), (x.shape[0], width))
 
-    def _product(self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor) -> Tensor:
+    def _product(
+        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor
+    ) -> Tensor:
         """Rows times the weights of their experts, and a bias for each row where there is one."""
         ops = run.ops
         name = f"{self.name}.experts.{self._up if part == 'up' else part}"
@@ -967,25 +1069,31 @@ class Experts(Module):
         """`batched_mm_experts_forward`: a copy of its experts' weights for each token."""
         ops, rows = run.ops, places.elements
         selected = ops.new((rows, x.shape[1]), x.size)
-        weights, bias = self._weights_of(run, self._up, rows)
-        out = ops.new((rows, weights.shape[1]), x.size)
-        ops.product()
+        taken = self._weights_of(run, self._up, rows)
+        out = self._product_of(run, self._up, selected, taken)
         out = self._through(run, out)
-        weights, bias = self._weights_of(run, "down_proj", rows)
-        out = ops.new((rows, weights.shape[1]), x.size)
-        ops.product()
-        weighted = ops.mul(out, ops.view(scores, (rows, 1)))
+        taken = self._weights_of(run, "down_proj", rows)
+        out = self._product_of(run, "down_proj", out, taken)
+        weighted = self._weighted(run, out, ops.view(scores, (rows,)))
         total = ops.to(self._summed(run, weighted, x), x.size)
-        del selected, weights, bias, out, weighted
+        del selected, taken, out, weighted
         return total
 
-    def _weights_of(self, run: LayerRun, part: str, rows: int) -> tuple[Tensor, Tensor | None]:
+    def _weights_of(self, run: LayerRun, part: str, rows: int) -> list[Tensor]:
+        """A copy of its expert's weights for each row; none of float8, which the kernel finds."""
         name = f"{self.name}.experts.{part}"
-        weight, bias = run.weights[name], run.weights.get(f"{name}_bias")
-        taken = run.ops.new((rows, *weight.shape[1:]), weight.size)
-        if bias is None:
-            return taken, None
-        return taken, run.ops.new((rows, bias.shape[1]), bias.size)
+        found = (run.weights[name], run.weights.get(f"{name}_bias"))
+        return [
+            run.ops.new((rows, *weight.shape[1:]), weight.size)
+            for weight in found if weight is not None and weight.size != QUANTISED
+        ]  # fmt: skip
+
+    def _product_of(self, run: LayerRun, part: str, x: Tensor, taken: list[Tensor]) -> Tensor:
+        weight = run.weights[f"{self.name}.experts.{part}"]
+        out = run.ops.new((x.shape[0], weight.shape[1]), x.size)
+        if taken:
+            run.ops.product()
+        return out
 
     @property
     def _up(self) -> str:
@@ -1128,7 +1236,7 @@ def _grouped_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     best, _ = ops.topk(ops.view(choice, shape), 2)
     group_scores = ops.view(ops.sum(best, [-1]), shape[:2])
     del best, _
-    found, index = ops.topk(group_scores, 1)
+    found, index = ops.topk(group_scores, experts.chosen_groups)
     del found
     mask = ops.new(shape[:2], FLOAT)
     wide = ops.new((rows, experts.count), FLOAT)

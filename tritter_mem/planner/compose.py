@@ -11,7 +11,7 @@ from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import inference_moments
 from tritter_mem.planner.moments import Moment, highest
-from tritter_mem.planner.reserved import reserved_peak_bytes
+from tritter_mem.planner.reserved import reserved_for
 from tritter_mem.planner.training import training_moments
 from tritter_mem.planner.weights import (
     embeddings_bytes,
@@ -47,7 +47,8 @@ def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse
     """
     if isinstance(profile, NamedProfile):
         return _plan_named(profile, card, plays=plays)
-    return plan_case(Case.of(profile, card), plays=plays)
+    budget = budget_of(profile, card) if plays else None
+    return plan_case(Case.of(profile, card), budget, plays=plays)
 
 
 def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:
@@ -58,12 +59,14 @@ def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryU
 
     run = transformers_run(profile)
     try:
-        return plan_transformers(run, card, profile.allocator.conf, plays=plays)
+        budget = budget_of(profile, card) if plays else None
+        conf = profile.allocator.conf
+        return plan_transformers(run, card, conf, plays=plays, budget_bytes=budget)
     except NotPlannedError as error:
         return least_memory(run, card, str(error))
 
 
-def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
+def plan_case(case: Case, budget_bytes: int | None = None, *, plays: bool = True) -> MemoryUse:
     """The plan of a case, see `plan`."""
     card, library = case.card, library_bytes(case)
     loaded = {
@@ -77,7 +80,8 @@ def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
     load, *later = [moment.plus(loaded) for moment in _moments(case)]
     moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
-    reserved = reserved_peak_bytes(case) if plays else None
+    found = reserved_for(case, budget_bytes) if plays else None
+    reserved = None if found is None else found.peak_bytes
     return MemoryUse(
         device=card.name,
         components=peak.components(),
@@ -86,6 +90,7 @@ def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
         peak_at=f"{peak.phase}: {peak.step}",
         library_workspace_bytes=library,
         reserved_peak_bytes=reserved,
+        cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from itertools import islice
@@ -23,6 +23,7 @@ from tritter_mem.units import MiB, format_count
 
 WORTH_BYTES = 64 * MiB
 """A change that saves less is not worth a line."""
+UNKNOWNS: tuple[Unknown, ...] = ("batch", "context")
 MOST = 8
 CARDS = 4
 """So many cards are named."""
@@ -62,7 +63,8 @@ def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Sugg
     changes = sorted(_changes(profile), key=lambda change: change.cost)
     single = [(change, found) for change in changes if (found := case.judge(change))]
     single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
-    limits = [found for change in case.largest() if (found := case.judge(change))]
+    free = [change for change, _ in single if change.cost is Cost.TIME]
+    limits = [found for change in case.largest(free) if (found := case.judge(change))]
     enough = [found for _, found in single if found.fits]
     if not enough:
         enough = [*case.together(single), *(found for _, found in single)]
@@ -133,30 +135,45 @@ class _Case(NamedTuple):
             headroom_bytes=headroom,
         )
 
-    def largest(self) -> Iterator[Change]:
-        """The largest batch and the largest context that fit as all else stands."""
-        unknowns: tuple[Unknown, ...] = ("batch", "context")
-        for unknown in unknowns:
-            now = getattr(self.profile.workload, unknown)  # which does not fit
-            found = solve_roughly(self.profile, self.card, self.budget_bytes, unknown, now)
-            if found is not None:
-                about = "about " if unknown == "context" else ""
-                text = f"{unknown} {format_count(found)}, {about}the largest that fits"
-                yield Change(text, {f"workload.{unknown}": found})
+    def largest(self, free: Sequence[Change]) -> Iterator[Change]:
+        """The largest batch and context that fit as all else stands, and with what costs time alone.
+
+        Args:
+            free: changes that save memory and give the same result.
+        """
+        slow = _laid_over(free)
+        for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:
+            profile = changed(self.profile, base.settings)
+            for unknown in UNKNOWNS:
+                now = getattr(self.profile.workload, unknown)  # which does not fit
+                found = solve_roughly(profile, self.card, self.budget_bytes, unknown, now)
+                if found is not None and f"workload.{unknown}" not in base.settings:
+                    about = "about " if unknown == "context" else ""
+                    text = f"{unknown} {format_count(found)}, {about}the largest that fits"
+                    yield _laid_over([base, Change(text, {f"workload.{unknown}": found})])
 
     def together(self, single: Iterable[tuple[Change, Suggestion]]) -> Iterator[Suggestion]:
         """Lay changes over each other, cheapest first, until the profile fits, if it ever does."""
-        settings: dict[str, Any] = {}
-        texts: list[str] = []
+        laid: list[Change] = []
         for change, _ in single:
-            if settings.keys() & change.settings.keys():
+            if _laid_over(laid).settings.keys() & change.settings.keys():
                 continue
-            settings |= change.settings
-            texts.append(change.text)
-            found = self.judge(Change(" + ".join(texts), dict(settings)))
+            laid.append(change)
+            found = self.judge(_laid_over(laid))
             if found and found.fits:
                 yield found
                 return
+
+
+def _laid_over(changes: Iterable[Change]) -> Change:
+    """Several changes as one; of two that set the same, the first counts."""
+    settings: dict[str, Any] = {}
+    texts = []
+    for change in changes:
+        if not settings.keys() & change.settings.keys():
+            settings |= change.settings
+            texts.append(change.text)
+    return Change(" + ".join(filter(None, texts)), settings)
 
 
 def _changes(profile: AnyProfile) -> Iterator[Change]:

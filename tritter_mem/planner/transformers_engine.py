@@ -11,13 +11,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
-from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
-from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_run import (
@@ -41,10 +40,14 @@ from tritter_mem.models.shape_tensors import (
 )
 from tritter_mem.models.transformers_blocks import Module, Tables
 from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.planner.reserved import Reserved, find_reserved
 from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
 """Tokens that are run of those that are generated: the first ones, and the last with its cache."""
+FLOAT8 = (8, 9)
+"""Capability from which transformers keeps float8 weights."""
+EXPERTS_DIMENSIONS = 3
 DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
     "resid_pdrop", "residual_dropout",
@@ -68,7 +71,12 @@ class PlayedRun:
 
 
 def plan_transformers(
-    run: TransformersRun, card: GpuCard, allocator_conf: str = "", *, plays: bool = True
+    run: TransformersRun,
+    card: GpuCard,
+    allocator_conf: str = "",
+    *,
+    plays: bool = True,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Plan what transformers allocates for a run on a card.
 
@@ -77,15 +85,19 @@ def plan_transformers(
         card: it decides which attention kernels run, and what libraries take.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         plays: whether to play the run through the allocator; without, what is reserved is unknown.
+        budget_bytes: what may be used of the card: the allocator gives cached memory back to stay
+            within it, where that suffices. None: there is no cap.
 
     Raises:
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
         ConfigError: the allocator's settings are unknown.
     """
     played = play_run(run, card)
-    blocks, reserved = None, None
+    blocks, found = None, None
     if plays:
-        blocks, reserved = _served(played.requests, allocator_conf)
+        limit = None if budget_bytes is None else (budget_bytes, card.context_bytes)
+        blocks, found = _served(played.requests, allocator_conf, limit)
+    reserved = None if found is None else found.peak_bytes
     peaks = list(_peaks(played, blocks))
     peak = max(peaks, key=lambda peak: peak.total_bytes)
     return MemoryUse(
@@ -96,6 +108,7 @@ def plan_transformers(
         peak_at=f"{peak.name}: {peak.place}" if peak.place else peak.name,
         library_workspace_bytes=played.library_bytes,
         reserved_peak_bytes=reserved,
+        cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )
@@ -133,12 +146,14 @@ class _Made(NamedTuple):
     Attributes:
         size: bytes of an element.
         trains: whether training changes it.
+        scales: bytes of what quantised numbers are multiplied by.
     """
 
     name: str
     shape: tuple[int, ...]
     size: int
     trains: bool
+    scales: int
 
 
 class PlannedModel:
@@ -156,8 +171,7 @@ class PlannedModel:
         if dialect is None:
             kind = self.model.language_type
             raise NotPlannedError(f"activations of {kind} models are not planned")
-        if self.model.quantization.method:
-            raise NotPlannedError("activations of a model with quantised weights are not planned")
+        self._refuse_quantised(ops)
         self.dialect: Dialect = dialect
         if run.trains:
             _refuse_dropout(run)
@@ -167,44 +181,72 @@ class PlannedModel:
         self.outside: Weights = {}
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
+        self._beside: list[Tensor] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         self._steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
 
+    def _refuse_quantised(self, ops: Operations) -> None:
+        method = self.model.quantization.method
+        if self.run.trains or not method:
+            return
+        if method != "fp8":
+            raise NotPlannedError(f"activations of weights in {method} are not planned")
+        if ops.card.compute_capability < FLOAT8:
+            raise NotPlannedError("float8 weights on a card without float8 are not planned")
+
     def load(self) -> None:
         """Weights: they stay."""
-        ops = self.ops
-        embedding, *others = self._shapes(self.model.outside)
+        ops, prefix = self.ops, self.model.names.prefix
+        embedding, *others = self._shapes(self.model.outside, prefix)
         self.outside[embedding.name] = self._weight(embedding, "embeddings")
-        shapes = {layer: self._shapes(layer) for layer in dict.fromkeys(self.model.layers)}
-        for layer in self.model.layers:
-            self.layers.append({made.name: self._weight(made) for made in shapes[layer]})
+        known: dict[tuple[Module, ...], list[_Made]] = {}
+        for number, layer in enumerate(self.model.layers):
+            if layer not in known or self.model.quantization.method:
+                known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
+            self.layers.append({made.name: self._weight(made) for made in known[layer]})
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
         width = self.rotary_width
         frequencies = 2 * self.dialect.rotary_kinds if self.dialect.rotary else 0
-        self._buffers = [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
+        self._beside += [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
 
-    def _shapes(self, modules: tuple[Module, ...]) -> list[_Made]:
+    def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
         hidden, dtype = self.model.hidden, self.run.dtype
         if self.run.trains:
             dtype = storage_format(self.run.training.master_dtype)
-        frozen = {
-            weight.name for module in modules for weight in module.weights(hidden)
-            if not weight.is_parameter
-        }  # fmt: skip
-        return [
-            _Made(name, shape, self.model.element_bytes(name, dtype), name not in frozen)
-            for module in modules
-            for name, shape in module.built(hidden).items()
-        ]
+        weights = {w.name: w for module in modules for w in module.weights(hidden)}
+        found = []
+        for module in modules:
+            for name, shape in module.built(hidden).items():
+                weight = weights.get(name)
+                trains = weight is None or weight.is_parameter
+                size, scales = self.model.element_bytes(name, dtype), 0
+                is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
+                if is_matrix and not self.run.trains:
+                    size, scales = self._quantised(f"{prefix}.{name}", shape, size)
+                found.append(_Made(name, shape, size, trains, scales))
+        return found
+
+    def _quantised(self, name: str, shape: tuple[int, ...], size: int) -> tuple[int, int]:
+        """Bytes of an element, and of all scales."""
+        if name.startswith(f"{self.model.names.prefix}.lm_head"):
+            name = "lm_head"
+        scheme = self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
+        if scheme is None:
+            return size, 0
+        *copies, outputs, inputs = shape
+        return 1, prod(copies) * (scheme.weight_bytes(outputs, inputs) - outputs * inputs)
 
     def _weight(self, made: _Made, component: str = "weights") -> Parameter:
         trains = self.run.trains and made.trains
         weight = self.ops.weight(made.shape, made.size, component, trains)
         if trains:
             self.parameters.append(weight)
+        if made.scales:
+            scales = self.ops.new((made.scales // FLOAT,), FLOAT, component="weights")
+            self._beside.append(scales)
         return weight
 
     @property
@@ -286,6 +328,7 @@ class PlannedModel:
                 x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
             else:
                 x = part(x, run)
+            run.returned.clear()
         ops.requests.enter("last norm")
         last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
         return last.norm(x, self.model.names.norm)
@@ -618,18 +661,22 @@ def _place(requests: Requests, event: int) -> str:
     return requests.places[at - 1][1] if at else ""
 
 
-def _served(requests: Requests, allocator_conf: str) -> tuple[list[int], int]:
-    """Bytes of the block that each storage gets, and the most that the allocator reserves."""
-    allocator = CachingAllocator(parse_alloc_conf(allocator_conf))
-    held: dict[int, Memory] = {}
-    blocks: list[int] = []
-    for event in requests.events:
-        if event >= 0:
-            try:
+def _served(
+    requests: Requests, allocator_conf: str, limit: tuple[int, int] | None
+) -> tuple[list[int], Reserved]:
+    """Bytes of the block that each storage gets, and what the allocator reserves."""
+    served: list[list[int]] = []
+
+    def play(allocator: CachingAllocator) -> None:
+        held: dict[int, Memory] = {}
+        blocks: list[int] = []
+        for event in requests.events:
+            if event >= 0:
                 block = held[event] = allocator.malloc(requests.sizes[event], 0)
-            except OutOfMemoryError as error:  # of a device without a limit
-                raise ConfigError(f"more memory than can be counted: {error}") from error
-            blocks.append(block.size)
-        else:
-            allocator.free(held.pop(~event))
-    return blocks, allocator.counters.reserved.peak
+                blocks.append(block.size)
+            else:
+                allocator.free(held.pop(~event))
+        served.append(blocks)
+
+    reserved = find_reserved(play, allocator_conf, limit)
+    return served[-1], reserved

@@ -39,8 +39,8 @@ def find_largest_simulated(
         tried = with_value(profile, unknown, value)
         shown.begin(f"{profile.name}: {unknown} {value:,}")
         if isinstance(tried, NamedProfile):
-            conf = tried.allocator.conf
-            return simulate_transformers(transformers_run(tried), card, conf).footprint_bytes
+            run, conf = transformers_run(tried), tried.allocator.conf
+            return simulate_transformers(run, card, conf, budget_bytes=budget).footprint_bytes
         return simulate(tried, fast=True, progress=shown, card=card).footprint_bytes
 
     value: int | None = None

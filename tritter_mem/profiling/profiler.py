@@ -135,7 +135,12 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
             record.add(checkpointing=checkpointing_trade_off(profile, progress, card))
         progress.begin(profile.name)
         simulated = simulate(
-            profile, fast=fast, progress=progress, save_trace=save_trace, card=card
+            profile,
+            fast=fast,
+            progress=progress,
+            save_trace=save_trace,
+            card=card,
+            budget_bytes=budget_of(profile, target.fitted),
         )
         record.add(simulated=simulated)
         progress.begin(f"{profile.name}: measuring")
@@ -169,7 +174,15 @@ def _profile_named(
         progress.begin(profile.name)
         run, conf = transformers_run(profile), profile.allocator.conf
         try:
-            record.add(simulated=simulate_transformers(run, target.simulated, conf))
+            use = simulate_transformers(
+                run,
+                target.simulated,
+                conf,
+                progress=progress,
+                save_trace=save_trace,
+                budget_bytes=budget_of(profile, target.fitted),
+            )
+            record.add(simulated=use)
         except SimulationError as error:
             record.add(simulated_reason=str(error))
         record.add(measured_reason=_NAMED_NOT_MEASURED)
@@ -321,6 +334,7 @@ def _simulated_apart(profile: ModuleProfile, card: GpuCard, save_trace: Path | N
             "card": asdict(card),
             "allocator_conf": profile.allocator_conf,
             "save_trace": None if save_trace is None else str(save_trace.absolute()),
+            "budget_bytes": profile.budget_bytes or card.default_budget_bytes,
         },
         time_limit_seconds=math.inf,
         shows_output=True,

@@ -196,14 +196,24 @@ def notes(result: Result) -> list[str]:
         for kind, use in result.by_kind().items()
         if use.lower_bound_reason is not None
     ]
+    lower += [
+        f"{kind}: the allocator gives cached memory back {_times(use.cache_releases)} to stay within "
+        "the budget, and waits for the device each time"
+        for kind, use in result.by_kind().items()
+        if use.cache_releases
+    ]
     found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
     found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
 
 
 def moment_words(peak_at: str) -> str:
-    """What ran at a peak: `prefill: Transformer.layers.3.mlp (new_empty)`."""
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp, new_empty()`."""
     return printable(operators_by_name(peak_at), TEXT_LIMIT)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _model_sentences(result: Result) -> Iterator[str]:
@@ -242,12 +252,11 @@ def _refusals(result: Result) -> list[str]:
 
 
 def _where(refused: OutOfMemory) -> str:
-    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    """` in decode, Transformer.layers.3.mlp, mm()`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
-    called = printable(operators_by_name(refused.operator), NAME_LIMIT)
-    operator = f" ({called})" if called else ""
-    return (f" in {shown}" if shown else "") + operator
+    operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
+    return operators_by_name((f" in {shown}" if shown else "") + operator)
 
 
 def _unread(result: Result) -> list[str]:

@@ -317,6 +317,9 @@ class MemoryUse:
         resident_peak_bytes: for a run on the CPU, the process's peak resident memory.
         held_at_peak: what was alive at the allocated peak, by module, most first.
         segments: what the allocator had from the driver at the allocated peak.
+        cache_releases: how often the allocator gave cached memory back to the driver to stay within
+            the budget; each time the host waits for the device. The reserved peak is what it then
+            was: on a larger card more would be cached.
         lower_bound_reason: what of the run is not counted, so that it takes more than this.
         shortened: whether chunks and tokens that take the memory of those before them were left out
             (`--fast`).
@@ -342,6 +345,7 @@ class MemoryUse:
     held_at_peak: tuple[Holding, ...] = ()
     segments: tuple[Segment, ...] = ()
     shortened: bool = False
+    cache_releases: int = 0
     lower_bound_reason: str | None = None
     run: DeviceRun | None = None
     spread: Spread | None = None

@@ -55,6 +55,7 @@ def simulate_transformers(
     *,
     progress: Progress | None = None,
     save_trace: Path | None = None,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Simulate a model of transformers on a card.
 
@@ -64,6 +65,7 @@ def simulate_transformers(
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         progress: learns how far the run is.
         save_trace: where to write the run's events; nowhere without it.
+        budget_bytes: what may be used of the card; None: there is no cap.
 
     Raises:
         SimulationError: transformers is missing or has no class for the model, its weights are
@@ -80,7 +82,9 @@ def simulate_transformers(
             with as_on_cuda(card.compute_capability), passes:
                 run_model(model, run, _Followed(recorder, followed))
 
-        return simulate_run(workload, card, allocator_conf, save_trace)
+        return simulate_run(
+            workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes
+        )
 
 
 def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
@@ -517,7 +521,7 @@ class _Expert(int):
         return int(self)
 
 
-class _Routing:
+class Routing:
     """Stands for the values by which a loop over experts finds each one's rows: equal shares.
 
     Where experts run in a loop, transformers asks which experts have rows (`nonzero`), and for each
@@ -572,7 +576,7 @@ def _evenly(forward: Callable[..., Tensor], experts: int) -> Callable[..., Tenso
     def run(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if not index.is_meta:
             return forward(x, index, weights)
-        with _Routing(index.numel(), experts).answering():
+        with Routing(index.numel(), experts).answering():
             return forward(x, index, weights)
 
     return run

@@ -79,7 +79,12 @@ def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
 
 
 def simulate_module(
-    case: ModuleCase, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+    case: ModuleCase,
+    card: GpuCard,
+    allocator_conf: str = "",
+    save_trace: Path | None = None,
+    *,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Simulate third-party code on a card.
 
@@ -88,6 +93,7 @@ def simulate_module(
         card: the card to stand for.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         save_trace: where to write the run's events; nowhere without it.
+        budget_bytes: what may be used of the card; None: there is no cap.
 
     Raises:
         InputError: the code failed.
@@ -101,7 +107,7 @@ def simulate_module(
         with as_on_cuda(card.compute_capability), redirect_stdout(sys.stderr):
             run_module(case, device, watch)
 
-    use = simulate_run(workload, card, allocator_conf, save_trace)
+    use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
     if not use.allocated_peak_bytes:
         raise InputError(
             f"{case.name}: made no tensor on the device that it was given: hand `device` on, as in "
@@ -111,7 +117,11 @@ def simulate_module(
 
 
 def simulated_apart(
-    case: dict[str, Any], card: dict[str, Any], allocator_conf: str, save_trace: str | None
+    case: dict[str, Any],
+    card: dict[str, Any],
+    allocator_conf: str,
+    save_trace: str | None,
+    budget_bytes: int,
 ) -> dict[str, Any]:
     """`simulate_module` for a process of its own: takes and returns what JSON holds."""
     use = simulate_module(
@@ -119,6 +129,7 @@ def simulated_apart(
         from_plain(GpuCard, card),
         allocator_conf,
         None if save_trace is None else Path(save_trace),
+        budget_bytes=budget_bytes,
     )
     return asdict(use)
 

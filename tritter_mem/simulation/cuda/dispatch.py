@@ -188,7 +188,16 @@ def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:  # noqa: A002
-    """The bias of an input that is not contiguous is added in place, on `meta` apart."""
+    """The bias of an input that is not contiguous is added in place, on `meta` apart.
+
+    Raises:
+        RuntimeError: input and weight are of two types, which `meta` takes.
+    """
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"expected mat1 and mat2 to have the same dtype, but got: {input.dtype} != "
+            f"{weight.dtype}"
+        )
     if bias is None or input.dim() == 2 or input.is_contiguous():
         return NotImplemented
     return torch.matmul(input, weight.t()).add_(bias)
