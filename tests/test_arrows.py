@@ -48,6 +48,7 @@ ORDER = (
     "simulation",
     "measure",
     "oom",
+    "rehearsal",
     "profiling",
     "check",
     "evidence",
