@@ -24,6 +24,8 @@ FEW = 16_384
 FEW_WHOLE = 1 << 24
 """Elements of integers and booleans: routing tables and masks decide shapes."""
 KNOWN, ASSUMED, UNKNOWN = 0, 1, 2
+MOST_PARTS = 256
+"""Of one storage, how many parts are remembered that were written one by one."""
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _LEFT_OUT = (
     "view", "as_strided", "_reshape_alias", "unfold", "view_as_complex", "view_as_real",
@@ -54,6 +56,7 @@ class Values:
         self._noted: set[tuple[str, str]] = set()
         self._states: dict[int, int] = {}
         self._constants: dict[int, bool] = {}
+        self._parts: dict[int, list[tuple[int, int, int]]] = {}
         self._thread = threading.local()
         self._random: Any = None
         self._whole = {
@@ -61,6 +64,8 @@ class Values:
         }  # fmt: skip
         self._library: Any = None
         self._answer: Any = None
+        self._contributes: Any = None
+        self._received: Any = None
 
     # Putting it in place
 
@@ -70,7 +75,10 @@ class Values:
         if not hasattr(torch.library, "get_kernel"):
             self.problem = "this PyTorch is too old for true values: none is computed (before 2.10)"
             return
-        self._answer = ctypes.CDLL(None).tritter_standin_answer
+        everywhere = ctypes.CDLL(None)
+        self._answer = everywhere.tritter_standin_answer
+        self._contributes = everywhere.tritter_standin_contributes
+        self._received = everywhere.tritter_standin_received
         has = torch._C._dispatch_has_kernel_for_dispatch_key
         names = [
             name
@@ -109,6 +117,8 @@ class Values:
             "aten::copy_": self._copy,
             "aten::equal": self._equal,
         }.get(base)
+        if base.startswith("c10d::"):
+            return lambda keyset, *args, **kwargs: self._collective(operator, keyset, args, kwargs)
         if special is not None and "out" not in operator.name.partition(".")[2]:
             return lambda keyset, *args, **kwargs: special(operator, keyset, args, kwargs)
         if base in _SHAPED_BY_VALUES:
@@ -127,20 +137,51 @@ class Values:
         """Whether the values of a tensor's storage are known, assumed or unknown."""
         if tensor.numel() == 0 or tensor.device.type == "cpu":
             return UNKNOWN if getattr(tensor, "_tritter_unknown", False) else KNOWN
-        return self._states.get(self._key(tensor), UNKNOWN)
+        key = self._key(tensor)
+        state = self._states.get(key, UNKNOWN)
+        parts = self._parts.get(key)
+        if state != UNKNOWN or not parts:
+            return state
+        first, last = _span(tensor)
+        within = [part for part in parts if part[0] < last and part[1] > first]
+        at = first
+        for start, end, _ in sorted(within):
+            if start > at:
+                return UNKNOWN
+            at = max(at, end)
+        return max(part[2] for part in within) if at >= last else UNKNOWN
 
     def _mark(self, tensor: Any, state: int) -> None:
         if tensor.device.type == "cuda":
             key = self._key(tensor)
             self._states[key] = UNKNOWN if self.capturing else state
             self._constants.pop(key, None)
+            self._parts.pop(key, None)
 
     def _mark_written(self, tensor: Any, state: int) -> None:
         """A tensor that was written into: what is around it stays as it was."""
         if tensor.device.type != "cuda":
             return
         whole = tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()
-        self._mark(tensor, state if whole else max(state, self.state(tensor)))
+        key = self._key(tensor)
+        around = self._states.get(key, UNKNOWN)
+        if whole or around != UNKNOWN:
+            self._mark(tensor, state if whole else max(state, around))
+        elif tensor.is_contiguous() and not self.capturing:
+            self._mark_part(key, _span(tensor), state)
+
+    def _mark_part(self, key: int, span: tuple[int, int], state: int) -> None:
+        """A part of a storage whose rest is not known."""
+        first, last = span
+        kept = []
+        for start, end, other in self._parts.get(key, ()):
+            if start < first:
+                kept.append((start, min(end, first), other))
+            if end > last:
+                kept.append((max(start, last), end, other))
+        if state != UNKNOWN:
+            kept.append((first, last, state))
+        self._parts[key] = kept[-MOST_PARTS:]
 
     def few(self, tensors: Iterable[Any]) -> bool:
         """Whether so much is computed."""
@@ -184,6 +225,8 @@ class Values:
 
     def _general(self, operator: "_Operator", keyset: Any, args: Any, kwargs: Any) -> Any:
         result = operator.kernel.call_boxed(keyset, *args, **kwargs)
+        if getattr(self._thread, "within", False):
+            return result
         inputs, written = operator.tensors(args, kwargs)
         fresh = operator.fresh(result, written)
         self._sync_of(inputs, written, fresh)
@@ -419,6 +462,33 @@ class Values:
         self._sync_of(parts)
         return tuple(parts) if isinstance(found, tuple) else parts[0]
 
+    def _collective(self, operator: "_Operator", keyset: Any, args: Any, kwargs: Any) -> Any:
+        """Ranks exchange little truly, and with it how well it is known."""
+        given = args[1] if len(args) > 1 and self._has_tensors(args[1]) else args[0]
+        inputs, outputs = self._tensors_of(given), self._tensors_of(args[0])
+        self._contributes(max([self.state(one) for one in inputs], default=KNOWN))
+        self._thread.within = True
+        try:
+            result = operator.kernel.call_boxed(keyset, *args, **kwargs)
+        finally:
+            self._thread.within = False
+        self._sync_of(outputs)
+        if operator.base not in ("c10d::send", "c10d::barrier", "c10d::monitored_barrier_"):
+            state = min(UNKNOWN, self._received())
+            for tensor in outputs:
+                self._mark_written(tensor, state)
+        return result
+
+    def _tensors_of(self, value: Any) -> list[Any]:
+        if isinstance(value, self.torch.Tensor):
+            return [value]
+        if isinstance(value, list | tuple):
+            return [one for part in value for one in self._tensors_of(part)]
+        return []
+
+    def _has_tensors(self, value: Any) -> bool:
+        return bool(self._tensors_of(value))
+
     def _equal(self, operator: "_Operator", keyset: Any, args: Any, kwargs: Any) -> Any:
         first, second = args
         found = operator.kernel.call_boxed(keyset, first, second)
@@ -435,6 +505,10 @@ class Values:
     def _copy(self, operator: "_Operator", keyset: Any, args: Any, kwargs: Any) -> Any:
         to, source = args[0], args[1]
         result = operator.kernel.call_boxed(keyset, *args, **kwargs)
+        if getattr(self._thread, "within", False):  # between buffers of a collective
+            if to.numel() and self.few([to]):
+                self.host(to).copy_(self.host(source))
+            return result
         state = self.state(source)
         self._sync_of([to, source])
         if to.device.type == "cpu":
@@ -671,6 +745,14 @@ class _Operator:
         found: list[Any] = []
         self._sort(result if isinstance(result, list | tuple) else (result,), found)
         return found
+
+
+def _span(tensor: Any) -> tuple[int, int]:
+    """The bytes of its storage from a tensor's first to its last element."""
+    size = tensor.element_size()
+    reach = sum((n - 1) * s for n, s in zip(tensor.size(), tensor.stride(), strict=True))
+    first = tensor.storage_offset() * size
+    return first, first + (reach + 1) * size
 
 
 def _is_written(argument: Any) -> bool:
