@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tritter_mem.errors import InputError
+from tritter_mem.errors import InputError, MeasureError
 from tritter_mem.results.rehearsal import RankUse, Refusal
 
 _MAGIC = 0x7472697474657231
@@ -47,7 +47,10 @@ def collect(folder: Path) -> Left:
 
     Raises:
         InputError: its table of processes is none.
+        MeasureError: the folder is gone.
     """
+    if not folder.is_dir():
+        raise MeasureError(f"{folder} was deleted while the command ran: nothing is known of it")
     abouts = {about["pid"]: about for about in _abouts(folder)}
     notes = list(_lines(folder / "notes.jsonl"))
     slots = list(_slots(folder / "processes"))

@@ -569,3 +569,16 @@ CUresult cuLinkComplete(void *state, void **cubin, size_t *bytes) {
     return *cubin = state, *bytes = 8, CUDA_SUCCESS;
 }
 CUresult cuLinkDestroy(void *state) { return free(state), CUDA_SUCCESS; }
+
+// What the driver would log; it logs nothing.
+CUresult cuLogsRegisterCallback(void *callback, void *data, void **handle) {
+    if (handle) *handle = callback;
+    return CUDA_SUCCESS;
+}
+CUresult cuLogsUnregisterCallback(void *handle) { return CUDA_SUCCESS; }
+
+CUresult cuMemsetD32Async(CUdeviceptr address, unsigned value, size_t count, CUstream stream) {
+    for (size_t at = 0; at < count && at < PAGE_BYTES / 4; at++)
+        ((unsigned *)(uintptr_t)address)[at] = value;
+    return add_work(stream_of(stream));
+}

@@ -241,11 +241,9 @@ class Values:
         everything = [*inputs, *written, *fresh]
         state = max([self.state(one) for one in operator.read(inputs, written)], default=KNOWN)
         few = self.few(everything)
-        if state != UNKNOWN and few and self._compute(operator, args, kwargs, result, fresh):
-            pass
-        elif state == UNKNOWN and self._by_rule(operator, args, kwargs, fresh, few):
+        if state == UNKNOWN and self._by_rule(operator, args, fresh):
             return result
-        else:
+        if not (few and self._compute(operator, args, kwargs, fresh, state)):
             state = UNKNOWN
             for tensor in fresh:
                 self.zero(tensor)
@@ -262,14 +260,18 @@ class Values:
                     self._sync(tensor.device.index)
                     return
 
-    def _compute(self, operator: "_Operator", args: Any, kwargs: Any, result: Any,
-                 fresh: list[Any]) -> bool:  # fmt: skip
-        """Compute on the host, in the device's memory; False where that is not possible."""
+    def _compute(self, operator: "_Operator", args: Any, kwargs: Any, fresh: list[Any],
+                 state: int) -> bool:  # fmt: skip
+        """Compute on the host, in the device's memory; False where that is not possible.
+
+        With unknown values too: what is known among them still counts (an end that is reached, or
+        with something else). They are zeros, or follow a rule, and what comes of them is finite.
+        """
         if not operator.computable:
             return False
         with self.torch._C._DisableTorchDispatch():
             try:
-                found = self._on_host(operator, args, kwargs)
+                found = self._on_host(operator, args, kwargs, state)
                 made = operator.fresh_of_host(found)
                 if len(made) != len(fresh):
                     return False
@@ -277,15 +279,23 @@ class Values:
                     if to.shape != value.shape:
                         return False
                     if to.numel():
-                        self.host(to).copy_(value)
-            except Exception:
+                        self._put(to, value, state)
+            except Exception:  # no kernel for the CPU, or none for the type
                 operator.failed()
                 return False
         return True
 
-    def _on_host(self, operator: "_Operator", args: Any, kwargs: Any) -> Any:
-        host_args = [self.host(one) for one in args]
-        host_kwargs = {name: self.host(one) for name, one in kwargs.items()}
+    def _put(self, to: Any, value: Any, state: int) -> None:
+        if state == UNKNOWN and (value.is_floating_point() or value.is_complex()):
+            value = value.nan_to_num(0.0, 0.0, 0.0)
+        self.host(to).copy_(value)
+
+    def _on_host(self, operator: "_Operator", args: Any, kwargs: Any, state: int) -> Any:
+        view = self.host if state != UNKNOWN else self._host_or_zeros
+        host_args = [
+            (self.host if operator.writes(at) else view)(one) for at, one in enumerate(args)
+        ]
+        host_kwargs = {name: view(one) for name, one in kwargs.items()}
         if not operator.is_random:
             return operator.function(*host_args, **host_kwargs)
         torch = self.torch
@@ -300,10 +310,21 @@ class Values:
             self._random = torch.default_generator.get_state()
             torch.default_generator.set_state(theirs)
 
+    def _host_or_zeros(self, value: Any) -> Any:
+        """As `host`; of a part of what is large and unknown, zeros: anything may lie there."""
+        torch = self.torch
+        if isinstance(value, list | tuple):
+            return type(value)([self._host_or_zeros(one) for one in value])
+        if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
+            return self.host(value)
+        large = value.untyped_storage().nbytes() > FEW * value.element_size()
+        if large and self.state(value) == UNKNOWN:
+            return torch.zeros(value.shape, dtype=value.dtype)
+        return self.host(value)
+
     # Rules for what is unknown
 
-    def _by_rule(self, operator: "_Operator", args: Any, kwargs: Any, fresh: list[Any],
-                 few: bool) -> bool:  # fmt: skip
+    def _by_rule(self, operator: "_Operator", args: Any, fresh: list[Any]) -> bool:
         """Values that follow a stated rule; False where there is none for the operator."""
         base = operator.base
         if base in _FINITE and fresh:
@@ -311,6 +332,7 @@ class Values:
             return True
         if base in ("aten::all", "aten::any") and len(fresh) == 1:
             return self._of_constant(args[0], fresh[0])
+        few = bool(fresh) and fresh[-1].numel() <= FEW_WHOLE  # numbers of places are whole
         if base == "aten::topk" and len(fresh) == 2 and few:
             self.zero(fresh[0])
             self._mark(fresh[0], UNKNOWN)
@@ -374,7 +396,7 @@ class Values:
         gradients, found = args[0], args[1]
         everything = [*gradients, found, args[2]]
         known = max(self.state(one) for one in everything) != UNKNOWN
-        if known and self.few(everything) and self._compute(operator, args, kwargs, result, []):
+        if known and self.few(everything) and self._compute(operator, args, kwargs, [], KNOWN):
             return result
         self._mark(found, max(ASSUMED, min(self.state(found), ASSUMED)))
         return result
@@ -687,6 +709,10 @@ class _Operator:
             kind = torch.result_type(others[0], args[at]) if others else None
             changed[at] = torch.tensor(args[at], dtype=kind)
         return tuple(changed)
+
+    def writes(self, at: int) -> bool:
+        """Whether the argument of that number is written."""
+        return bool(self._writes[at])
 
     @property
     def is_random(self) -> bool:

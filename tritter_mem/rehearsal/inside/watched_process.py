@@ -12,6 +12,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -119,9 +120,12 @@ class Process:
 
     def note(self, kind: str, text: str, **more: Any) -> None:
         """Add a line to what is known of the run."""
-        line = json.dumps({"kind": kind, "pid": self._pid, "text": text, **more})
-        with open(os.path.join(self._folder, "notes.jsonl"), "a") as file:
-            file.write(line + "\n")
+        self._write("notes.jsonl", "a", {"kind": kind, "pid": self._pid, "text": text, **more})
+
+    def _write(self, name: str, mode: str, line: dict[str, Any]) -> None:
+        """Write into the session's folder; where that is gone, the rehearsal says so, not this."""
+        with suppress(OSError), open(os.path.join(self._folder, name), mode) as file:
+            file.write(json.dumps(line) + "\n")
 
     def _out_of_memory(self, device: int, requested: int, limit: int, free: int) -> None:
         self.sync(device)
@@ -157,10 +161,11 @@ class Process:
                 "PYTORCH_ALLOC_CONF", os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
             ),
         }
-        path = os.path.join(self._folder, f"process-{self._pid}.json")
-        with open(path + ".part", "w") as file:
-            json.dump(about, file)
-        os.replace(path + ".part", path)
+        name = f"process-{self._pid}.json"
+        self._write(name + ".part", "w", about)
+        path = os.path.join(self._folder, name)
+        with suppress(OSError):
+            os.replace(path + ".part", path)
 
     def end(self) -> None:
         """Write what is written once, at the process's end."""
@@ -235,7 +240,7 @@ def _prepare(torch: Any, values: ModuleType) -> None:
     """Wait for the first use of a device; remember errors that end the process."""
     folder = os.environ[SESSION]
     if torch.version.cuda is None:
-        with open(os.path.join(folder, "cpu-torch"), "w") as file:
+        with suppress(OSError), open(os.path.join(folder, "cpu-torch"), "w") as file:
             file.write(torch.__version__)
         return
     _see_uncaught(torch, folder)
@@ -255,7 +260,8 @@ def _see_uncaught(torch: Any, folder: str) -> None:
 
     def keep(error: BaseException | None) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            with open(os.path.join(folder, "errors.jsonl"), "a") as file:
+            path = os.path.join(folder, "errors.jsonl")
+            with suppress(OSError), open(path, "a") as file:
                 file.write(json.dumps({"pid": os.getpid(), "text": str(error)}) + "\n")
 
     def hook(kind: Any, error: Any, trace: Any) -> None:
