@@ -188,6 +188,19 @@ def _family(function: str) -> str | None:
     return max(fits)[1] if fits else None
 
 
+def all_functions(family: str, cuda: CudaOfTorch) -> dict[str, str]:
+    """What torch asks of a library, and what NVIDIA's own exports, where a list of that is kept.
+
+    Other packages ask for more than torch does. A function that is missing ends their process; one
+    that fails says its name. The lists are what `nm -D` shows of NVIDIA's libraries.
+    """
+    listed = DRIVER / "functions" / f"{family}-{cuda.major}.txt"
+    names = listed.read_text().split() if listed.exists() else []
+    asked = cuda.functions.get(family, {})
+    version = next(filter(None, asked.values()), "")
+    return dict.fromkeys(names, version) | asked
+
+
 def other_functions(family: str, names: dict[str, str]) -> str:
     """Source in C of what a library's sources do not define: success or failure, see `Stood`."""
     stood = LIBRARIES[family]
@@ -226,7 +239,7 @@ def compiler() -> list[str]:
 
 def compile_library(family: str, cuda: CudaOfTorch, output: Path) -> None:
     """One shared library: its sources, the other functions, versions as they are asked for."""
-    names, stood, soname = cuda.functions.get(family, {}), LIBRARIES[family], cuda.soname(family)
+    names, stood, soname = all_functions(family, cuda), LIBRARIES[family], cuda.soname(family)
     rest, script = output / f"{family}.c", output / f"{family}.map"
     rest.write_text(other_functions(family, names))
     versions = sorted({version for version in names.values() if version})
@@ -325,7 +338,8 @@ def _keep(made: Path, target: Path) -> None:
 def _key(cuda: CudaOfTorch) -> str:
     """Names what the libraries are made of: the sources and what is asked for."""
     of = hashlib.sha256()
-    for path in sorted([*DRIVER.iterdir(), Path(__file__)]):
+    files = [path for path in DRIVER.rglob("*") if path.is_file()]
+    for path in sorted([*files, Path(__file__)]):
         of.update(path.read_bytes())
     asked = sorted((family, *sorted(names.items())) for family, names in cuda.functions.items())
     of.update(repr((cuda.major, cuda.machine, asked)).encode())

@@ -167,13 +167,16 @@ size_t session_processes(int device, uint32_t *pids, uint64_t *used, size_t room
 }
 
 // A function without an implementation was called: a line in a file, once a process and function.
-void session_note_stub(const char *function) {
+static int is_first(const char *function) {
     static const char *noted[512];
     static size_t count;
-    char path[4096], line[256];
     for (size_t at = 0; at < count; at++)
-        if (noted[at] == function) return;
+        if (noted[at] == function) return 0;
     if (count < sizeof noted / sizeof *noted) noted[count++] = function;
+    return 1;
+}
+static void write_note(const char *function) {
+    char path[4096], line[256];
     if (!session_folder()) return;
     snprintf(path, sizeof path, "%s/stubs", session_folder());
     int file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
@@ -183,10 +186,15 @@ void session_note_stub(const char *function) {
     close(file);
 }
 
+void session_note_stub(const char *function) {
+    if (is_first(function)) write_note(function);
+}
+
 // What a function without an implementation returns: it fails, and says so once.
 long session_refuse(const char *function, long code) {
-    session_note_stub(function);
-    const char *quiet = getenv("STANDIN_QUIET");
-    if (!quiet) fprintf(stderr, "tritter-mem: %s is not in the stand-ins for CUDA's libraries, and failed\n", function);
+    if (!is_first(function)) return code;
+    write_note(function);
+    fprintf(stderr, "tritter-mem: %s is not in the stand-ins for CUDA's libraries, and failed\n",
+            function);
     return code;
 }
