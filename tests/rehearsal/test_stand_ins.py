@@ -56,7 +56,9 @@ def torch_for(folder: Path, major: int, *, functions: str = "cudaMalloc cublasSg
              f"-Wl,--version-script={script}")  # fmt: skip
     calls = "".join(f"int {name}();" for name in functions.split())
     body = "".join(f"{name}();" for name in functions.split())
-    compiled(folder / "torch/lib/libtorch_cuda.so", f"{calls} void use(void) {{ {body} }}", str(made))
+    compiled(
+        folder / "torch/lib/libtorch_cuda.so", f"{calls} void use(void) {{ {body} }}", str(made)
+    )
     return folder / "torch"
 
 
@@ -177,7 +179,12 @@ def test_a_function_that_is_missing_fails_with_its_name(built: Path, tmp_path: P
     assert printed.splitlines()[:2] == ["16 16 5", "0 0 1"]
     assert printed.count("cufftXtMakePlanMany is not in the stand-ins") == 1
     noted = (tmp_path / "stubs").read_text().splitlines()
-    assert noted == ["cufftXtMakePlanMany", "ncclCommShrink", "nvshmem_malloc", "nvshmemid_init_status"]
+    assert noted == [
+        "cufftXtMakePlanMany",
+        "ncclCommShrink",
+        "nvshmem_malloc",
+        "nvshmemid_init_status",
+    ]
 
 
 MEMORY = """
@@ -282,8 +289,12 @@ work(side); older = record(side); work(side); newer = record(side)
 def test_a_capture_is_joined_by_the_latest_event_that_was_waited_for(
     waits: str, error: int, built: Path
 ) -> None:
-    code = CAPTURE + "".join(f"wait(main, {event});" for event in waits.split()) + (
-        "\ngraph = ctypes.c_void_p(); print(every.cudaStreamEndCapture(main, ctypes.byref(graph)))"
+    code = (
+        CAPTURE
+        + "".join(f"wait(main, {event});" for event in waits.split())
+        + (
+            "\ngraph = ctypes.c_void_p(); print(every.cudaStreamEndCapture(main, ctypes.byref(graph)))"
+        )
     )
     assert run_over(built, code).strip() == str(error)
 

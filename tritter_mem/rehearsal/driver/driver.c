@@ -13,7 +13,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define DEVICE_SPACE ((size_t)4 << 40)
+#define ADDRESS_SPACE ((size_t)64 << 40)
+#define DEVICE_SPACE (device_space())
 #define CONTEXT(device) ((CUcontext)(uintptr_t)(0x1000 + (device)))
 #define VERSION (CUDA_MAJOR * 1000)
 
@@ -110,14 +111,21 @@ int device_take(int device, size_t bytes) {
 }
 void device_give_back(int device, size_t bytes) { session_give_back(physical(device), bytes); }
 
+// The devices share the address space evenly.
+static size_t device_space(void) {
+    static size_t found;
+    if (!found) found = ADDRESS_SPACE / (number("STANDIN_DEVICES", 1) > 1 ? MOST_DEVICES : 1);
+    return found;
+}
+
 static void map_space(void) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    size_t bytes = DEVICE_SPACE * MOST_DEVICES;
+    size_t bytes = ADDRESS_SPACE;
     space = mmap(NULL, bytes, PROT_NONE, flags, -1, 0);
     backed = mmap(NULL, bytes / PAGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (space == MAP_FAILED || backed == MAP_FAILED) abort();
     uintptr_t first = ((uintptr_t)space + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1);
-    for (int device = 0; device < MOST_DEVICES; device++)
+    for (int device = 0; device < (int)(bytes / DEVICE_SPACE); device++)
         next_address[device] = (char *)first + device * DEVICE_SPACE;
 }
 
@@ -174,7 +182,7 @@ void address_unback(void *address, size_t bytes) {
 
 static int address_is_reserved(const void *address) {
     return space && (const char *)address >= space &&
-           (const char *)address < space + DEVICE_SPACE * MOST_DEVICES;
+           (const char *)address < space + ADDRESS_SPACE;
 }
 
 int address_device(const void *address) {

@@ -224,10 +224,15 @@ class Values:
     # Kernels
 
     def _general(self, operator: "_Operator", keyset: Any, args: Any, kwargs: Any) -> Any:
+        within = getattr(self._thread, "within", False)
+        inputs, written = ([], []) if within else operator.tensors(args, kwargs)
+        # A kernel that is made of others changes what it writes through them: once is enough.
+        before = [(one, self.host(one).clone()) for one in written if self._is_kept(one, written)]
         result = operator.kernel.call_boxed(keyset, *args, **kwargs)
-        if getattr(self._thread, "within", False):
+        if within:
             return result
-        inputs, written = operator.tensors(args, kwargs)
+        for one, kept in before:
+            self.host(one).copy_(kept)
         fresh = operator.fresh(result, written)
         self._sync_of(inputs, written, fresh)
         base = operator.base
@@ -252,6 +257,11 @@ class Values:
         for tensor in written:
             self._mark_written(tensor, state)
         return result
+
+    def _is_kept(self, tensor: Any, written: list[Any]) -> bool:
+        if tensor.device.type != "cuda" or len(written) > 8:
+            return False
+        return bool(0 < tensor.numel() <= FEW)
 
     def _sync_of(self, *groups: list[Any]) -> None:
         for group in groups:
@@ -297,7 +307,7 @@ class Values:
         ]
         host_kwargs = {name: view(one) for name, one in kwargs.items()}
         if not operator.is_random:
-            return operator.function(*host_args, **host_kwargs)
+            return self._called(operator, host_args, host_kwargs)
         torch = self.torch
         theirs = torch.default_generator.get_state()
         if self._random is None:
@@ -310,6 +320,22 @@ class Values:
             self._random = torch.default_generator.get_state()
             torch.default_generator.set_state(theirs)
 
+    def _called(self, operator: "_Operator", args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """On the host some kernels are missing for some types: a wider type has the same values."""
+        try:
+            return operator.function(*args, **kwargs)
+        except (RuntimeError, NotImplementedError):
+            if operator.writes_any:
+                raise
+            wide = [self._wider(one) for one in args]
+            return operator.function(*wide, **kwargs)
+
+    def _wider(self, value: Any) -> Any:
+        torch = self.torch
+        if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+            return value
+        return value.double() if value.dtype != torch.float32 else value
+
     def _host_or_zeros(self, value: Any) -> Any:
         """As `host`; of a part of what is large and unknown, zeros: anything may lie there."""
         torch = self.torch
@@ -317,8 +343,7 @@ class Values:
             return type(value)([self._host_or_zeros(one) for one in value])
         if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
             return self.host(value)
-        large = value.untyped_storage().nbytes() > FEW * value.element_size()
-        if large and self.state(value) == UNKNOWN:
+        if self._of_large(value) and self.state(value) == UNKNOWN:
             return torch.zeros(value.shape, dtype=value.dtype)
         return self.host(value)
 
@@ -416,7 +441,12 @@ class Values:
             return found
         if deciding or not is_real:
             self.decided("decided")
-        return type(found)(0)
+        return type(found)(0) if self._of_large(tensor) else found
+
+    def _of_large(self, tensor: Any) -> bool:
+        """Whether it is a part of something in which anything may lie."""
+        nbytes: int = tensor.untyped_storage().nbytes()
+        return nbytes > FEW * tensor.element_size()
 
     def decided(self, kind: str) -> None:
         """A value that nothing computed decided something: note the line, once."""
@@ -535,7 +565,7 @@ class Values:
         self._sync_of([to, source])
         if to.device.type == "cpu":
             if source.device.type == "cuda" and state != KNOWN and to.numel():
-                self._given_to_host(to, state)
+                self._given_to_host(to, source, state)
             return result
         size = source.numel() * source.element_size()
         if source.device.type == "cpu" and to.numel() * to.element_size() > 16 << 20:
@@ -556,10 +586,11 @@ class Values:
         self._mark_written(to, state)
         return result
 
-    def _given_to_host(self, to: Any, state: int) -> None:
+    def _given_to_host(self, to: Any, source: Any, state: int) -> None:
         """Values on the host that are not known: integers decide, real numbers are shown."""
         if state == UNKNOWN:
-            to.zero_()
+            if self._of_large(source):
+                to.zero_()
             if to.numel() <= FEW:
                 to._tritter_unknown = True
         if to.dtype in self._whole and to.numel() <= FEW:
@@ -709,6 +740,11 @@ class _Operator:
             kind = torch.result_type(others[0], args[at]) if others else None
             changed[at] = torch.tensor(args[at], dtype=kind)
         return tuple(changed)
+
+    @property
+    def writes_any(self) -> bool:
+        """Whether any argument is written."""
+        return any(self._writes)
 
     def writes(self, at: int) -> bool:
         """Whether the argument of that number is written."""
