@@ -137,6 +137,15 @@ def test_two_ranks_exchange_small_values_truly(rehearse: Any) -> None:
     assert any("NCCL" in line for line in found.trust["uncounted"])
 
 
+def test_one_rank_of_many_is_rehearsed_alone(rehearse: Any) -> None:
+    found = rehearse("one_rank.py", options="--rank 3 --world-size 64")
+    assert found.exit_code == 0, found.printed
+    [use] = found.record["ranks"]
+    assert use["rank"] == 3
+    [counted] = re.findall(r"peak (\d+)", found.printed)
+    assert use["allocated_peak_bytes"] == int(counted)
+
+
 @pytest.mark.parametrize(("way", "code"), [("greedy", 3), ("sampled", 0)])
 def test_generation_ends_and_says_whether_values_decided_its_length(
     way: str, code: int, rehearse: Any

@@ -267,7 +267,8 @@ import ctypes
 every = ctypes.CDLL(None)
 def made(function):
     handle = ctypes.c_void_p()
-    assert getattr(every, function)(ctypes.byref(handle), *([1] if "Flags" in function else [])) == 0
+    flags = [1] if "Flags" in function else []
+    assert getattr(every, function)(ctypes.byref(handle), *flags) == 0
     return handle
 main, side = made("cudaStreamCreateWithFlags"), made("cudaStreamCreateWithFlags")
 def work(stream): every.cudaMemsetAsync(None, 0, ctypes.c_size_t(0), stream)
@@ -293,7 +294,8 @@ def test_a_capture_is_joined_by_the_latest_event_that_was_waited_for(
         CAPTURE
         + "".join(f"wait(main, {event});" for event in waits.split())
         + (
-            "\ngraph = ctypes.c_void_p(); print(every.cudaStreamEndCapture(main, ctypes.byref(graph)))"
+            "\ngraph = ctypes.c_void_p()"
+            "\nprint(every.cudaStreamEndCapture(main, ctypes.byref(graph)))"
         )
     )
     assert run_over(built, code).strip() == str(error)
@@ -311,8 +313,10 @@ def test_a_card_of_another_generation_has_its_limits(built: Path) -> None:
 
 def test_the_layout_of_properties_is_cuda_s(tmp_path: Path) -> None:
     """Offsets as NVIDIA's headers of 12.8 and 13.0 have them."""
-    fields = ("totalGlobalMem", "major", "multiProcessorCount", "l2CacheSize",
-              "sharedMemPerMultiprocessor", "sharedMemPerBlockOptin", "reservedSharedMemPerBlock")  # fmt: skip
+    fields = (
+        "totalGlobalMem", "major", "multiProcessorCount", "l2CacheSize",
+        "sharedMemPerMultiprocessor", "sharedMemPerBlockOptin", "reservedSharedMemPerBlock",
+    )  # fmt: skip
     prints = "".join(f'printf("%zu ", offsetof(struct cudaDeviceProp, {name}));' for name in fields)
     source = (
         f'#include "cuda_types.h"\n#include <stdio.h>\nint main(void) {{ {prints}'

@@ -44,7 +44,7 @@ UntilText = Annotated[
         "--until",
         metavar="TEXT|SECONDS",
         help="End a command that would not end: at this text in its output, or after so many "
-        "seconds; it then counts as done.",
+        "seconds; it then counts as done. Default: servers of vLLM and SGLang once ready.",
     ),
 ]
 Snapshots = Annotated[
@@ -80,6 +80,13 @@ Requirements = Annotated[
     Path | None,
     typer.Option("-r", metavar="FILE", help="For --setup: what else to install, as pip takes it."),
 ]
+Rank = Annotated[
+    int | None,
+    typer.Option("--rank", metavar="R", help="Rehearse one rank alone, of --world-size."),
+]
+WorldSize = Annotated[
+    int, typer.Option("--world-size", metavar="W", help="How many ranks there would be.")
+]
 MOST_REPLAYED = 2
 """Processes whose history a page shows; each takes some hundred KB of it."""
 
@@ -93,6 +100,8 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
     snapshot: Snapshots = None,
     accept_untrusted: Accept = False,
     html: Html = None,
+    rank: Rank = None,
+    world_size: WorldSize = 1,
     env: Env = None,
     setup: Setup = False,
     torch: Torch = None,
@@ -121,6 +130,8 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
             snapshots=folder,
             accept_untrusted=accept_untrusted,
             environment=env,
+            rank=rank,
+            world_size=world_size,
             output=sys.stderr.buffer if as_json else None,
         )
         done = rehearse(words, gpu, options)
@@ -163,11 +174,11 @@ def _set_up(env: Path | None, torch: str | None, requirements: Path | None) -> N
     typer.echo(f"torch {release} is in {folder}; install more with {folder}/bin/pip", err=True)
 
 
-def _until(text: str | None) -> Until:
+def _until(text: str | None) -> Until | None:
     from tritter_mem.rehearsal.launch import Until
 
     if text is None:
-        return Until()
+        return None
     try:
         return Until(seconds=float(text))
     except ValueError:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -125,11 +126,15 @@ class Machine:
 
     Attributes:
         memory_bytes: of each device, as CUDA shows it.
+        rank: which one of `world_size` processes is rehearsed alone; None: all that there are.
+        world_size: how many processes there would be.
     """
 
     card: GpuCard
     devices: int
     memory_bytes: int
+    rank: int | None = None
+    world_size: int = 1
 
     def environment(self) -> dict[str, str]:
         """As `driver/driver.c` reads it."""
@@ -142,7 +147,18 @@ class Machine:
             "STANDIN_CONTEXT_MIB": str(self.card.context_bytes // MiB),
             "STANDIN_CAPABILITY": f"{major}.{minor}",
             "STANDIN_MULTIPROCESSORS": str(self.card.multiprocessors),
-        }
+        } | self._alone()
+
+    def _alone(self) -> dict[str, str]:
+        """What torchrun would set for the rank, and what makes its process group a fake one."""
+        if self.rank is None:
+            return {}
+        rank, size = str(self.rank), str(self.world_size)
+        return {
+            "STANDIN_RANK": rank, "STANDIN_WORLD_SIZE": size, "RANK": rank, "WORLD_SIZE": size,
+            "LOCAL_RANK": str(self.rank % self.devices), "LOCAL_WORLD_SIZE": str(self.devices),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+        }  # fmt: skip
 
 
 def environment_for(machine: Machine, libraries: Path, session: Path,
@@ -207,6 +223,22 @@ class Until:
 
     text: str = ""
     seconds: float | None = None
+
+
+_READY = {
+    ("vllm", "serve"): "Application startup complete",
+    ("sglang", "serve"): "The server is fired up and ready to roll",
+    ("-m", "vllm.entrypoints.openai.api_server"): "Application startup complete",
+    ("-m", "sglang.launch_server"): "The server is fired up and ready to roll",
+}
+"""Two words of a command that starts a server, and what it prints once it is ready."""
+
+
+def until_ready(command: Sequence[str]) -> Until:
+    """When a command of a known server is ended; of any other: at its own end."""
+    words = [Path(command[0]).name, *command[1:]]
+    found = (_READY[pair] for pair in pairwise(words) if pair in _READY)
+    return Until(text=next(found, ""))
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ from tritter_mem.rehearsal.launch import (
     run,
     shown_bytes,
     stand_ins_of,
+    until_ready,
 )
 from tritter_mem.results.header import header
 from tritter_mem.results.rehearsal import Command, RankUse, Rehearsal, Trust, fullest
@@ -44,19 +45,24 @@ class Options:
     Attributes:
         devices: how many cards there are.
         budget_bytes: a cap on the memory of each; None: what the card has.
-        until: when to end a command that would not end.
+        until: when to end a command that would not end; None: a server that is known, once it is
+            ready, any other at its own end.
         snapshots: where the allocators' histories are kept; None: nowhere.
         accept_untrusted: whether a run counts that cannot be trusted.
         environment: the root of the environment to run in; None: that of the command.
+        rank: the rank to rehearse alone; None: what the command starts.
+        world_size: how many ranks there would be.
         output: where the command's standard output goes; None: to this process's.
     """
 
     devices: int = 1
     budget_bytes: int | None = None
-    until: Until = field(default_factory=Until)
+    until: Until | None = None
     snapshots: Path | None = None
     accept_untrusted: bool = False
     environment: Path | None = None
+    rank: int | None = None
+    world_size: int = 1
     output: IO[bytes] | None = None
 
 
@@ -84,7 +90,7 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
     with _session() as session:
         environment = environment_for(machine, libraries, session, folder)
         argv = _resolved(command, environment)
-        ended = run(argv, environment, options.until, options.output)
+        ended = run(argv, environment, options.until or until_ready(command), options.output)
         left = collect(session)
         if options.snapshots is not None:
             left.uses = tuple(_keep(left.uses, options.snapshots))
@@ -101,7 +107,15 @@ def _machine(card: GpuCard, options: Options) -> Machine:
         if options.budget_bytes <= card.context_bytes:
             raise UsageError("--budget: less than the CUDA context takes")
         memory = min(memory, options.budget_bytes)
-    return Machine(card=card, devices=options.devices, memory_bytes=memory)
+    if options.rank is not None and not 0 <= options.rank < options.world_size:
+        raise UsageError(f"--rank: found {options.rank}; allowed: 0 to {options.world_size - 1}")
+    return Machine(
+        card=card,
+        devices=options.devices,
+        memory_bytes=memory,
+        rank=options.rank,
+        world_size=options.world_size,
+    )
 
 
 def _resolved(command: Sequence[str], environment: dict[str, str]) -> list[str]:
@@ -198,6 +212,8 @@ def _trust(left: Left, machine: Machine) -> Trust:
     uncounted = [*NOT_COUNTED, *left.workspaces, *left.uncounted]
     ranks = {use.rank for use in left.uses}
     if machine.devices > 1 and len(ranks) > 1:
+        uncounted.append(_OF_NCCL)
+    if machine.rank is not None:
         uncounted.append(_OF_NCCL)
     problems += [text for text in left.uncounted if "too old" in text]
     return Trust(

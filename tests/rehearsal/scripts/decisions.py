@@ -1,4 +1,4 @@
-"""Values that nothing computed: some decide, some do not. The test reads the words behind the lines."""
+"""Values that nothing computed: some decide, some do not, as the words behind the lines say."""
 
 import math
 

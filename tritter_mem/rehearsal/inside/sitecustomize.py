@@ -43,5 +43,5 @@ def _run_the_other() -> None:
 
 _leave_the_path()
 if os.environ.get("STANDIN_SESSION"):
-    _load("watched_process").watch(_load("true_values"))
+    _load("watched_process").watch(_load("true_values"), _load("one_rank"))
 _run_the_other()

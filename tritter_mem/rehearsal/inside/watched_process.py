@@ -205,9 +205,14 @@ def _title() -> str:
         return ""
 
 
-def watch(values: ModuleType) -> None:
+def watch(values: ModuleType, one_rank: ModuleType) -> None:
     """See to it that torch, once it is imported, tells when a device is first used."""
-    sys.meta_path.insert(0, _Finder(lambda torch: _prepare(torch, values)))
+
+    def then(torch: Any) -> None:
+        _prepare(torch, values)
+        one_rank.stand_alone(torch)
+
+    sys.meta_path.insert(0, _Finder(then))
 
 
 class _Finder:
