@@ -50,4 +50,4 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
 clean:
-	rm -rf .venv .standin out dist build
+	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tritter_mem.planner.result import calculate_memory_budget as calculate_memory_budget
     from tritter_mem.profiling.profiler import profile as profile
     from tritter_mem.recordings.replay_snapshot import replay as replay
+    from tritter_mem.rehearsal.rehearse import rehearse as rehearse
     from tritter_mem.simulation.simulate import simulate as simulate
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "calculate_memory_budget": "tritter_mem.planner.result",
     "plan": "tritter_mem.planner.compose",
     "profile": "tritter_mem.profiling.profiler",
+    "rehearse": "tritter_mem.rehearsal.rehearse",
     "replay": "tritter_mem.recordings.replay_snapshot",
     "simulate": "tritter_mem.simulation.simulate",
 }

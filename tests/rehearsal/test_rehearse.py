@@ -17,6 +17,7 @@ import pytest
 from tests.rehearsal.conftest import SCRIPTS
 from tritter_mem.units import GiB, MiB
 
+pytestmark = pytest.mark.timeout(900)  # the first one installs PyTorch's CUDA build
 CONTEXT = 320 * MiB  # of an RTX 4090
 
 
