@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin clean
+.PHONY: demo test lint types wheel gpu standin images clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,7 @@ wheel: $(STAMP)
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b-128k-gqa
+	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan qwen3-0.6b
 	cd / && TRITTER_MEM_HISTORY=off $(CURDIR)/out/wheel/bin/tritter-mem profile --config tiny --device cpu
 
 # What needs a CUDA GPU, without a network and without installing anything: .venv where it is there.
@@ -48,6 +49,10 @@ gpu:
 standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
+
+# The pictures of the documents; needs Debian's chromium and chromium-driver.
+images: $(STAMP)
+	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
 
 clean:
 	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

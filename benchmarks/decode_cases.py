@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernel_cases import Case
+from benchmarks.kernel_cases import Case, variant
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.kv_cache import KVCache
 from tritter_model.ops import decode_attention as decode
@@ -28,10 +28,16 @@ MODEL: dict[str, Any] = {
 
 
 def cases() -> Iterator[Case]:
-    """One token of one sequence behind 128K others, in a cache of each type; one in float32."""
+    """One token of one sequence behind 128K others, in a cache of each type; one in float32.
+
+    Int4 and int8 come with their values read by pairs of bytes, too.
+    """
     for dtype in ("int4", "int8", "int2", "bfloat16", "fp8"):
         run = RunConfig(model=ModelConfig(**MODEL), cache=CacheConfig(dtype=dtype), context=CONTEXT)
         yield f"decode, {dtype}", partial(launch, run)
+        if dtype in ("int4", "int8"):
+            _, launch_it = variant(("", partial(launch, run)), decode_pairs=True)
+            yield f"decode by pairs, {dtype}", launch_it
         if dtype == "int4":
             yield "decode, int4, fused_merge True", partial(launch, run, quantises=True)
     wide = replace(run, model=replace(run.model, weight_format="float32"), cache=CacheConfig())

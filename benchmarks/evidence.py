@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 from benchmarks.records import Records
 
 PEAKS = {"allocated_peak": "allocated", "reserved_peak": "reserved"}
+RUNS = ("measured", "rehearsed")
 
 
 def summary(records: Records, limits: Mapping[str, float]) -> list[str]:
     """A short table: the parts with their limits in seconds, and what each comes to."""
     lines = [f"taken with: {', '.join(records.taken_with.values())}"]
-    if any(line.get("on", {}).get("standin") for line in records.lines()):
-        lines.append("nothing computes on this card: no time means anything")
+    standin = any(line.get("on", {}).get("standin") for line in records.lines())
+    if standin:
+        lines.append("nothing computes on this card: times are left out, for none means anything")
     lines.append("")
     lines += [part_line(records, part) for part in limits]
     for part in limits:
-        found = [line for row in records.finished(part).values() for line in figure_lines(row)]
-        lines += dict.fromkeys(found)
+        rows = records.finished(part).values()
+        lines += dict.fromkeys(line for row in rows for line in figure_lines(row, not standin))
     lines += [line for part in limits for line in failures(records, part)]
     return [*lines, *remaining_lines(records, limits)]
 
 
 def part_line(records: Records, part: str) -> str:
-    """How a part ended last, how long it took, and how many of its rows have figures."""
+    """How a part ended last, how long it took, how many of its rows have figures, and why not all.
+
+    A part is skipped where all of its rows are.
+    """
     ends = [x for x in records.lines() if x["part"] == part and x["event"] == "ended"]
-    rows = f"{len(records.finished(part))} of {len(records.planned(part) or ())} rows"
     if not ends:
         return f"{part:<14} not run"
-    end = ends[-1]
-    how = "passed" if end["passed"] else "FAILED"
+    end, skipped, planned = ends[-1], records.skipped(part), records.planned(part) or ()
+    how = (
+        "FAILED"
+        if not end["passed"]
+        else "skipped"
+        if 0 < len(planned) == len(skipped)
+        else "passed"
+    )
+    rows = f"{len(records.finished(part))} of {len(planned)} rows"
+    if skipped:
+        rows += f", {len(skipped)} skipped: {'; '.join(dict.fromkeys(skipped.values()))}"
     return f"{part:<14} {how:<7} {end['seconds']:>5.0f} s  {rows}  {end['note']}".rstrip()
 
 
-def figure_lines(row: Mapping[str, Any]) -> Iterator[str]:
-    """What a row says by itself: its target, a variant's gain, a validation's errors."""
+def figure_lines(row: Mapping[str, Any], timed: bool) -> Iterator[str]:
+    """What a row says by itself: its target, a variant's gain, a validation's errors.
+
+    Targets and gains are left out where times mean nothing.
+    """
     figures = row["figures"]
-    if goal := figures.get("target"):
+    if timed and (goal := figures.get("target")):
         got = "nothing" if goal["got"] is None else f"{goal['got']:.2f}"
         reached = "reached" if goal["reached"] else "NOT REACHED"
         yield f"{goal['what']:<52} wanted {goal['wanted']:.2f}, got {got} {reached}"
     if "compared" in figures:
         yield f"{row['part']}: {figures['compared']}"
-    if "times_faster" in figures:
+    if timed and "times_faster" in figures:
         yield f"{row['row']:<52} {figures['times_faster']:.3f} times as fast"
     if row["part"] == "compile":
         yield from (f"compile: not {name}: {why}" for name, why in figures["failed"].items())
@@ -83,13 +100,13 @@ def validation_lines(document: dict[str, Any]) -> list[str]:
     cases = document["cases"]
     within = sum(case["status"] == "within" for case in cases)
     lines = [f"validated    {within} of {len(cases)} cases within the tolerances"]
-    for kind in ("planned", "simulated"):
+    for kind, run in product(("planned", "simulated"), RUNS):
         for name, word in PEAKS.items():
             peaks = [peak for case in cases for peak in case["peaks"] if peak["name"] == name]
-            ratios = [peak[f"{kind}_vs_measured"] for peak in peaks]
+            ratios = [peak.get(f"{kind}_vs_{run}") for peak in peaks]
             errors = [abs(ratio) for ratio in ratios if ratio is not None]
             if errors:
-                lines.append(f"{kind} against measured, {word}: {max(errors):.3%} at most")
+                lines.append(f"{kind} against {run}, {word}: {max(errors):.3%} at most")
     return lines
 
 
@@ -98,8 +115,8 @@ def fragmentation_lines(results: list[dict[str, Any]]) -> list[str]:
     lines = []
     for result in results:
         kinds = [f"{kind} {result[kind]['fragmentation']['ratio']:.1%}"
-                 for kind in ("simulated", "measured")
-                 if result[kind] and result[kind]["fragmentation"]]  # fmt: skip
+                 for kind in ("simulated", *RUNS)
+                 if result.get(kind) and result[kind]["fragmentation"]]  # fmt: skip
         conf = result["profile"]["allocator"]["conf"] or "default"
         lines.append(f"fragmentation, {conf}: {', '.join(kinds) or 'no figures'}")
     return lines

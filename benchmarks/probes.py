@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from benchmarks.card import here
 from benchmarks.rows import Figures, Row, command
 from tritter_mem.config.bundled_files import profiles_root
 from tritter_mem.config.cards import GpuCard, known_as
@@ -25,6 +26,7 @@ from tritter_mem.measure.target import STANDIN, MeasureOptions, locate
 from tritter_mem.results.writing import write_text_atomically
 
 SCHEMA = "tritter-mem.probes/1"
+NEEDS_A_DEVICE = f"{STANDIN}; probes need a device"
 
 
 def lines(readings: Sequence[ProbeReading]) -> list[str]:
@@ -72,7 +74,8 @@ def change(path: Path, readings: Sequence[ProbeReading], write: bool) -> str:
 
 def rows(files: Path) -> Iterator[Row]:
     """This script, as a part of `make gpu`."""
-    yield Row("readings", partial(kept, files / "probes.json"))
+    skipped = NEEDS_A_DEVICE if here().standin else ""
+    yield Row("readings", partial(kept, files / "probes.json"), skipped=skipped)
 
 
 def kept(output: Path) -> Figures:
@@ -96,7 +99,7 @@ def main() -> int:
         card = device.card
         assert card is not None  # noqa: S101  (only --device cpu has none)
         if device.standin:
-            raise MeasureError(f"{STANDIN}; probes need a device")
+            raise MeasureError(NEEDS_A_DEVICE)
         readings = probe(card)
         _keep(readings, card, asked.output)
         print("\n".join(lines(readings)), end="\n\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Line = dict[str, Any]
-Event = Literal["planned", "begins", "finished", "failed", "ended"]
+Event = Literal["planned", "skipped", "begins", "finished", "failed", "ended"]
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,18 @@ class Records:
                 yield line
 
     def rows(self, part: str) -> dict[str, Line]:
-        """The last line of each row of a part: `begins`, `finished` or `failed`."""
+        """The last line of each row of a part: `skipped`, `begins`, `finished` or `failed`."""
         return {x["row"]: x for x in self.lines() if x["part"] == part and "row" in x}
 
     def finished(self, part: str) -> dict[str, Line]:
         """The newest finished line of each row."""
         lines = (x for x in self.lines() if x["part"] == part and x["event"] == "finished")
         return {x["row"]: x for x in lines}
+
+    def skipped(self, part: str) -> dict[str, str]:
+        """Why rows were not run, where nothing has run them since."""
+        rows = self.rows(part).items()
+        return {row: x["why"] for row, x in rows if x["event"] == "skipped"}
 
     def tried(self, part: str) -> set[str]:
         """Rows that this call has begun."""
@@ -78,6 +83,6 @@ class Records:
         return list(plans[-1]["rows"]) if plans else None
 
     def remaining(self, part: str) -> list[str] | None:
-        """Rows without figures; None where nobody has listed the part's rows yet."""
-        planned, finished = self.planned(part), self.finished(part)
-        return None if planned is None else [row for row in planned if row not in finished]
+        """Rows to be run without figures; None where nobody has listed the part's rows yet."""
+        planned, done = self.planned(part), self.finished(part).keys() | self.skipped(part).keys()
+        return None if planned is None else [row for row in planned if row not in done]

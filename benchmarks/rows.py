@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -47,11 +48,13 @@ class Row:
     Attributes:
         take: takes the figures, as JSON has them.
         together: whether rows of this kind that follow one another run side by side.
+        skipped: why it cannot be run here; empty where it can.
     """
 
     name: str
     take: Callable[[], Figures]
     together: bool = False
+    skipped: str = ""
 
 
 class Refused(Exception):  # noqa: N818  (what a row finds out is no error of the row's)
@@ -65,11 +68,14 @@ class Refused(Exception):  # noqa: N818  (what a row finds out is no error of th
 def run(part: str, rows: Sequence[Row], records: Records) -> int:
     """Run the rows that this call has not tried and that have no figures; the exit code.
 
-    Rows that failed in an earlier call, or were cut off, come last.
+    Rows that failed in an earlier call, or were cut off, come last. A row that cannot be run here
+    is recorded as skipped, which is no failure.
     """
     records.append(part, "planned", rows=[row.name for row in rows])
     done, tried, before = records.finished(part), records.tried(part), records.rows(part)
     rest = [row for row in rows if row.name not in done and row.name not in tried]
+    _skip(part, [row for row in rest if row.skipped], records)
+    rest = [row for row in rest if not row.skipped]
     passed = True
     for together, some in groupby(sorted(rest, key=lambda r: r.name in before), _together):
         if together:
@@ -86,6 +92,14 @@ def run(part: str, rows: Sequence[Row], records: Records) -> int:
 
 def _together(row: Row) -> bool:
     return row.together
+
+
+def _skip(part: str, rows: Sequence[Row], records: Records) -> None:
+    """Record and print that rows cannot be run here, and why."""
+    for row in rows:
+        records.append(part, "skipped", row=row.name, why=row.skipped)
+    for why, count in Counter(row.skipped for row in rows).items():
+        print(f"{count} row{'s' * (count > 1)} skipped: {why}", flush=True)
 
 
 def _take(part: str, row: Row, records: Records) -> bool:

@@ -12,8 +12,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from benchmarks.rows import Figures, Row
@@ -112,8 +113,8 @@ def keep(recorded: Path, path: Path) -> None:
         raise OutputError(f"{path}: {size:,} bytes; a snapshot to keep has at most {MOST_BYTES:,}")
 
 
-def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
-    """Record a case's snapshot; what is simulated of it.
+def record(case: Case, card: GpuCard, folder: Path) -> None:
+    """Record a case's snapshot, in a separate process.
 
     Raises:
         MeasureError: the run failed.
@@ -127,11 +128,11 @@ def record(case: Case, card: GpuCard, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
         runs.save_snapshot(work_of(case, card), target)
         keep(whole, folder / f"{case.name}.pickle")
-    return figures(case, simulated_case(case, card))
 
 
-def figures(case: Case, simulated: MemoryUse) -> dict[str, Any]:
-    """What stands beside a snapshot."""
+def figures(case: Case, card: GpuCard) -> dict[str, Any]:
+    """What stands beside a snapshot: what is simulated of the same."""
+    simulated = simulated_case(case, card)
     return {
         "file": f"{case.name}.pickle",
         "allocator_conf": case.conf,
@@ -141,20 +142,38 @@ def figures(case: Case, simulated: MemoryUse) -> dict[str, Any]:
 
 
 def rows(files: Path) -> Iterator[Row]:
-    """A case a row, as a part of `make gpu`."""
-    return (Row(case.name, partial(kept, case, files / "snapshots")) for case in CASES)
+    """A case a row, as a part of `make gpu`.
+
+    They run side by side: a snapshot has the requests and segments of its process alone.
+    """
+    folder = files / "snapshots"
+    return (Row(case.name, partial(kept, case, folder), together=True) for case in CASES)
 
 
 def kept(case: Case, folder: Path) -> Figures:
     """Record a case; the document beside the snapshots then has it, and those before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time:
+        card = _card()
+    record(case, card, folder)
+    with _one_at_a_time:
+        found = figures(case, card)
+        document = folder / DOCUMENT
+        before = json.loads(document.read_text())["snapshots"] if document.exists() else []
+        write(card, folder, [*(one for one in before if one["file"] != found["file"]), found])
+    return found
+
+
+_one_at_a_time = Lock()
+"""For what rows do in this process: one asks for the card, and one simulates and writes."""
+
+
+@cache
+def _card() -> GpuCard:
+    """The card, for which a process asks PyTorch."""
     card = locate(MeasureOptions(device="cuda")).card
     assert card is not None  # noqa: S101  (only --device cpu has none)
-    folder.mkdir(parents=True, exist_ok=True)
-    document = folder / DOCUMENT
-    before = json.loads(document.read_text())["snapshots"] if document.exists() else []
-    found = record(case, card, folder)
-    write(card, folder, [*(one for one in before if one["file"] != found["file"]), found])
-    return found
+    return card
 
 
 def write(card: GpuCard, folder: Path, found: list[dict[str, Any]]) -> None:
@@ -185,7 +204,8 @@ def main() -> int:
     problems: list[str] = []
     for case in CASES:
         try:
-            found.append(record(case, card, folder))
+            record(case, card, folder)
+            found.append(figures(case, card))
         except (MeasureError, OutputError) as error:
             problems += [f"{case.name}: {problem}" for problem in error.problems]
     write(card, folder, found)

@@ -62,9 +62,9 @@ def layer(name: str, tokens: int, form: str) -> Timing:
     return time_graph(linears.ternary_products(quantise_rows(x), out, form))
 
 
-def decode(kv_heads: int) -> Timing:
+def decode(kv_heads: int, dtype: str = "int4") -> Timing:
     """One token behind 128K others."""
-    run = attention.shape(attention.TOKENS[0], kv_heads, 1)
+    run = attention.shape(attention.TOKENS[0], kv_heads, 1, dtype=dtype)
     return time_graph(attention.our_launches(run))
 
 
@@ -99,6 +99,10 @@ FIELDS: dict[str, tuple[tuple[object, ...], dict[str, Work]]] = {
     "decode_programs": (
         (2, 3),
         {f"decode attention, {n} KV heads": partial(decode, n) for n in (8, 32)} | _STEP,
+    ),
+    "decode_pairs": (
+        (False, True),
+        {f"decode attention, {dtype}": partial(decode, 8, dtype) for dtype in ("int4", "int8")},
     ),
     "angles_once": ((False, True), _STEP),
     "fused_merge": ((False, True), _STEP),

@@ -67,8 +67,11 @@ def test_importing_the_library_imports_next_to_nothing() -> None:
     [
         ["--help"],
         ["--version"],
-        ["profiles", "--schema"],
-        ["profiles", "--show", "7b"],
+        ["models", "--schema"],
+        ["models", "--show", "7b"],
+        ["models", "--show", "qwen3-32b"],
+        ["models", "--json"],
+        ["plan", "qwen3-0.6b"],
         ["plan", "--config", "7b-128k-gqa"],
     ],
     ids=" ".join,
@@ -87,7 +90,7 @@ def test_the_help_of_the_group_imports_no_command() -> None:
 
 def test_a_command_imports_no_other_command() -> None:
     modules = imported_by(RUN_MAIN, "profiles", "--show", "7b")
-    assert {name for name in COMMANDS if f"tritter_mem.cli.{name}" in modules} == {"profiles"}
+    assert {name for name in COMMANDS if f"tritter_mem.cli.{name}" in modules} == {"models"}
 
 
 def test_loading_a_profile_and_its_card_needs_no_table_and_no_console() -> None:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from tritter_mem.version import __version__
 
 if TYPE_CHECKING:
+    from tritter_mem.api import plan as plan
+    from tritter_mem.api import profile as profile
+    from tritter_mem.api import simulate as simulate
     from tritter_mem.errors import MemoryBudgetExceeded as MemoryBudgetExceeded
     from tritter_mem.measure.tracker import MemorySnapshot as MemorySnapshot
     from tritter_mem.measure.tracker import MemoryTracker as MemoryTracker
     from tritter_mem.oom.manager import MemoryManager as MemoryManager
-    from tritter_mem.planner.compose import plan as plan
     from tritter_mem.planner.result import calculate_memory_budget as calculate_memory_budget
-    from tritter_mem.profiling.profiler import profile as profile
     from tritter_mem.recordings.replay_snapshot import replay as replay
     from tritter_mem.rehearsal.rehearse import rehearse as rehearse
-    from tritter_mem.simulation.simulate import simulate as simulate
 
 _HOMES = {
     "MemoryBudgetExceeded": "tritter_mem.errors",
@@ -28,11 +28,11 @@ _HOMES = {
     "MemorySnapshot": "tritter_mem.measure.tracker",
     "MemoryTracker": "tritter_mem.measure.tracker",
     "calculate_memory_budget": "tritter_mem.planner.result",
-    "plan": "tritter_mem.planner.compose",
-    "profile": "tritter_mem.profiling.profiler",
+    "plan": "tritter_mem.api",
+    "profile": "tritter_mem.api",
     "rehearse": "tritter_mem.rehearsal.rehearse",
     "replay": "tritter_mem.recordings.replay_snapshot",
-    "simulate": "tritter_mem.simulation.simulate",
+    "simulate": "tritter_mem.api",
 }
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604  (every key is a string)
 

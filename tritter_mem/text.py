@@ -18,6 +18,19 @@ def printable(text: object, limit: int | None = None) -> str:
     return _UNPRINTABLE.sub(_escape, shown)
 
 
+# PyTorch's name of an operator and of which overload of it; often in brackets behind a module.
+_OPERATOR = re.compile(r"\b(?:aten|prims)(?:\.|::)(\w+)(?:\.\w+)?")
+_BEHIND_A_MODULE = re.compile(rf"(?<=\w) \({_OPERATOR.pattern}\)")
+
+
+def operators_by_name(text: str) -> str:
+    """Text with PyTorch's operators as people call them.
+
+    `Transformer.out (aten.mm.default)` becomes `Transformer.out, mm()`.
+    """
+    return _OPERATOR.sub(r"\1()", _BEHIND_A_MODULE.sub(r", \1()", text))
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

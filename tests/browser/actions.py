@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DESKTOP, PHONE = (1280, 900), (400, 800)
+DESKTOP, PHONE = (1400, 900), (400, 800)
 
 
 def show(browser: Any, path: Path, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
@@ -40,7 +40,7 @@ def run(browser: Any, script: str) -> Any:
 
 def drawn(browser: Any) -> int:
     """How many charts are on the page with something drawn in them."""
-    done = "[...document.querySelectorAll('.drawing')].filter((d) => d.querySelector('.points path, .scatterlayer path, .heatmaplayer image'))"  # noqa: E501
+    done = "[...document.querySelectorAll('.drawing')].filter((d) => d.querySelector('.points path, .scatterlayer path, .heatmaplayer image, .iciclelayer path'))"  # noqa: E501
     return int(run(browser, f"{done}.length"))
 
 
@@ -68,11 +68,21 @@ def picture(browser: Any, path: Path) -> None:
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
+LAYOUT = (Path(__file__).parent / "layout.js").read_text()
+
+
+def problems(browser: Any) -> list[str]:
+    """What is too wide, too pale, clipped, broken or covered on the page as it is drawn now."""
+    return list(browser.execute_script(LAYOUT))
+
+
 def assert_fits_a_desk_and_a_phone(browser: Any, screenshots: Path, name: str) -> None:
-    """Every chart in sight is drawn, and nothing is wider than the page; pictures are kept."""
-    for where, size, theme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
-        prefer(browser, theme)
-        resize(browser, *size)
-        wait_until(lambda width=size[0]: widest(browser) <= width)
-        picture(browser, screenshots / f"{name}-{where}.png")
-        assert drawn(browser) == visible(browser)
+    """In both themes every chart in sight is drawn and nothing is wrong; pictures are kept."""
+    for where, size in (("desktop", DESKTOP), ("phone", PHONE)):
+        for theme in ("light", "dark"):
+            prefer(browser, theme)
+            resize(browser, *size)
+            wait_until(lambda width=size[0]: widest(browser) <= width)
+            picture(browser, screenshots / f"{name}-{where}-{theme}.png")
+            assert drawn(browser) == visible(browser)
+            assert problems(browser) == [], f"{where}, {theme}"

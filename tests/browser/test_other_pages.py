@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.allocator.build import fragmented_snapshot
-from tests.browser.actions import assert_fits_a_desk_and_a_phone, show
-from tests.report.test_history_report import run
+from tests.browser.actions import assert_fits_a_desk_and_a_phone, run, show, wait_until
+from tests.browser.rehearse_train import snapshot_of_training
+from tests.report.test_history_report import run as remembered
 from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.report.history_report import render_history_html
 from tritter_mem.report.replay_report import render_replay_html
@@ -20,9 +21,36 @@ def test_a_replay_is_drawn(browser: Any, tmp_path: Path, screenshots: Path) -> N
     assert_fits_a_desk_and_a_phone(browser, screenshots, "replay")
 
 
+def test_who_allocated_what_is_drawn(browser: Any, tmp_path: Path, screenshots: Path) -> None:
+    snapshot = snapshot_of_training(tmp_path / "oom.pickle", capacity_bytes=8 * GiB)
+    page = tmp_path / "page.html"
+    page.write_text(render_replay_html(replay(snapshot, segment_maps=True)))
+    show(browser, page)
+    assert_fits_a_desk_and_a_phone(browser, screenshots, "replay-out-of-memory")
+    labels = run(browser, "[...document.querySelectorAll('.slice text')].map((t) => t.textContent)")
+    # The heaviest lines can be read, on a phone too.
+    assert {"main:72", "train_step:58"} <= set(labels)
+
+
+def test_a_frame_is_as_wide_as_the_chart_when_it_is_clicked(browser: Any, tmp_path: Path) -> None:
+    snapshot = snapshot_of_training(tmp_path / "oom.pickle", capacity_bytes=8 * GiB)
+    page = tmp_path / "page.html"
+    page.write_text(render_replay_html(replay(snapshot)))
+    show(browser, page)
+    slices = "[...document.querySelectorAll('.slice')]"
+    mlp = f"{slices}.find((s) => s.textContent === 'forward:53')"
+    run(browser, "document.querySelector('figure .drawing').scrollIntoView()")
+    wait_until(lambda: bool(run(browser, f"{mlp} !== undefined")))
+    before = run(browser, f"{mlp}.getBoundingClientRect().width")
+    browser.execute_script(
+        f"{mlp}.dispatchEvent(new MouseEvent('click', {{ bubbles: true, view: window }}))"
+    )
+    wait_until(lambda: run(browser, f"{mlp}.getBoundingClientRect().width") > before + 10)
+
+
 def test_the_history_is_drawn(browser: Any, tmp_path: Path, screenshots: Path) -> None:
     history = [
-        run(day, size * GiB, profile=profile, commit=f"{day:040x}")
+        remembered(day, size * GiB, profile=profile, commit=f"{day:040x}")
         for day in range(1, 25)
         for profile, size in (("7b", 6 + day % 3), ("tiny", 1))
     ]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tritter_mem.config.loading import load_profile
 from tritter_mem.planner.result import planned_result
 from tritter_mem.report.html import render_html
 from tritter_mem.report.page import PlotlyJs, write_page
-from tritter_mem.results.run import Result
+from tritter_mem.results.run import Holding, Result
 
 CASES = {
     "planned": [planned_7b()],
@@ -73,9 +74,12 @@ def test_first_paint_of_twenty_profiles_is_quick(browser: Any, tmp_path: Path) -
     assert run(browser, paint) < 2000
 
 
+ROWS = "[...document.querySelectorAll('.sortable > tbody > tr:not(.below)')]"
+
+
 def column(browser: Any, heading: str) -> list[str]:
     index = f"[...document.querySelectorAll('.sortable th button')].findIndex((b) => b.textContent === '{heading}')"  # noqa: E501  # fmt: skip
-    rows = "[...document.querySelector('.sortable').tBodies[0].rows].filter((r) => !r.hidden)"
+    rows = f"{ROWS}.filter((r) => !r.hidden)"
     return list(run(browser, f"{rows}.map((r) => r.cells[{index}].textContent)"))
 
 
@@ -107,13 +111,56 @@ def test_what_has_no_number_is_sorted_last_both_ways(browser: Any, tmp_path: Pat
 
 def test_a_table_is_filtered_as_one_types(browser: Any, tmp_path: Path) -> None:
     open_page(browser, tmp_path, many(20))
-    field = browser.find_element("id", "filter")
+    field = browser.find_element("css selector", "input[type=search]")
     field.send_keys("TRAIN")
     assert column(browser, "Profile") == ["1b-training"]
-    assert run(browser, "document.getElementById('shown').textContent") == "1 of 20"
+    assert run(browser, "document.querySelector('.shown').textContent") == "1 of 20"
     field.clear()
     field.send_keys(" ")
     assert len(column(browser, "Profile")) == 20
+
+
+def test_a_bar_goes_where_its_row_goes_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    open_page(browser, tmp_path, many(6), size=PHONE)
+    press(browser, "Planned")
+    press(browser, "Planned")
+    field = browser.find_element("css selector", "input[type=search]")
+    field.send_keys("route-0")
+    seen = (
+        "[...document.querySelectorAll('.sortable > tbody > tr')]"
+        ".filter((r) => r.checkVisibility()).map((r) => r.classList.contains('below')"
+        " ? r.querySelectorAll('.piece').length : r.cells[0].textContent.trim())"
+    )
+    found = run(browser, seen)
+    assert found[::2] == [f"7b-route-0{n}" for n in range(5)]
+    assert all(pieces >= 5 for pieces in found[1::2])
+    assert len(found) == 10
+
+
+def modules(*names: str) -> Result:
+    result = training_1b()
+    assert result.simulated
+    held = tuple(
+        Holding(module=name, component="weights", allocated_bytes=1000 - at)
+        for at, name in enumerate(names)
+    )
+    return replace(result, simulated=replace(result.simulated, held_at_peak=held))
+
+
+def test_a_module_is_found_among_all_by_its_name_and_number(browser: Any, tmp_path: Path) -> None:
+    names = [f"net.layers.7.part{chr(97 + n)}" for n in range(20)]
+    open_page(browser, tmp_path, [modules(*names)])
+    shown = "[...document.querySelectorAll('[data-more]')].filter((r) => !r.hidden).length"
+    assert run(browser, shown) == 0
+    field = browser.find_element("css selector", "input[type=search]")
+    field.send_keys("layers.7.PARTt")
+    assert run(browser, shown) == 1
+    assert run(browser, "document.querySelector('.shown').textContent") == "1 of 20"
+    field.clear()
+    field.send_keys(" ")
+    assert run(browser, shown) == 0
+    browser.find_element("css selector", "button.all").click()
+    assert run(browser, shown) == 8
 
 
 def test_the_keyboard_reaches_and_works_everything(browser: Any, tmp_path: Path) -> None:
@@ -126,7 +173,7 @@ def test_the_keyboard_reaches_and_works_everything(browser: Any, tmp_path: Path)
         ActionChains(browser).send_keys(Keys.TAB).perform()
         reached.append(run(browser, "document.activeElement.outerHTML.slice(0, 90)"))
     joined = "\n".join(reached)
-    for part in ("#main", "results-json", 'id="theme"', 'id="filter"', "Headroom", "<summary>"):
+    for part in ("#main", "results-json", 'id="theme"', 'type="search"', "Headroom", "<summary>"):
         assert part in joined
     browser.find_element("css selector", "details.profile > summary").send_keys(Keys.ENTER)
     assert run(browser, "document.querySelector('details.profile').open")
@@ -137,14 +184,15 @@ def ink(browser: Any) -> str:
 
 
 def bar_color(browser: Any) -> str:
-    bars = "document.querySelector('.drawing .points path')"
+    bars = "document.querySelector('.drawing .scatterlayer .js-fill')"
     return str(run(browser, f"getComputedStyle({bars}).fill"))
 
 
 def test_the_theme_follows_the_system_until_the_button_is_pressed(
     browser: Any, tmp_path: Path
 ) -> None:
-    open_page(browser, tmp_path, [planned_7b()], dark=True)
+    open_page(browser, tmp_path, [training_1b()], dark=True)
+    run(browser, "document.querySelector('.drawing').scrollIntoView()")
     wait_until(lambda: drawn(browser) > 0)
     dark = (ink(browser), bar_color(browser))
     theme = browser.find_element("id", "theme")
@@ -162,7 +210,7 @@ def test_charts_of_a_closed_profile_are_drawn_when_it_opens(browser: Any, tmp_pa
     open_page(browser, tmp_path, many(3))
     count = "document.querySelectorAll('.profile .js-plotly-plot').length"
     assert run(browser, count) == 0
-    browser.find_element("css selector", ".profile > summary").click()
+    browser.find_element("css selector", ".profile:last-of-type > summary").click()
     run(browser, "document.querySelector('.profile .drawing').scrollIntoView()")
     wait_until(lambda: run(browser, count) > 0)
 
@@ -218,12 +266,13 @@ def test_hostile_names_show_as_text(
 
 
 def test_a_library_beside_the_page_is_found(browser: Any, tmp_path: Path) -> None:
-    open_page(browser, tmp_path, [planned_7b()], plotlyjs="directory")
+    open_page(browser, tmp_path, [training_1b()], plotlyjs="directory")
+    run(browser, "document.querySelector('.drawing').scrollIntoView()")
     wait_until(lambda: drawn(browser) > 0)
 
 
 def test_without_the_library_the_numbers_are_shown(chromium: Any, tmp_path: Path) -> None:
-    open_page(chromium, tmp_path, [planned_7b()], plotlyjs="directory")
+    open_page(chromium, tmp_path, [training_1b()], plotlyjs="directory")
     (tmp_path / "plotly.min.js").unlink()
     chromium.refresh()
     assert "could not be loaded" in chromium.find_element("css selector", ".drawing").text

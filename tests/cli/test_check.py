@@ -190,8 +190,8 @@ def test_measuring_what_the_baseline_has_only_simulated_is_no_pass(baseline: Pat
     ("arguments", "words"),
     [
         ((), "reports/baseline.json: no such baseline"),
-        (("--fast",), "only with --config"),
-        (("--context", "4k"), "only with --config"),
+        (("--fast",), "only with MODEL or --config"),
+        (("--context", "4k"), "only with MODEL or --config"),
         (("--relative", "x"), "--relative: found 'x'; allowed: 0% to 100%"),
         (("--absolute", "16 parsecs"), "--absolute: found '16 parsecs'"),
         (("--device", "cpu"), "--device: only with --measured"),

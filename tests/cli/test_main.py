@@ -169,7 +169,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     ("typed", "completed"),
     [
         ("tritter-mem pro", {"profile", "profiles"}),
-        ("tritter-mem profiles --s", {"--show", "--schema"}),
+        ("tritter-mem models --s", {"--show", "--schema"}),
+        ("tritter-mem models --show qwen3-23", {"qwen3-235b-a22b"}),
         ("tritter-mem profiles --show 7b-128k-", {"7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2"}),
         ("tritter-mem plan --gpu rtx-508", {"rtx-5080"}),
         ("tritter-mem plan --mode ", {"inference", "training"}),

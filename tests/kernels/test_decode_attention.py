@@ -219,6 +219,39 @@ def test_three_programs_a_multiprocessor_attend_to_the_same(
         assert_close(*decoded(case(dtype), both, 149))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "width", "group", "shape"),
+    [
+        ("int8", 64, 64, {}),
+        ("int8", 96, 96, {}),
+        ("int8", 128, 64, {"num_key_value_heads": 1, "num_attention_heads": 9}),
+        ("int8", 64, 100, {"sliding_window": 45}),
+        ("int4", 128, 128, {}),
+        ("int4", 200, 100, {"sliding_window": 130}),
+        ("int4", 256, 64, {"weight_format": "float32"}),
+    ],
+)
+def test_values_read_by_pairs_of_bytes(
+    device: torch.device, both: Both, dtype: str, width: int, group: int, shape: dict[str, Any]
+) -> None:
+    """Rows that fill their tile or not, one scale or several, groups that end within a tile."""
+    run = case(dtype, group=group, head_dim=width, **shape)
+    layer = KVCache(run, torch.device("meta")).layers[0]
+    assert 0 < layer.groups * group <= 145  # some groups are complete
+    with tuned(decode_pairs=True):
+        assert module._form(layer, run.model.num_attention_heads)["UNIT"] == 2
+        assert_close(*decoded(run, both, 149))
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("int4", 64), ("int2", 128), ("bfloat16", 128)])
+def test_short_values_and_plain_ones_are_not_read_by_pairs(dtype: str, width: int) -> None:
+    run = case(dtype, head_dim=width, group=128)
+    layer = KVCache(run, torch.device("meta")).layers[0]
+    wanted = module._form(layer, run.model.num_attention_heads)
+    with tuned(decode_pairs=True):
+        assert module._form(layer, run.model.num_attention_heads) == wanted
+
+
 def test_a_launch_does_not_change_with_the_position(device: torch.device, kernels: None) -> None:
     """The operator runs at any position with the same arguments: a CUDA graph may replay it."""
     run = case("int4")

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from tritter_model.ops import kv_digits
-from tritter_model.ops.kv_digits import digits_ptx
+from tritter_model.ops.kv_digits import digits_of_pairs_ptx, digits_ptx
 
 WORD = 0xFFFFFFFF
 
@@ -35,6 +35,9 @@ def fma(a: int, b: int, c: int) -> int:
 INSTRUCTIONS = {
     "mov.b32": lambda a: a,
     "and.b32": lambda a, b: a & b,
+    "lop3.b32": lambda a, b, c, table: sum(
+        (table >> (a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1) & 1) << i for i in range(32)
+    ),
     "shr.b32": lambda a, b: a >> b & WORD,
     "prmt.b32": prmt,
     "fma.rn.bf16x2": fma,
@@ -84,3 +87,22 @@ def test_every_digit_of_four_bytes(
         halves = found if words else [half for r in found for half in (r & 0xFFFF, r >> 16)]
         wanted = [d for part in digits_of(word, digit) for d in part]
         assert [number(half) for half in halves] == wanted
+
+
+@pytest.mark.parametrize("digit", [4, 2])
+def test_every_digit_of_two_pairs_of_bytes(monkeypatch: pytest.MonkeyPatch, digit: int) -> None:
+    """The digits of both lower bytes, then those of both upper ones."""
+    monkeypatch.setattr(kv_digits, "interpreted", lambda: False)
+    ptx = digits_of_pairs_ptx(digit)
+    assert ptx is not None
+    parts = 8 // digit
+    for byte in range(256):
+        word = byte | (byte * 7 + 3) % 256 << 8 | (255 - byte) << 16 | byte * 31 % 256 << 24
+        registers = run(ptx, f"${2 * parts}", word)
+        found = [
+            [number(registers[f"${i}"] >> shift & 0xFFFF) for shift in (0, 16)]
+            for i in range(2 * parts)
+        ]
+        of_bytes = digits_of(word, digit)
+        assert found[:parts] == [[part[0], part[2]] for part in of_bytes]
+        assert found[parts:] == [[part[1], part[3]] for part in of_bytes]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, rows
-from benchmarks.card import Card
-from benchmarks.evidence import summary
+from benchmarks.card import Card, standing_for
+from benchmarks.evidence import part_line, summary
 from benchmarks.gpu_tests import MEASURING, TESTS
 from benchmarks.records import Records
 from benchmarks.rows import RESTART, Refused, Row, run
@@ -75,6 +75,37 @@ def test_a_failing_row_records_its_error_and_loses_itself_alone(records: Records
     assert lines["a"]["figures"] == {"us": 2}
     assert lines["b"]["error"] == "ValueError: no such shape"
     assert lines["c"]["figures"] == {"us": 1}
+
+
+def test_a_row_that_cannot_be_run_here_is_skipped_which_is_no_failure(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = [Row("a", dict), Row("b", fails, skipped="no such package")]
+    assert run("part", part, records) == 0
+    assert sorted(of(part, records)) == [("a", "finished"), ("b", "skipped")]
+    assert "1 row skipped: no such package\n" in capsys.readouterr().out
+    assert records.skipped("part") == {"b": "no such package"}
+    assert records.remaining("part") == []
+    records.append("part", "ended", passed=True, seconds=1, note="")
+    text = summary(records, {"part": MINUTES})
+    assert "part           passed      1 s  1 of 2 rows, 1 skipped: no such package" in text
+    assert text[-1] == "nothing remains"
+    later_part = [Row("a", dict), Row("b", dict), Row("c", fails)]  # where it can be run since
+    assert run("part", later_part, later(records)) == 1
+    assert records.skipped("part") == {}
+    assert records.remaining("part") == ["c"]
+
+
+@pytest.mark.parametrize(("other", "how"), [("why", "skipped"), ("", "passed")])
+def test_a_part_is_skipped_where_all_of_it_is(records: Records, other: str, how: str) -> None:
+    run("part", [Row("a", dict, skipped="why"), Row("b", dict, skipped=other)], records)
+    records.append("part", "ended", passed=True, seconds=1, note="")
+    assert part_line(records, "part").split()[1] == how
+
+
+def test_a_failure_beside_what_is_skipped_is_a_failure(records: Records) -> None:
+    assert run("part", [Row("a", fails), Row("b", dict, skipped="no such package")], records) == 1
+    assert records.remaining("part") == ["a"]
 
 
 def test_a_line_that_was_cut_off_is_left_out(records: Records) -> None:
@@ -313,6 +344,26 @@ def test_what_parts_leave_of_their_time_goes_to_those_that_take_it(
     assert [round(limit, -1) for limit in limits] == [100, 50, 160]
 
 
+@pytest.mark.parametrize(("standin", "times"), [(False, 1), (True, gpu.TIMES_OVER_STANDINS)])
+def test_limits_are_those_of_a_card_and_longer_over_stand_ins(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, standin: bool, times: int
+) -> None:
+    made = call("")
+    made.card = card("card", standin)
+    limits: list[float] = []
+    monkeypatch.setattr(
+        gpu, "PARTS", {"quick": gpu.Part("m", 100), "taking": gpu.Part("m", 10, True)}
+    )
+
+    def supervised(_command: Any, _raw: Path, seconds: float, _show: Any) -> gpu.End:
+        limits.append(seconds)
+        return gpu.End(0, False)
+
+    monkeypatch.setattr(gpu, "supervise", supervised)
+    assert list(gpu.run_all(made, ["quick", "taking"])) == []
+    assert [round(limit, -1) for limit in limits] == [100 * times, 110 * times]
+
+
 def test_nothing_runs_after_a_kernel_that_computes_something_else(
     call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +410,32 @@ def test_the_summary_has_targets_failures_and_what_remains(records: Records) -> 
     ]
 
 
+def test_over_stand_ins_the_summary_has_no_times(records: Records) -> None:
+    goal = {"what": "step, of its roofline", "wanted": 0.5, "got": 0.51, "reached": True}
+    for row, figures in (("a", {"target": goal}), ("b", {"times_faster": 1.25})):
+        records.append("step", "finished", row=row, seconds=1, figures=figures)
+    assert (
+        len([x for x in summary(records, {"step": 40.0}) if "reached" in x or "as fast" in x]) == 2
+    )
+    records.append("all", "begins", on={"standin": True})
+    text = "\n".join(summary(records, {"step": 40.0}))
+    assert "none means anything" in text
+    assert not any(word in text for word in ("roofline", "reached", "as fast"))
+
+
+@pytest.mark.parametrize("standin", [True, False])
+def test_what_needs_a_device_is_skipped_over_stand_ins(standin: bool) -> None:
+    from benchmarks import gpu_tests, probes
+
+    with standing_for(card("card", standin)):
+        assert [bool(row.skipped) for row in probes.rows(Path("x"))] == [standin]
+        skipped = {row.name: row.skipped for row in gpu_tests.rows(Path("x"))}
+    assert not any(skipped[path] for path in MEASURING)
+    kernels = [why for path, why in skipped.items() if path.startswith("tests/kernels")]
+    assert len(kernels) > 10
+    assert all(bool(why) is standin for why in kernels)
+
+
 @pytest.fixture
 def one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """`make gpu` of a part that has figures at once, after one that always runs; what ran."""
@@ -392,7 +469,7 @@ def test_a_second_call_repeats_nothing_unless_it_is_told_to(
         assert one_part == wanted
     said = (tmp_path / "evidence/summary.txt").read_text()
     assert "nothing remains" in said
-    assert "no time means anything" in said
+    assert "none means anything" in said
     names = {path.name for path in (tmp_path / "evidence").iterdir()}
     assert names <= {"figures.jsonl", "log.txt", "summary.txt", "files.tar.gz"}
 

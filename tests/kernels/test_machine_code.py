@@ -39,6 +39,7 @@ def test_every_kernel_keeps_to_registers_and_reads_wide(capability: int, tmp_pat
         reads_16_bytes_and_multiplies_four_weights_at_once(reading, instructions=2.0)
     for reading in of(readings, "decode, int4"):
         reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading)
+    pairs_take_half_of_the_shared_memory(readings)
     they_multiply_while_they_copy(readings)
 
 
@@ -102,6 +103,22 @@ def reads_the_cache_by_wide_copies_at_few_instructions_a_byte(reading: Reading) 
         assert reading["loop"]["LDG.U16"] == 2, reading
         assert reading["loop"]["HMMA"] == 32, reading
         assert reading["instructions_a_byte"] < 8, reading
+
+
+def pairs_take_half_of_the_shared_memory(readings: list[Reading]) -> None:
+    """And fewer instructions with int8, whose bytes are enough for all warps."""
+    for dtype in ("int4", "int8"):
+        [words] = [x for x in of(readings, f"decode, {dtype}") if split_of(x, f"decode, {dtype}")]
+        [pairs] = [x for x in of(readings, f"decode by pairs, {dtype}") if "split" in x["kernel"]]
+        assert pairs["loop"]["LDGSTS.128"] == 8, pairs
+        assert pairs["shared_bytes"] < 0.55 * words["shared_bytes"]
+        if dtype == "int8":
+            assert pairs["instructions_a_byte"] < 0.9 * words["instructions_a_byte"], pairs
+            assert pairs["registers"] <= 168, pairs
+
+
+def split_of(reading: Reading, case: str) -> bool:
+    return reading["case"] == case and "split" in reading["kernel"]
 
 
 TRIPS_AHEAD = {

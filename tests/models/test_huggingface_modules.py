@@ -85,7 +85,7 @@ def test_a_layer_with_a_window_keeps_the_storage_behind_its_view() -> None:
 KEPT_IN_FLOAT32 = (
     "deepseek_v3", "deepseek_v4", "glm_moe_dsa", "gpt_oss", "longcat_flash", "hy_v4", "afmoe",
     "ernie4_5_moe", "bailing_hybrid", "glm5_next_text", "inkling_text", "muse_spark_text",
-    "qwen3_moe", "jamba", "mistral_large4_text",
+    "qwen3_moe", "jamba", "mistral_large4_text", "lfm2_moe", "olmo_hybrid",
 )  # fmt: skip
 
 

@@ -222,3 +222,13 @@ WRONG = (
 def test_a_wrong_section_is_said_to_be_wrong(section: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         read_config(MOE | {"quantization_config": section})
+
+
+def test_a_type_of_experts_beside_the_section_counts_as_one_within_it() -> None:
+    """DeepSeek-V4 has it beside; its configuration class moves it into the section."""
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    within = read_config({**MOE, "quantization_config": {**section, "expert_dtype": "fp4"}})
+    beside = read_config({**MOE, "quantization_config": section, "expert_dtype": "fp4"})
+    assert beside.weight_bytes == within.weight_bytes
+    assert beside.weight_bytes < read_config({**MOE, "quantization_config": section}).weight_bytes
+    assert read_config({**MOE, "expert_dtype": "fp4"}).weight_bytes == read_config(MOE).weight_bytes

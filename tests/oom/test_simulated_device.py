@@ -10,7 +10,7 @@ from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.oom.jobs import training_job
 from tritter_mem.oom.ladder import AS_IT_IS
 from tritter_mem.oom.simulated_device import SimulatedDevice
-from tritter_mem.simulation.playback import find_out_of_memory
+from tritter_mem.simulation.playback import Limit, find_out_of_memory
 
 
 class Watched(SimulatedDevice):
@@ -33,7 +33,7 @@ def test_memory_runs_out_at_the_very_allocation_that_is_predicted(share: float) 
     with SimulatedDevice(ROOMY) as free:
         step()
     capacity = round(share * free.memory().reserved_bytes)
-    predicted = find_out_of_memory(free.log, AllocatorSettings(), capacity, 0)
+    predicted = find_out_of_memory(free.log, AllocatorSettings(), Limit(capacity, 0))
     assert predicted is not None
     with Watched(capacity) as device, pytest.raises(torch.OutOfMemoryError) as caught:
         step()

@@ -10,26 +10,31 @@ from tests.planner.cases import card, profiles, tiny
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import Unknown, find_largest, largest, smallest, solve, with_value
+from tritter_mem.planner.solve import find_largest, largest, smallest, solve, with_value
+from tritter_mem.results.largest import Unknown
 
 
 def footprint(profile: Profile) -> int:
     return plan(profile, card()).footprint_bytes
 
 
+def allocated(profile: Profile) -> int:
+    """What is reserved beside it depends on which free block a request finds: more may be less."""
+    return plan(profile, card(), plays=False).footprint_bytes
+
+
 @settings(deadline=None)
 @given(profile=profiles(), more=st.integers(1, 300))
 def test_more_context_never_plans_less(profile: Profile, more: int) -> None:
     longer = with_value(profile, "context", profile.workload.context + more)
-    assert footprint(longer) >= footprint(profile)
+    assert allocated(longer) >= allocated(profile)
 
 
 @settings(deadline=None)
 @given(profile=profiles(), more=st.integers(1, 20))
 def test_more_batch_never_plans_less(profile: Profile, more: int) -> None:
-    assert footprint(with_value(profile, "batch", profile.workload.batch + more)) >= footprint(
-        profile
-    )
+    larger = with_value(profile, "batch", profile.workload.batch + more)
+    assert allocated(larger) >= allocated(profile)
 
 
 @settings(deadline=None)
@@ -38,7 +43,7 @@ def test_more_layers_never_plan_less(profile: Profile, more: int) -> None:
     # Whole turns of the pattern of global layers: one layer more may be a global one less.
     every = profile.model.global_attention_every or 1
     layers = profile.model.num_hidden_layers + more * every
-    assert footprint(changed(profile, {"model.num_hidden_layers": layers})) >= footprint(profile)
+    assert allocated(changed(profile, {"model.num_hidden_layers": layers})) >= allocated(profile)
 
 
 @settings(deadline=None, max_examples=30)

@@ -3,29 +3,31 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tests.report.records import hostile, many, planned_7b, record, tiny_on_cpu, training_1b
 from tritter_mem.report.charts.axes import Chart, Scale, plotly_text
-from tritter_mem.report.charts.budget_chart import (
-    budget_chart,
-    comparison_chart,
-    parts_of,
-    waterfall_chart,
+from tritter_mem.report.charts.segment_map import segment_map
+from tritter_mem.report.charts.timeline_chart import (
+    LETTER_WIDTH,
+    PHONE_WIDTH,
+    Limit,
+    draw_timeline,
+    timeline_chart,
 )
-from tritter_mem.report.charts.timeline_chart import timeline_chart
-from tritter_mem.results.run import Result, Timeline
-from tritter_mem.results.verdict import on_the_card
-from tritter_mem.units import GiB, MiB
+from tritter_mem.report.tables import comparison_parts_table, comparison_table, parts_of
+from tritter_mem.results.run import IN_WARM_UP, OUTSIDE_PHASES, Phase, Result, Timeline
+from tritter_mem.units import GiB, MiB, format_bytes
 
 ALL = [planned_7b(), tiny_on_cpu(), training_1b()]
 
 
 def charts_of(result: Result) -> list[Chart]:
-    charts = [waterfall_chart(result, "GiB"), timeline_chart(result, "GiB")]
-    return [budget_chart(result, "GiB"), *(chart for chart in charts if chart)]
+    charts = [timeline_chart(result, "GiB"), segment_map(result, "GiB", result)]
+    return [chart for chart in charts if chart]
 
 
 def with_colors(value: Any) -> Any:
@@ -37,11 +39,11 @@ def with_colors(value: Any) -> Any:
     return "#123456" if isinstance(value, str) and value.startswith("--") else value
 
 
-@pytest.mark.parametrize("result", [*ALL, hostile("<b>")], ids=lambda r: r.name)
+@pytest.mark.parametrize("result", [training_1b(), hostile("<b>")], ids=lambda r: r.name)
 def test_plotly_knows_every_attribute(result: Result) -> None:
     from plotly.graph_objects import Figure
 
-    for chart in [*charts_of(result), comparison_chart([result] * 2, "GB")]:
+    for chart in charts_of(result):
         Figure(with_colors(chart.figure))
 
 
@@ -57,76 +59,41 @@ def test_what_only_the_device_sees_is_a_part_of_its_own() -> None:
     assert parts_of(seen)["other"] == MiB
 
 
-@pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
-def test_budget_bars_are_as_long_as_the_footprint(result: Result) -> None:
-    chart = budget_chart(result, "GiB")
-    needs = [use.footprint_bytes for use in on_the_card(result).values()]
-    scale = Scale.of(max(needs), "GiB")
-    lengths = [sum(trace["x"][bar] for trace in chart.figure["data"]) for bar in range(len(needs))]
-    for length, need in zip(lengths, needs, strict=True):
-        assert math.isclose(length, need / scale.unit_bytes, abs_tol=1e-3)
+def test_each_profile_has_its_own_limit_and_its_parts_as_a_bar() -> None:
+    small, large = planned_7b("same"), planned_7b("same")
+    assert large.verdict
+    large = replace(large, verdict=replace(large.verdict, budget_bytes=24 * GiB))
+    table = comparison_table([small, large, record("empty")], "GiB")
+    assert [row.limit_bytes for row in table.rows] == [15 * GiB, 24 * GiB, None]
+    assert table.bars
+    assert table.bars.page_bytes == 24 * GiB
+    for row in table.rows[:2]:
+        assert sum(piece.size_bytes for piece in row.pieces) == row.bar_bytes
+    assert table.rows[2].pieces == ()
 
 
-def test_each_step_of_the_waterfall_begins_where_the_last_ended() -> None:
-    chart = waterfall_chart(training_1b(), "GiB")
-    assert chart
-    (steps,) = chart.figure["data"]
-    ends = [base + x for base, x in zip(steps["base"], steps["x"], strict=True)]
-    assert steps["base"][0] == 0
-    for end, start in zip(ends[:-1], steps["base"][1:], strict=True):
-        assert math.isclose(end, start, abs_tol=1e-4)
-    assert math.isclose(ends[-1], 12_967_395_623 / GiB, abs_tol=1e-4)
+def test_a_limit_far_beyond_the_needs_does_not_dwarf_them() -> None:
+    table = comparison_table([tiny_on_cpu()], "GiB")
+    assert table.bars
+    assert table.bars.page_bytes == table.bars.full_bytes
 
 
-def limit_of(chart: Chart) -> list[float]:
-    return [shape["x0"] for shape in chart.figure["layout"]["shapes"]]
+def test_the_components_of_each_profile_are_in_a_table() -> None:
+    results = [*many(5), record("empty")]
+    table = comparison_parts_table(results, "GiB")
+    assert [row.cells[0].text for row in table.rows] == [r.name for r in results[:5]]
+    bars = comparison_table(results, "GiB").bars
+    assert bars
+    assert [text for _, text in bars.legend] == [column.label for column in table.columns[1:]]
 
 
-def test_the_limit_is_drawn_at_the_budget() -> None:
-    assert limit_of(budget_chart(planned_7b(), "GiB")) == [15.0]
-    assert limit_of(budget_chart(replace(planned_7b(), verdict=None), "GiB")) == []
-
-
-def test_a_budget_far_off_the_scale_is_named_and_not_drawn() -> None:
-    layout = budget_chart(tiny_on_cpu(), "GiB").figure["layout"]
-    assert layout["shapes"] == []
-    assert [note["text"] for note in layout["annotations"]] == ["budget 15.00 GiB →"]
-    assert layout["xaxis"]["title"]["text"] == "MiB"
-
-
-def test_profiles_with_budgets_of_their_own_get_a_limit_each() -> None:
-    small, large = planned_7b("small"), planned_7b("large")
-    verdict = large.verdict
-    assert verdict
-    large = replace(large, verdict=replace(verdict, budget_bytes=24 * GiB))
-    chart = comparison_chart([small, large], "GiB")
-    assert limit_of(chart) == [15.0, 24.0]
-    assert chart.figure["layout"]["annotations"] == []
-
-
-def test_equal_names_keep_bars_of_their_own() -> None:
-    chart = comparison_chart([planned_7b("same"), planned_7b("same")], "GiB")
-    assert chart.figure["data"][0]["y"] == [0, 1]
-
-
-def test_a_profile_without_numbers_has_no_bar() -> None:
-    chart = comparison_chart([planned_7b(), record("empty")], "GiB")
-    assert chart.figure["layout"]["yaxis"]["ticktext"] == ["7b-128k"]
-    assert waterfall_chart(record(), "GiB") is None
-
-
-@pytest.mark.parametrize("result", ALL, ids=lambda r: r.name)
+@pytest.mark.parametrize("result", [training_1b()], ids=lambda r: r.name)
 def test_every_chart_says_in_words_and_numbers_what_it_shows(result: Result) -> None:
     for chart in charts_of(result):
         assert chart.description.endswith(".")
         assert chart.table.rows
         assert {len(row.cells) for row in chart.table.rows} == {len(chart.table.columns)}
         json.dumps(chart.figure, allow_nan=False)
-
-
-def test_legends_name_every_part_that_is_drawn() -> None:
-    chart = comparison_chart(many(5), "GiB")
-    assert [text for _, text in chart.legend] == [trace["name"] for trace in chart.figure["data"]]
 
 
 def test_markup_in_a_label_is_escaped() -> None:
@@ -157,14 +124,77 @@ def test_the_timeline_stacks_categories_up_to_what_is_allocated() -> None:
     peak = max(sum(column) for column in zip(*(area["y"] for area in areas), strict=True))
     allocated = max(row[2] for row in measured.timeline.rows)
     assert math.isclose(peak, allocated / GiB, abs_tol=1e-3)
-    assert [t["name"] for t in chart.figure["data"] if "stackgroup" not in t] == ["Reserved"]
+    rest = [t["name"] for t in chart.figure["data"] if "stackgroup" not in t]
+    assert rest == ["Reserved", "Allocated peak"]
 
 
-def test_the_timeline_marks_where_each_phase_begins() -> None:
+def timeline_of(*rows: tuple[float, ...], phase: bool = False) -> Timeline:
+    columns = ("event", *(["phase"] if phase else []), "allocated_bytes", "reserved_bytes")
+    return Timeline(columns=columns, rows=rows)
+
+
+def drawn(timeline: Timeline, budget: int | None = None, *names: str) -> Chart:
+    return draw_timeline(
+        timeline,
+        title="t",
+        name="n",
+        phases=[Phase(name=name, allocated_peak_bytes=0) for name in names],
+        limit=None if budget is None else Limit(words="budget", size_bytes=budget),
+    )
+
+
+def labels(chart: Chart) -> dict[str, float]:
+    return {note["text"]: note["x"] for note in chart.figure["layout"]["annotations"]}
+
+
+def test_the_timeline_says_where_each_phase_begins_and_where_the_peak_is() -> None:
     chart = timeline_chart(training_1b(), "GiB")
     assert chart
-    notes = {note["text"]: note["x"] for note in chart.figure["layout"]["annotations"]}
-    assert notes == {"Forward": 0.0, "Backward": 0.4, "Optimizer": 0.8}
+    assert labels(chart) == {
+        "Forward": 0.0,
+        "Backward": 0.4,
+        "Optimizer": 0.8,
+        "allocated peak 11.34 GiB": 0.4,
+    }
+
+
+def test_the_warm_up_is_called_so_and_its_peak_does_not_count() -> None:
+    rows = ((0, 0, 1, 9), (1, IN_WARM_UP, 8, 9), (2, 1, 5, 9), (3, OUTSIDE_PHASES, 4, 9))
+    chart = drawn(timeline_of(*rows, phase=True), None, "load", "prefill")
+    assert labels(chart) == {"Load": 0, "Warm-up": 1, "Prefill": 2, "allocated peak 5 B": 2}
+    (peak,) = (t for t in chart.figure["data"] if t["name"] == "Allocated peak")
+    assert (peak["x"], peak["y"]) == ([2], [5])
+
+
+@pytest.mark.parametrize(
+    ("budget", "near"), [(110, True), (134, True), (136, False), (9000, False)]
+)
+def test_the_axis_fits_the_data_and_a_far_limit_is_pointed_at(budget: int, near: bool) -> None:
+    chart = drawn(timeline_of((0, 50, 80), (9, 90, 100)), budget)
+    layout = chart.figure["layout"]
+    top = layout["yaxis"]["range"][1]
+    lines = [s["y0"] for s in layout["shapes"] if s["y0"] == s.get("y1") == budget]
+    assert lines == ([budget] if near else [])
+    assert max(100, budget if near else 0) < top < 150
+    beyond = f"budget {format_bytes(budget)} ↑"
+    assert (beyond in labels(chart)) is not near
+    assert (("--limit", f"Budget {budget} B") in chart.legend) is near
+
+
+def test_labels_above_the_plot_do_not_cover_each_other() -> None:
+    rows = tuple((n, n // 2, n, n) for n in range(12))
+    chart = drawn(timeline_of(*rows, phase=True), 999, *"abcdef")
+    rows_used = {note["yshift"] for note in chart.figure["layout"]["annotations"]}
+    spans: dict[float, list[tuple[float, float]]] = {}
+    for note in chart.figure["layout"]["annotations"]:
+        width = (len(note["text"]) + 1) * LETTER_WIDTH / PHONE_WIDTH
+        at = note["x"] / 11
+        span = (at, at + width) if note["xanchor"] == "left" else (at - width, at)
+        spans.setdefault(note["yshift"], []).append(span)
+    assert len(rows_used) > 1
+    for same in spans.values():
+        for (_, end), (start, _) in pairwise(sorted(same)):
+            assert end <= start + 1e-9
 
 
 def test_a_timeline_without_categories_shows_what_is_allocated() -> None:
@@ -173,7 +203,7 @@ def test_a_timeline_without_categories_shows_what_is_allocated() -> None:
     measured = replace(result.by_kind()["measured"], timeline=plain)
     chart = timeline_chart(replace(result, measured=measured, verdict=None), "GiB")
     assert chart
-    assert [trace["name"] for trace in chart.figure["data"]] == ["Allocated"]
+    assert [trace["name"] for trace in chart.figure["data"]] == ["Allocated", "Allocated peak"]
     assert (
         chart.description == "Memory of 1b-training over 2 points in time; allocated peaks at 7 B."
     )

@@ -1,13 +1,14 @@
 """Colours: WCAG AA contrast in both themes, and parts that colour-blind readers tell apart."""
 
 import itertools
+import math
 import re
 
 import pytest
 
 from tritter_mem.report.charts.axes import color
-from tritter_mem.report.charts.budget_chart import PARTS
 from tritter_mem.report.page import TEMPLATES
+from tritter_mem.report.tables import PARTS
 
 Rgb = tuple[float, float, float]
 COLORS = {
@@ -92,3 +93,31 @@ def test_any_two_parts_can_be_told_apart(vision: str, theme: int) -> None:
     for (a, x), (b, y) in itertools.combinations(seen.items(), 2):
         distance = sum((i - j) ** 2 for i, j in zip(x, y, strict=True)) ** 0.5
         assert distance >= 0.085, f"{a} and {b}"
+
+
+GREY = 0.06
+"""Colours of less chroma have no hue that people see."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_keeps_its_hue_in_the_dark(part: str) -> None:
+    light, dark = (oklab(linear(shown)) for shown in COLORS[color(part)])
+    if math.hypot(*light[1:]) < GREY:
+        assert math.hypot(*dark[1:]) < GREY + 0.04
+        return
+    first, second = (math.degrees(math.atan2(lab[2], lab[1])) for lab in (light, dark))
+    assert abs((first - second + 180) % 360 - 180) <= 15
+
+
+def on(fill: str) -> str:
+    """What `page.js` writes on a fill."""
+    red, green, blue = linear(fill)
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if light > 0.179 else "#ffffff"
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", [*map(color, PARTS), "--frame", "--frame-own", "--frame-unknown"])
+def test_text_on_a_frame_is_readable(name: str, theme: int) -> None:
+    fill = COLORS[name][theme]
+    assert contrast(on(fill), fill) >= 4.5

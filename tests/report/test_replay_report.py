@@ -2,15 +2,17 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.allocator.build import fragmented_snapshot
+from tests.recordings.test_held_at_peak import write_named_snapshot
 from tests.report.test_html import Page
 from tritter_mem.recordings.replay_snapshot import replay
-from tritter_mem.report.charts.replay_charts import MAP_COLUMNS, MAP_ROWS, peaks_chart, segment_map
+from tritter_mem.report.charts.replay_charts import MAP_COLUMNS, MAP_ROWS, segment_map
 from tritter_mem.report.page import plotly_source
 from tritter_mem.report.replay_report import (
     fidelity_sentence,
@@ -19,6 +21,7 @@ from tritter_mem.report.replay_report import (
     render_replay_html,
 )
 from tritter_mem.report.terminal import make_console
+from tritter_mem.results.allocations import Frame
 from tritter_mem.results.replay import Replay
 from tritter_mem.units import MiB
 
@@ -28,6 +31,11 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fragmented_snapshot(tmp_path_factory.mktemp("replay") / "run.pickle")
+
+
+@pytest.fixture(scope="module")
+def snapshot_with_stacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_named_snapshot(tmp_path_factory.mktemp("named") / "run.pickle")
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +91,13 @@ def test_the_fidelity_sentence_tells_what_differs(found: Replay) -> None:
 
 def test_notes_name_the_failing_request_once_for_all_settings(limited: Replay) -> None:
     (device,) = limited.devices
+    same = "(180.0 MiB reserved, 150.0 MiB allocated)"
     assert notes(device) == [
-        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0 with 180.0 MiB "
-        "reserved, 150.0 MiB allocated: as recorded; max_split_size_mb:64; max_split_size_mb:128; "
-        "max_split_size_mb:256; garbage_collection_threshold:0.8.",
-        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0 with 192.0 MiB "
-        "reserved, 156.0 MiB allocated: roundup_power2_divisions:4.",
+        "Out of memory at event 20 of 20, a request for 40.0 MiB on stream 0: "
+        f"as recorded {same}; max_split_size_mb:64 {same}; max_split_size_mb:128 {same}; "
+        f"max_split_size_mb:256 {same}; "
+        "roundup_power2_divisions:4 (192.0 MiB reserved, 156.0 MiB allocated); "
+        f"garbage_collection_threshold:0.8 {same}.",
         "The peaks of these rows are those up to there.",
     ]
 
@@ -112,7 +121,7 @@ def test_every_chart_has_a_name_and_its_numbers(found: Replay) -> None:
     parsed = Page(render_replay_html(found))
     plots = [attributes for _, attributes in parsed.tags if attributes.get("role") == "img"]
     (device,) = found.devices
-    assert len(plots) == 1 + 2 * len(device.scenarios)
+    assert len(plots) == 2 * len(device.scenarios)
     assert all(plot["aria-label"] for plot in plots)
     assert parsed.text.count("The numbers behind this chart") == len(plots)
 
@@ -132,17 +141,68 @@ def test_hostile_text_stays_text(found: Replay) -> None:
     )
 
 
+def rows_of(page: str) -> dict[str, str]:
+    """The rows of the table of settings, by name."""
+    body = page.partition("Allocator settings compared")[2].partition("</tbody>")[0]
+    rows = re.findall(r'<tr[^>]*>\n<th scope="row">.*?</tr>', body, re.DOTALL)
+    return {re.sub("<[^>]+>", "", row.split("</th>")[0]).strip(): row for row in rows}
+
+
 def test_peaks_are_drawn_to_scale(found: Replay) -> None:
-    chart = peaks_chart(found.devices[0])
-    live, unused = chart.figure["data"]
-    assert (live["x"][0], unused["x"][0]) == (190.0, 30.0)
-    assert chart.figure["layout"]["shapes"] == []
+    row = rows_of(render_replay_html(found, plotlyjs="directory"))["as recorded"]
+    used, unused = (float(width) for width in re.findall(r"width:([\d.]+)%", row))
+    assert used / unused == pytest.approx(190 / 30, abs=0.01)
+    assert "--limit-at" not in row
 
 
 def test_the_capacity_is_a_line(limited: Replay) -> None:
-    (limit,) = peaks_chart(limited.devices[0]).figure["layout"]["shapes"]
-    assert limit["x0"] == limit["x1"] == 210.0
-    assert "does not fit" in render_replay_html(limited)
+    row = rows_of(render_replay_html(limited, plotlyjs="directory"))["as recorded"]
+    assert "--limit-at: 100.00%" in row
+
+
+def test_the_headline_is_the_advice_and_its_row_stands_out(limited: Replay, found: Replay) -> None:
+    for one in (limited, found):
+        page = render_replay_html(one, plotlyjs="directory").replace("<wbr>", "")
+        assert '<p class="number">Use expandable_segments:True</p>' in page
+        assert "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in page
+        best = [name for name, row in rows_of(page).items() if row.startswith('<tr class="best"')]
+        assert best == ["expandable_segments:True best"]
+        assert 'class="verdict good"' in page
+
+
+def test_where_nothing_helps_the_headline_says_so(snapshot: Path) -> None:
+    page = render_replay_html(replay(snapshot, capacity_bytes=90 * MiB), plotlyjs="directory")
+    assert '<p class="number">No setting is enough</p>' in page
+    assert 'class="verdict bad"' in page
+    assert "best</span>" not in page
+
+
+def test_columns_that_say_nothing_are_left_out(found: Replay, limited: Replay) -> None:
+    assert "Retries" not in render_replay_html(found, plotlyjs="directory")
+    assert "Retries" in render_replay_html(limited, plotlyjs="directory")
+
+
+def test_who_holds_most_is_drawn_where_call_stacks_are_recorded(
+    found: Replay, snapshot_with_stacks: Path
+) -> None:
+    assert "Who holds most" not in render_replay_html(found, plotlyjs="directory")
+    named = replay(snapshot_with_stacks)
+    page = render_replay_html(named, plotlyjs="directory")
+    assert page.index("Allocator settings compared") < page.index("Who holds most")
+    assert "by call stack" in page
+    assert "Who holds most" in drawn(named, 80)
+    assert "backward (me/train.py:30)" in drawn(named, 80)
+
+
+def test_the_note_of_a_failure_names_the_line_that_asked(limited: Replay) -> None:
+    (device,) = limited.devices
+    path = (Frame(name="step", file="/home/me/train.py", line=7),)
+    failed = [
+        replace(s, out_of_memory=s.out_of_memory and replace(s.out_of_memory, path=path))
+        for s in device.scenarios
+    ]
+    first, *_ = notes(replace(device, scenarios=tuple(failed)))
+    assert "on stream 0, called from step (me/train.py:7): as recorded" in first
 
 
 def test_the_segment_map_shows_how_full_each_stretch_is(found: Replay) -> None:

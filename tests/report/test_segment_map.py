@@ -87,3 +87,10 @@ def test_where_only_the_largest_are_drawn_it_says_so() -> None:
 
 def test_without_segments_there_is_no_map() -> None:
     assert segment_map(planned_7b(), "GiB", planned_7b()) is None
+
+
+def test_a_map_of_full_segments_is_small_and_no_map_is_very_tall() -> None:
+    full = segment((19 * MiB, "weights"), (1, ""))
+    assert drawn(*[full] * 300).height <= 200
+    assert drawn(*[MIXED] * 300).height == 80 + 640
+    assert drawn(MIXED).height < 120

@@ -18,10 +18,10 @@ from tritter_mem.report.words import (
     signed_bytes,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
 from tritter_mem.results.run import COMPONENTS, Suggestion
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import GiB, MiB
 
 
@@ -82,16 +82,16 @@ def test_headroom_is_said_in_words() -> None:
 
 
 def test_the_verdict_names_need_budget_and_difference() -> None:
-    assert verdict_sentence(planned_7b().verdict, "GiB") == (
+    assert verdict_of(planned_7b(), "GiB") == (
         "does not fit: needs 20.33 GiB (planned), budget 15.00 GiB, 5.33 GiB over"
     )
-    assert verdict_sentence(training_1b().verdict, "GiB") == (
+    assert verdict_of(training_1b(), "GiB") == (
         "fits: needs 12.08 GiB (measured), budget 15.00 GiB, 2.92 GiB to spare"
     )
 
 
 def test_no_verdict_is_not_a_verdict() -> None:
-    sentence = verdict_sentence(None, "GiB")
+    sentence = verdict_of(replace(planned_7b(), verdict=None), "GiB")
     assert sentence.startswith("no verdict")
     assert "fit" not in sentence
 
@@ -151,3 +151,28 @@ def test_notes_give_devices_peaks_and_what_is_missing() -> None:
 def test_a_reason_beside_a_number_is_not_shown() -> None:
     both = replace(planned_7b(), planned_reason="left over", profile=profile("x"))
     assert not [note for note in notes(both) if "left over" in note]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("prefill: Transformer.layers.0.mlp (aten.new_empty.default)",
+         "prefill: Transformer.layers.0.mlp, new_empty()"),
+        ("aten.add_.Tensor", "add_()"),
+        ("aten.mm", "mm()"),
+        ("aten::empty_strided", "empty_strided()"),
+        ("out of memory (aten.mm.default): 1 B", "out of memory, mm(): 1 B"),
+        (" (aten.mm)", " (mm())"),
+        ("Transformer.layers.3 (mlp.py:7)", "Transformer.layers.3 (mlp.py:7)"),
+        ("my.aten_like.module", "my.aten_like.module"),
+    ],
+)  # fmt: skip
+def test_operators_are_called_as_people_call_them(text: str, shown: str) -> None:
+    assert operators_by_name(text) == shown
+
+
+def test_notes_name_no_overload_of_an_operator() -> None:
+    planned = planned_7b().planned
+    assert planned
+    use = replace(planned, peak_at="prefill: Transformer.out (aten.mm.default)")
+    assert "planned peak at prefill: Transformer.out, mm()" in notes(record(planned=use))

@@ -12,7 +12,7 @@ from tests.report.records import planned_7b, training_1b
 from tritter_mem.report.html import render_html
 from tritter_mem.report.tables import budget_table, measured_table
 from tritter_mem.report.validation_report import remarks, validation_table
-from tritter_mem.report.words import notes, verdict_sentence
+from tritter_mem.report.words import notes, verdict_of
 from tritter_mem.results.record_file import read_results
 from tritter_mem.results.run import KINDS, Environment, MemoryUse, Result
 from tritter_mem.results.validation import Validated, Validation
@@ -39,7 +39,7 @@ def test_the_verdict_follows_the_best_kind_that_is_there(rehearsed: Result) -> N
     assert KINDS == ("planned", "simulated", "rehearsed", "measured")
     assert rehearsed.verdict is not None
     assert rehearsed.verdict.basis == "rehearsed"
-    assert "(rehearsed)" in verdict_sentence(rehearsed.verdict, "GiB")
+    assert "(rehearsed)" in verdict_of(rehearsed, "GiB")
     both = judge(rehearsed.by_kind() | {"measured": rehearsal(rehearsed)}, 80 * GiB)
     assert both is not None
     assert both.basis == "measured"

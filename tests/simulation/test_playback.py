@@ -13,7 +13,13 @@ from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import find_peaks
-from tritter_mem.simulation.playback import find_out_of_memory, play, segments_at, surely_fits
+from tritter_mem.simulation.playback import (
+    Limit,
+    find_out_of_memory,
+    play,
+    segments_at,
+    surely_fits,
+)
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.units import MiB
 
@@ -83,8 +89,8 @@ def test_what_surely_fits_runs_out_of_memory_nowhere(
     played = play(log, settings)
     reserved = played.reserved_peak_bytes[""]
     capacity = int((reserved + margin) / settings.per_process_memory_fraction) + context
-    assume(surely_fits(played, settings, capacity, context))
-    assert find_out_of_memory(log, settings, capacity, context) is None
+    assume(surely_fits(played, settings, Limit(capacity, context)))
+    assert find_out_of_memory(log, settings, Limit(capacity, context)) is None
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_whether_it_fits_goes_by_what_is_reserved(conf: str, capacity: int, fits
     log = EventLog()
     log.alloc(20 * MiB, operator="", module="", category="weights")
     settings = parse_alloc_conf(conf)
-    assert surely_fits(play(log, settings), settings, capacity, 2 * MiB) is fits
+    assert surely_fits(play(log, settings), settings, Limit(capacity, 2 * MiB)) is fits
 
 
 @pytest.fixture(scope="module", params=["inference", "training"])

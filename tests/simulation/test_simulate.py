@@ -19,7 +19,7 @@ from tritter_mem.models.bundled import run_settings
 from tritter_mem.planner.compose import plan
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import live_bytes
-from tritter_mem.simulation.playback import find_out_of_memory
+from tritter_mem.simulation.playback import Limit, find_out_of_memory
 from tritter_mem.simulation.progress import Progress, layer_passes
 from tritter_mem.simulation.simulate import bundled_workload, simulate, trace
 
@@ -86,7 +86,7 @@ def test_out_of_memory_names_the_module_that_hits_it() -> None:
     log = traced(tiny(workload__context=4096, workload__prefill_chunk=2048))
     load = log.spans[0]
     capacity = max(live_bytes(log)[: load.end + 1]) + (40 << 20)
-    found = find_out_of_memory(log, parse_alloc_conf(""), capacity, 0)
+    found = find_out_of_memory(log, parse_alloc_conf(""), Limit(capacity, 0))
     assert found is not None
     assert found.phase == "prefill"
     assert found.module.startswith("Transformer.layers.")

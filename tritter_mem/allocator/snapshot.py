@@ -11,8 +11,8 @@ import pickle
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -21,6 +21,7 @@ from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, Ou
 from tritter_mem.allocator.rules import DIVISION_INTERVALS, round_request
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.errors import ConfigError, InputError
+from tritter_mem.results.allocations import Frame
 from tritter_mem.results.segments import (
     ALLOCATED,
     FREE,
@@ -55,6 +56,8 @@ _STATES = {
 }
 _STATE_NAMES = {state: name for name, state in _STATES.items()}  # of two names the newer one
 _DEFAULT_POOL = (0, 0)
+NO_STACK = 0
+FRAME_TEXT_LIMIT = 500
 _POOL_KEYS = ("segment_pool_id", "pool_id")
 
 MAX_FILE_BYTES = 4 * GiB
@@ -79,22 +82,34 @@ class Trace:
     """Events in the order in which they happened: action, address, bytes and stream of each.
 
     For an out-of-memory event the address is the free memory that the device reported.
+    `stack_numbers` says from which of the snapshot's `stacks` each was called.
     """
 
-    __slots__ = ("_streams", "actions", "addresses", "sizes", "stream_numbers", "streams")
+    __slots__ = (
+        "_streams",
+        "actions",
+        "addresses",
+        "sizes",
+        "stack_numbers",
+        "stream_numbers",
+        "streams",
+    )
 
     def __init__(self) -> None:
         self.actions = bytearray()
         self.addresses = array("q")
         self.sizes = array("q")
         self.stream_numbers = array("i")
+        self.stack_numbers = array("i")
         self.streams: list[Stream] = []
         self._streams: dict[Stream, int] = {}
 
     def __len__(self) -> int:
         return len(self.actions)
 
-    def append(self, action: int, address: int, size: int, stream: Stream) -> None:
+    def append(
+        self, action: int, address: int, size: int, stream: Stream, stack: int = NO_STACK
+    ) -> None:
         """Add an event."""
         number = self._streams.get(stream)
         if number is None:
@@ -104,6 +119,7 @@ class Trace:
         self.addresses.append(address)
         self.sizes.append(size)
         self.stream_numbers.append(number)
+        self.stack_numbers.append(stack)
 
     def stream(self, event: int) -> Stream:
         """The stream of an event."""
@@ -116,6 +132,10 @@ class DeviceSnapshot:
 
     Attributes:
         warnings: what was found and left out, one line each.
+        stacks: the call stacks from which memory was asked for, each outermost first. The one of
+            number `NO_STACK` is empty.
+        block_stacks: number of the stack of each block in `segments`, by its address, where it is
+            recorded.
     """
 
     device: int
@@ -123,6 +143,8 @@ class DeviceSnapshot:
     trace: Trace
     settings: AllocatorSettings
     warnings: tuple[str, ...] = ()
+    stacks: Sequence[tuple[Frame, ...]] = ((),)
+    block_stacks: Mapping[int, int] = field(default_factory=dict)
 
 
 # Reading
@@ -222,9 +244,11 @@ def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
         InputError: the structure is not a snapshot's; names the entry.
     """
     settings, warnings = _read_settings(snapshot.get("allocator_settings"))
+    stacks = _Stacks()
     segments = _by_device([
         _read_segment(entry, f"segments[{i}]") for i, entry in enumerate(snapshot["segments"])
     ])  # fmt: skip
+    block_stacks = _block_stacks(snapshot["segments"], stacks)
     traces = snapshot.get("device_traces", [])
     count = max(len(traces), *segments, -1) + 1 if segments else len(traces)
     found = []
@@ -235,7 +259,7 @@ def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
         own = segments.get(device, ())
         if not entries and not own:
             continue
-        trace, unknown = _read_trace(entries, f"device_traces[{device}]", own)
+        trace, unknown = _read_trace(entries, f"device_traces[{device}]", own, stacks)
         entries.clear()  # the columns are a tenth of its size
         found.append(
             DeviceSnapshot(
@@ -244,8 +268,74 @@ def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
                 trace=trace,
                 settings=settings,
                 warnings=(*warnings, *unknown),
+                stacks=stacks.found,
+                block_stacks=block_stacks.get(device, {}),
             )
         )
+    return found
+
+
+class _Stacks:
+    """Call stacks by number, as events and blocks name them."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Frame, ...]] = [()]
+        self._numbers: dict[tuple[Frame, ...], int] = {(): NO_STACK}
+        # PyTorch dumps one dict for a frame that many stacks have. The lists are kept, so that no
+        # other frame gets the address of one of theirs.
+        self._by_identity: dict[tuple[int, ...], tuple[int, list[Any]]] = {}
+
+    def number_of(self, frames: Any) -> int:
+        """The number of a stack as PyTorch dumps it, innermost frame first.
+
+        Raises:
+            TypeError, AttributeError: it is no list of frames.
+        """
+        if not frames:
+            return NO_STACK
+        key = tuple(map(id, frames))
+        known = self._by_identity.get(key)
+        if known is not None:
+            return known[0]
+        stack = _python_frames([_read_frame(frame) for frame in reversed(frames)])
+        number = self._numbers.setdefault(stack, len(self.found))
+        if number == len(self.found):
+            self.found.append(stack)
+        self._by_identity[key] = number, frames
+        return number
+
+
+def _read_frame(entry: Any) -> Frame:
+    line = entry.get("line", 0)
+    return Frame(
+        name=str(entry.get("name", ""))[:FRAME_TEXT_LIMIT],
+        file=str(entry.get("filename", ""))[-FRAME_TEXT_LIMIT:],
+        line=line if isinstance(line, int) and 0 <= line < MAX_ADDRESS else 0,
+    )
+
+
+def _python_frames(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """Without those of C++, where there are others."""
+    python = tuple(frame for frame in frames if frame.file.endswith(".py") or frame.file[:1] == "<")
+    return python or tuple(frame for frame in frames if frame.file not in ("", "??"))
+
+
+def _block_stacks(segments: Sequence[Any], stacks: _Stacks) -> dict[int, dict[int, int]]:
+    """By device and address, of segments that were found to be such."""
+    found: dict[int, dict[int, int]] = {}
+    for index, segment in enumerate(segments):
+        address = segment["address"]
+        own = found.setdefault(segment.get("device", 0), {})
+        for block in segment["blocks"]:
+            try:
+                number = stacks.number_of(block.get("frames"))
+            except (TypeError, AttributeError) as error:
+                raise InputError(
+                    f"segments[{index}]: not a segment as PyTorch dumps it: {_why(error)}"
+                ) from error
+            if number:
+                own[address] = number
+            address += block["size"]
     return found
 
 
@@ -301,7 +391,7 @@ def _read_stream(entry: dict[str, Any]) -> Stream:
 
 
 def _read_trace(
-    entries: Sequence[Any], where: str, segments: Sequence[SegmentState]
+    entries: Sequence[Any], where: str, segments: Sequence[SegmentState], stacks: _Stacks
 ) -> tuple[Trace, tuple[str, ...]]:
     """Turn dumped events into columns; returns them with warnings about unknown ones.
 
@@ -310,6 +400,7 @@ def _read_trace(
         where: what to call the list in an error.
         segments: the segments at the end. In older versions an event's private pool follows from
             its address alone.
+        stacks: where the call stacks of events are kept.
 
     Raises:
         InputError: an entry is no event; names it.
@@ -329,7 +420,8 @@ def _read_trace(
             if not 0 <= address < MAX_ADDRESS or not 0 <= size < MAX_ADDRESS:
                 raise ValueError(f"address {address}, size {size}")
             pool = _read_pool(entry) or (private and private.pool_at(address))
-            append(action, address, size, PrivateStream(stream, pool) if pool else stream)
+            stack = stacks.number_of(entry.get("frames"))
+            append(action, address, size, PrivateStream(stream, pool) if pool else stream, stack)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{where}[{index}]: not an event as PyTorch dumps it: {_why(error)}"

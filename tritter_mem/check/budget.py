@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tritter_mem.check.budget_mark import MemoryBudget
 from tritter_mem.check.compare import Rules
 from tritter_mem.check.tasks import Profiled, Task, outcomes_of, update
-from tritter_mem.errors import MeasureError, UsageError
+from tritter_mem.errors import MeasureError, SimulationError, UsageError
 from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case
 from tritter_mem.results.check import CaseOutcome
 from tritter_mem.results.header import header
@@ -50,12 +50,12 @@ def result_of(mark: MemoryBudget) -> Result:
 
 
 def _of_profile(mark: MemoryBudget) -> Result:
-    from tritter_mem.config.loading import load_profile
+    from tritter_mem.config.loading import load_any
     from tritter_mem.devices.nvml import find_gpu
     from tritter_mem.planner.suggest import suggest
     from tritter_mem.profiling.profiler import profile
 
-    loaded = load_profile(str(mark.profile), mark.overrides(), mark.labels())
+    loaded = load_any(str(mark.profile), mark.overrides(), mark.labels())
     card = find_gpu(loaded.gpu.name)
     _check_card(mark, card)
     found = profile(loaded, device=_device(mark), fast=bool(mark.fast))
@@ -98,6 +98,8 @@ def _judged(result: Result, mark: MemoryBudget, suggestions: Iterable[Suggestion
     found = result.by_kind()
     if kind not in found and "rehearsed" in found:  # over stand-ins nothing is measured
         kind = "rehearsed"
+    if kind not in found:
+        raise SimulationError(f"{result.name}: {getattr(result, f'{kind}_reason')}")
     return replace(result, verdict=judge({kind: found[kind]}, mark.budget_bytes, suggestions))
 
 

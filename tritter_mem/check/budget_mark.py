@@ -10,19 +10,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.config.options import KEYS, overrides
 from tritter_mem.errors import UsageError
 from tritter_mem.results.baseline import CHECKED_KINDS, CheckedKind
 from tritter_mem.units import parse_bytes
 
 _BODY = "the test's own body"
-_KEYS = {
-    "context": "workload.context",
-    "batch": "workload.batch",
-    "mode": "workload.mode",
-    "gpu": "gpu.name",
-}
+_OPTIONS = ("context", "batch", "mode", "gpu")
 _ALLOWED = {
-    "profile": {*_KEYS, "kind", "settings", "fast"},
+    "profile": {*_OPTIONS, "kind", "settings", "fast"},
     "module": {"args", "gpu", "kind"},
     _BODY: {"device"},
 }
@@ -96,13 +92,12 @@ class MemoryBudget:
 
         The budget of the profile itself makes way for the mark's.
         """
-        named = {key: getattr(self, name) for name, key in _KEYS.items()}
-        given = {key: value for key, value in named.items() if value is not None}
-        return {"gpu.budget": None} | given | dict(self.settings or {})
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return {"gpu.budget": None} | overrides(given, self.settings)
 
     def labels(self) -> dict[str, str]:
         """What messages call each override."""
-        named = {key: name for name, key in _KEYS.items()}
+        named = {KEYS[name]: name for name in _OPTIONS}
         return named | {key: f"settings {key}" for key in self.settings or ()}
 
 

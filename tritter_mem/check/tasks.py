@@ -83,12 +83,12 @@ def run_task(
         time_limit_seconds: for the measurement.
         progress: what shows how far the work is.
     """
-    from tritter_mem.config.loading import load_profile
+    from tritter_mem.config.loading import load_any
     from tritter_mem.profiling.profiler import MeasurementFailedError, profile
 
     try:
         result = profile(
-            load_profile(task.case.config, task.case.settings),
+            load_any(task.case.config, task.case.settings),
             device=device if "measured" in task.kinds else "none",
             time_limit_seconds=time_limit_seconds,
             fast=task.case.fast,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tritter_mem.cli.options import Json, ProfileOptions, size_of, with_options
+from tritter_mem.cli.options import Json, Models, ProfileOptions, size_of, with_options
 from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import InputError, OutputError, UsageError
 
@@ -70,6 +70,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.
 @partial(with_options, config=())
 def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
+    models: Models = None,
     file: File = BASELINE,
     update: Update = False,
     measured: Measured = False,
@@ -88,7 +89,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     Simulates what the baseline lists. A peak may grow by --relative of the baseline (1%) or by
     --absolute (16 MiB), whichever is larger; an entry of the baseline may say otherwise.
 
-    With --config: those alone, with the options that change them. --update-baseline adds them.
+    With MODEL or --config: those alone, with the options that change them. --update-baseline adds
+    them.
 
     Exit code: 0 all within tolerance, or smaller; 1 a regression; 2 nothing to compare with
     (no entry, another version of PyTorch, a profile that changed), or wrong usage; 3 could not
@@ -100,7 +102,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
     kinds: Sequence[CheckedKind] = ("simulated", "measured") if measured else ("simulated",)
     ask = Ask(
-        options=options,
+        options=options.naming(models),
         kinds=kinds,
         device=device,
         time_limit_seconds=time_limit,
@@ -140,7 +142,9 @@ class Ask:
 
         named, measured = bool(self.options.config), "measured" in self.kinds
         if (self.options.overrides() or self.fast) and not named:
-            raise UsageError("options that change a profile, and --fast: only with --config")
+            raise UsageError(
+                "options that change a profile, and --fast: only with MODEL or --config"
+            )
         if self.device is not None and not measured:
             raise UsageError("--device: only with --measured; nothing else runs on a device")
         if update and limits != Rules():

@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from tritter_mem.errors import EXIT_INTERRUPTED, EXIT_USAGE, TritterMemError, missing_package
 
-# Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, its
-# function `command`.
+# Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, but
+# for other names of a command; its function is `command`.
 COMMANDS = {
     "plan": "Plan memory by formula: a budget table, a verdict, and what to change.",
     "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
@@ -23,10 +23,12 @@ COMMANDS = {
     "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
     "report": "Make the HTML report from results.",
     "audit": "Check the specification's claims, one row each.",
-    "profiles": "List and show the bundled profiles.",
+    "models": "List and show the bundled models and profiles.",
+    "profiles": "Another name of models.",
     "gpus": "List the table of cards.",
     "doctor": "Show the environment, and what works in it.",
 }
+OTHER_NAMES = {"profiles": "models"}
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 EXIT_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
 
@@ -38,7 +40,8 @@ class LazyCommand(TyperCommand):
         self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
     ) -> Any:
         """Parse the arguments with the real command, which then runs."""
-        module = import_module(f"tritter_mem.cli.{self.name}")
+        name = self.name or ""
+        module = import_module(f"tritter_mem.cli.{OTHER_NAMES.get(name, name)}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(self.name)(module.command)
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)

@@ -6,8 +6,8 @@ a separate option. The schema checks the values, so that every problem is report
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from importlib.util import find_spec
 from inspect import Parameter, Signature, signature
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from tritter_mem.config.options import CHECKPOINT_NUMBER, KEYS, overrides, whole
 from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.formats import formats_for
 
 if TYPE_CHECKING:
-    from tritter_mem.config.profile import Profile
+    from tritter_mem.config.named_profile import AnyProfile
 
 
 def complete_profiles(incomplete: str) -> list[str]:
@@ -64,6 +65,20 @@ Config = Annotated[
         help="A bundled profile or a YAML file; repeat it to compare.",
         autocompletion=complete_profiles,
     ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled "
+        "name or a YAML profile; several are compared.",
+        autocompletion=complete_profiles,
+        show_default=False,
+    ),
+]
+Max = Annotated[
+    Literal["context", "batch"] | None,
+    typer.Option("--max", help="Solve for the largest context or batch that fits."),
 ]
 Context = Annotated[
     str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
@@ -160,20 +175,32 @@ class ProfileOptions:
     alloc_conf: AllocConf = None
     settings: Settings = ()  # type: ignore[assignment]  # typer makes it a list
 
-    def profiles(self) -> list[Profile]:
+    def naming(self, models: Sequence[str] | None) -> ProfileOptions:
+        """The options for models that are arguments.
+
+        Raises:
+            UsageError: there is --config too.
+        """
+        if not models:
+            return self
+        if tuple(self.config) not in ((), tuple(ProfileOptions().config)):
+            raise UsageError("found MODEL and --config, which mean the same; give one")
+        return replace(self, config=list(models))
+
+    def profiles(self) -> list[AnyProfile]:
         """Load every profile with the options applied.
 
         Raises:
             ConfigError: with every problem of every profile.
         """
-        from tritter_mem.config.loading import load_profile
+        from tritter_mem.config.loading import load_any
 
         overrides, labels = self.overrides(), self.labels()
-        loaded: list[Profile] = []
+        loaded: list[AnyProfile] = []
         problems: list[str] = []
         for name in self.config:
             try:
-                loaded.append(load_profile(name, overrides, labels))
+                loaded.append(load_any(name, overrides, labels))
             except ConfigError as error:
                 problems += error.problems
         if problems:
@@ -182,43 +209,15 @@ class ProfileOptions:
 
     def overrides(self) -> dict[str, Any]:
         """What the options change, by dotted key; `--set` comes last and wins."""
-        policy, _, n = (self.checkpoint or "").partition(":")
-        changed = {
-            "workload.context": self.context,
-            "workload.batch": _number(self.batch),
-            "workload.mode": self.mode,
-            "gpu.name": self.gpu,
-            "gpu.budget": self.budget,
-            "training.checkpointing.policy": policy or None,
-            "training.checkpointing.n": _number(n or None),
-            "kv_cache.dtype": self.kv_dtype,
-            "allocator.conf": self.alloc_conf,
-        }
-        given: dict[str, Any] = {key: value for key, value in changed.items() if value is not None}
-        if self.gpu is not None:
-            # The profile's budget was for the profile's card.
-            given["gpu.budget"] = self.budget
-        return given | _read_settings(self.settings)
+        given = {name: getattr(self, name) for name in KEYS}
+        return overrides(given | {"batch": whole(self.batch)}, _read_settings(self.settings))
 
     def labels(self) -> dict[str, str]:
         """What messages call each override: the option that it came from."""
-        options = {
-            "workload.context": "--context",
-            "workload.batch": "--batch",
-            "workload.mode": "--mode",
-            "gpu.name": "--gpu",
-            "gpu.budget": "--budget",
-            "training.checkpointing.policy": "--checkpoint",
-            "training.checkpointing.n": "--checkpoint",
-            "kv_cache.dtype": "--kv-dtype",
-            "allocator.conf": "--alloc-conf",
-        }
+        options = {key: f"--{name.replace('_', '-')}" for name, key in KEYS.items()}
+        options[CHECKPOINT_NUMBER] = "--checkpoint"
         set_keys = {setting.partition("=")[0].strip() for setting in self.settings}
         return {key: label for key, label in options.items() if key not in set_keys}
-
-
-def _number(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _read_settings(settings: list[str]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
-from tritter_mem.errors import TritterMemError, UsageError
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, TritterMemError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.report.page import PlotlyJs
+    from tritter_mem.results.largest import Largest
     from tritter_mem.results.run import Record, Result
 
 
@@ -36,6 +37,19 @@ def show_results(results: Sequence[Result], units: str) -> None:
     render_results(results, make_console(), units)
 
 
+def show_largest(found: Sequence[Largest], units: str, *, as_json: bool) -> NoReturn:
+    """Print what was solved for, and end: 0 where something fits, else 1."""
+    from tritter_mem.report.words import largest_sentence
+
+    if as_json:
+        print_records(found)
+    else:
+        for largest in found:
+            typer.echo(largest_sentence(largest, units))
+    fits = all(largest.value is not None for largest in found)
+    raise typer.Exit(EXIT_OK if fits else EXIT_DOES_NOT_FIT)
+
+
 def write_result_page(
     path: Path, results: Sequence[Result], plotlyjs: PlotlyJs = "inline", units: str = "GiB"
 ) -> None:
@@ -53,13 +67,15 @@ def write_result_page(
 
 def _with_context_curves(result: Result) -> Result:
     """Plan the curves of a record that `plan`, or an earlier version, made without them."""
+    from tritter_mem.config.named_profile import NamedProfile, is_named
     from tritter_mem.config.profile import Profile
     from tritter_mem.planner.solve import context_curves
 
     if result.context_curves:
         return result
     try:
-        curves = context_curves(Profile.model_validate(result.profile))
+        kind = NamedProfile if is_named(result.profile.get("model")) else Profile
+        curves = context_curves(kind.model_validate(result.profile))
     except TritterMemError:  # the record holds no whole profile, or its card is unknown here
         return result
     return replace(result, context_curves=curves)

@@ -6,25 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from tritter_mem.cli.options import (
     Html,
     Json,
+    Max,
+    Models,
     PlotlyJs,
     ProfileOptions,
     Units,
     size_of,
     with_options,
 )
-from tritter_mem.cli.outputs import Outputs
+from tritter_mem.cli.outputs import Outputs, show_largest
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, MeasureError, UsageError
 
 if TYPE_CHECKING:
-    from tritter_mem.config.profile import Profile
+    from tritter_mem.config.named_profile import AnyProfile
     from tritter_mem.profiling.profiler import ModuleProfile
+    from tritter_mem.results.largest import Unknown
     from tritter_mem.results.run import Result
 
     Ask = Callable[..., Result]
@@ -103,6 +106,7 @@ OF_MODULE_TOO = {"gpu", "budget", "alloc_conf"}
 @partial(with_options, config=())
 def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
+    models: Models = None,
     device: Device = "auto",
     time_limit: TimeLimit = 300.0,
     repeat: Repeat = 1,
@@ -113,6 +117,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     plotlyjs: PlotlyJs = "inline",
     units: Units = "GiB",
     trace: Trace = None,
+    maximise: Max = None,
     fast: Fast = False,
     ladder: LadderOption = False,
     module: Module = None,
@@ -122,9 +127,14 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 ) -> None:
     """Plan, simulate and measure side by side; write JSON and HTML.
 
-    Without --config: the 7B model and the four routes by which it fits 16 GB; in training 7b.
+    MODEL is what `plan` takes: a folder or config.json of Hugging Face, org/name on the Hub, a GGUF
+    file, a bundled name, or a YAML profile. A named model is simulated as transformers runs it.
+
+    Without MODEL: the 7B model and the four routes by which it fits 16 GB; in training 7b.
 
     In training --checkpoint all compares every checkpointing policy, measured where --device is.
+
+    With --max the largest context or batch that fits is found by simulation.
 
     With --module: third-party code, simulated on the card that --gpu names.
 
@@ -146,6 +156,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         "snapshot": snapshot,
         "save_trace": trace,
     }
+    options = options.naming(models)
+    if maximise is not None:
+        _solve(options, maximise, how | {"module": module}, outputs)
     third_party = _module_of(module, arguments, warmup, steps, options)
     if third_party is None:
         asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
@@ -167,6 +180,27 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise typer.Exit(EXIT_DOES_NOT_FIT)
 
 
+def _solve(
+    options: ProfileOptions, unknown: Unknown, how: Mapping[str, Any], outputs: Outputs
+) -> NoReturn:
+    """Print the largest context or batch that fits when simulated."""
+    from tritter_mem.cli.progress import showing
+    from tritter_mem.profiling.largest_simulated import find_largest_simulated
+
+    beside = {
+        "--module": how["module"],
+        "--snapshot": how["snapshot"],
+        "--trace": how["save_trace"],
+    }
+    beside |= {"--output": outputs.output, "--html": outputs.html}
+    if given := [name for name, value in beside.items() if value is not None]:
+        raise UsageError(f"--max: not with {', '.join(given)}")
+    profiles = _asked_for(options).profiles()
+    with showing(not outputs.as_json) as progress:
+        found = [find_largest_simulated(profile, unknown, progress) for profile in profiles]
+    show_largest(found, outputs.units, as_json=outputs.as_json)
+
+
 def _asked_for(options: ProfileOptions) -> ProfileOptions:
     """The options with the profiles that stand for none, and without what no profile says."""
     names = list(options.config) or list(TRAINED if options.mode == "training" else ROUTES)
@@ -174,7 +208,7 @@ def _asked_for(options: ProfileOptions) -> ProfileOptions:
     return replace(options, config=names, checkpoint=None if every else options.checkpoint)
 
 
-def _check_one_file(how: Mapping[str, Any], profiles: Sequence[Profile]) -> None:
+def _check_one_file(how: Mapping[str, Any], profiles: Sequence[AnyProfile]) -> None:
     for what, key in (("trace", "save_trace"), ("snapshot", "snapshot")):
         if how[key] is not None and len(profiles) > 1:
             raise UsageError(

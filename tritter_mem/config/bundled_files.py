@@ -1,7 +1,8 @@
-"""Where profiles are: paths that people give, and the profiles and cards that come along."""
+"""Where profiles are: paths that people give, and the profiles, models and cards bundled here."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,27 @@ def bundled_profiles() -> tuple[str, ...]:
 
 def _yaml_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
+
+
+def released_names() -> tuple[str, ...]:
+    """Names of the bundled models that others have released, such as `qwen3-32b`."""
+    return tuple(sorted((path.stem for path in _yaml_files(_released())), key=_numbers_as_such))
+
+
+def find_released(name: str) -> Path | None:
+    """The file of a released model, whatever the case of its name; None where it is none's."""
+    path = _released() / f"{name.lower()}.yaml"
+    return path if path.name == f"{name.lower()}.yaml" and _exists(path) else None
+
+
+def _released() -> Path:
+    return profiles_root() / "released"
+
+
+def _numbers_as_such(name: str) -> list[tuple[float, str]]:
+    """2b before 27b."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", name)
+    return [(float(number) if number else -1.0, text) for number, text in parts]
 
 
 def find_profile(name: str, beside: Path | None = None) -> Path:
@@ -72,10 +94,12 @@ def _bundled(name: str) -> Path | None:
 
 
 def _unknown(name: str) -> str:
-    near = near_names(name, bundled_profiles())
+    if find_released(name) is not None:
+        return f"a model, not a profile; `tritter-mem plan {name}` plans it"
+    near = near_names(name, bundled_profiles()) or near_names(name.lower(), released_names())
     if near:
         return f"no such file or bundled profile; did you mean {' or '.join(near)}?"
-    return "no such file or bundled profile; `tritter-mem profiles` lists those"
+    return "no such file or bundled profile; `tritter-mem models` lists those"
 
 
 def label_of(path: Path) -> str:

@@ -127,6 +127,11 @@ def card_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _folder().glob("*.yaml")))
 
 
+def all_cards() -> list[GpuCard]:
+    """Every card of the table."""
+    return [read_card(name) for name in card_names()]
+
+
 def find_card(name: str) -> GpuCard:
     """Look a card of the table up by name, alias or the driver's name.
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from tritter_mem.config.bundled_files import find_profile, label_of
+from tritter_mem.config.bundled_files import bundled_profiles, find_profile, label_of
 from tritter_mem.config.cards import AUTO, find_card, unknown_card
 from tritter_mem.config.fields import KeyPath, Problem, build, check, set_value
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile, is_named
 from tritter_mem.config.profile import Profile
 from tritter_mem.config.reading import Document, read_document
 from tritter_mem.errors import ConfigError
@@ -28,7 +29,7 @@ def load_profile(
     overrides: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Profile:
-    """Load a profile, resolve what it extends, and apply overrides.
+    """Load a profile of the bundled model, resolve what it extends, and apply overrides.
 
     Args:
         name_or_path: a YAML file, else the name of a bundled profile.
@@ -39,22 +40,84 @@ def load_profile(
         ConfigError: with one line for each problem, that names the file and line or the override,
             the key, what was found and what is allowed.
     """
-    path = find_profile(name_or_path)
-    document = _resolve(path, read_document(path, label_of(path)), [path])
-    document.values.setdefault("name", path.stem)
+    found = load_any(name_or_path, overrides, labels)
+    if isinstance(found, NamedProfile):
+        raise ConfigError(
+            f"{name_or_path}: found a model that transformers runs; allowed here: a profile of the "
+            "bundled model, such as 7b"
+        )
+    return found
+
+
+def load_any(
+    model: str,
+    overrides: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> AnyProfile:
+    """Load a profile, or make one of a model that is named.
+
+    Args:
+        model: a YAML file, the name of a bundled profile or model, a folder, a `config.json`, a
+            GGUF file, or `org/name` on the Hub.
+        overrides: values by dotted key (`workload.context`), applied last; sizes may be text.
+        labels: what messages call an override, by dotted key; default: `--set KEY`.
+
+    Raises:
+        ConfigError: with one line for each problem, that names the file and line or the override,
+            the key, what was found and what is allowed.
+    """
+    document = _read(model) if _is_profile(model) else _of_model(model)
+    kind: type[AnyProfile] = Profile
+    if is_named(document.values.get("model")):
+        kind = NamedProfile
     paths = {key: tuple(key.split(".")) for key in overrides or {}}
     problems = [
         problem
         for key, value in (overrides or {}).items()
         for problem in set_value(document.values, paths[key], value)
     ]
-    values, wrong = check(Profile, document.values)
+    values, wrong = check(kind, document.values)
     problems += [*wrong, *_card_problems(values)]
     if document.problems or problems:
         names = {paths[key]: (labels or {}).get(key, f"--set {key}") for key in paths}
         sources = _Sources(document.places, names)
         raise ConfigError(*document.problems, *map(sources.line, problems))
-    return build(Profile, values)
+    return build(kind, values)
+
+
+def _is_profile(model: str) -> bool:
+    """Whether a name is that of a profile, and not of a model; a wrong name is taken for one."""
+    if model.endswith((".yaml", ".yml")) or model in bundled_profiles():
+        return True
+    from tritter_mem.models.named_model import is_model_name  # a bundled profile does without
+
+    return not is_model_name(model)
+
+
+def _read(model: str) -> Document:
+    path = find_profile(model)
+    document = _resolve(path, read_document(path, label_of(path)), [path])
+    document.values.setdefault("name", path.stem)
+    return _model_resolved(document, path.parent)
+
+
+def _model_resolved(document: Document, folder: Path) -> Document:
+    """A `model` that is text names a bundled profile, or is a path from the profile's folder."""
+    name = document.values.get("model")
+    if not isinstance(name, str):
+        return document
+    if name in bundled_profiles():
+        path = find_profile(name)
+        document.values["model"] = read_document(path, label_of(path)).values["model"]
+    elif (folder / name).exists():
+        document.values["model"] = str(folder / name)
+    return document
+
+
+def _of_model(model: str) -> Document:
+    from tritter_mem.models.named_model import short_name
+
+    return Document({"name": short_name(model), "model": model}, {(): model})
 
 
 def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -128,7 +191,7 @@ class _Sources:
         return f"{next(filter(None, known))}: {problem}"
 
 
-def profile_hash(profile: Profile) -> str:
+def profile_hash(profile: AnyProfile) -> str:
     """Name a resolved profile by its content, whatever it is called: 16 hex digits of SHA-256."""
     content = profile.model_dump()
     for key in _NOT_INHERITED:
@@ -137,6 +200,6 @@ def profile_hash(profile: Profile) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def profile_yaml(profile: Profile) -> str:
+def profile_yaml(profile: AnyProfile) -> str:
     """Write a profile as YAML, every default filled in; loading it gives the same profile."""
     return yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)

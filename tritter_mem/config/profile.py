@@ -6,8 +6,8 @@ problems at once. The text below each field is its documentation, in the JSON Sc
 """
 
 # No `from __future__ import annotations`: the annotations are read as objects, not as text.
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from tritter_mem.config.fields import (
     Choice,
@@ -182,7 +182,7 @@ class Profile(Section):
     @classmethod
     def broken_rules(cls, known: Any) -> list[Problem]:
         """Rules between fields, of one section or of several."""
-        return broken_rules(known)
+        return broken(RULES, known)
 
 
 # No machine is near this many parameters, or elements of one kind of tensor.
@@ -190,14 +190,15 @@ ABSURD = 1 << 50
 Rule = Callable[[Any], Iterator[Problem]]
 
 
-def broken_rules(profile: Any) -> list[Problem]:
+def broken(rules: Sequence[Rule], profile: Any) -> list[Problem]:
     """Every rule that a profile breaks.
 
     Args:
-        profile: a `Profile`, or the right values of a wrong one (`Known`): a rule that needs a
+        rules: those of its kind of profile.
+        profile: a profile, or the right values of a wrong one (`Known`): a rule that needs a
             value which is wrong itself is left out.
     """
-    return [problem for rule in RULES for problem in _broken(rule, profile)]
+    return [problem for rule in rules for problem in _broken(rule, profile)]
 
 
 def _broken(rule: Rule, profile: Any) -> list[Problem]:
@@ -207,14 +208,15 @@ def _broken(rule: Rule, profile: Any) -> list[Problem]:
         return []
 
 
-def _problem(path: str, text: str) -> Problem:
+def problem_at(path: str, text: str) -> Problem:
+    """A problem at a dotted key."""
     return Problem(tuple(path.split(".")), text)
 
 
 def _heads_share_the_hidden_size(profile: Any) -> Iterator[Problem]:
     model = profile.model
     if model.head_dim is None:
-        yield _problem(
+        yield problem_at(
             "model.hidden_size",
             f"found {model.hidden_size}; allowed: a multiple of num_attention_heads "
             f"({model.num_attention_heads}); or give head_dim",
@@ -224,7 +226,7 @@ def _heads_share_the_hidden_size(profile: Any) -> Iterator[Problem]:
 def _query_heads_share_kv_heads(profile: Any) -> Iterator[Problem]:
     heads, kv_heads = profile.model.num_attention_heads, profile.model.num_key_value_heads
     if heads % kv_heads:
-        yield _problem(
+        yield problem_at(
             "model.num_key_value_heads",
             f"found {kv_heads}; allowed: a divisor of num_attention_heads ({heads}), "
             f"such as {_nearest_divisor(heads, kv_heads)}",
@@ -241,7 +243,7 @@ def _channels_pair_and_pack(profile: Any) -> Iterator[Problem]:
     step, why = (4, "int2 packs 4 channels a byte") if dtype == "int2" else (
         2, "rotary embeddings turn pairs of channels, and int4 packs 2 a byte")  # fmt: skip
     if head_dim is not None and head_dim % step:
-        yield _problem(
+        yield problem_at(
             "model.head_dim",
             f"found {head_dim}; allowed: a multiple of {step} ({why}), "
             f"such as {head_dim + step - head_dim % step}",
@@ -252,7 +254,7 @@ def _groups_divide_the_channels(profile: Any) -> Iterator[Problem]:
     head_dim, cache = profile.model.head_dim, profile.kv_cache
     grouped = not storage_format(cache.dtype).is_float
     if grouped and head_dim and head_dim % min(cache.group_size, head_dim):
-        yield _problem(
+        yield problem_at(
             "kv_cache.group_size",
             f"found {cache.group_size}; allowed: a divisor of head_dim ({head_dim}), "
             f"or {head_dim} and more: values share a scale along the channels",
@@ -262,17 +264,18 @@ def _groups_divide_the_channels(profile: Any) -> Iterator[Problem]:
 def _global_layers_need_a_window(profile: Any) -> Iterator[Problem]:
     model = profile.model
     if model.global_attention_every is not None and model.sliding_window is None:
-        yield _problem(
+        yield problem_at(
             "model.global_attention_every",
             f"found {model.global_attention_every} without sliding_window; allowed: null; "
             "or set sliding_window, such as 4k",
         )
 
 
-def _new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
+def new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
+    """The context holds the prompt and what is generated."""
     work = profile.workload
     if work.mode == "inference" and work.new_tokens >= work.context:
-        yield _problem(
+        yield problem_at(
             "workload.new_tokens",
             f"found {work.new_tokens}; allowed: fewer than context ({work.context}), "
             "which holds the prompt and the new tokens",
@@ -281,7 +284,7 @@ def _new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
 
 def _training_has_no_graph(profile: Any) -> Iterator[Problem]:
     if profile.workload.cuda_graph and profile.workload.mode == "training":
-        yield _problem(
+        yield problem_at(
             "workload.cuda_graph",
             "found true; allowed in training: false; or set workload.mode to inference, where "
             "decode replays a graph",
@@ -294,7 +297,7 @@ def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
     work, prefix = profile.workload, VISION_TOWERS[profile.model.vision].patches
     taken = prefix + (work.new_tokens if work.mode == "inference" else 0)
     if work.context <= taken:
-        yield _problem(
+        yield problem_at(
             "workload.context",
             f"found {work.context}; allowed: more than {taken}, because {profile.model.vision} "
             f"puts {prefix} tokens before the text; or set model.vision to null",
@@ -304,7 +307,7 @@ def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
 def _sinks_are_within_the_context(profile: Any) -> Iterator[Problem]:
     sinks, context = profile.kv_cache.attention_sinks, profile.workload.context
     if sinks >= context:
-        yield _problem(
+        yield problem_at(
             "kv_cache.attention_sinks", f"found {sinks}; allowed: fewer than context ({context})"
         )
 
@@ -322,7 +325,7 @@ def _trained_weights_are_floats(profile: Any) -> Iterator[Problem]:
         if not storage_format(found).is_trainable:
             names = (name for name in formats_for(use) if storage_format(name).is_trainable)
             allowed = ", ".join(names)
-            yield _problem(
+            yield problem_at(
                 f"weights.{key}", f"found {found}; allowed in training: {allowed}: {advice}"
             )
 
@@ -332,7 +335,7 @@ def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
     counts = profile.workload.mode == "training" and checkpointing.policy in (
         "every-nth", "segments")  # fmt: skip
     if counts and checkpointing.n > layers:
-        yield _problem(
+        yield problem_at(
             "training.checkpointing.n",
             f"found {checkpointing.n}; allowed: at most num_hidden_layers ({layers})",
         )
@@ -345,7 +348,7 @@ def _digits_fill_a_row(profile: Any) -> Iterator[Problem]:
         return
     narrowest = min(m.hidden_size, m.intermediate_size, m.num_attention_heads * m.head_dim)
     if narrowest < 17:
-        yield _problem(
+        yield problem_at(
             "weights.format",
             f"found ternary-1.6bit for a layer of {narrowest} inputs; allowed: 17 or more, "
             "or ternary-2bit",
@@ -360,7 +363,7 @@ def _parameters_are_possible(profile: Any) -> Iterator[Problem]:
     layers = m.num_hidden_layers * (attention + 3 * m.hidden_size * m.intermediate_size)
     found = layers + 2 * m.vocab_size * m.hidden_size
     if found > ABSURD:
-        yield _problem("model", f"found {found:,} parameters; allowed: at most {ABSURD:,}")
+        yield problem_at("model", f"found {found:,} parameters; allowed: at most {ABSURD:,}")
 
 
 def _tensors_are_possible(profile: Any) -> Iterator[Problem]:
@@ -369,7 +372,7 @@ def _tensors_are_possible(profile: Any) -> Iterator[Problem]:
     cache = 2 * m.num_hidden_layers * m.num_key_value_heads * (m.head_dim or 1) * tokens
     for name, found in (("hidden state", tokens * m.hidden_size), ("key-value cache", cache)):
         if found > ABSURD:
-            yield _problem(
+            yield problem_at(
                 "workload.context",
                 f"found {work.context:,} for a batch of {work.batch:,}: a {name} of {found:,} "
                 f"elements; allowed: at most {ABSURD:,}",
@@ -382,7 +385,7 @@ RULES: tuple[Rule, ...] = (
     _channels_pair_and_pack,
     _groups_divide_the_channels,
     _global_layers_need_a_window,
-    _new_tokens_leave_a_prompt,
+    new_tokens_leave_a_prompt,
     _training_has_no_graph,
     _vision_prefix_leaves_text,
     _sinks_are_within_the_context,
@@ -394,7 +397,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def changed(profile: Profile, settings: Mapping[str, Any]) -> Profile:
+OneProfile = TypeVar("OneProfile", bound=Section)
+
+
+def changed(profile: OneProfile, settings: Mapping[str, Any]) -> OneProfile:
     """Copy a profile with values replaced by dotted key, `workload.context` for example.
 
     Raises:

@@ -13,6 +13,7 @@ from tritter_mem.models.family_parts import (
     Outside,
     attention,
     dense,
+    dialect,
     first_dense,
     full_norms,
     head_norms,
@@ -22,6 +23,7 @@ from tritter_mem.models.family_parts import (
     stack,
 )
 from tritter_mem.models.huggingface_keys import FULL, SLIDING, Keys
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
@@ -70,6 +72,8 @@ def qwen_experts(keys: Keys) -> Experts:
         shared=shared,
         shared_gate=bool(shared),
         shared_name="shared_expert",
+        routing="softmax",
+        normalised=keys.has("norm_topk_prob"),
     )
 
 
@@ -103,9 +107,24 @@ def qwen2_moe_layers(keys: Keys) -> list[Modules]:
     return stack(keys.layer_types(derived), layer)
 
 
+def qwen2_moe_dialect(keys: Keys) -> Dialect:
+    """A mask for a window is made whether or not a layer has one."""
+    windowed = keys.has("use_sliding_window")
+    return dialect(more_masks=() if windowed else (0,))(keys)
+
+
+def minimax_m2_dialect(keys: Keys) -> Dialect:
+    """The first channels of a head rotate, which older files call `rotary_dim`."""
+    plain = dialect(rotary="partial later")(keys)
+    width = keys.optional("rotary_dim")
+    return replace(plain, rotary_dim=width) if width else plain
+
+
 def gpt_oss_experts(keys: Keys) -> Experts:
     """Experts with biases, in one tensor."""
-    return mixtral_experts(keys, router="router", router_bias=True, bias=True, packed=True)
+    return mixtral_experts(
+        keys, router="router", router_bias=True, bias=True, packed=True, routing="chosen softmax"
+    )
 
 
 def gpt_oss_attention(keys: Keys, kind: str) -> Attention:
@@ -127,6 +146,7 @@ def llama4_layers(keys: Keys) -> list[Modules]:
         keys,
         router="router",
         packed=True,
+        routing="",
         shared=keys.number("intermediate_size"),
         shared_name="shared_expert",
         name="feed_forward",
@@ -143,6 +163,33 @@ def llama4_layers(keys: Keys) -> list[Modules]:
 def gemma3_types(keys: Keys) -> list[str]:
     """Full attention on each `sliding_window_pattern`-th layer."""
     return keys.every(keys.optional("sliding_window_pattern") or 6)
+
+
+def gemma2_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; scores and logits may be capped, which no kernel does."""
+    return dialect(
+        norm="gemma",
+        order="around",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        eager="float32",
+        softcap=keys.get("attn_logit_softcapping") is not None,
+        logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
+    )(keys)
+
+
+def gemma3_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; angles for each kind of layer; logits may be capped."""
+    capped = keys.get("final_logit_softcapping") is not None
+    return dialect(
+        norm="gemma",
+        order="around",
+        names=GEMMA_NORMS.names,
+        heads_first=True,
+        scales_embedding=True,
+        rotary_kinds=2,
+        logits_steps=3 * capped,
+    )(keys)
 
 
 def gemma_attention(keys: Keys, kind: str, **more: Any) -> Attention:
@@ -231,7 +278,6 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
     reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
-    alike = keys.has("attention_k_eq_v")
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
@@ -255,23 +301,14 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             ),
         )
 
-    def heads(number: int, kind: str) -> dict[str, int]:
-        own = keys.at(number)
-        sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
-        if kind == FULL and not keys.mapping("per_layer_config"):
-            sizes["head_dim"] = keys.optional("global_head_dim") or 512
-            if alike:
-                sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
-        return sizes
-
     def layer(number: int, kind: str) -> Modules:
-        sizes = heads(number, kind)
+        sizes = gemma4_heads(keys, number, kind)
         own = gemma_attention(
             keys,
             kind,
             **sizes,
             qk_norm=(sizes["head_dim"], sizes["head_dim"]),
-            has_values=not (alike and kind == FULL),
+            has_values=not _keys_are_values(keys, kind),
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
@@ -282,6 +319,35 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
         return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
 
     return stack(gemma4_kinds(keys), layer)
+
+
+def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:
+    """Width of a head, and key heads, of a layer."""
+    own = keys.at(number)
+    sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
+    if kind == FULL and not keys.mapping("per_layer_config"):
+        sizes["head_dim"] = keys.optional("global_head_dim") or 512
+        if _keys_are_values(keys, kind):
+            sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
+    return sizes
+
+
+def _keys_are_values(keys: Keys, kind: str) -> bool:
+    return keys.has("attention_k_eq_v") and kind == FULL
+
+
+def gemma4_unbuilt(keys: Keys) -> dict[int, Modules]:
+    """Keys and values of layers that use those of an earlier one: a checkpoint has them."""
+    found: dict[int, Modules] = {}
+    for number, kind in enumerate(gemma4_kinds(keys)):
+        if reuses_keys(keys)[number]:
+            sizes = gemma4_heads(keys, number, kind)
+            parts = ("k_proj",) if _keys_are_values(keys, kind) else ("k_proj", "v_proj")
+            width = sizes["kv_heads"] * sizes["head_dim"]
+            linears = tuple((f"self_attn.{part}", width, keys.hidden) for part in parts)
+            norm = ("self_attn.k_norm", (sizes["head_dim"],))
+            found[number] = (Extra(linears=linears, tensors=(norm,)),)
+    return found
 
 
 def mimo_layers(keys: Keys) -> list[Modules]:
@@ -362,8 +428,9 @@ def cohere2_types(keys: Keys) -> list[str]:
 
 
 def cohere2_attention(keys: Keys, kind: str) -> Attention:
-    """Heads as wide as the hidden size allows."""
-    return attention(keys, kind, head_dim=keys.hidden // keys.heads)
+    """Heads as wide as the hidden size allows; layers without a window do not rotate."""
+    own = attention(keys, kind, head_dim=keys.hidden // keys.heads)
+    return replace(own, rotates=own.window is not None)
 
 
 def cohere2_moe_layers(keys: Keys) -> list[Modules]:
@@ -446,12 +513,24 @@ def hy_v3_experts(keys: Keys) -> Experts:
     )
 
 
-def smollm3_types(keys: Keys) -> list[str]:
-    """A window on layers without rotation, where it is switched on."""
+def smollm3_layers(keys: Keys) -> list[Modules]:
+    """Some layers do not rotate; they have a window, where it is switched on."""
     period = keys.optional("no_rope_layer_interval") or 4
     rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
     windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
-    return [SLIDING if windowed and not rotated[n] else FULL for n in range(keys.layers)]
+    derived = [SLIDING if windowed and not rotated[n] else FULL for n in range(keys.layers)]
+
+    def layer(number: int, kind: str) -> Modules:
+        own = attention(keys, kind, rotates=bool(rotated[number]))
+        return own, dense(keys), LAYER_NORMS
+
+    return stack(keys.layer_types(derived), layer)
+
+
+def exaone4_attention(keys: Keys, kind: str) -> Attention:
+    """Where some layers have a window, the others do not rotate."""
+    own = qwen3(keys, kind)
+    return replace(own, rotates=not keys.optional("sliding_window") or own.window is not None)
 
 
 def seed_oss_attention(keys: Keys, kind: str) -> Attention:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tritter_mem.models.huggingface_keys import FULL, Keys
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
     Experts,
@@ -62,6 +63,8 @@ class Family:
         layers: the modules of each layer.
         outside: names and modules outside of them.
         mtp: layers for multi-token prediction, which are in a checkpoint alone.
+        unbuilt: other modules that are in a checkpoint alone, by the number of their layer.
+        dialect: how transformers writes what runs; None: its activations are not planned.
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
         float32_beside_float16: the same, only beside float16.
@@ -70,6 +73,8 @@ class Family:
     layers: Callable[[Keys], list[Modules]]
     outside: Callable[[Keys], Outside] = lambda keys: Outside()
     mtp: Callable[[Keys], list[Modules]] = lambda keys: []
+    unbuilt: Callable[[Keys], dict[int, Modules]] = lambda keys: {}
+    dialect: Callable[[Keys], Dialect] | None = None
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()
 
@@ -85,6 +90,19 @@ def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:
         out_bias=keys.has("attention_bias"),
     )
     return replace(plain, **more)
+
+
+def dialect(**more: Any) -> Callable[[Keys], Dialect]:
+    """Llama's dialect; `more` differs from that."""
+
+    def of(keys: Keys) -> Dialect:
+        activation = keys.get("hidden_activation") or keys.get("hidden_act") or "silu"
+        share = keys.mapping("rope_parameters").get("partial_rotary_factor")
+        share = share or keys.get("partial_rotary_factor") or 1
+        plain = Dialect(activation=activation, rotary_dim=int(keys.head_dim * share))
+        return replace(plain, **more)
+
+    return of
 
 
 def plain_attention(keys: Keys, kind: str) -> Attention:
@@ -156,6 +174,7 @@ def mixtral_experts(keys: Keys, **more: Any) -> Experts:
         count=keys.number("num_local_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("intermediate_size"),
+        routing="float softmax",
     )
     return replace(plain, **more)
 
@@ -169,6 +188,10 @@ def routed_experts(keys: Keys, **more: Any) -> Experts:
         inner=inner,
         shared=inner * (keys.optional("n_shared_experts") or 0),
         correction=CORRECTION,
+        routing="grouped sigmoid",
+        normalised=keys.get("norm_topk_prob") is not False,
+        groups=keys.optional("n_group") or 1,
+        chosen_groups=keys.optional("topk_group") or 1,
     )
     return replace(plain, **more)
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -15,6 +16,7 @@ from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.huggingface_towers import tower_weights
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.quantization import Quantization, read_quantization
 from tritter_mem.models.transformers_blocks import Norms, Tables
 
@@ -44,9 +46,11 @@ class HuggingFaceModel:
         layers: modules of each layer.
         outside: modules beside them: embedding, last norm, output projection.
         mtp: layers for multi-token prediction, which transformers does not build.
+        unbuilt: other modules that are in a checkpoint alone, with the number of their layer.
         towers: weights of what reads images or sound, as far as the keys tell.
         names: what is outside of the layers is called so.
         family: how the weights are kept.
+        dialect: how transformers writes what runs; None: its activations are not planned.
         dtype: in which a checkpoint stores weights that are not quantised.
         quantization: how it stores linear layers.
         unsupported: what of the file is not counted, in one sentence each.
@@ -58,11 +62,13 @@ class HuggingFaceModel:
     layers: tuple[Modules, ...]
     outside: Modules
     mtp: tuple[Modules, ...]
+    unbuilt: tuple[tuple[int, Modules], ...]
     towers: tuple[Weight, ...]
     names: Outside
     family: Family
     dtype: StorageFormat
     quantization: Quantization
+    dialect: Dialect | None = None
     unsupported: tuple[str, ...] = ()
 
     @cached_property
@@ -88,9 +94,12 @@ class HuggingFaceModel:
                 yield f"{prefix}.layers.{number}.{weight.name}", weight
 
     def other_weights(self) -> Iterator[tuple[str, Weight]]:
-        """Every weight that is in a checkpoint alone: layers for prediction, and towers."""
+        """Every weight beside the language model's: layers for prediction, towers, and others."""
         for number, layer in enumerate(self.mtp, len(self.layers)):
             for weight in self._layer_weights[layer]:
+                yield f"{self.names.prefix}.layers.{number}.{weight.name}", weight
+        for number, modules in self.unbuilt:
+            for weight in chain.from_iterable(part.weights(self.hidden) for part in modules):
                 yield f"{self.names.prefix}.layers.{number}.{weight.name}", weight
         for weight in self.towers:
             yield weight.name, weight
@@ -159,9 +168,10 @@ class HuggingFaceModel:
         if scheme is not None:
             outputs, inputs = weight.shape
             return weight.copies * scheme.weight_bytes(outputs, inputs)
-        return weight.elements * (weight.element_bytes or self._element_bytes(name, dtype))
+        return weight.elements * (weight.element_bytes or self.element_bytes(name, dtype))
 
-    def _element_bytes(self, name: str, dtype: StorageFormat) -> int:
+    def element_bytes(self, name: str, dtype: StorageFormat) -> int:
+        """Of a weight that is not quantised, by its name in a checkpoint."""
         kept = self.family.float32
         if dtype.name == "float16":
             kept += self.family.float32_beside_float16
@@ -264,11 +274,13 @@ def _read(
         layers=tuple(family.layers(keys)),
         outside=(tables, *outside.more, *norm),
         mtp=mtp,
+        unbuilt=tuple(family.unbuilt(keys).items()),
         towers=towers,
         names=outside,
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
+        dialect=None if family.dialect is None or unsupported else family.dialect(keys),
         unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 
@@ -325,4 +337,5 @@ def _quantization_section(config: Mapping[str, Any], keys: Keys) -> Mapping[str,
     section = config.get("quantization_config") or keys.values.get("quantization_config")
     if section is not None and not isinstance(section, Mapping):
         raise ConfigError("quantization_config: a section is wanted")
-    return section
+    experts = keys.values.get("expert_dtype")  # DeepSeek-V4 has it beside the section
+    return {"expert_dtype": experts, **section} if section and experts else section

@@ -15,11 +15,15 @@ from tritter_mem.models.attention_families import (
     cohere2_moe_layers,
     cohere2_types,
     ernie_layers,
+    exaone4_attention,
     exaone4_types,
+    gemma2_dialect,
+    gemma3_dialect,
     gemma3_types,
     gemma3n_layers,
     gemma3n_outside,
     gemma4_layers,
+    gemma4_unbuilt,
     gemma_attention,
     glm4_moe_attention,
     gpt_oss_attention,
@@ -28,6 +32,7 @@ from tritter_mem.models.attention_families import (
     llama4_layers,
     mimo_layers,
     minimax_m2_attention,
+    minimax_m2_dialect,
     minimax_m3_layers,
     muse_spark_layers,
     nemotron_nas_layers,
@@ -36,13 +41,14 @@ from tritter_mem.models.attention_families import (
     phi3_attention,
     phimoe_layers,
     qwen2,
+    qwen2_moe_dialect,
     qwen2_moe_layers,
     qwen3_moe_layers,
     qwen_experts,
     qwen_mlp,
     qwen_types,
     seed_oss_attention,
-    smollm3_types,
+    smollm3_layers,
     step_layers,
 )
 from tritter_mem.models.family_parts import (
@@ -51,6 +57,7 @@ from tritter_mem.models.family_parts import (
     Outside,
     attention,
     dense,
+    dialect,
     final_norm,
     hyper_head,
     indexer,
@@ -83,6 +90,7 @@ from tritter_mem.models.hybrid_families import (
 )
 from tritter_mem.models.latent_families import (
     bailing_layers,
+    deepseek_dialect,
     deepseek_layers,
     deepseek_v4_layers,
     glm5_next_layers,
@@ -108,18 +116,30 @@ _LATENT = deepseek_layers(experts=dense, first=0)
 
 _V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
 
+OLMO = dialect(
+    norm="wide", order="behind", names=POST_NORMS.names, rotary="wide halves", wide_angles=True
+)
+
 FAMILIES: dict[str, Family] = {
-    "llama": Family(layers=plain_layers()),
-    "mistral": Family(layers=plain_layers(attention_of=plain_attention)),
+    "llama": Family(layers=plain_layers(), dialect=dialect()),
+    "mistral": Family(layers=plain_layers(attention_of=plain_attention), dialect=dialect()),
     "ministral3": Family(layers=plain_layers(attention_of=plain_attention)),
-    "mixtral": Family(layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts)),
-    "granite": Family(layers=plain_layers()),
-    "gemma": Family(layers=plain_layers()),
-    "gemma2": Family(layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS)),
-    "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2)),
-    "qwen2_moe": Family(layers=qwen2_moe_layers),
-    "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3)),
-    "qwen3_moe": Family(layers=qwen3_moe_layers),
+    "mixtral": Family(
+        layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts), dialect=dialect()
+    ),
+    "granite": Family(
+        layers=plain_layers(),
+        dialect=dialect(scales_embedding=True, scales_residual=True, logits_steps=1),
+    ),
+    "gemma": Family(layers=plain_layers(), dialect=dialect(norm="gemma", scales_embedding=True)),
+    "gemma2": Family(
+        layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS),
+        dialect=gemma2_dialect,
+    ),
+    "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2), dialect=dialect()),
+    "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
+    "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
+    "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
     "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers),
     "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
@@ -134,13 +154,21 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(layers=llama4_layers),
     "gemma3_text": Family(
-        layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS)
+        layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS),
+        dialect=gemma3_dialect,
     ),
     "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside),
     "gemma4_text": Family(
-        layers=gemma4_layers, outside=lambda keys: Outside(more=per_layer_inputs(keys)[1])
+        layers=gemma4_layers,
+        outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
+        unbuilt=gemma4_unbuilt,
     ),
-    "deepseek_v3": Family(layers=_DEEPSEEK, mtp=next_token_layers(_DEEPSEEK), float32=_BIAS),
+    "deepseek_v3": Family(
+        layers=_DEEPSEEK,
+        mtp=next_token_layers(_DEEPSEEK),
+        float32=_BIAS,
+        dialect=deepseek_dialect,
+    ),
     "deepseek_v32": Family(
         layers=_DEEPSEEK_V32,
         mtp=next_token_layers(_DEEPSEEK_V32),
@@ -210,14 +238,18 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(
             types=lambda keys: keys.every(2), attention_of=gpt_oss_attention, mlp=gpt_oss_experts
         ),
+        dialect=dialect(norm="wide", eager="sinks", rotary="chunked", half_angles=True),
         float32_beside_float16=("norm",),
     ),
     "minimax": Family(layers=minimax_layers),
     "minimax_m2": Family(
         layers=plain_layers(
             attention_of=minimax_m2_attention,
-            mlp=lambda keys: mixtral_experts(keys, correction=("e_score_correction_bias", False)),
-        )
+            mlp=lambda keys: mixtral_experts(
+                keys, correction=("e_score_correction_bias", False), routing="sigmoid"
+            ),
+        ),
+        dialect=minimax_m2_dialect,
     ),
     "minimax_m3_vl_text": Family(layers=minimax_m3_layers),
     "nemotron_h": Family(
@@ -236,37 +268,55 @@ FAMILIES: dict[str, Family] = {
     ),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
-    "lfm2_moe": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2_moe": Family(
+        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+    ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
-    "phi3": Family(layers=plain_layers(attention_of=phi3_attention)),
+    "phi3": Family(
+        layers=plain_layers(
+            attention_of=phi3_attention, mlp=lambda keys: dense(keys, fused="gate_up_proj")
+        ),
+        dialect=dialect(rotary="partial"),
+    ),
     "phimoe": Family(
         layers=phimoe_layers,
         outside=lambda keys: Outside(norm_bias=True, head_bias=keys.has("lm_head_bias")),
     ),
-    "olmo2": Family(layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS)),
+    "olmo2": Family(
+        layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS), dialect=OLMO
+    ),
     "olmo3": Family(
         layers=plain_layers(
             types=lambda keys: keys.every(4), attention_of=olmo_attention, norms=POST_NORMS
-        )
+        ),
+        dialect=OLMO,
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers),
+    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
-        )
+        ),
+        dialect=dialect(norm="cohere", order="beside", rotary="pairs", logits_steps=1),
     ),
     "cohere2_moe": Family(layers=cohere2_moe_layers),
     "exaone4": Family(
-        layers=plain_layers(types=exaone4_types, attention_of=qwen3, norms=POST_NORMS)
+        layers=plain_layers(types=exaone4_types, attention_of=exaone4_attention, norms=POST_NORMS),
+        dialect=dialect(order="behind", names=POST_NORMS.names, heads_first=True),
     ),
     "ernie4_5_moe": Family(
         layers=ernie_layers,
         outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
         float32=("mlp.gate.",),
     ),
-    "mimo_v2_flash": Family(layers=mimo_layers, float32=_BIAS),
-    "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention)),
-    "smollm3": Family(layers=plain_layers(types=smollm3_types)),
+    "mimo_v2_flash": Family(
+        layers=mimo_layers,
+        float32=_BIAS,
+        dialect=dialect(
+            eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
+        ),
+    ),
+    "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
+    "smollm3": Family(layers=smollm3_layers, dialect=dialect()),
     "muse_spark_text": Family(
         layers=muse_spark_layers, float32=(*_BIAS, "residual_gate", "mlp.gate.")
     ),

@@ -1,4 +1,4 @@
-"""Towers: what a multimodal model reads images with, and its projection to the language model."""
+"""Towers: what a multimodal model reads images or sound with, and its projection from there."""
 
 from __future__ import annotations
 
@@ -131,6 +131,34 @@ def gemma4(keys: Keys, language: Keys) -> Iterator[Weight]:
     yield from linear("embed_vision.embedding_projection", language.hidden, width)
 
 
+def gemma4_audio(keys: Keys, language: Keys) -> Iterator[Weight]:
+    """Gemma 4's for sound: two convolutions, then layers of a Conformer."""
+    width, head = keys.hidden, keys.hidden // keys.heads
+    first, second = keys.list_of("subsampling_conv_channels", 2) or (128, 32)
+    start = "audio_tower.subsample_conv_projection"
+    yield table(f"{start}.layer0.conv", first, 1, 3, 3)
+    yield vector(f"{start}.layer0.norm", first)
+    yield table(f"{start}.layer1.conv", second, first, 3, 3)
+    yield vector(f"{start}.layer1.norm", second)
+    yield from linear(f"{start}.input_proj_linear", width, first // 4 * second)
+    for number in range(keys.number("num_hidden_layers")):
+        name = f"audio_tower.layers.{number}"
+        for part in ("feed_forward1", "feed_forward2"):
+            yield from linear(f"{name}.{part}.ffw_layer_1", 4 * width, width)
+            yield from linear(f"{name}.{part}.ffw_layer_2", width, 4 * width)
+        for part in ("q_proj", "k_proj", "v_proj", "post", "relative_k_proj"):
+            yield from linear(f"{name}.self_attn.{part}", width, width)
+        yield vector(f"{name}.self_attn.per_dim_scale", head)
+        yield from linear(f"{name}.lconv1d.linear_start", 2 * width, width)
+        yield from linear(f"{name}.lconv1d.linear_end", width, width)
+        yield table(f"{name}.lconv1d.depthwise_conv1d", width, 1, keys.number("conv_kernel_size"))
+        for norm in range(9):
+            yield vector(f"{name}.norm{norm}", width)
+    out = keys.number("output_proj_dims")
+    yield from affine("audio_tower.output_proj", out, width)
+    yield from linear("embed_audio.embedding_projection", language.hidden, out)
+
+
 def gated(name: str, inner: int, width: int, module: str) -> Iterator[Weight]:
     """A gated MLP without biases."""
     yield from linear(f"{name}.{module}.gate_proj", inner, width)
@@ -186,6 +214,8 @@ TOWERS: Mapping[str, Tower] = {
     "kimi_k25": kimi,
 }
 """A multimodal `model_type` to its tower for images."""
+AUDIO_TOWERS: Mapping[str, Tower] = {"gemma4": gemma4_audio}
+"""The same for sound."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma3": {
         "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
@@ -216,14 +246,15 @@ def tower_weights(
     weights: tuple[Weight, ...] = ()
     missing = []
     kind = str(config.get("model_type"))
-    for name in ("vision_config", "audio_config"):
+    for name, towers in (("vision_config", TOWERS), ("audio_config", AUDIO_TOWERS)):
         section = config.get(name)
         if not isinstance(section, Mapping):
             continue
-        tower = TOWERS.get(kind) if name == "vision_config" else None
+        tower = towers.get(kind)
         if tower is None:
             missing.append(f"{name}: the weights of this tower are not counted")
         else:
-            values = {**DEFAULTS.get(kind, {}), **section}
+            defaults = DEFAULTS.get(kind, {}) if name == "vision_config" else {}
+            values = {**defaults, **section}
             weights += tuple(tower(Keys(values, f"{kind}'s {name}"), language))
     return weights, tuple(missing)

@@ -11,6 +11,7 @@ from tritter_mem.models.family_parts import (
     Modules,
     Outside,
     dense,
+    dialect,
     first_dense,
     hyper_connections,
     indexer,
@@ -21,6 +22,7 @@ from tritter_mem.models.family_parts import (
     with_indexer,
 )
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, SLIDING, Keys
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     CompressedAttention,
     DeltaAttention,
@@ -30,6 +32,12 @@ from tritter_mem.models.transformers_blocks import (
     Module,
     Norms,
 )
+
+
+def deepseek_dialect(keys: Keys) -> Dialect:
+    """Part of a head rotates, by default in interleaved pairs."""
+    rotary = "halves" if keys.get("rope_interleave") is False else "interleaved"
+    return dialect(rotary=rotary, rotary_dim=keys.number("qk_rope_head_dim"))(keys)
 
 
 def deepseek_layers(

@@ -1,12 +1,14 @@
-"""A model as people name it: a folder, a `config.json`, a GGUF file, or a name on the Hub."""
+"""A model as people name it: a folder, a file, a bundled model's name, or one on the Hub."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.config.bundled_files import find_released
+from tritter_mem.errors import InputError
 from tritter_mem.models.gguf import GgufHeader, config_keys, read_gguf_file, read_gguf_model
 from tritter_mem.models.huggingface import HuggingFaceModel, read_config
 from tritter_mem.models.model_files import (
@@ -17,6 +19,7 @@ from tritter_mem.models.model_files import (
     read_config_file,
     read_model_config,
 )
+from tritter_mem.models.released import read_released, released_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,41 @@ class NamedModel:
     Attributes:
         name: as it was given.
         model: what its configuration describes.
+        config: the keys of that configuration, as `config.json` has them.
         stored_bytes: of all tensors, as the headers of its files or their index have them; None
             where there is no such file.
     """
 
     name: str
     model: HuggingFaceModel
+    config: Mapping[str, Any]
     stored_bytes: int | None = None
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name is one that `find_model` reads: the form of it, not whether it is there."""
+    path = Path(name)
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL in it
+        return False
+    if is_folder or path.suffix in (".json", ".gguf") or find_released(name) is not None:
+        return True
+    if exists or "/" not in name:
+        return False
+    from tritter_mem.models.hub import parse_hub_name  # imports what speaks HTTP
+
+    return parse_hub_name(name) is not None
+
+
+def short_name(name: str) -> str:
+    """What reports call a model: `org/name` whole, of a path its last part."""
+    path = Path(name)
+    if path.name == "config.json":
+        return path.resolve().parent.name
+    if path.is_dir() or path.suffix in (".json", ".gguf"):
+        return path.resolve().stem if path.is_file() else path.resolve().name
+    return name
 
 
 def find_model(name: str, progress: Progress | None = None) -> NamedModel | None:
@@ -41,7 +72,8 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     Only configurations and headers are read, never weights, and no code of a model is run.
 
     Args:
-        name: a folder, a JSON file, a `.gguf` file, `org/name[@revision]` or `org/name:file.gguf`.
+        name: a folder, a JSON file, a `.gguf` file, a bundled model's name in whatever case,
+            `org/name[@revision]` or `org/name:file.gguf`.
         progress: called while headers are read.
 
     Raises:
@@ -54,10 +86,24 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     if path.name == "config.json":
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
-        return NamedModel(name=name, model=read_config(read_config_file(path)))
-    if path.suffix == ".gguf":
+        return of_keys(name, read_config_file(path))
+    if path.suffix == ".gguf" and (path.exists() or ":" not in name):
         return _of_gguf(name, read_gguf_file(path, progress))
-    return None if path.exists() else _on_the_hub(name, progress)
+    return None if path.exists() else _bundled(name) or _on_the_hub(name, progress)
+
+
+def _bundled(name: str) -> NamedModel | None:
+    released = read_released(name)
+    return None if released is None else of_keys(name, released.config)
+
+
+def of_keys(name: str, config: Mapping[str, Any]) -> NamedModel:
+    """A model whose configuration is at hand.
+
+    Raises:
+        ConfigError: it does not describe a language model.
+    """
+    return NamedModel(name=name, model=read_config(config), config=config)
 
 
 def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
@@ -66,10 +112,18 @@ def _on_the_hub(name: str, progress: Progress | None) -> NamedModel | None:
     hub = parse_hub_name(name)
     if hub is None:
         return None
-    files = HubFiles(hub)
-    if hub.file:
-        return _of_gguf(name, read_gguf_model(files, hub.file, progress))
-    return _of_files(name, files, progress)
+    try:
+        files = HubFiles(hub)
+        if hub.file:
+            return _of_gguf(name, read_gguf_model(files, hub.file, progress))
+        return _of_files(name, files, progress)
+    except InputError as error:
+        released = None if hub.file else released_from(hub.repository)
+        if released is None:
+            raise
+        *before, last = error.problems
+        bundled = f"{last}; {released.name} is bundled and needs no network"
+        raise InputError(*before, bundled) from None
 
 
 def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedModel:
@@ -77,9 +131,9 @@ def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedM
     model = read_config(found.config, found.quantization)
     checkpoint = read_checkpoint(files, progress)
     stored = None if checkpoint is None else checkpoint.weight_bytes
-    return NamedModel(name=name, model=model, stored_bytes=stored)
+    return NamedModel(name=name, model=model, config=found.config, stored_bytes=stored)
 
 
 def _of_gguf(name: str, header: GgufHeader) -> NamedModel:
-    keys: Mapping[str, Any] = config_keys(header)
-    return NamedModel(name=name, model=read_config(keys), stored_bytes=header.weight_bytes)
+    found = of_keys(name, config_keys(header))
+    return replace(found, stored_bytes=header.weight_bytes)

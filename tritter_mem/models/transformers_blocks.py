@@ -1,4 +1,4 @@
-"""Kinds of modules that models of Hugging Face transformers are made of: weights and cache.
+"""Kinds of modules that models of Hugging Face transformers are made of: weights, cache, steps.
 
 Weights have the names and shapes of checkpoints. What is cached is what `DynamicCache` of
 transformers 5.23 holds, which is also what engines cache for a layer: for multi-head latent
@@ -7,11 +7,14 @@ attention the compressed latent, not keys and values of every head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
+from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
 
@@ -52,9 +55,30 @@ NO_STATE = State()
 
 
 class Module(Block):
-    """A module that may cache rows of each token, or a state of each sequence."""
+    """A module that may cache rows of each token, or a state of each sequence.
+
+    Attributes:
+        ROLE: where it stands in a layer: `mixer`, `mlp`, `norms`, or nothing of these.
+    """
 
     __slots__ = ()
+    ROLE: ClassVar[str] = ""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """What it computes of its input [B, T, H], as transformers writes it; the same shape.
+
+        Raises:
+            NotPlannedError: how it runs is not described.
+        """
+        del x, run
+        raise NotPlannedError(f"activations of {type(self).__name__} are not planned")
+
+    def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of its weights as transformers makes them, by name."""
+        return {
+            weight.name: weight.shape if weight.copies == 1 else (weight.copies, *weight.shape)
+            for weight in self.weights(hidden)
+        }
 
     def rows(self) -> tuple[int, ...]:
         """Elements that each cached token has: of its keys, of its values, of its index keys."""
@@ -87,6 +111,8 @@ class Module(Block):
 @dataclass(frozen=True, slots=True)
 class Norms(Module):
     """Norms over the residual stream."""
+
+    ROLE = "norms"
 
     names: tuple[str, ...]
     bias: bool = False
@@ -134,6 +160,7 @@ class Attention(Module):
         has_keys: False where another layer's keys and values are used.
         has_values: False where values are the keys.
         caches: False where another layer's cache is used.
+        rotates: whether queries and keys rotate.
         gate: outputs of a projection that gates the result, by name.
         vectors: elements of other weights, by name: sinks, norms of the result.
         inputs: channels of its input; None: the residual stream's.
@@ -155,12 +182,132 @@ class Attention(Module):
     has_keys: bool = True
     has_values: bool = True
     caches: bool = True
+    rotates: bool = True
     gate: tuple[tuple[str, int], ...] = ()
     vectors: tuple[tuple[str, int], ...] = ()
     inputs: int | None = None
     name: str = "self_attn"
     out: str = "o_proj"
     norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    ROLE = "mixer"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Queries, keys and values, rotated; attention over what is cached; the output."""
+        ops, step = run.ops, run.step
+        self._refuse_unplanned()
+        if self.fused:
+            made = run.linear(x, f"{self.name}.qkv_proj")
+            q, k, v = (self._part(run, made, n) for n in (self.heads, self.kv_heads, self.kv_heads))
+        else:
+            q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
+            k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
+            v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            v = ops.scaled(v) if run.dialect.scales_values else v
+        if run.dialect.heads_first and self.qk_norm[0]:
+            q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
+            k = run.norm(k, f"{self.name}.{self.norm_names[1]}", run.dialect.head_norm)
+        if self.rotates:
+            cos, sin = step.angles[self.window is not None]
+            q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
+        keys, values = (
+            run.remember("keys", k, self.window),
+            run.remember("values", v, self.window),
+        )
+        k, v = keys, values
+        del keys, values
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        out = run.linear(out, f"{self.name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
+
+    def _refuse_unplanned(self) -> None:
+        others = [name for name, _ in self.vectors if name != "sinks"]
+        if self.gate or others or self.query_copies > 1 or not self.has_keys:
+            raise NotPlannedError("attention with gates or shared keys is not planned")
+        if not self.has_values or self.inputs is not None:
+            raise NotPlannedError("attention with keys as values is not planned")
+
+    def _projected(self, x: Tensor, run: LayerRun, name: str, heads: int, norm: str) -> Tensor:
+        """Heads [B, H, T, D] of a projection, normed before the transpose where they are."""
+        ops, step = run.ops, run.step
+        made = run.linear(x, f"{self.name}.{name}")
+        shape = (step.batch, step.tokens, heads, made.shape[-1] // heads)
+        normed = f"{self.name}.{norm}" if norm and any(self.qk_norm) else ""
+        if not normed or run.dialect.heads_first:
+            return ops.transpose(ops.view(made, shape), 1, 2)
+        if self.qk_norm[0] > self.head_dim:  # over all heads
+            made = run.norm(made, normed, run.dialect.head_norm)
+            return ops.transpose(ops.view(made, shape), 1, 2)
+        normed_heads = run.norm(ops.view(made, shape), normed, run.dialect.head_norm)
+        return ops.transpose(normed_heads, 1, 2)
+
+    def _part(self, run: LayerRun, made: Tensor, heads: int) -> Tensor:
+        """Heads [B, H, T, D] of what one projection made for all."""
+        ops, step = run.ops, run.step
+        part = ops.slice(made, -1, heads * self.head_dim)
+        shape = (step.batch, step.tokens, heads, self.head_dim)
+        return ops.transpose(ops.view(part, shape, (*made.strides[:2], self.head_dim, 1)), 1, 2)
+
+    def _attend(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention [B, T, H, E]: `sdpa_attention_forward`."""
+        ops, step = run.ops, run.step
+        if run.dialect.eager:
+            return self._written_out(run, q, k, v)
+        if self.vectors:
+            raise NotPlannedError("attention with sinks by a kernel is not planned")
+        mask, times = step.masks[self.window], self.heads // self.kv_heads
+        grouped = times > 1 and mask is None and k.shape[3] == v.shape[3] <= 256
+        packed = times > 1 and not grouped and step.tokens == 1
+        if packed:
+            q = ops.view(q, (step.batch, self.kv_heads, times, self.head_dim))
+        elif times > 1 and not grouped:
+            k = ops.repeated(k, times)
+            v = ops.repeated(v, times)
+        causal = step.tokens > 1 and mask is None
+        out = ops.attention(q, k, v, mask, causal)
+        if packed:
+            out = ops.reshape(out, (step.batch, self.heads, 1, out.shape[3]))
+        return ops.contiguous(ops.transpose(out, 1, 2))
+
+    def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
+        ops, step = run.ops, run.step
+        if ops.grad:
+            raise NotPlannedError("training with attention that is written out is not planned")
+        keys = ops.repeated(k, self.heads // self.kv_heads)
+        values = ops.repeated(v, self.heads // self.kv_heads)
+        scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
+        if run.dialect.softcap:
+            for _ in range(3):
+                scores = ops.scaled(scores)
+        mask = step.masks[self.window]
+        if mask is not None:
+            scores = ops.add(scores, mask)
+        before = scores
+        if self.vectors:
+            scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
+        if run.dialect.eager != "sinks":  # gpt-oss gives what has sinks a name by itself
+            del before
+        if run.dialect.eager == "float32":
+            scores = ops.to(ops.softmax(scores, FLOAT), q.size)
+        else:
+            scores = ops.add(scores, ops.largest(scores))
+            chances = ops.softmax(scores)
+            if run.dialect.eager == "sinks":
+                before = chances
+            else:
+                scores = chances
+            if self.vectors:
+                chances = ops.slice(chances, -1, chances.shape[3] - 1)
+            return self._read(run, chances, values)
+        return self._read(run, scores, values)
+
+    @staticmethod
+    def _read(run: LayerRun, chances: Tensor, values: Tensor) -> Tensor:
+        """Values by their weights, which are returned too."""
+        run.returned.append(chances)
+        out = run.ops.matmul(chances, values)
+        return run.ops.contiguous(run.ops.transpose(out, 1, 2))
 
     @property
     def key_width(self) -> int:
@@ -240,6 +387,54 @@ class LatentAttention(Module):
     sinks: bool = False
     has_latent: bool = True
     name: str = "self_attn"
+    ROLE = "mixer"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """The latent is cached, and expanded to keys and values of all heads: `DeepseekV3Attention`.
+
+        Raises:
+            NotPlannedError: it trains, or has parts that DeepSeek's has not.
+        """
+        if self.gate or self.sinks or not self.has_latent or run.ops.grad:
+            raise NotPlannedError(f"activations of {run.kind} attention are not planned")
+        ops, step, name = run.ops, run.step, self.name
+        if self.query_rank:
+            latent = run.norm(run.linear(x, f"{name}.q_a_proj"), f"{name}.q_a_layernorm")
+            q = run.linear(latent, f"{name}.q_b_proj")
+            del latent
+        else:
+            q = run.linear(x, f"{name}.q_proj")
+        q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
+        q = ops.transpose(q, 1, 2)
+        q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
+        latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
+        latent = run.norm(latent, f"{name}.kv_a_layernorm")
+        latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
+        shape = (step.batch, 1, step.tokens, self.rope_dim)
+        strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
+        k_rot = ops.view(k_rot, shape, strides)
+        cos, sin = step.angles[False]
+        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
+        cached = run.remember("keys", latent), run.remember("values", k_rot)
+        latent, k_rot = cached
+        del cached
+        query = ops.cat([q_pass, q_rot], -1)
+        k, v = self._expanded(latent, run)
+        mask = step.masks[None]
+        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
+        out = ops.contiguous(ops.transpose(out, 1, 2))
+        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
+        out = run.linear(out, f"{name}.o_proj")
+        return out  # noqa: RET504  (what was attended goes first)
+
+    def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
+        ops, (batch, _, keys, _) = run.ops, latent.shape
+        made = run.linear(latent, f"{self.name}.kv_b_proj")
+        made = ops.view(made, (batch, keys, self.heads, self.nope_dim + self.value_dim))
+        _, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
+        return ops.new((batch, self.heads, keys, self.nope_dim + self.rope_dim), made.size), v
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections down and up, and the norms between them."""
@@ -700,6 +895,22 @@ class FeedForward(Module):
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     vectors: tuple[tuple[str, int], ...] = ()
     name: str = "mlp"
+    ROLE = "mlp"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Up, through the activation, and down."""
+        ops = run.ops
+        gate, up, down = (f"{self.name}.{name}" for name in self.names)
+        if self.vectors:
+            raise NotPlannedError("an MLP with norms inside is not planned")
+        if self.fused:
+            states = run.linear(x, f"{self.name}.{self.fused}")
+            half, other = ops.split(states, -1, [self.inner, self.inner])
+            states = ops.mul(other, activated(run, half))
+            return run.linear(states, down)
+        if not self.gated:
+            return run.linear(activated(run, run.linear(x, up)), down)
+        return run.linear(ops.mul(activated(run, run.linear(x, gate)), run.linear(x, up)), down)
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections up and down."""
@@ -732,6 +943,9 @@ class Experts(Module):
         correction: name of a bias for choosing experts, and whether it is trained.
         gated: whether a gate multiplies what goes up.
         packed: whether a checkpoint holds all experts in one tensor, whose rows are the inputs.
+        routing: how experts are chosen, of `ROUTINGS`; empty: that is not planned.
+        normalised: whether the weights of a token's experts are made to sum to one.
+        groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
         name: of the module. `shared_name`: of the shared experts.
     """
@@ -753,9 +967,160 @@ class Experts(Module):
     correction: tuple[str, bool] | None = None
     gated: bool = True
     packed: bool = False
+    routing: str = ""
+    normalised: bool = True
+    groups: int = 1
+    chosen_groups: int = 1
     vectors: tuple[tuple[str, int], ...] = ()
     name: str = "mlp"
     shared_name: str = "shared_experts"
+    ROLE = "mlp"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """The experts of each token, in products over groups of tokens, and the shared ones.
+
+        As on CUDA: `grouped_mm`, and `batched_mm` for tokens that are generated.
+        """
+        if self.routing not in ROUTINGS or self.idle or self.width is not None:
+            raise NotPlannedError(f"activations of {run.kind} experts are not planned")
+        ops, shape = run.ops, x.shape
+        flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
+        if self.shared_gate:
+            return ops.view(self._with_gated(flat, run), shape)
+        chosen = ROUTINGS[self.routing](self, flat, run)
+        out = ops.view(self._chosen(flat, run, chosen[1], chosen[2]), shape)
+        if self.shared:
+            del flat
+            out = ops.add(out, self._shared_run(x, run))
+        return out
+
+    def _with_gated(self, flat: Tensor, run: LayerRun) -> Tensor:
+        """Shared experts first, whose result a gate multiplies: Qwen."""
+        ops = run.ops
+        shared = self._shared_run(flat, run)
+        chosen = ROUTINGS[self.routing](self, flat, run)
+        out = self._chosen(flat, run, chosen[1], chosen[2])
+        gate = run.linear(flat, f"{self.name}.{self.shared_name}_gate")
+        shared = ops.mul(ops.pointwise(gate, saves="output"), shared)
+        del gate
+        return ops.add(out, shared)
+
+    def _shared_run(self, x: Tensor, run: LayerRun) -> Tensor:
+        inner = FeedForward(
+            inner=self.shared,
+            gated=self.gated,
+            fused=self.shared_fused,
+            name=f"{self.name}.{self.shared_name}",
+        )
+        return inner.run(x, run)
+
+    def _chosen(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
+        batched = run.step.decodes
+        return (self._batched if batched else self._grouped)(x, run, scores, places)
+
+    def _grouped(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
+        """`grouped_mm_experts_forward`: tokens sorted by their experts."""
+        ops, rows = run.ops, places.elements
+        flat_scores = ops.view(scores, (rows,))
+        ids, order = ops.sort(ops.view(places, (rows,)))
+        tokens = ops.new((rows,), LONG)
+        selected = ops.rows_of(x, tokens)
+        del tokens
+        sorted_scores = ops.rows_of(flat_scores, order)
+        numbers = ops.new((rows,), 4)
+        each = ops.new((self.count,), 4)
+        ends = ops.new((self.count,), 4)
+        out = self._product(run, selected, "up", ends, ids)
+        out = self._through(run, out)
+        out = self._product(run, out, "down_proj", ends, ids)
+        weighted = self._weighted(run, out, sorted_scores)
+        back = ops.new((rows,), LONG)
+        ops.inside([rows * LONG])
+        weighted = ops.rows_of(weighted, back)
+        total = ops.to(self._summed(run, weighted, x), x.size)
+        del ids, order, selected, sorted_scores, numbers, each, ends, out, weighted, back
+        return total
+
+    def _weighted(self, run: LayerRun, x: Tensor, scores: Tensor) -> Tensor:
+        """Rows times their scores, which float8 experts take in the rows' type."""
+        if run.weights[f"{self.name}.experts.{self._up}"].size == QUANTISED:
+            scores = run.ops.to(scores, x.size)
+        return run.ops.mul(x, run.ops.view(scores, (*scores.shape, 1)))
+
+    def _summed(self, run: LayerRun, weighted: Tensor, x: Tensor) -> Tensor:
+        ops, width = run.ops, weighted.shape[-1]
+        by_token = ops.view(weighted, (x.shape[0], self.chosen, width))
+        return ops.view(ops.sum(by_token, [1]), (x.shape[0], width))
+
+    def _product(
+        self, run: LayerRun, x: Tensor, part: str, ends: Tensor, ids: Tensor
+    ) -> Tensor:
+        """Rows times the weights of their experts, and a bias for each row where there is one."""
+        ops = run.ops
+        name = f"{self.name}.experts.{self._up if part == 'up' else part}"
+        bias = run.weights.get(f"{name}_bias")
+        of_rows = None if bias is None else ops.rows_of(bias, ids)
+        out = ops.grouped_product(x, run.weights[name], ends)
+        if of_rows is not None:
+            ops.added_in_place(out, of_rows)
+        return out
+
+    def _batched(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
+        """`batched_mm_experts_forward`: a copy of its experts' weights for each token."""
+        ops, rows = run.ops, places.elements
+        selected = ops.new((rows, x.shape[1]), x.size)
+        taken = self._weights_of(run, self._up, rows)
+        out = self._product_of(run, self._up, selected, taken)
+        out = self._through(run, out)
+        taken = self._weights_of(run, "down_proj", rows)
+        out = self._product_of(run, "down_proj", out, taken)
+        weighted = self._weighted(run, out, ops.view(scores, (rows,)))
+        total = ops.to(self._summed(run, weighted, x), x.size)
+        del selected, taken, out, weighted
+        return total
+
+    def _weights_of(self, run: LayerRun, part: str, rows: int) -> list[Tensor]:
+        """A copy of its expert's weights for each row; none of float8, which the kernel finds."""
+        name = f"{self.name}.experts.{part}"
+        found = (run.weights[name], run.weights.get(f"{name}_bias"))
+        return [
+            run.ops.new((rows, *weight.shape[1:]), weight.size)
+            for weight in found if weight is not None and weight.size != QUANTISED
+        ]  # fmt: skip
+
+    def _product_of(self, run: LayerRun, part: str, x: Tensor, taken: list[Tensor]) -> Tensor:
+        weight = run.weights[f"{self.name}.experts.{part}"]
+        out = run.ops.new((x.shape[0], weight.shape[1]), x.size)
+        if taken:
+            run.ops.product()
+        return out
+
+    @property
+    def _up(self) -> str:
+        return "gate_up_proj" if self.gated else "up_proj"
+
+    def _through(self, run: LayerRun, made: Tensor) -> Tensor:
+        """Gate and activation."""
+        if not self.gated:
+            return activated(run, made)
+        if self.packed:
+            return _clamped_gate(run, made)
+        gate, up = halves(run.ops, made)
+        return run.ops.mul(activated(run, gate), up)
+
+    def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
+        """Experts in one tensor each: [E, N, K]."""
+        width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
+        up = 2 * self.inner if self.gated else self.inner
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{name}.{self._up}": (self.count, up, width),
+            f"{name}.down_proj": (self.count, width, self.inner),
+        }
+        if self.bias:
+            shapes[f"{name}.{self._up}_bias"] = (self.count, up)
+            shapes[f"{name}.down_proj_bias"] = (self.count, width)
+        others = (weight for weight in self.weights(hidden) if ".experts." not in weight.name)
+        return shapes | {weight.name: weight.shape for weight in others}
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """The router, the experts, and the shared ones."""
@@ -809,6 +1174,115 @@ class Experts(Module):
         yield Weight(name=name, shape=(outputs, inputs), is_linear=True, copies=copies)
         if self.shared_bias:
             yield Weight(name=f"{name}.bias", shape=(outputs,), copies=copies)
+
+
+def _clamped_gate(run: LayerRun, made: Tensor) -> Tensor:
+    """Of gpt-oss: gate and up alternate, and are limited."""
+    ops = run.ops
+    gate, up = halves(ops, made)
+    gate = ops.pointwise(gate)
+    up = ops.pointwise(up)
+    glu = ops.mul(gate, ops.pointwise(ops.scaled(gate), saves="output"))
+    return ops.mul(ops.shifted(up), glu)
+
+
+Routed = tuple[Tensor, Tensor, Tensor]
+"""Logits of a router, weights of each token's experts, and which they are."""
+
+
+def _softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of float32 logits, back in their type: Qwen."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    chances = ops.softmax(logits, FLOAT)
+    values, places = ops.topk(chances, experts.chosen)
+    if experts.normalised:
+        ops.divided_in_place(values, ops.sum(values, [-1]))
+    values = ops.to(values, logits.size)
+    return logits, values, places
+
+
+def _float_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of float32 logits, which it stays: Mixtral."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    chances = ops.softmax(ops.to(logits, FLOAT))
+    values, places = ops.topk(chances, experts.chosen)
+    ops.divided_in_place(values, ops.sum(values, [-1]))
+    return logits, values, places
+
+
+def _sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """With a bias for choosing: MiniMax."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    weights = ops.pointwise(ops.to(logits, FLOAT), saves="output")
+    choice = ops.add(weights, run.weights[_correction(experts)])
+    _, places = ops.topk(choice, experts.chosen)
+    values = ops.picked(weights, places)
+    ops.divided_in_place(values, ops.sum(values, [-1]))
+    return logits, values, places
+
+
+def _grouped_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """In float32, among the experts of some groups: DeepSeek."""
+    ops = run.ops
+    weight = run.weights[f"{experts.name}.{experts.router}"]
+    logits = _float_linear(run, x, weight)
+    scores = ops.pointwise(logits, saves="output")
+    choice = ops.add(scores, run.weights[_correction(experts)])
+    rows = choice.shape[0]
+    shape = (rows, experts.groups, experts.count // experts.groups)
+    best, _ = ops.topk(ops.view(choice, shape), 2)
+    group_scores = ops.view(ops.sum(best, [-1]), shape[:2])
+    del best, _
+    found, index = ops.topk(group_scores, experts.chosen_groups)
+    del found
+    mask = ops.new(shape[:2], FLOAT)
+    wide = ops.new((rows, experts.count), FLOAT)
+    flags = ops.new((rows, experts.count), 1)
+    inverse = ops.new((rows, experts.count), 1)
+    del flags
+    masked = ops.pointwise(choice, saves="")
+    del inverse
+    choice = masked
+    del masked
+    found, places = ops.topk(choice, experts.chosen)
+    del found
+    values = ops.picked(scores, places)
+    if experts.normalised:
+        total = ops.shifted(ops.sum(values, [-1]))
+        ops.divided_in_place(values, total)
+    values = ops.scaled(values)
+    del scores, choice, group_scores, index, mask, wide
+    return logits, values, places
+
+
+def _float_linear(run: LayerRun, x: Tensor, weight: Tensor) -> Tensor:
+    """In float32, of copies, whatever autocast says."""
+    ops = run.ops
+    return ops.linear(ops.to(x, FLOAT), ops.to(weight, FLOAT))
+
+
+def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the chosen experts' logits: gpt-oss."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.softmax(values), places
+
+
+def _correction(experts: Experts) -> str:
+    return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
+
+
+ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
+    "softmax": _softmax,
+    "float softmax": _float_softmax,
+    "sigmoid": _sigmoid,
+    "grouped sigmoid": _grouped_sigmoid,
+    "chosen softmax": _chosen_softmax,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from tritter_mem.config.named_profile import QUANTIZATIONS, NamedProfile
 from tritter_mem.config.profile import Training, Workload
-from tritter_mem.models.formats import StorageFormat
+from tritter_mem.errors import ConfigError
+from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
+from tritter_mem.models.named_model import NamedModel, find_model, of_keys
+from tritter_mem.models.quantization import read_quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,69 @@ class TransformersRun:
         return self.work.mode == "training"
 
     @property
+    def master(self) -> StorageFormat:
+        """Storage of trained weights and of their gradients."""
+        return storage_format(self.training.master_dtype)
+
+    @property
     def prompt(self) -> int:
         """Tokens of each sequence that are there before any is generated."""
         return self.work.context - self.work.new_tokens
+
+
+def named_model(profile: NamedProfile) -> NamedModel:
+    """The model that a profile names; each name is looked up once.
+
+    Raises:
+        ConfigError: there is no such model, or its keys describe none.
+        InputError: what is there cannot be read.
+    """
+    source = profile.model
+    return _found(source) if isinstance(source, str) else of_keys(profile.name, source)
+
+
+@cache
+def _found(name: str) -> NamedModel:
+    found = find_model(name)
+    if found is None:
+        raise ConfigError(
+            f"{name}: no such model; allowed: a folder, a config.json, a GGUF file, or org/name "
+            "on the Hub"
+        )
+    return found
+
+
+def transformers_run(profile: NamedProfile) -> TransformersRun:
+    """What a profile asks of its model.
+
+    Raises:
+        ConfigError: there is no such model, or its keys describe none.
+        InputError: what is there cannot be read.
+    """
+    named, work, training = named_model(profile), profile.workload, profile.training
+    model, config = _stored_as(profile.weights.quantization, named)
+    dtype = profile.weights.dtype
+    return TransformersRun(
+        model=model,
+        config=config,
+        dtype=model.dtype if dtype == "auto" else storage_format(dtype),
+        work=Workload(
+            mode=work.mode, context=work.context, batch=work.batch, new_tokens=work.new_tokens
+        ),
+        prefill_chunk=work.prefill_chunk,
+        training=Training(
+            optimizer=training.optimizer,
+            master_dtype=training.master_dtype,
+            checkpointing={"policy": training.checkpointing.policy},  # type: ignore[arg-type]
+        ),
+    )
+
+
+def _stored_as(quantization: str, named: NamedModel) -> tuple[HuggingFaceModel, Mapping[str, Any]]:
+    """The model with its linear layers stored in another way than in the checkpoint."""
+    if quantization == "auto":
+        return named.model, named.config
+    section = QUANTIZATIONS.get(quantization)
+    model = replace(named.model, quantization=read_quantization(section, None))
+    others = {key: value for key, value in named.config.items() if key != "quantization_config"}
+    return model, others if section is None else {**others, "quantization_config": section}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tritter_mem import torch_release
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.config.profile import Profile
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import inference_moments
 from tritter_mem.planner.moments import Moment, highest
-from tritter_mem.planner.reserved import reserved_peak_bytes
+from tritter_mem.planner.reserved import reserved_for
 from tritter_mem.planner.training import training_moments
 from tritter_mem.planner.weights import (
     embeddings_bytes,
@@ -21,13 +22,16 @@ from tritter_mem.planner.weights import (
 from tritter_mem.results.run import MemoryUse, Phase
 
 
-def budget_of(profile: Profile, card: GpuCard) -> int:
+def budget_of(profile: AnyProfile, card: GpuCard) -> int:
     """What may be used: the profile's budget, else the card's memory less a margin."""
     return profile.gpu.budget or card.default_budget_bytes
 
 
-def plan(profile: Profile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
+def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
     """Plan a profile's memory on a card by formula.
+
+    A named model is planned as transformers runs it. Where activations of its kind have no
+    formulas, the answer is a lower bound, and its `lower_bound_reason` says what is missing.
 
     The allocated peak is what is alive throughout (weights, cache, optimizer state, workspaces of
     libraries) and the highest moment of the run. What PyTorch's allocator reserves is found by
@@ -41,10 +45,28 @@ def plan(profile: Profile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
         plays: whether to play the tensors through the allocator. Without, what is reserved is
             unknown, and the plan is made several times as fast.
     """
-    return plan_case(Case.of(profile, card), plays=plays)
+    if isinstance(profile, NamedProfile):
+        return _plan_named(profile, card, plays=plays)
+    budget = budget_of(profile, card) if plays else None
+    return plan_case(Case.of(profile, card), budget, plays=plays)
 
 
-def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
+def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:
+    from tritter_mem.models.shape_tensors import NotPlannedError
+    from tritter_mem.models.transformers_run import transformers_run
+    from tritter_mem.planner.least import least_memory
+    from tritter_mem.planner.transformers_engine import plan_transformers
+
+    run = transformers_run(profile)
+    try:
+        budget = budget_of(profile, card) if plays else None
+        conf = profile.allocator.conf
+        return plan_transformers(run, card, conf, plays=plays, budget_bytes=budget)
+    except NotPlannedError as error:
+        return least_memory(run, card, str(error))
+
+
+def plan_case(case: Case, budget_bytes: int | None = None, *, plays: bool = True) -> MemoryUse:
     """The plan of a case, see `plan`."""
     card, library = case.card, library_bytes(case)
     loaded = {
@@ -58,7 +80,8 @@ def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
     load, *later = [moment.plus(loaded) for moment in _moments(case)]
     moments = [load, *(moment.plus(warm) for moment in later)]
     peak = highest(moments)
-    reserved = reserved_peak_bytes(case) if plays else None
+    found = reserved_for(case, budget_bytes) if plays else None
+    reserved = None if found is None else found.peak_bytes
     return MemoryUse(
         device=card.name,
         components=peak.components(),
@@ -67,6 +90,7 @@ def plan_case(case: Case, *, plays: bool = True) -> MemoryUse:
         peak_at=f"{peak.phase}: {peak.step}",
         library_workspace_bytes=library,
         reserved_peak_bytes=reserved,
+        cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
     )
@@ -78,6 +102,25 @@ def kv_cache_bytes(case: Case) -> int:
         return 0
     layers = case.architecture.counted_layers
     return sum(count * layer.cache_bytes(case.cache) for layer, count in layers.items())
+
+
+LONG = 1 << 21
+"""Tokens beyond every window."""
+
+
+def kv_bytes_per_token(case: Case) -> int:
+    """What a further token adds to the cache of one sequence, with its part of scales.
+
+    Layers with a window add nothing once it is full.
+    """
+    group = case.cache.group
+    start = case.cache.sinks + LONG * group
+    short, long = (replace(case.cache, batch=1, context=start + n) for n in (0, group))
+    layers = case.architecture.counted_layers
+    return sum(
+        count * (layer.cache_bytes(long) - layer.cache_bytes(short)) // group
+        for layer, count in layers.items()
+    )
 
 
 def library_bytes(case: Case) -> int:

@@ -1,75 +1,47 @@
-"""What a named model takes at least on a card: what is known of it without a plan of its run."""
+"""What a named model takes at least: what is known of it where its activations are not planned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from tritter_mem.config.profile import Gpu, KVCache, Workload
-from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.errors import ConfigError, UsageError
-from tritter_mem.models.formats import storage_format
-from tritter_mem.models.named_model import NamedModel
-from tritter_mem.results.model import LeastMemory
-
-SETTINGS = ("workload.context", "workload.batch", "gpu.name", "gpu.budget", "kv_cache.dtype")
-"""What can be changed of it, by dotted key."""
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.results.run import Components, MemoryUse, Phase
 
 
-def least_memory(
-    named: NamedModel, settings: Mapping[str, Any], labels: Mapping[str, str]
-) -> LeastMemory:
-    """Weights, cache and CUDA context of a model.
+def least_memory(run: TransformersRun, card: GpuCard, reason: str) -> MemoryUse:
+    """Weights, KV cache and CUDA context; gradients and optimizer state too in training.
 
     Args:
-        named: the model.
-        settings: values by dotted key, of `SETTINGS`.
-        labels: what messages call each.
-
-    Raises:
-        ConfigError: a value is wrong, the card is unknown, or the cache cannot be in such a type.
-        UsageError: a setting is for profiles of the bundled model alone.
+        run: what transformers runs.
+        card: the card.
+        reason: what is not counted.
     """
-    _refuse_others(settings, labels)
-    work = Workload.model_validate(_section(settings, "workload"))
-    gpu = Gpu.model_validate(_section(settings, "gpu"))
-    card, model = find_gpu(gpu.name), named.model
-    dtype = KVCache.model_validate(_section(settings, "kv_cache")).dtype
-    cache = storage_format(dtype) if "kv_cache.dtype" in settings else model.dtype
-    if cache.name not in ("bfloat16", "float16", "float32"):
-        allowed = "bfloat16, float16, which transformers' DynamicCache has"
-        raise ConfigError(f"--kv-dtype: found {cache.name}; allowed for {named.name}: {allowed}")
-    return LeastMemory(
-        name=named.name,
-        architecture=model.model_type,
-        parameters=model.parameters,
-        language_parameters=model.language_parameters,
-        active_parameters=model.active_parameters,
-        weight_bytes=model.weight_bytes,
-        stored_bytes=named.stored_bytes,
-        kv_bytes_per_token=model.kv_bytes_per_token(cache),
-        kv_cache_bytes=model.cache_bytes(work.context, work.batch, cache.name),
-        cache_dtype=cache.name,
-        context=work.context,
-        batch=work.batch,
-        gpu=card.name,
+    components = _trained(run) if run.trains else _loaded(run)
+    total = components.total_bytes
+    return MemoryUse(
+        device=card.name,
+        components=components,
+        phases=(Phase(name="least", allocated_peak_bytes=total, components=components),),
+        allocated_peak_bytes=total,
         context_bytes=card.context_bytes,
-        budget_bytes=gpu.budget or card.default_budget_bytes,
-        unsupported=model.unsupported,
+        device_peak_bytes=total + card.context_bytes,
+        lower_bound_reason=reason,
     )
 
 
-def _refuse_others(settings: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    others = [key for key in settings if key not in SETTINGS]
-    if others:
-        names = ", ".join(labels.get(key, f"--set {key}") for key in others)
-        raise UsageError(
-            f"{names}: not for a model of Hugging Face or GGUF; allowed: --context, --batch, "
-            "--gpu, --budget, --kv-dtype"
-        )
+def _loaded(run: TransformersRun) -> Components:
+    model, work = run.model, run.work
+    return Components(
+        weights_bytes=model.weight_bytes_in(model.quantization, run.dtype),
+        kv_cache_bytes=model.cache_bytes(work.context, work.batch, run.dtype.name),
+    )
 
 
-def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    prefix = f"{name}."
-    found = {key: value for key, value in settings.items() if key.startswith(prefix)}
-    return {key.removeprefix(prefix): v for key, v in found.items() if v is not None}
+def _trained(run: TransformersRun) -> Components:
+    """AdamW's moments have the parameter's type, those of 8 bits a scale for each 256 beside it."""
+    parameters, element = run.model.language_parameters, run.master.element_bytes
+    state = {"adamw": 2 * element * parameters, "adamw-8bit": 2 * parameters, "sgd": 0}
+    return Components(
+        weights_bytes=parameters * element,
+        gradients_bytes=parameters * element,
+        optimizer_state_bytes=state[run.training.optimizer],
+    )

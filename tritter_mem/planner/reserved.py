@@ -8,12 +8,13 @@ but a few.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from tritter_mem import torch_release
 from tritter_mem.allocator.blocks import Block as Memory
-from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.models.architecture import EXPANDED_ROWS, Layer, Rows, SteppedBlock
 from tritter_mem.planner.case import Case
@@ -29,17 +30,65 @@ GRAPH: Stream = PrivateStream(1, (1, 0))
 Held = list[Memory]
 
 
-def reserved_peak_bytes(case: Case) -> int | None:
-    """The most that the allocator reserves; None for what is not played: training, vision towers.
+class Reserved(NamedTuple):
+    """What the allocator does for a run.
+
+    Attributes:
+        peak_bytes: the most that it reserves.
+        releases: how often it gives cached memory back to stay within the budget.
+    """
+
+    peak_bytes: int
+    releases: int = 0
+
+
+def find_reserved(
+    play: Callable[[CachingAllocator], None], allocator_conf: str, limit: tuple[int, int] | None
+) -> Reserved:
+    """What the allocator reserves for a run, within a budget where that suffices.
+
+    Args:
+        play: makes the run's requests; called once or twice.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        limit: the budget, and the part of it that the CUDA context takes; None: there is none.
+
+    Returns:
+        What is reserved without a limit where that is within it, or where it runs out of memory
+        within it; else what is reserved within it.
+
+    Raises:
+        ConfigError: the allocator's settings are unknown.
+    """
+    settings = parse_alloc_conf(allocator_conf)
+    free = CachingAllocator(settings)
+    play(free)
+    without = Reserved(free.counters.reserved.peak)
+    if limit is None or without.peak_bytes <= limit[0] - limit[1]:
+        return without
+    limited = CachingAllocator(settings, *limit)
+    try:
+        play(limited)
+    except OutOfMemoryError:
+        return without
+    return Reserved(limited.counters.reserved.peak, limited.counters.num_alloc_retries)
+
+
+def reserved_for(case: Case, budget_bytes: int | None = None) -> Reserved | None:
+    """What the allocator reserves; None for what is not played: training, vision towers.
+
+    Args:
+        case: the plan's subject.
+        budget_bytes: what may be used of the card; None: as much as is asked for.
 
     Raises:
         ConfigError: the allocator's settings are unknown.
     """
     if case.trains or case.architecture.vision is not None:
         return None
-    allocator = CachingAllocator(parse_alloc_conf(case.allocator_conf))
-    InferenceRun(case, allocator).play()
-    return allocator.counters.reserved.peak
+    limit = None if budget_bytes is None else (budget_bytes, case.card.context_bytes)
+    return find_reserved(
+        lambda allocator: InferenceRun(case, allocator).play(), case.allocator_conf, limit
+    )
 
 
 class InferenceRun:

@@ -6,28 +6,30 @@ import sys
 from typing import Any, Protocol
 
 from tritter_mem.config.loading import profile_hash
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.planner.compose import budget_of, plan
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.case import Case
+from tritter_mem.planner.compose import budget_of, kv_bytes_per_token, plan
+from tritter_mem.planner.suggest import judge_with_advice
+from tritter_mem.planner.weights import embeddings_bytes, weights_bytes
 from tritter_mem.results.header import header
-from tritter_mem.results.run import Components, Environment, Result
-from tritter_mem.results.verdict import compare, judge
+from tritter_mem.results.run import Components, Environment, ModelFacts, Result
+from tritter_mem.results.verdict import compare
 from tritter_mem.units import GB
 
 NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
 NOT_MEASURED = "`plan` computes by formula only; `profile` measures"
 
 
-def planned_result(profile: Profile) -> Result:
-    """Plan a profile and hold it against its card's budget.
+def planned_result(profile: AnyProfile) -> Result:
+    """Plan a profile and compare it with its card's budget.
 
     Raises:
         ConfigError: the card is unknown.
     """
     card = find_gpu(profile.gpu.name)
     use = plan(profile, card)
-    budget = budget_of(profile, card)
     return Result(
         **header(),
         environment=Environment(
@@ -35,11 +37,49 @@ def planned_result(profile: Profile) -> Result:
         ),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
+        model=model_facts(profile),
         planned=use,
         simulated_reason=NOT_SIMULATED,
         measured_reason=NOT_MEASURED,
-        verdict=judge({"planned": use}, budget, suggest(profile, card, budget)),
+        verdict=judge_with_advice(profile, card, {"planned": use}, budget_of(profile, card)),
         differences=compare({"planned": use}),
+    )
+
+
+def model_facts(profile: AnyProfile) -> ModelFacts:
+    """What a profile's model is."""
+    if isinstance(profile, NamedProfile):
+        return _named_facts(profile)
+    case = Case.of(profile, find_gpu(profile.gpu.name))
+    model = case.architecture
+    trained = model.parameters - model.vision_parameters
+    return ModelFacts(
+        name=profile.name,
+        architecture=model.name,
+        parameters=model.parameters,
+        language_parameters=trained,
+        active_parameters=trained,
+        weight_bytes=weights_bytes(case) + embeddings_bytes(case),
+        kv_bytes_per_token=0 if case.trains else kv_bytes_per_token(case),
+    )
+
+
+def _named_facts(profile: NamedProfile) -> ModelFacts:
+    # Planning the bundled model does without the readers of others.
+    from tritter_mem.models.transformers_run import named_model, transformers_run
+
+    run, named = transformers_run(profile), named_model(profile)
+    model = run.model
+    return ModelFacts(
+        name=named.name,
+        architecture=model.model_type,
+        parameters=model.parameters,
+        language_parameters=model.language_parameters,
+        active_parameters=model.active_parameters,
+        weight_bytes=model.weight_bytes_in(model.quantization, run.dtype),
+        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype),
+        stored_bytes=named.stored_bytes,
+        unsupported=model.unsupported,
     )
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.errors import ConfigError
+from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.bundled import architecture_of
 from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.results.largest import Largest, Unknown
 from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve
 
-Unknown = Literal["context", "batch"]
+ROUND_TOKENS = 256
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
 def solve(
-    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
 ) -> int | None:
     """Find the largest context (tokens) or batch whose plan fits; one more does not.
 
@@ -33,24 +33,42 @@ def solve(
     Returns:
         The largest value that fits; None where not even the smallest does.
     """
+    low = smallest(profile, unknown)
+    return _solve(profile, card, budget_bytes, unknown, (low, most or LIMITS[unknown], 1))
+
+
+def solve_roughly(
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int
+) -> int | None:
+    """A context that is a multiple of 256 tokens, or a batch, that fits where 256 more do not.
+
+    Takes half as long as `solve`, and is as good a suggestion.
+    """
+    unit = ROUND_TOKENS if unknown == "context" else 1
+    low = -(-smallest(profile, unknown) // unit)
+    return _solve(profile, card, budget_bytes, unknown, (low, max(most // unit, low), unit))
+
+
+def _solve(
+    profile: AnyProfile,
+    card: GpuCard,
+    budget_bytes: int,
+    unknown: Unknown,
+    bounds: tuple[int, int, int],
+) -> int | None:
+    """The largest multiple of a unit that fits; `bounds` are the first, the last, and the unit."""
+    first, last, unit = bounds
 
     def over(value: int) -> int:
-        return _footprint_bytes(profile, card, unknown, value) - budget_bytes
+        return _footprint_bytes(profile, card, unknown, value * unit) - budget_bytes
+
+    def allocated_fits(value: int) -> bool:
+        return _allocated_bytes(profile, card, unknown, value * unit) <= budget_bytes
 
     # What is reserved is no less than what is allocated, for which a plan takes much less time.
-    high = _largest_allocated(profile, card, budget_bytes, unknown, most)
-    return None if high is None else _largest_below(over, smallest(profile, unknown), high)
-
-
-def _largest_allocated(
-    profile: Profile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int | None = None
-) -> int | None:
-    """The largest value whose tensors fit, whatever the allocator reserves beside them."""
-
-    def fits(value: int) -> bool:
-        return _allocated_bytes(profile, card, unknown, value) <= budget_bytes
-
-    return largest(fits, smallest(profile, unknown), most or LIMITS[unknown])
+    high = largest(allocated_fits, first, last)
+    found = None if high is None else _largest_below(over, first, high)
+    return None if found is None else found * unit
 
 
 def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | None:
@@ -78,15 +96,15 @@ def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | Non
     return low
 
 
-def _allocated_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+def _allocated_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
     return plan(with_value(profile, unknown, value), card, plays=False).footprint_bytes
 
 
-def _footprint_bytes(profile: Profile, card: GpuCard, unknown: Unknown, value: int) -> int:
+def _footprint_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
     return plan(with_value(profile, unknown, value), card).footprint_bytes
 
 
-def with_value(profile: Profile, unknown: Unknown, value: int) -> Profile:
+def with_value(profile: AnyProfile, unknown: Unknown, value: int) -> AnyProfile:
     """The profile with another context or batch, not checked against the rules for profiles."""
     workload = profile.workload.model_copy(update={unknown: value})
     return profile.model_copy(update={"workload": workload})
@@ -104,61 +122,43 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
-def smallest(profile: Profile, unknown: Unknown) -> int:
+def smallest(profile: AnyProfile, unknown: Unknown) -> int:
     """The smallest value that the rules for profiles allow."""
     if unknown == "batch":
         return 1
+    if isinstance(profile, NamedProfile):
+        return 1 if profile.workload.mode == "training" else profile.workload.new_tokens + 1
     tower = architecture_of(profile.model).vision
     prefix = 0 if tower is None else tower.patches
     generated = profile.workload.new_tokens if profile.workload.mode == "inference" else 0
     return max(prefix + generated, profile.kv_cache.attention_sinks) + 1
 
 
-SCHEMA = "tritter-mem.max/1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Largest:
-    """What was solved for.
-
-    Attributes:
-        value: the largest that fits; None where not even the smallest does.
-        footprint_bytes: what it needs; where nothing fits, what the smallest needs.
-        next_footprint_bytes: what one more would need; None where a profile may hold no more.
-    """
-
-    name: str
-    gpu: str
-    unknown: Unknown
-    value: int | None
-    budget_bytes: int
-    footprint_bytes: int
-    next_footprint_bytes: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {"schema": SCHEMA, **asdict(self)}
-
-
-def find_largest(profile: Profile, unknown: Unknown) -> Largest:
+def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     """Solve for one unknown of a profile, on its card and budget.
 
     Raises:
         ConfigError: the card is unknown.
+        UsageError: the plan is a lower bound.
     """
     card = find_gpu(profile.gpu.name)
+    if (reason := plan(profile, card, plays=False).lower_bound_reason) is not None:
+        raise UsageError(f"--max: there is no answer for {profile.name}: {reason}")
     budget = budget_of(profile, card)
     value = solve(profile, card, budget, unknown)
     at = smallest(profile, unknown) if value is None else value
+    after = None if at >= LIMITS[unknown] else at + 1
     return Largest(
         name=profile.name,
         gpu=card.name,
         unknown=unknown,
+        basis="planned",
         value=value,
         budget_bytes=budget,
         footprint_bytes=_footprint_bytes(profile, card, unknown, at),
+        next_value=after,
         next_footprint_bytes=(
-            None if at >= LIMITS[unknown] else _footprint_bytes(profile, card, unknown, at + 1)
+            None if after is None else _footprint_bytes(profile, card, unknown, after)
         ),
     )
 
@@ -167,7 +167,7 @@ CACHE_TYPES = ("bfloat16", "int8", "int4", "int2")
 SHORTEST = 4096
 
 
-def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
+def context_curves(profile: AnyProfile) -> tuple[ContextCurve, ...]:
     """Plan the profile at lengths around its own, for each cache type and number of KV heads.
 
     The points leave out what the allocator reserves beside tensors, which takes several times as
@@ -189,13 +189,24 @@ def context_curves(profile: Profile) -> tuple[ContextCurve, ...]:
     if profile.workload.mode == "training":
         return ()
     card = find_gpu(profile.gpu.name)
+    if isinstance(profile, NamedProfile):
+        return _named_curves(profile, card)
     types = dict.fromkeys((*CACHE_TYPES, profile.kv_cache.dtype))
     return tuple(
-        _curve(variant, card, own=(dtype, heads) == _cache_of(profile))
+        _curve(variant, card, (dtype, heads), own=(dtype, heads) == _cache_of(profile))
         for heads in _head_counts(profile)
         for dtype in types
         if (variant := _variant(profile, dtype, heads)) is not None
     )
+
+
+def _named_curves(profile: NamedProfile, card: GpuCard) -> tuple[ContextCurve, ...]:
+    """One curve: the cache is the model's own. None where the plan is a lower bound."""
+    from tritter_mem.models.transformers_run import transformers_run
+
+    if plan(profile, card, plays=False).lower_bound_reason is not None:
+        return ()
+    return (_curve(profile, card, (transformers_run(profile).dtype.name, 0), own=True),)
 
 
 def _cache_of(profile: Profile) -> tuple[str, int]:
@@ -217,8 +228,10 @@ def _variant(profile: Profile, dtype: str, kv_heads: int) -> Profile | None:
         return None
 
 
-def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
-    dtype, kv_heads = _cache_of(profile)
+def _curve(
+    profile: AnyProfile, card: GpuCard, cache: tuple[str, int], *, own: bool
+) -> ContextCurve:
+    dtype, kv_heads = cache
     return ContextCurve(
         cache_dtype=dtype,
         kv_heads=kv_heads,
@@ -231,7 +244,7 @@ def _curve(profile: Profile, card: GpuCard, own: bool) -> ContextCurve:
     )
 
 
-def _lengths(profile: Profile) -> list[int]:
+def _lengths(profile: AnyProfile) -> list[int]:
     """Four lengths an octave up to twice the profile's context, and that context itself."""
     most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST_CONTEXT)
     least = max(smallest(profile, "context"), SHORTEST)

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from enum import IntEnum
+from itertools import islice
 from typing import Any, NamedTuple
 
-from tritter_mem.config.cards import GpuCard
+from tritter_mem.config.cards import GpuCard, all_cards
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import Unknown, solve
-from tritter_mem.results.run import Suggestion
+from tritter_mem.planner.solve import solve_roughly
+from tritter_mem.results.largest import Unknown
+from tritter_mem.results.run import Kind, MemoryUse, Suggestion, Verdict
+from tritter_mem.results.verdict import judge
 from tritter_mem.units import MiB, format_count
 
 WORTH_BYTES = 64 * MiB
 """A change that saves less is not worth a line."""
+UNKNOWNS: tuple[Unknown, ...] = ("batch", "context")
 MOST = 8
+CARDS = 4
+"""So many cards are named."""
+
+
+class Cost(IntEnum):
+    """What a change gives up."""
+
+    TIME = 0
+    LITTLE = 1
+    QUALITY = 2
+    ANOTHER_RESULT = 3
 
 
 class Change(NamedTuple):
@@ -24,29 +43,76 @@ class Change(NamedTuple):
 
     text: str
     settings: dict[str, Any]
+    cost: Cost = Cost.TIME
 
 
-def suggest(profile: Profile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
+
+    They are in the order of what they give up, and then of what they save.
+
+    A plan that is a lower bound has none: what it says of a change would not hold either.
 
     Where no single change is enough, the largest savings are put together until they are.
     """
-    need = plan(profile, card).footprint_bytes
-    if need <= budget_bytes:
+    use = plan(profile, card)
+    need = use.footprint_bytes
+    if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
     case = _Case(profile, card, budget_bytes, need)
-    single = [found for change in _changes(profile) if (found := case.judge(change))]
-    limits = [found for change in case.largest() if (found := case.judge(change))]
-    single.sort(key=lambda found: (not found.fits, -found.saves_bytes))
-    if not any(found.fits for found in single):
-        single = [*case.together(single), *single]
-    else:
-        single = [found for found in single if found.fits]
-    return (*single[: MOST - len(limits)], *limits)
+    changes = sorted(_changes(profile), key=lambda change: change.cost)
+    single = [(change, found) for change in changes if (found := case.judge(change))]
+    single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
+    free = [change for change, _ in single if change.cost is Cost.TIME]
+    limits = [found for change in case.largest(free) if (found := case.judge(change))]
+    enough = [found for _, found in single if found.fits]
+    if not enough:
+        enough = [*case.together(single), *(found for _, found in single)]
+    return (*enough[: MOST - len(limits)], *limits)
+
+
+def judge_with_advice(
+    profile: AnyProfile, card: GpuCard, uses: dict[Kind, MemoryUse], budget_bytes: int
+) -> Verdict | None:
+    """The verdict on a profile, with what to change and which cards would hold it as it is.
+
+    Args:
+        profile: what the answers are for.
+        card: the card that it is planned for.
+        uses: the kinds of answer; the best one decides.
+        budget_bytes: what may be used.
+    """
+    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes))
+    if verdict is None or verdict.fits:
+        return verdict
+    need = verdict.budget_bytes - verdict.headroom_bytes
+    return replace(verdict, cards=cards_that_fit(profile, need))
+
+
+def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
+    """The smallest cards of the table that hold a profile as it is, each by a plan of its own.
+
+    Args:
+        profile: what is planned; its own budget is not looked at.
+        need_bytes: what it needs on its card. Cards of less memory are not planned.
+
+    Returns:
+        Up to four names; none where the plan is a lower bound.
+    """
+    if plan(profile, find_gpu(profile.gpu.name), plays=False).lower_bound_reason is not None:
+        return ()
+    large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
+    large.sort(key=lambda card: (card.default_budget_bytes, card.name))
+    fits = (
+        card.name
+        for card in large
+        if plan(profile, card).footprint_bytes <= card.default_budget_bytes
+    )
+    return tuple(islice(fits, CARDS))
 
 
 class _Case(NamedTuple):
-    profile: Profile
+    profile: AnyProfile
     card: GpuCard
     budget_bytes: int
     need_bytes: int
@@ -54,10 +120,11 @@ class _Case(NamedTuple):
     def judge(self, change: Change) -> Suggestion | None:
         """Plan a change; None where it is not possible or saves next to nothing."""
         try:
-            need = plan(changed(self.profile, change.settings), self.card).footprint_bytes
+            use = plan(changed(self.profile, change.settings), self.card)
         except ConfigError:  # a rule between settings forbids this one here
             return None
-        if self.need_bytes - need < WORTH_BYTES:
+        need = use.footprint_bytes
+        if self.need_bytes - need < WORTH_BYTES or use.lower_bound_reason is not None:
             return None
         headroom = self.budget_bytes - need
         return Suggestion(
@@ -68,33 +135,51 @@ class _Case(NamedTuple):
             headroom_bytes=headroom,
         )
 
-    def largest(self) -> Iterator[Change]:
-        """The largest batch and the largest context that fit as all else stands."""
-        unknowns: tuple[Unknown, ...] = ("batch", "context")
-        for unknown in unknowns:
-            now = getattr(self.profile.workload, unknown)  # which does not fit
-            found = solve(self.profile, self.card, self.budget_bytes, unknown, most=now)
-            if found is not None:
-                text = f"{unknown} {format_count(found)}, the largest that fits"
-                yield Change(text, {f"workload.{unknown}": found})
+    def largest(self, free: Sequence[Change]) -> Iterator[Change]:
+        """The largest batch and context that fit as all else stands, and with what costs time alone.
 
-    def together(self, single: Iterable[Suggestion]) -> Iterator[Suggestion]:
-        """Lay the largest savings over each other until the profile fits, if it ever does."""
-        settings: dict[str, Any] = {}
-        texts: list[str] = []
-        for step in single:
-            if settings.keys() & step.settings.keys():
+        Args:
+            free: changes that save memory and give the same result.
+        """
+        slow = _laid_over(free)
+        for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:
+            profile = changed(self.profile, base.settings)
+            for unknown in UNKNOWNS:
+                now = getattr(self.profile.workload, unknown)  # which does not fit
+                found = solve_roughly(profile, self.card, self.budget_bytes, unknown, now)
+                if found is not None and f"workload.{unknown}" not in base.settings:
+                    about = "about " if unknown == "context" else ""
+                    text = f"{unknown} {format_count(found)}, {about}the largest that fits"
+                    yield _laid_over([base, Change(text, {f"workload.{unknown}": found})])
+
+    def together(self, single: Iterable[tuple[Change, Suggestion]]) -> Iterator[Suggestion]:
+        """Lay changes over each other, cheapest first, until the profile fits, if it ever does."""
+        laid: list[Change] = []
+        for change, _ in single:
+            if _laid_over(laid).settings.keys() & change.settings.keys():
                 continue
-            settings |= step.settings
-            texts.append(step.text)
-            found = self.judge(Change(" + ".join(texts), dict(settings)))
+            laid.append(change)
+            found = self.judge(_laid_over(laid))
             if found and found.fits:
                 yield found
                 return
 
 
-def _changes(profile: Profile) -> Iterator[Change]:
-    if profile.workload.mode == "training":
+def _laid_over(changes: Iterable[Change]) -> Change:
+    """Several changes as one; of two that set the same, the first counts."""
+    settings: dict[str, Any] = {}
+    texts = []
+    for change in changes:
+        if not settings.keys() & change.settings.keys():
+            settings |= change.settings
+            texts.append(change.text)
+    return Change(" + ".join(filter(None, texts)), settings)
+
+
+def _changes(profile: AnyProfile) -> Iterator[Change]:
+    if isinstance(profile, NamedProfile):
+        yield from _named_changes(profile)
+    elif profile.workload.mode == "training":
         yield from _training_changes(profile)
     else:
         yield from _cache_changes(profile)
@@ -105,17 +190,18 @@ def _changes(profile: Profile) -> Iterator[Change]:
 def _cache_changes(profile: Profile) -> Iterator[Change]:
     model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
     if model.kv_heads > group and model.num_attention_heads % group == 0:
-        yield Change(
-            f"{group} KV heads (needs a model trained so)", {"model.num_key_value_heads": group}
-        )
+        text = f"{group} KV heads (needs a model trained so)"
+        yield Change(text, {"model.num_key_value_heads": group}, Cost.ANOTHER_RESULT)
     yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
             "4K window, every 4th layer global (needs a model trained so)",
             {**window, "model.global_attention_every": 4},
+            Cost.ANOTHER_RESULT,
         )
-        yield Change("4K window and sinks (older tokens are not attended to)", window)
+        text = "4K window and sinks (older tokens are not attended to)"
+        yield Change(text, window, Cost.ANOTHER_RESULT)
 
 
 def _weight_changes(profile: Profile) -> Iterator[Change]:
@@ -135,7 +221,34 @@ def _smaller(use: Use, now: str, key: str, what: str) -> Iterator[Change]:
             continue
         # What a ternary model costs has been paid already.
         caveat = "" if own.is_ternary and other.is_ternary else other.caveat(use)
-        yield Change(f"{other.label} {what}" + (f" ({caveat})" if caveat else ""), {key: name})
+        text = f"{other.label} {what}" + (f" ({caveat})" if caveat else "")
+        yield Change(text, {key: name}, Cost.QUALITY if caveat else Cost.LITTLE)
+
+
+def _named_changes(profile: NamedProfile) -> Iterator[Change]:
+    """What transformers offers without another model."""
+    from tritter_mem.models.transformers_run import transformers_run
+
+    if profile.workload.mode == "training":
+        every = {"training.checkpointing.policy": "every-layer"}
+        yield Change("checkpoint every layer (computes the forward pass twice)", every)
+        yield from _state_changes(profile)
+        return
+    if not transformers_run(profile).model.quantization.method:
+        for name, (text, cost) in NAMED_STORAGE.items():
+            yield Change(text, {"weights.quantization": name}, cost)
+    for chunk in (2048, 512):
+        text = f"prefill in chunks of {format_count(chunk)} tokens"
+        yield Change(text, {"workload.prefill_chunk": chunk})
+
+
+NAMED_STORAGE = {
+    "bitsandbytes-int8": ("8-bit weights (LLM.int8 of bitsandbytes; costs little quality)",
+                          Cost.LITTLE),
+    "bitsandbytes-nf4": ("4-bit weights (NF4 of bitsandbytes; costs quality)", Cost.QUALITY),
+    "bitsandbytes-nf4-double": (
+        "4-bit weights with quantised scales (NF4 of bitsandbytes; costs quality)", Cost.QUALITY),
+}  # fmt: skip
 
 
 def _training_changes(profile: Profile) -> Iterator[Change]:
@@ -145,10 +258,16 @@ def _training_changes(profile: Profile) -> Iterator[Change]:
     }
     for policy, text in policies.items():
         yield Change(text, {"training.checkpointing": {"policy": policy, "n": 1}})
-    yield Change("8-bit AdamW", {"training.optimizer": "adamw-8bit"})
-    yield Change("SGD without momentum (trains differently)", {"training.optimizer": "sgd"})
-    yield Change("bfloat16 master weights and gradients (costs precision)", {
-        "training.master_dtype": "bfloat16"})  # fmt: skip
+    yield from _state_changes(profile)
     yield Change("loss in chunks of 512 tokens", {"training.loss_chunk": 512})
+
+
+def _state_changes(profile: AnyProfile) -> Iterator[Change]:
+    """Smaller trained weights, gradients and optimizer state, and fewer sequences at once."""
+    yield Change("8-bit AdamW", {"training.optimizer": "adamw-8bit"}, Cost.LITTLE)
+    text = "SGD without momentum (trains differently)"
+    yield Change(text, {"training.optimizer": "sgd"}, Cost.ANOTHER_RESULT)
+    text = "bfloat16 master weights and gradients (costs precision)"
+    yield Change(text, {"training.master_dtype": "bfloat16"}, Cost.QUALITY)
     if profile.workload.batch > 1:
         yield Change("batch 1 with gradient accumulation", {"workload.batch": 1})

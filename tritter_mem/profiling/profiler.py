@@ -16,9 +16,9 @@ from typing import Any
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import profile_hash
-from tritter_mem.config.profile import Profile
+from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import MeasureError, SimulationError
+from tritter_mem.errors import MeasureError, SimulationError, UsageError
 from tritter_mem.measure import runs
 from tritter_mem.measure.target import (
     DEFAULT_TIME_LIMIT_SECONDS,
@@ -29,10 +29,12 @@ from tritter_mem.measure.target import (
 )
 from tritter_mem.measure.workload import Work
 from tritter_mem.models.bundled import run_settings
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
+from tritter_mem.planner.result import model_facts
 from tritter_mem.planner.solve import context_curves
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.suggest import judge_with_advice
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
 from tritter_mem.profiling.ladder_profile import profile_ladders
 from tritter_mem.results.header import header
@@ -40,10 +42,12 @@ from tritter_mem.results.run import KINDS, RUN_KINDS, Kind, MemoryUse, Result
 from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
+from tritter_mem.simulation.transformers_model import simulate_transformers
 from tritter_mem.simulation.user_module import simulate_module
 
 DEFAULT_GPU = "rtx-5080"
 _NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
+_NAMED_NOT_MEASURED = "a named model is planned and simulated; run your own script to measure it"
 INTERRUPTED = "interrupted"
 
 
@@ -64,7 +68,7 @@ class ProfileInterrupted(KeyboardInterrupt):
 
 
 def profile(  # noqa: PLR0913  (one keyword an option of the command)
-    profile: Profile,
+    profile: AnyProfile,
     *,
     device: str = "auto",
     time_limit_seconds: float = DEFAULT_TIME_LIMIT_SECONDS,
@@ -78,6 +82,8 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     target: Target | None = None,
 ) -> Result:
     """Plan a profile, simulate it and, where there is a device for it, measure it.
+
+    A named model is simulated as transformers runs it, and not measured.
 
     On a CUDA device, plan and simulation are for the card that measures, and the verdict compares
     them with the budget of the profile's card: so like is compared with like. A budget that the
@@ -119,12 +125,20 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     target = target or find_target(options, gpu.name, profile.allocator.conf, gpu.budget)
     card = target.simulated
     record = RecordBuilder(_planned(profile, target), partial(_with_verdict, profile, target))
+    if isinstance(profile, NamedProfile):
+        _refuse_for_named(checkpointing=checkpointing, ladder=ladder, fast=fast)
+        return _profile_named(record, profile, target, progress, save_trace)
     with record.kept():
         if checkpointing:
             record.add(checkpointing=checkpointing_trade_off(profile, progress, card))
         progress.begin(profile.name)
         simulated = simulate(
-            profile, fast=fast, progress=progress, save_trace=save_trace, card=card
+            profile,
+            fast=fast,
+            progress=progress,
+            save_trace=save_trace,
+            card=card,
+            budget_bytes=budget_of(profile, target.fitted),
         )
         record.add(simulated=simulated)
         progress.begin(f"{profile.name}: measuring")
@@ -140,20 +154,56 @@ def profile(  # noqa: PLR0913  (one keyword an option of the command)
     return record.finished()
 
 
-def _planned(profile: Profile, target: Target) -> Result:
+def _refuse_for_named(**asked: bool) -> None:
+    options = {"checkpointing": "--checkpoint all", "ladder": "--ladder", "fast": "--fast"}
+    if given := [options[name] for name, value in asked.items() if value]:
+        raise UsageError(f"{', '.join(given)}: only for profiles of the bundled model")
+
+
+def _profile_named(
+    record: RecordBuilder,
+    profile: NamedProfile,
+    target: Target,
+    progress: Progress,
+    save_trace: Path | None,
+) -> Result:
+    """Simulate a named model; what cannot be simulated has its reason in the record."""
+    with record.kept():
+        progress.begin(profile.name)
+        run, conf = transformers_run(profile), profile.allocator.conf
+        try:
+            use = simulate_transformers(
+                run,
+                target.simulated,
+                conf,
+                progress=progress,
+                save_trace=save_trace,
+                budget_bytes=budget_of(profile, target.fitted),
+            )
+            record.add(simulated=use)
+        except SimulationError as error:
+            record.add(simulated_reason=str(error))
+        record.add(measured_reason=_NAMED_NOT_MEASURED)
+        if target.required:
+            record.fail([f"device {target.device}: {_NAMED_NOT_MEASURED}"])
+    return record.finished()
+
+
+def _planned(profile: AnyProfile, target: Target) -> Result:
     return Result(
         **header(),
         environment=collect_environment(profile.allocator.conf, target.index),
         profile=profile.model_dump(),
         profile_hash=profile_hash(profile),
+        model=model_facts(profile),
         planned=plan(profile, target.simulated),
     )
 
 
-def _with_verdict(profile: Profile, target: Target, result: Result) -> Result:
+def _with_verdict(profile: AnyProfile, target: Target, result: Result) -> Result:
     """The record with its verdict, the differences between its kinds of answer, and its curves."""
     budget, found = budget_of(profile, target.fitted), result.by_kind()
-    verdict = judge(of_the_card(found), budget, suggest(profile, target.simulated, budget))
+    verdict = judge_with_advice(profile, target.simulated, of_the_card(found), budget)
     return replace(
         result,
         verdict=verdict,
@@ -259,7 +309,8 @@ def _simulate(
 ) -> Sequence[str]:
     """Add what is simulated, or the reason why it cannot be, which is returned too."""
     try:
-        found = simulate_module(profile.case, card, profile.allocator_conf, save_trace)
+        conf, budget = profile.allocator_conf, profile.budget_bytes or card.default_budget_bytes
+        found = simulate_module(profile.case, card, conf, save_trace, budget_bytes=budget)
     except SimulationError as error:
         record.add(simulated_reason=str(error))
         return error.problems

@@ -13,6 +13,7 @@ from tritter_mem.allocator.snapshot import (
     ALLOC,
     FREE_COMPLETED,
     FREE_REQUESTED,
+    NO_STACK,
     OOM,
     SEGMENT_ALLOC,
     SEGMENT_FREE,
@@ -21,6 +22,7 @@ from tritter_mem.allocator.snapshot import (
     DeviceSnapshot,
 )
 from tritter_mem.recordings.rewind import records_completion, reservation_starts, state_at_start
+from tritter_mem.results.allocations import Frame
 from tritter_mem.results.replay import Recorded
 from tritter_mem.results.segments import FREE, WAITING, SegmentState, Stream
 
@@ -73,7 +75,8 @@ class History:
     recorded ones in order. `steps[i]` is what to do, `numbers[i]` with which request (or, for a
     release, with which entry of `releases`, for pages with which of `new_segments`), and
     `events[i]` the recorded event that it stands for. `starts` are the lowest addresses of the
-    expandable segments that are there at the beginning.
+    expandable segments that are there at the beginning. `stack_numbers` says from which of `stacks`
+    each request was made.
     """
 
     device: int
@@ -87,6 +90,8 @@ class History:
     addresses: array[int]
     stream_numbers: array[int]
     streams: list[Stream]
+    stack_numbers: array[int]
+    stacks: Sequence[tuple[Frame, ...]]
     live_at_start: int
     waiting_at_start: list[int]
     new_segments: list[NewSegment]
@@ -99,6 +104,10 @@ class History:
     def stream(self, number: int) -> Stream:
         """The stream of a request."""
         return self.streams[self.stream_numbers[number]]
+
+    def stack(self, number: int) -> tuple[Frame, ...]:
+        """The call stack of a request, outermost first; empty where it is not recorded."""
+        return self.stacks[self.stack_numbers[number]]
 
 
 def make_history(snapshot: DeviceSnapshot) -> History:
@@ -118,6 +127,7 @@ class _Builder:
         self._start = start
         self._steps, self._numbers, self._events = bytearray(), array("q"), array("q")
         self._sizes, self._addresses, self._streams = array("q"), array("q"), array("i")
+        self._stacks = array("i")
         self._stream_list = list(snapshot.trace.streams)
         self._number_at: dict[int, int] = {}
         self._waiting_at: dict[int, int] = {}
@@ -148,10 +158,11 @@ class _Builder:
         self._live_at_start = len(self._sizes)
         self._waiting_at_start = waiting
 
-    def _request(self, address: int, size: int, stream: int) -> int:
+    def _request(self, address: int, size: int, stream: int, stack: int = NO_STACK) -> int:
         self._sizes.append(size)
         self._addresses.append(address)
         self._streams.append(stream)
+        self._stacks.append(stack)
         return len(self._sizes) - 1
 
     def _step(self, step: int, number: int, event: int) -> None:
@@ -179,6 +190,13 @@ class _Builder:
             else:
                 event += self._release(event)
             event += 1
+        self._name_those_that_stayed()
+
+    def _name_those_that_stayed(self) -> None:
+        """What was there at the beginning and at the end has its stack in the segments."""
+        for address, number in self._number_at.items():
+            if number < self._live_at_start:
+                self._stacks[number] = self._snapshot.block_stacks.get(address, NO_STACK)
 
     def _alloc(self, event: int) -> None:
         trace = self._trace
@@ -187,7 +205,9 @@ class _Builder:
         if before is not None:  # its free is missing in the history
             self._overwritten += 1
             self._step(DO_FREE, before, event)
-        number = self._request(address, trace.sizes[event], trace.stream_numbers[event])
+        number = self._request(
+            address, trace.sizes[event], trace.stream_numbers[event], trace.stack_numbers[event]
+        )
         self._number_at[address] = number
         self._step(DO_RETRY if self._in_retry() else DO_ALLOC, number, event)
         self._settled = len(self._new_segments)
@@ -270,7 +290,9 @@ class _Builder:
                 device_free_bytes=trace.addresses[event],
             )
         )
-        number = self._request(-1, trace.sizes[event], trace.stream_numbers[event])
+        number = self._request(
+            -1, trace.sizes[event], trace.stream_numbers[event], trace.stack_numbers[event]
+        )
         self._step(DO_TRY, number, event)
 
     def warnings(self) -> list[str]:
@@ -305,6 +327,8 @@ class _Builder:
             addresses=self._addresses,
             stream_numbers=self._streams,
             streams=self._stream_list,
+            stack_numbers=self._stacks,
+            stacks=self._snapshot.stacks,
             live_at_start=self._live_at_start,
             waiting_at_start=self._waiting_at_start,
             new_segments=self._new_segments,

@@ -139,6 +139,23 @@ class HistoryPlayer:
             new = self.history.new_segments[number]
             self.allocator.map_at(new.stream, new.address, new.size)
 
+    def try_until(self, step: int, allocated_bytes: int) -> bool:
+        """Do a step; whether it stopped inside, where live blocks have this sum.
+
+        A request that failed in the recording can be served under other settings; its block is
+        freed in the same step.
+        """
+        if self.history.steps[step] != DO_TRY:
+            self.play(step, step + 1)
+            return False
+        number = self.history.numbers[step]
+        block = self.allocator.malloc(self.history.sizes[number], self.history.stream(number))
+        if self.allocator.allocated_bytes == allocated_bytes:
+            self.blocks[number] = block
+            return True
+        self.allocator.free(block)
+        return False
+
     def _serve_again(self, number: int) -> Block:
         """Without cached blocks only as recorded: other settings may have one that fits."""
         history = self.history

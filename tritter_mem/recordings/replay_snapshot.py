@@ -16,13 +16,17 @@ from tritter_mem.recordings.scenarios import (
     EXPANDABLE,
     Plan,
     advise,
+    held_at_peak,
     plans_for,
     run_scenario,
     segments_at_peak,
 )
+from tritter_mem.results.allocations import Allocations, shortened
 from tritter_mem.results.header import header
 from tritter_mem.results.replay import DeviceReplay, Replay, Scenario
 
+MOST_ALLOCATIONS = 400
+"""How many call stacks a record has; beyond, those with least lose inner frames."""
 # Called with how much of the work is done, from 0 to 1.
 OnProgress = Callable[[float], None]
 
@@ -117,7 +121,16 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
         scenarios=tuple(scenarios),
         advice=advise(scenarios, capacity, _needed(history, plans, scenarios)),
         warnings=tuple(history.warnings),
+        held_at_peak=_held_at_peak(history, plans[0], scenarios[0], capacity),
     )
+
+
+def _held_at_peak(
+    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
+) -> Allocations | None:
+    if not any(history.stack_numbers):
+        return None
+    return shortened(held_at_peak(history, plan, scenario, capacity_bytes), MOST_ALLOCATIONS)
 
 
 def _capacity(history: History, given: int | None) -> tuple[int | None, str | None]:

@@ -17,6 +17,7 @@ from tritter_mem.recordings.player import (
     RecordedAddresses,
     ascending_beyond,
 )
+from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
 from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, Scenario, ScenarioOutOfMemory
 from tritter_mem.results.run import Timeline
 from tritter_mem.results.segments import PrivateStream, SegmentState, Stream
@@ -118,6 +119,41 @@ def segments_at_peak(
     return tuple(player.allocator.segments())
 
 
+def held_at_peak(
+    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
+) -> Allocations:
+    """Run a scenario again up to its allocated peak, and read who asked for each block.
+
+    Args:
+        history: what was replayed.
+        plan: the scenario's settings.
+        scenario: how it went, with the whole of its timeline.
+        capacity_bytes: what segments may take; None: no limit.
+
+    Returns:
+        Live blocks by call stack; they sum to the scenario's allocated peak.
+    """
+    player = _player(history, plan, capacity_bytes)
+    peak = scenario.allocated_peak_bytes
+    row = next(at for at, row in enumerate(scenario.timeline.rows) if row[1] == peak)
+    first, last = ((0, 0), *_rows_of_steps(len(history.steps)))[row]
+    try:
+        _start(player, plan)
+        player.play(0, first)
+        for step in range(first, last):
+            if player.allocator.allocated_bytes == peak or player.try_until(step, peak):
+                break
+    except OutOfMemoryError:
+        pass  # the peak was before
+    return Allocations(
+        by="stack",
+        allocations=joined(
+            Allocation(path=history.stack(number), allocated_bytes=block.size)
+            for number, block in player.blocks.items()
+        ),
+    )
+
+
 def _step_after(history: History, allocations: int) -> int:
     """How many steps serve so many requests."""
     serving = (i for i, step in enumerate(history.steps) if step in SERVING)
@@ -164,8 +200,10 @@ def _row(history: History, player: HistoryPlayer, step: int) -> tuple[float, ...
 def _failure(player: HistoryPlayer, error: OutOfMemoryError) -> ScenarioOutOfMemory:
     history, step = player.history, player.failed_step
     stream: Stream = 0
+    path: tuple[Frame, ...] = ()
     if step is not None and step >= 0:
         stream = history.stream(history.numbers[step])
+        path = history.stack(history.numbers[step])
     return ScenarioOutOfMemory(
         event=None if step is None or step < 0 else history.events[step],
         stream=stream.stream if isinstance(stream, PrivateStream) else stream,
@@ -173,6 +211,7 @@ def _failure(player: HistoryPlayer, error: OutOfMemoryError) -> ScenarioOutOfMem
         segment_bytes=error.segment_bytes,
         allocated_bytes=error.allocated_bytes,
         reserved_bytes=error.reserved_bytes,
+        path=path,
     )
 
 

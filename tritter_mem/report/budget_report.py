@@ -12,6 +12,7 @@ from tritter_mem.report.words import (
     NAME_LIMIT,
     OUTSIDE,
     label,
+    moment_words,
     suggestion_options,
     suggestion_sentence,
     verdict_sentence,
@@ -87,7 +88,7 @@ def _most(use: MemoryUse) -> Iterator[str]:
 
 
 def _at(use: MemoryUse) -> str:
-    return f", the peak at {printable(use.peak_at, 200)}" if use.peak_at else ""
+    return f", the peak at {moment_words(use.peak_at)}" if use.peak_at else ""
 
 
 def against_baseline(outcome: CaseOutcome) -> str:

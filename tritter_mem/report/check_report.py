@@ -10,7 +10,15 @@ from xml.etree import ElementTree as ET
 
 from tritter_mem.report.table import Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.terminal import STYLES, render_line, render_list, render_table
-from tritter_mem.report.words import NAME_LIMIT, OUTSIDE, TEXT_LIMIT, label, percent, signed_bytes
+from tritter_mem.report.words import (
+    NAME_LIMIT,
+    OUTSIDE,
+    TEXT_LIMIT,
+    label,
+    moment_words,
+    percent,
+    signed_bytes,
+)
 from tritter_mem.text import printable
 from tritter_mem.units import MiB, format_bytes
 
@@ -85,7 +93,7 @@ def details(outcome: CaseOutcome, units: str = "GiB", most: int = REASONS_OF_A_G
         if len(found) > most:
             lines.append(f"and {len(found) - most} more {group}s that changed less")
     if outcome.moved is not None:
-        before, now = (printable(t, 200) for t in (outcome.moved.baseline, outcome.moved.now))
+        before, now = map(moment_words, (outcome.moved.baseline, outcome.moved.now))
         lines.append(f"the peak was at {before}, is at {now}")
     other = informing(outcome)
     if other is not None and other.growth_bytes and outcome.status != "added":

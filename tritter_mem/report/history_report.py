@@ -1,9 +1,9 @@
-"""The local history, commit by commit: tables in a terminal, or a page with a chart a profile."""
+"""The local history, commit by commit: tables in a terminal, or a page with one chart."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from tritter_mem.report.charts.axes import Chart, Json, Scale, plotly_text
 from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.table import BLANK, Bars, Cell, Column, Row, Table, bytes_cell
 from tritter_mem.report.terminal import render_table
-from tritter_mem.report.words import KIND_LABELS, MISSING, NAME_LIMIT, signed_bytes
+from tritter_mem.report.words import MISSING, NAME_LIMIT, percent, signed_bytes
 from tritter_mem.results.history import Remembered
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -29,12 +29,17 @@ SERIES_COLUMNS = (
     Column(label="change"),
     Column(label="reserved", wide=True),
 )
-COLORS = {
-    "planned": "--soft",
-    "simulated": "--accent",
-    "rehearsed": "--c-workspace",
-    "measured": "--c-kv-cache",
-}
+COLORS = (
+    "--c-weights",
+    "--c-activations",
+    "--c-gradients",
+    "--c-logits",
+    "--c-embeddings",
+    "--c-kv-cache",
+    "--c-workspace",
+    "--c-vision",
+)
+OTHERS = "--c-cached"
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -110,7 +115,7 @@ def commit_name(run: Remembered) -> str:
 def render_history_html(
     history: Sequence[Remembered], *, plotlyjs: PlotlyJs = "inline", units: str = "GiB"
 ) -> str:
-    """Render the history, oldest first, whole.
+    """Render the history, oldest first, whole: one chart of all profiles, and the runs of each.
 
     Args:
         history: what `read_history` gives.
@@ -120,17 +125,21 @@ def render_history_html(
     profiles: defaultdict[str, list[Remembered]] = defaultdict(list)
     for one in history:
         profiles[one.profile].append(one)
+    runs = len({(one.created, one.profile) for one in history})
     return render_page(
         "history.html.j2",
         plotlyjs=plotlyjs,
-        runs=len({(one.created, one.profile) for one in history}),
+        counted=f"{_counted(runs, 'run')} of {_counted(len(profiles), 'profile')}",
         span=_span(history),
-        charts=[
-            (printable(name, NAME_LIMIT), history_chart(runs, units))
-            for name, runs in sorted(profiles.items())
-        ],
+        number=_most_changed(history),
+        chart=history_chart(history, units) if history else None,
+        runs=[_runs_table(runs, name, units) for name, runs in sorted(profiles.items())],
         records=[asdict(one) for one in history],
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _span(history: Sequence[Remembered]) -> str:
@@ -138,68 +147,152 @@ def _span(history: Sequence[Remembered]) -> str:
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 
 
-def history_chart(runs: Sequence[Remembered], units: str) -> Chart:
-    """One profile's allocated peaks, a line for each kind of number and card."""
-    scale = Scale.of(max(one.allocated_peak_bytes for one in runs), units)
-    moments = list(dict.fromkeys((one.created, commit_name(one)) for one in runs))
-    lines: defaultdict[tuple[str, str], list[Remembered]] = defaultdict(list)
-    for one in runs:
-        lines[one.kind, one.gpu].append(one)
-    cards = list(dict.fromkeys(gpu for _, gpu in lines))
-    name = printable(runs[0].profile, NAME_LIMIT)
-    change = _change_words(runs, units)
+Line = tuple[str, str, str]
+"""Profile, kind of number, card."""
+
+
+def _lines(history: Iterable[Remembered]) -> dict[Line, list[Remembered]]:
+    """The runs of each line, oldest first."""
+    found: defaultdict[Line, list[Remembered]] = defaultdict(list)
+    for one in history:
+        found[one.profile, one.kind, one.gpu].append(one)
+    return found
+
+
+def _change(runs: Sequence[Remembered]) -> float:
+    """How much more the last run allocates than the first; 0.1 is a tenth more."""
+    first = runs[0].allocated_peak_bytes
+    return runs[-1].allocated_peak_bytes / first - 1 if first else 0.0
+
+
+def _most_changed(history: Sequence[Remembered]) -> str:
+    lines = _lines(history)
+    if not lines:
+        return "no runs"
+    line = max(lines, key=lambda line: abs(_change(lines[line])))
+    change = _change(lines[line])
+    if not change:
+        return "no change"
+    return f"{printable(line[0], NAME_LIMIT)}: {percent(change)}"
+
+
+def history_chart(history: Sequence[Remembered], units: str) -> Chart:
+    """Allocated peaks at each commit: of one profile in bytes, of several as shares of their first.
+
+    Shares, because profiles differ by more than any of them changes.
+    """
+    lines = _lines(history)
+    # Profiles differ in colour; kinds of number and cards in the dashes of their lines.
+    commits = list(dict.fromkeys(map(_moment, history)))
+    colors = _colors(lines)
+    scale = None
+    if len({profile for profile, *_ in lines}) == 1:
+        scale = Scale.of(max(one.allocated_peak_bytes for one in history), units)
+    ways = list(dict.fromkeys(line[1:] for line in lines))
+    title = "In bytes" if scale else "As a share of each profile's first run"
     return Chart(
-        title=change,
-        description=f"Allocated peaks of {name} over {len(moments)} runs. {change}",
+        title=title,
+        description=f"Allocated peaks of {_counted(len(lines), 'line')} over "
+        f"{_counted(len(commits), 'commit')}. Most changed: {_most_changed(history)}.",
         figure={
             "data": [
-                _line(same, moments, DASHES[cards.index(gpu) % len(DASHES)], scale, units)
-                for (_, gpu), same in lines.items()
+                _line(runs, commits, scale, units)
+                | {
+                    "line": {
+                        "color": colors[line[0]],
+                        "width": 2,
+                        "shape": "hv",
+                        "dash": DASHES[ways.index(line[1:]) % len(DASHES)],
+                    },
+                    "marker": {"color": colors[line[0]], "size": 6},
+                }
+                for line, runs in lines.items()
             ],
-            "layout": {"xaxis": _axis(moments), "yaxis": scale.axis(), "hovermode": "closest"},
+            "layout": {
+                "xaxis": _axis(commits),
+                "yaxis": _ordinate(lines, scale),
+                "hovermode": "closest",
+            },
         },
-        table=_runs_table(runs, name, units),
-        height=300,
-        legend=[(COLORS[k], KIND_LABELS[k]) for k in KIND_LABELS if any(r.kind == k for r in runs)],
+        table=_lines_table(lines, units),
+        height=360,
+        legend=_legend(colors),
     )
 
 
-def _change_words(runs: Sequence[Remembered], units: str) -> str:
-    """How the last run differs from the first of its kind and card."""
-    last = runs[-1]
-    first = next(one for one in runs if (one.kind, one.gpu) == (last.kind, last.gpu))
-    change = last.allocated_peak_bytes - first.allocated_peak_bytes
-    now = format_bytes(last.allocated_peak_bytes, units)
-    return f"{last.kind.capitalize()} now {now}, {signed_bytes(change, units)} since the first."
+def _moment(one: Remembered) -> str:
+    """The commit that a run was made at, in few digits; without one the minute."""
+    if one.commit is None:
+        return printable(one.created[5:16].replace("T", " "))
+    return commit_name(one).removesuffix("+")[:8] + ("+" if "-dirty" in one.commit else "")
 
 
-def _axis(moments: Sequence[tuple[str, str]]) -> Json:
-    """Runs side by side; as many commits named as there is room for."""
-    step = -(-len(moments) // 8)
-    shown = range(0, len(moments), step)
+def _colors(lines: Mapping[Line, Sequence[Remembered]]) -> dict[str, str]:
+    """A colour for each profile; of very many those that changed most have one of their own."""
+    changes: defaultdict[str, float] = defaultdict(float)
+    for (profile, *_), runs in lines.items():
+        changes[profile] = max(changes[profile], abs(_change(runs)))
+    if len(changes) <= len(COLORS):
+        return dict(zip(changes, COLORS, strict=False))
+    most = sorted(changes, key=lambda profile: -changes[profile])[: len(COLORS)]
+    return dict.fromkeys(changes, OTHERS) | dict(zip(most, COLORS, strict=True))
+
+
+def _legend(colors: Mapping[str, str]) -> list[tuple[str, str]]:
+    named = [(c, printable(name, NAME_LIMIT)) for name, c in colors.items() if c != OTHERS]
+    others = sum(c == OTHERS for c in colors.values())
+    return [*named, *([(OTHERS, f"{others} that changed less")] if others else [])]
+
+
+def _axis(commits: Sequence[str]) -> Json:
+    """Commits side by side; as many named as there is room for."""
+    shown = range(0, len(commits), -(-len(commits) // 4))
     return {
+        "title": {"text": "commit"},
+        "zeroline": False,
         "tickvals": list(shown),
-        "ticktext": [plotly_text(moments[at][1]) for at in shown],
-        "range": [-0.5, max(len(moments) - 0.5, 0.5)],
+        "ticktext": [plotly_text(commits[at], 11) for at in shown],
+        "tickangle": 0,
+        "range": [-0.3, max(len(commits) - 0.7, 0.3)],
         "fixedrange": True,
     }
 
 
+def _ordinate(lines: Mapping[Line, Sequence[Remembered]], scale: Scale | None) -> Json:
+    if scale is not None:
+        return scale.axis()
+    shares = [_share(one, runs) for runs in lines.values() for one in runs]
+    room = max((max(shares) - min(shares)) * 0.1, 0.01)
+    return {
+        "title": {"text": "of the first run", "standoff": 6},
+        "range": [min(shares) - room, max(shares) + room],
+        "tickformat": ".0%" if max(shares) - min(shares) > 0.05 else ".1%",
+        "fixedrange": True,
+    }
+
+
+def _share(one: Remembered, runs: Sequence[Remembered]) -> float:
+    first = runs[0].allocated_peak_bytes
+    return one.allocated_peak_bytes / first if first else 1.0
+
+
 def _line(
-    runs: Sequence[Remembered], moments: Sequence[tuple[str, str]], dash: str, scale: Scale,
-    units: str,
-) -> Json:  # fmt: skip
-    at = {moment: position for position, moment in enumerate(moments)}
-    color = COLORS[runs[0].kind]
+    runs: Sequence[Remembered], commits: Sequence[str], scale: Scale | None, units: str
+) -> Json:
+    """One point a commit: its last run."""
+    latest = {commits.index(_moment(one)): one for one in runs}
+    points = [latest[at] for at in sorted(latest)]
+    name = f"{runs[0].profile}, {runs[0].kind}, {runs[0].gpu}"
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "name": plotly_text(f"{runs[0].kind}, {runs[0].gpu}", NAME_LIMIT),
-        "x": [at[one.created, commit_name(one)] for one in runs],
-        "y": [scale.of_bytes(one.allocated_peak_bytes) for one in runs],
-        "line": {"color": color, "width": 2, "dash": dash, "shape": "hv"},
-        "marker": {"color": color, "size": 6},
-        "customdata": [plotly_text(_point_words(one, units)) for one in runs],
+        "name": plotly_text(name, NAME_LIMIT),
+        "x": sorted(latest),
+        "y": [
+            scale.of_bytes(one.allocated_peak_bytes) if scale else round(_share(one, runs), 5)
+            for one in points
+        ],
+        "customdata": [plotly_text(_point_words(one, units)) for one in points],
         "hovertemplate": "%{fullData.name}: %{customdata}<extra></extra>",
     }
 
@@ -209,10 +302,38 @@ def _point_words(one: Remembered, units: str) -> str:
     return f"{size}, {commit_name(one)}, {one.created}"
 
 
+def _lines_table(lines: Mapping[Line, Sequence[Remembered]], units: str) -> Table:
+    """One row a line: its first and its last run, most changed first."""
+    ordered = sorted(lines, key=lambda line: -abs(_change(lines[line])))
+    words = ("Profile", "Kind", "Card")
+    return Table(
+        caption="First and last runs",
+        columns=[
+            *(Column(label=word, numeric=False) for word in words),
+            *(Column(label=word) for word in ("Runs", "First", "Last", "Change")),
+        ],
+        rows=[_line_row(line, lines[line], units) for line in ordered],
+    )
+
+
+def _line_row(line: Line, runs: Sequence[Remembered], units: str) -> Row:
+    first, last = runs[0].allocated_peak_bytes, runs[-1].allocated_peak_bytes
+    change = _change(runs)
+    return Row(
+        cells=(
+            *(Cell(text=printable(text, NAME_LIMIT)) for text in line),
+            Cell(text=f"{len(runs):,}", value=len(runs)),
+            bytes_cell(first, units),
+            bytes_cell(last, units),
+            Cell(text=percent(change), value=change, tone="warn" if change > 0 else ""),
+        )
+    )
+
+
 def _runs_table(runs: Sequence[Remembered], caption: str, units: str) -> Table:
     words = ("Made", "Commit", "Kind", "Card", "PyTorch")
     return Table(
-        caption=caption,
+        caption=printable(caption, NAME_LIMIT),
         columns=[
             *(Column(label=word, numeric=False) for word in words),
             Column(label="Allocated"),
@@ -223,7 +344,8 @@ def _runs_table(runs: Sequence[Remembered], caption: str, units: str) -> Table:
 
 
 def _run_row(one: Remembered, units: str) -> Row:
-    texts = (one.created, commit_name(one), one.kind, one.gpu, one.torch or MISSING)
+    texts = (one.created[:16].replace("T", " "), commit_name(one), one.kind, one.gpu,
+             one.torch or MISSING)  # fmt: skip
     return Row(
         cells=(
             *(Cell(text=printable(text, NAME_LIMIT)) for text in texts),

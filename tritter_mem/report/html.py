@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import Any
 
 from tritter_mem.report.charts.axes import Chart
-from tritter_mem.report.charts.budget_chart import budget_chart, comparison_chart, waterfall_chart
 from tritter_mem.report.charts.checkpointing_chart import checkpointing_chart
 from tritter_mem.report.charts.context_chart import context_chart
+from tritter_mem.report.charts.flame_graph import flame_graph
 from tritter_mem.report.charts.segment_map import largest_first, segment_map
 from tritter_mem.report.charts.timeline_chart import timeline_chart
 from tritter_mem.report.differences import notable_differences
@@ -19,6 +19,7 @@ from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.table import Table, Tone, verdict_tone
 from tritter_mem.report.tables import (
     budget_table,
+    comparison_parts_table,
     comparison_table,
     environment_facts,
     holdings_table,
@@ -36,11 +37,11 @@ from tritter_mem.report.words import (
     setup_facts,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
-from tritter_mem.results.run import Result, Segment, document
+from tritter_mem.results.run import Result, Segment, by_module, document
 from tritter_mem.results.thinning import thin
-from tritter_mem.results.verdict import basis_of
+from tritter_mem.results.verdict import basis_of, best_kind_with
 from tritter_mem.text import printable
 
 
@@ -60,7 +61,7 @@ class Comparison:
     """Several profiles beside each other."""
 
     table: Table
-    chart: Chart
+    parts: Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +126,7 @@ def _headline(result: Result, units: str) -> Headline:
         title=name_of(result),
         facts=setup_facts(result),
         number=headroom_words(verdict.headroom_bytes, units) if verdict else "no verdict",
-        words=verdict_sentence(verdict, units),
+        words=verdict_of(result, units),
         tone=verdict_tone(result.verdict),
     )
 
@@ -133,7 +134,8 @@ def _headline(result: Result, units: str) -> Headline:
 def _headline_of_all(results: Sequence[Result]) -> Headline:
     judged = [result.verdict for result in results if result.verdict]
     fitting = sum(verdict.fits for verdict in judged)
-    tone: Tone = "good" if judged and fitting == len(results) else "bad" if judged else ""
+    # Routes are compared to find one that fits: where one does, that is no alarm.
+    tone: Tone = "good" if fitting == len(results) else "bad" if judged and not fitting else ""
     return Headline(
         title=f"{len(results)} profiles compared",
         facts=(),
@@ -151,7 +153,7 @@ def _why_not_all(over: int, unjudged: int) -> str:
 
 def _compared(results: Sequence[Result], units: str) -> Comparison:
     return Comparison(
-        table=comparison_table(results, units), chart=comparison_chart(results, units)
+        table=comparison_table(results, units), parts=comparison_parts_table(results, units)
     )
 
 
@@ -160,7 +162,7 @@ def _section(result: Result, units: str, full: Result) -> ProfileSection:
     return ProfileSection(
         name=name_of(result),
         facts=setup_facts(result),
-        words=verdict_sentence(result.verdict, units),
+        words=verdict_of(result, units),
         tone=verdict_tone(result.verdict),
         notes=notes(result),
         suggestions=[
@@ -180,17 +182,16 @@ def _parts(result: Result, units: str, full: Result) -> list[Part]:
     if basis_of(result) is None:
         return []
     found = (
-        _of_table(budget_table(result, units), budget_chart(result, units),
-                  waterfall_chart(result, units)),
+        _of_table(budget_table(result, units)),
         _differences(result, units),
         _of_table(phase_table(result, units), timeline_chart(result, units)),
         _of_table(measured_table(result, units)),
-        _of_table(holdings_table(result, units)),
+        _holdings(full, units),
         _fragmentation(result, units, full),
         _checkpointing(result, units),
         *(_of_table(table) for table in ladder_tables(result, units)),
         _of_chart("Context length", context_chart(result, units)),
-    )  # fmt: skip
+    )
     return [part for part in found if part is not None]
 
 
@@ -217,6 +218,17 @@ def _differences(result: Result, units: str) -> Part | None:
     return Part(title="Differences over 2%", points=found) if found else None
 
 
+def _holdings(full: Result, units: str) -> Part | None:
+    """Which modules hold most at the peak, as a graph and as a table that can be searched."""
+    kind = best_kind_with(full, "held_at_peak")
+    if kind is None:
+        return None
+    return _of_table(
+        holdings_table(full, units, MOST_MODULE_ROWS),
+        flame_graph(by_module(full.by_kind()[kind].held_at_peak), units),
+    )
+
+
 def _fragmentation(result: Result, units: str, full: Result) -> Part | None:
     words = fragmentation_sentence(result, units)
     drawn = segment_map(result, units, full)
@@ -239,6 +251,7 @@ def _made(result: Result) -> str:
     return f"{version}, {created}"
 
 
+MOST_MODULE_ROWS = 400
 TIMELINE_NUMBERS = 10_000
 BLOCKS = 6_000
 HOLDINGS = 6_000

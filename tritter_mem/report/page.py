@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from tritter_mem.results.writing import write_text_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 PlotlyJs = Literal["inline", "cdn", "directory"]
 PLOTLY_FILE = "plotly.min.js"
@@ -59,6 +61,16 @@ def packed(data: object) -> str:
     """
     text = json.dumps(data, **JSON).encode()
     return base64.b64encode(gzip.compress(text, mtime=0)).decode()
+
+
+def breakable(text: str) -> Markup:
+    """Text that a narrow page may also break behind a dot, a slash, an underscore, a colon.
+
+    So a module's name ends a line between its parts and not inside of a word.
+    """
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[._/:,=])(?=\w)(?!\d)", text))
 
 
 @cache
@@ -105,4 +117,5 @@ def _environment() -> Environment:
     # `tojson` then escapes <, >, & and everything outside ASCII, U+2028 with it.
     environment.policies["json.dumps_kwargs"] = JSON
     environment.filters["packed"] = packed
+    environment.filters["breakable"] = breakable
     return environment

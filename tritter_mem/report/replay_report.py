@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from tritter_mem.report.charts.axes import Chart
-from tritter_mem.report.charts.replay_charts import peaks_chart, segment_map, timeline_chart
+from tritter_mem.report.charts.flame_graph import caller_words, flame_graph, top_allocators
+from tritter_mem.report.charts.replay_charts import segment_map, timeline_chart
 from tritter_mem.report.page import PlotlyJs, render_page
-from tritter_mem.report.table import BLANK, Cell, Column, Row, Table, Tone, bytes_cell
+from tritter_mem.report.table import (
+    BLANK,
+    Bars,
+    Cell,
+    Column,
+    Piece,
+    Row,
+    Table,
+    Tone,
+    bytes_cell,
+    on_scale,
+    without_empty_columns,
+)
 from tritter_mem.report.words import NAME_LIMIT
 from tritter_mem.results.replay import DeviceReplay, Replay, Scenario, ScenarioOutOfMemory
 from tritter_mem.text import printable
@@ -20,6 +34,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CONF_LIMIT = 120
+UNITS = "GiB"
+HOLDERS, HOLDERS_ON_A_PAGE = 8, 200
+USED, UNUSED = "--accent", "--c-cached"
 
 
 def render_replay(replay: Replay, console: Console) -> None:
@@ -35,6 +52,8 @@ def render_replay(replay: Replay, console: Console) -> None:
         render_line(console, _title(replay, device), "bold")
         render_line(console, fidelity_sentence(device), STYLES[_fidelity_tone(device)])
         render_table(scenario_table(device), console)
+        if device.held_at_peak is not None:
+            render_table(top_allocators(device.held_at_peak, UNITS, HOLDERS), console)
         render_list(console, "Notes", notes(device))
         render_line(console, "")
         render_line(console, printable(device.advice.text), "bold")
@@ -53,7 +72,11 @@ def facts(device: DeviceReplay) -> list[str]:
     conf = printable(device.recorded_conf, CONF_LIMIT)
     found = [f"{device.recorded_events:,} events", conf or "PyTorch's default settings"]
     if device.capacity_bytes is not None:
-        source = " (told by the recording)" if device.capacity_source == "recorded" else ""
+        source = (
+            " (from the recorded out-of-memory event)"
+            if device.capacity_source == "recorded"
+            else ""
+        )
         found.append(f"capacity {format_bytes(device.capacity_bytes)}{source}")
     return found
 
@@ -79,8 +102,8 @@ def _fidelity_tone(device: DeviceReplay) -> Tone:
 def scenario_table(device: DeviceReplay) -> Table:
     """One row a scenario: the peaks, what is unused at the reserved one, whether it fits."""
     judged = device.capacity_bytes is not None
-    return Table(
-        caption="Scenarios",
+    table = Table(
+        caption="Allocator settings compared",
         columns=(
             Column(label="Settings", numeric=False),
             Column(label="Allocated peak", wide=True),
@@ -90,12 +113,31 @@ def scenario_table(device: DeviceReplay) -> Table:
             Column(label="Retries", wide=True),
             *([Column(label="Fits", numeric=False)] if judged else []),
         ),
-        rows=[_row(scenario, judged=judged) for scenario in device.scenarios],
+        rows=[_row(device, scenario) for scenario in device.scenarios],
+    )
+    return without_empty_columns(table)
+
+
+def _with_bars(table: Table, device: DeviceReplay) -> Table:
+    """With bars of what was reserved at the peak, used and unused, and the capacity."""
+    most = max(1, *(scenario.reserved_peak_bytes for scenario in device.scenarios))
+    capacity = device.capacity_bytes
+    near = capacity if capacity is not None and on_scale(capacity, most) else None
+    return replace(
+        table,
+        bars=Bars(
+            label="Reserved peak" if near is None else "Reserved peak and capacity",
+            full_bytes=max(most, near or 0),
+            limit_bytes=near,
+            legend=[(USED, "In use"), (UNUSED, "Reserved, not in use")],
+        ),
     )
 
 
-def _row(scenario: Scenario, *, judged: bool) -> Row:
+def _row(device: DeviceReplay, scenario: Scenario) -> Row:
     unused = scenario.fragmentation
+    judged = device.capacity_bytes is not None
+    used = scenario.reserved_peak_bytes - unused.reserved_not_allocated_bytes
     fits = Cell(text="yes", tone="good") if scenario.fits else Cell(text="no", tone="bad")
     return Row(
         cells=(
@@ -111,8 +153,24 @@ def _row(scenario: Scenario, *, judged: bool) -> Row:
             if scenario.alloc_retries
             else BLANK,
             *([fits] if judged else []),
-        )
+        ),
+        bar_bytes=scenario.reserved_peak_bytes,
+        pieces=(
+            _piece(USED, "in use", used),
+            _piece(UNUSED, "reserved, not in use", unused.reserved_not_allocated_bytes),
+        ),
+        best=device.advice.conf is not None and scenario is _advised(device),
     )
+
+
+def _piece(color: str, words: str, size_bytes: int) -> Piece:
+    return Piece(color=color, words=f"{format_bytes(size_bytes)} {words}", size_bytes=size_bytes)
+
+
+def _advised(device: DeviceReplay) -> Scenario | None:
+    """The scenario of the settings that the advice names, with an empty cache at the start."""
+    same = [s for s in device.scenarios if s.conf == device.advice.conf]
+    return next((s for s in same if s.fresh), next(iter(same), None))
 
 
 def notes(device: DeviceReplay) -> list[str]:
@@ -123,36 +181,40 @@ def notes(device: DeviceReplay) -> list[str]:
         device.recorded.reserved_start_bytes
     ):
         found.append(
-            "The recording begins with a warm cache. All rows but the first begin with an empty "
-            "one, what was live allocated anew: compare them with the second row."
+            "The recording begins with memory already cached. The first row keeps it; the other "
+            "rows begin with an empty cache, so compare them with the second row."
         )
     if device.capacity_bytes is None and any(_collects(s) for s in device.scenarios):
-        found.append("Garbage collection acts only under a limit: give --capacity to see it.")
+        found.append(
+            "garbage_collection_threshold acts only under a limit: give --capacity to see it."
+        )
     return found + [printable(warning) for warning in device.warnings]
 
 
 def _failures(device: DeviceReplay) -> list[str]:
-    """Which request ran out of memory, and under which settings; alike failures together."""
+    """Which request ran out of memory, under which settings and with how much memory then."""
     names: dict[ScenarioOutOfMemory, list[str]] = {}
     for scenario in device.scenarios:
-        if scenario.out_of_memory is not None:
-            name = printable(scenario.name, CONF_LIMIT)
-            names.setdefault(scenario.out_of_memory, []).append(name)
-    lines = [
-        f"{_failure(failure, device)}: {'; '.join(found)}." for failure, found in names.items()
-    ]
+        failure = scenario.out_of_memory
+        if failure is not None:
+            state = (
+                f"{printable(scenario.name, CONF_LIMIT)} "
+                f"({format_bytes(failure.reserved_bytes)} reserved, "
+                f"{format_bytes(failure.allocated_bytes)} allocated)"
+            )
+            same = replace(failure, allocated_bytes=0, reserved_bytes=0, segment_bytes=0)
+            names.setdefault(same, []).append(state)
+    lines = [f"{_failure(failure, device)}: {'; '.join(at)}." for failure, at in names.items()]
     return [*lines, "The peaks of these rows are those up to there."] if lines else []
 
 
 def _failure(failure: ScenarioOutOfMemory, device: DeviceReplay) -> str:
-    reserved = format_bytes(failure.reserved_bytes)
-    state = f"{reserved} reserved, {format_bytes(failure.allocated_bytes)} allocated"
     if failure.event is None:
-        return f"Out of memory at the beginning, with {state}"
-    size = format_bytes(failure.requested_bytes)
+        return "Out of memory at the beginning"
+    called = f", called from {printable(caller_words(failure.path))}" if failure.path else ""
     return (
-        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, "
-        f"a request for {size} on stream {failure.stream} with {state}"
+        f"Out of memory at event {failure.event + 1:,} of {device.recorded_events:,}, a request "
+        f"for {format_bytes(failure.requested_bytes)} on stream {failure.stream}{called}"
     )
 
 
@@ -177,18 +239,27 @@ class ScenarioView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Holders:
+    """Who asked for what was in use at the peak: the lines with most, and all of it as a graph."""
+
+    table: Table
+    chart: Chart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """One device in reading order."""
+    """One device in reading order; `setting` is what to put into the environment, if anything."""
 
     title: str
     facts: Sequence[str]
     number: str
     words: str
+    setting: str
     tone: Tone
     fidelity: str
     table: Table
-    peaks: Chart
     notes: Sequence[str]
+    holders: Holders | None
     scenarios: Sequence[ScenarioView]
 
 
@@ -219,24 +290,63 @@ def device_views(replay: Replay) -> list[DeviceView]:
 
 
 def _device_view(replay: Replay, device: DeviceReplay) -> DeviceView:
+    conf = device.advice.conf
     return DeviceView(
         title=f"{_name(replay)}, device {device.device}",
         facts=facts(device),
         number=_number(device),
-        words=printable(device.advice.text),
-        tone="" if device.capacity_bytes is None else "good" if device.fits else "bad",
+        words=_advice_words(device),
+        setting=f"PYTORCH_CUDA_ALLOC_CONF={shlex.quote(printable(conf))}" if conf else "",
+        tone=_tone(device),
         fidelity=fidelity_sentence(device),
-        table=scenario_table(device),
-        peaks=peaks_chart(device),
+        table=_with_bars(scenario_table(device), device),
         notes=notes(device),
+        holders=_holders(device),
         scenarios=[_scenario_view(device, scenario) for scenario in device.scenarios],
     )
 
 
+def _holders(device: DeviceReplay) -> Holders | None:
+    found = device.held_at_peak
+    chart = flame_graph(found, UNITS) if found is not None else None
+    if found is None or chart is None:
+        return None
+    table = top_allocators(found, UNITS, HOLDERS_ON_A_PAGE)
+    return Holders(
+        table=replace(table, search="Find a line", first_rows=HOLDERS),
+        chart=chart,
+    )
+
+
+def _tone(device: DeviceReplay) -> Tone:
+    """Bad where nothing helps; good where the advice does, or a capacity is kept."""
+    if device.advice.conf is not None:
+        return "good"
+    if not device.fits:
+        return "bad"
+    return "" if device.capacity_bytes is None else "good"
+
+
 def _number(device: DeviceReplay) -> str:
-    if device.capacity_bytes is not None:
-        return "fits" if device.fits else "does not fit"
-    return f"{format_bytes(device.scenarios[0].reserved_peak_bytes)} reserved"
+    """The advice in a few words."""
+    advised = _advised(device) if device.advice.conf is not None else None
+    if advised is not None:
+        return _use_words(advised)
+    if not device.fits:
+        return "No setting is enough"
+    return "No change needed"
+
+
+def _use_words(advised: Scenario) -> str:
+    return f"Use {printable(advised.conf or advised.name, CONF_LIMIT)}"
+
+
+def _advice_words(device: DeviceReplay) -> str:
+    """The advice without what the headline says already."""
+    text = printable(device.advice.text)
+    advised = _advised(device) if device.advice.conf is not None else None
+    before, found, after = text.partition(f"{_use_words(advised)}: ") if advised else (text, "", "")
+    return f"{before}{after[:1].upper()}{after[1:]}" if found else text
 
 
 def _scenario_view(device: DeviceReplay, scenario: Scenario) -> ScenarioView:
@@ -248,6 +358,6 @@ def _scenario_view(device: DeviceReplay, scenario: Scenario) -> ScenarioView:
         name=printable(scenario.name, CONF_LIMIT),
         words=words if scenario.fits else f"out of memory, {words}",
         tone="" if scenario.fits else "bad",
-        open=scenario is device.scenarios[0] or scenario.conf == device.advice.conf,
+        open=scenario in (device.scenarios[0], _advised(device)),
         charts=[timeline_chart(scenario, device.capacity_bytes), segment_map(scenario)],
     )

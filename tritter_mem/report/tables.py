@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from tritter_mem.report.charts.axes import color
 from tritter_mem.report.differences import (
     compared_pairs,
     difference_cell,
@@ -16,6 +18,7 @@ from tritter_mem.report.table import (
     Bars,
     Cell,
     Column,
+    Piece,
     Row,
     Table,
     bytes_cell,
@@ -94,10 +97,64 @@ def _component_rows(result: Result, pairs: Sequence[KindPair], units: str) -> li
     }
     found = {name: {kind: part.get(name) for kind, part in parts.items()} for name in COMPONENTS}
     return [
-        Row(cells=_bytes_cells(result, name, sizes, pairs, units), bar_bytes=_bar(result, sizes))
+        _drawn(
+            Row(
+                cells=_bytes_cells(result, name, sizes, pairs, units), bar_bytes=_bar(result, sizes)
+            ),
+            name,
+            _of_basis(result),
+            units,
+        )
         for name, sizes in found.items()
         if any(sizes.values())
     ]
+
+
+def parts_of(use: MemoryUse) -> dict[str, int]:
+    """What the card must hold, by part: the components, then what is outside live tensors.
+
+    The parts sum to `footprint_bytes` where the components sum to the allocated peak.
+    """
+    allocated, context = use.allocated_peak_bytes, use.context_bytes or 0
+    cached = max((use.reserved_peak_bytes or allocated) - allocated, 0)
+    other = max(use.footprint_bytes - allocated - cached - context, 0)
+    parts = {**use.components.items(), "cached": cached, "context": context, "other": other}
+    return {name: size for name, size in parts.items() if size}
+
+
+OUTSIDE_TENSORS = ("cached", "context", "other")
+_UP_TO = {
+    "allocated_peak": OUTSIDE_TENSORS,
+    "reserved_peak": OUTSIDE_TENSORS[1:],
+    "device_peak": (),
+}
+"""Which parts a total does not have."""
+
+
+def pieces_of(parts: Mapping[str, int], units: str) -> tuple[Piece, ...]:
+    """The parts as pieces of a bar."""
+    return tuple(
+        Piece(
+            color=color(part), words=f"{label(part)} {format_bytes(size, units)}", size_bytes=size
+        )
+        for part, size in parts.items()
+    )
+
+
+def _drawn(row: Row, name: str, use: MemoryUse | None, units: str) -> Row:
+    """The row with its bar in the colours of the parts, each beginning where the last one ends."""
+    if use is None or not use.components_known or row.bar_bytes is None:
+        return row
+    parts = parts_of(use)
+    if name in _UP_TO:
+        held = {part: size for part, size in parts.items() if part not in _UP_TO[name]}
+        return replace(row, pieces=pieces_of(held, units))
+    before = list(parts)[: list(parts).index(name)] if name in parts else []
+    return replace(
+        row,
+        pieces=pieces_of({name: parts[name]} if name in parts else {}, units),
+        start_bytes=sum(parts[part] for part in before),
+    )
 
 
 def _total_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[Row]:
@@ -105,15 +162,25 @@ def _total_rows(result: Result, pairs: Sequence[KindPair], units: str) -> list[R
     names = next(iter(totals.values()), {})
     found = {name: {kind: parts[name] for kind, parts in totals.items()} for name in names}
     return [
-        Row(
-            cells=_bytes_cells(result, name, sizes, pairs, units),
-            # Resident memory is the host's: it has no place beside the card's.
-            bar_bytes=None if name == "resident_peak" else _bar(result, sizes),
-            total=True,
+        _drawn(
+            Row(
+                cells=_bytes_cells(result, name, sizes, pairs, units),
+                # Resident memory is the host's: it has no place beside the card's.
+                bar_bytes=None if name == "resident_peak" else _bar(result, sizes),
+                total=True,
+            ),
+            name,
+            _of_basis(result),
+            units,
         )
         for name, sizes in found.items()
         if any(size is not None for size in sizes.values())
     ]
+
+
+def _of_basis(result: Result) -> MemoryUse | None:
+    basis = basis_of(result)
+    return result.by_kind()[basis] if basis else None
 
 
 def _bar(result: Result, sizes: Mapping[Kind, int | None]) -> int | None:
@@ -218,6 +285,11 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
     """One row a profile: what is left of the budget, and what the card must hold."""
     kinds = [kind for kind in KIND_LABELS if any(kind in on_the_card(r) for r in results)]
     rows = [_comparison_row(result, kinds, units) for result in results]
+    most = max(1, *(row.bar_bytes or 0 for row in rows))
+    limits = [
+        row.limit_bytes for row in rows if row.limit_bytes and on_scale(row.limit_bytes, most)
+    ]
+    used = {part for r in results if (use := _of_basis(r)) for part in parts_of(use)}
     return Table(
         caption="Profiles compared",
         columns=(
@@ -231,7 +303,35 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
             Column(label="Budget", wide=True),
         ),
         rows=rows,
-        bars=Bars(label="Needs", full_bytes=max(1, *(row.bar_bytes or 0 for row in rows))),
+        bars=Bars(
+            label="Needs",
+            full_bytes=most,
+            widest_limit_bytes=max(limits, default=0),
+            legend=[(color(part), label(part)) for part in PARTS if part in used],
+        ),
+        search="Show rows with",
+    )
+
+
+def comparison_parts_table(results: Sequence[Result], units: str) -> Table:
+    """What each profile needs, by component: one row a profile."""
+    parts = {at: parts_of(use) for at, r in enumerate(results) if (use := _of_basis(r))}
+    used = [part for part in PARTS if any(part in found for found in parts.values())]
+    return Table(
+        caption="What each profile needs, by component",
+        columns=(
+            Column(label="Profile", numeric=False),
+            *(Column(label=label(part)) for part in used),
+        ),
+        rows=[
+            Row(
+                cells=(
+                    Cell(text=name_of(results[at])),
+                    *(bytes_cell(found.get(part, 0), units) for part in used),
+                )
+            )
+            for at, found in parts.items()
+        ],
     )
 
 
@@ -250,6 +350,8 @@ def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
             bytes_cell(verdict.budget_bytes if verdict else None, units),
         ),
         bar_bytes=needs.get(basis) if basis else None,
+        pieces=pieces_of(parts_of(result.by_kind()[basis]), units) if basis else (),
+        limit_bytes=verdict.budget_bytes if verdict else None,
     )
 
 
@@ -288,17 +390,24 @@ def profile_table(result: Result) -> Table:
     return Table(caption="Resolved profile", columns=columns, rows=rows)
 
 
+PARTS = (*COMPONENTS, *OUTSIDE_TENSORS)
 MOST_MODULES = 12
 
 
-def holdings_table(result: Result, units: str) -> Table | None:
-    """What took most of the peak; None where no kind of number knows modules."""
+def holdings_table(result: Result, units: str, most: int = MOST_MODULES) -> Table | None:
+    """What took most of the peak; None where no kind of number knows modules.
+
+    Args:
+        result: one profile's answers.
+        units: `GiB` or `GB`.
+        most: how many rows there are at most; one more has all others together.
+    """
     kind = best_kind_with(result, "held_at_peak")
     if kind is None:
         return None
     modules = held_by_same(result.by_kind()[kind].held_at_peak)
-    rows = [_module_row(one, units) for one in modules[:MOST_MODULES]]
-    if rest := modules[MOST_MODULES:]:
+    rows = [_module_row(one, units) for one in modules[:most]]
+    if rest := modules[most:]:
         rows.append(_other_modules_row(rest, units))
     return Table(
         caption=f"Alive at the allocated peak ({kind})",
@@ -310,6 +419,8 @@ def holdings_table(result: Result, units: str) -> Table | None:
         ),
         rows=rows,
         bars=Bars(label="Share", full_bytes=max(sum(one.allocated_bytes for one in modules), 1)),
+        search="Find a module",
+        first_rows=MOST_MODULES,
     )
 
 
@@ -322,6 +433,7 @@ def _module_row(modules: HeldBySame, units: str) -> Row:
             bytes_cell(modules.allocated_bytes, units),
         ),
         bar_bytes=modules.allocated_bytes,
+        pieces=pieces_of({modules.component: modules.allocated_bytes}, units),
     )
 
 

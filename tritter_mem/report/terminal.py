@@ -21,6 +21,7 @@ from tritter_mem.report.trade_offs import checkpointing_table, ladder_tables, la
 from tritter_mem.report.words import (
     MINUS,
     MISSING,
+    cards_sentence,
     fragmentation_sentence,
     missing_kinds,
     name_of,
@@ -28,7 +29,7 @@ from tritter_mem.report.words import (
     setup_facts,
     suggestion_options,
     suggestion_sentence,
-    verdict_sentence,
+    verdict_of,
 )
 from tritter_mem.results.run import Result
 from tritter_mem.results.verdict import basis_of
@@ -104,7 +105,7 @@ def _render_compared(results: Sequence[Result], console: Console, units: str) ->
 def _render_one(result: Result, console: Console, units: str) -> None:
     render_line(console, " · ".join([name_of(result), *setup_facts(result)]), "bold")
     style = STYLES[verdict_tone(result.verdict)]
-    render_line(console, verdict_sentence(result.verdict, units), style)
+    render_line(console, verdict_of(result, units), style)
     if basis_of(result) is not None:
         render_table(budget_table(result, units), console)
     for line in notes(result):
@@ -131,7 +132,9 @@ def _trade_offs(result: Result, units: str) -> list[Table]:
 
 def _suggestions(result: Result, units: str) -> list[str]:
     suggestions = result.verdict.suggestions if result.verdict else ()
-    return [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
+    changes = [f"{suggestion_sentence(s, units)}\n{suggestion_options(s)}" for s in suggestions]
+    larger = cards_sentence(result.verdict)
+    return [*changes, larger] if larger else changes
 
 
 def render_list(console: Console, heading: str, lines: Sequence[str]) -> None:

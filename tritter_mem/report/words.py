@@ -7,19 +7,22 @@ visible, so that a name can neither steer a terminal nor reorder the text beside
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
+from tritter_mem.results.largest import Largest
 from tritter_mem.results.run import (
     KINDS,
     RUN_KINDS,
     Kind,
+    ModelFacts,
     OutOfMemory,
     Result,
     Suggestion,
     Verdict,
 )
 from tritter_mem.results.verdict import basis_of
-from tritter_mem.text import printable
+from tritter_mem.text import operators_by_name, printable
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -54,6 +57,8 @@ MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
 OUTSIDE = "outside of any module"
+AUTO = "auto"
+"""As the checkpoint has it: not worth a word."""
 
 
 def label(name: str) -> str:
@@ -91,16 +96,42 @@ def headroom_words(headroom_bytes: int, units: str) -> str:
     return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
 
 
-def verdict_sentence(verdict: Verdict | None, units: str) -> str:
+def verdict_of(result: Result, units: str) -> str:
+    """Whether a result's profile fits, or why nobody can say."""
+    if result.verdict is not None:
+        use = result.by_kind().get(result.verdict.basis)
+        at_least = use is not None and use.lower_bound_reason is not None
+        return verdict_sentence(result.verdict, units, at_least=at_least)
+    lower = [use for use in result.by_kind().values() if use.lower_bound_reason is not None]
+    if lower:
+        needs = format_bytes(lower[-1].footprint_bytes, units)
+        return f"no verdict: it needs more than {needs}, and not all of the rest is planned"
+    return "no verdict: there is no number to compare with the budget"
+
+
+def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) -> str:
     """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
-    if verdict is None:
-        return "no verdict: there is no number to hold against the budget"
     needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
+    more = "more than " if at_least else ""
     return (
-        f"{'fits' if verdict.fits else 'does not fit'}: needs {needs} ({verdict.basis}), "
+        f"{'fits' if verdict.fits else 'does not fit'}: needs {more}{needs} ({verdict.basis}), "
         f"budget {format_bytes(verdict.budget_bytes, units)}, "
         f"{headroom_words(verdict.headroom_bytes, units)}"
     )
+
+
+def largest_sentence(largest: Largest, units: str) -> str:
+    """The largest context or batch that fits, and the next that does not."""
+    budget = format_bytes(largest.budget_bytes, units)
+    where = f"{printable(largest.name, NAME_LIMIT)} on {largest.gpu}, budget {budget}"
+    needs = f"{format_bytes(largest.footprint_bytes, units)} ({largest.basis})"
+    if largest.value is None:
+        return f"{where}: no {largest.unknown} fits; the smallest needs {needs}"
+    found = f"{where}: largest {largest.unknown} {largest.value:,}"
+    if largest.next_value is None:
+        return f"{found}, all that a profile may hold"
+    after = "one more" if largest.next_value == largest.value + 1 else f"{largest.next_value:,}"
+    return f"{found}, needs {needs}; {after} does not fit"
 
 
 def suggestion_sentence(suggestion: Suggestion, units: str) -> str:
@@ -119,6 +150,13 @@ def suggestion_options(suggestion: Suggestion) -> str:
         f"--set {shlex.quote(printable(f'{key}={value}'))}"
         for key, value in flatten(suggestion.settings)
     )
+
+
+def cards_sentence(verdict: Verdict | None) -> str:
+    """Which cards would hold it as it is; empty where none is known."""
+    if verdict is None or not verdict.cards:
+        return ""
+    return f"a larger card; by the plan it fits as it is on {', '.join(verdict.cards)}"
 
 
 def missing_kinds(result: Result) -> list[str]:
@@ -149,12 +187,56 @@ def devices_sentence(result: Result) -> str:
 def notes(result: Result) -> list[str]:
     """What each kind of number is for, why some are missing, and what ran at each peak."""
     peaks = [
-        f"{kind} peak at {printable(use.peak_at, TEXT_LIMIT)}"
+        f"{kind} peak at {moment_words(use.peak_at)}"
         for kind, use in result.by_kind().items()
         if use.peak_at
     ]
-    found = [devices_sentence(result), *peaks, *missing_kinds(result), _cpu_sentence(result)]
+    lower = [
+        f"{kind} is the least that it takes: {printable(use.lower_bound_reason, TEXT_LIMIT)}"
+        for kind, use in result.by_kind().items()
+        if use.lower_bound_reason is not None
+    ]
+    lower += [
+        f"{kind}: the allocator gives cached memory back {_times(use.cache_releases)} to stay within "
+        "the budget, and waits for the device each time"
+        for kind, use in result.by_kind().items()
+        if use.cache_releases
+    ]
+    found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
+    found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
+
+
+def moment_words(peak_at: str) -> str:
+    """What ran at a peak: `prefill: Transformer.layers.3.mlp, new_empty()`."""
+    return printable(operators_by_name(peak_at), TEXT_LIMIT)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _model_sentences(result: Result) -> Iterator[str]:
+    """What a named model is, and what of it is not counted."""
+    model = _named_model(result)
+    if model is None:
+        return
+    active = model.active_parameters < model.language_parameters
+    yield (
+        f"{printable(model.architecture, NAME_LIMIT)} as transformers runs it: "
+        f"{parameters_words(model.parameters)}"
+        + (f", {parameters_words(model.active_parameters)} active for a token" if active else "")
+        + f"; each token of a sequence adds {format_bytes(model.kv_bytes_per_token)} of KV cache"
+    )
+    if model.stored_bytes is not None:
+        yield f"its files hold {format_bytes(model.stored_bytes)} of weights"
+    for what in model.unsupported:
+        yield f"not counted: {printable(what, TEXT_LIMIT)}"
+
+
+def parameters_words(count: int) -> str:
+    """`8.03 B parameters`; all digits below 100 million."""
+    return f"{count / 1e9:,.2f} B parameters" if count >= 10**8 else f"{count:,} parameters"
 
 
 def _refusals(result: Result) -> list[str]:
@@ -170,11 +252,11 @@ def _refusals(result: Result) -> list[str]:
 
 
 def _where(refused: OutOfMemory) -> str:
-    """` in decode, Transformer.layers.3.mlp (aten.mm.default)`, as far as it is known."""
+    """` in decode, Transformer.layers.3.mlp, mm()`, as far as it is known."""
     place = ", ".join(filter(None, (refused.phase, refused.module)))
     shown = printable(place, TEXT_LIMIT)
     operator = f" ({printable(refused.operator, NAME_LIMIT)})" if refused.operator else ""
-    return (f" in {shown}" if shown else "") + operator
+    return operators_by_name((f" in {shown}" if shown else "") + operator)
 
 
 def _unread(result: Result) -> list[str]:
@@ -233,7 +315,15 @@ def setup_facts(result: Result) -> list[str]:
         (setting(result.profile, path), text)
         for path, text in (_TRAINING_FACTS if training else _INFERENCE_FACTS)
     )
-    return [text.format(_fact(value)) for value, text in found if value is not None]
+    facts = [text.format(_fact(value)) for value, text in found if value not in (None, AUTO)]
+    named = _named_model(result)
+    return facts if named is None else [printable(named.architecture, NAME_LIMIT), *facts]
+
+
+def _named_model(result: Result) -> ModelFacts | None:
+    """What a named model is; None for the bundled one, and where it is not known."""
+    model = result.model
+    return None if model is None or model.architecture == "tritter" else model
 
 
 _COMMON_FACTS = (
@@ -244,6 +334,7 @@ _COMMON_FACTS = (
 _INFERENCE_FACTS = (
     *_COMMON_FACTS,
     ("weights.format", "{} weights"),
+    ("weights.quantization", "{} weights"),
     ("kv_cache.dtype", "{} KV cache"),
     ("gpu.name", "{}"),
 )

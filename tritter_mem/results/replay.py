@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from tritter_mem.results.allocations import Allocations, Frame
 from tritter_mem.results.run import Fragmentation, Timeline
 from tritter_mem.results.segments import SegmentState
 
@@ -62,6 +63,7 @@ class ScenarioOutOfMemory:
         segment_bytes: the bytes that the driver would have had to give.
         allocated_bytes: live blocks at that moment.
         reserved_bytes: segments at that moment, the cache released.
+        path: the call stack of the request, outermost first, where it is recorded.
     """
 
     event: int | None
@@ -70,6 +72,7 @@ class ScenarioOutOfMemory:
     segment_bytes: int
     allocated_bytes: int
     reserved_bytes: int
+    path: tuple[Frame, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,8 @@ class DeviceReplay:
     Attributes:
         capacity_bytes: what segments may take; None: no limit.
         capacity_source: `given`, `recorded` (from an out-of-memory event) or None.
+        held_at_peak: who asked for the blocks that were live at the allocated peak of the recorded
+            settings; None where no call stacks are recorded.
     """
 
     device: int
@@ -140,6 +145,7 @@ class DeviceReplay:
     scenarios: tuple[Scenario, ...]
     advice: Advice
     warnings: tuple[str, ...]
+    held_at_peak: Allocations | None = None
 
     @property
     def fits(self) -> bool:

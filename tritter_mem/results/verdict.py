@@ -97,7 +97,10 @@ def _ratio(first: int | None, second: int | None) -> float | None:
 
 def judge(uses: dict[Kind, MemoryUse], budget_bytes: int,
           suggestions: Iterable[Suggestion] = ()) -> Verdict | None:  # fmt: skip
-    """Compare the best kind of answer there is with the budget; None where there is no answer."""
+    """Compare the best kind of answer there is with the budget.
+
+    None where there is no answer, or only a lower bound which is within the budget.
+    """
     basis = next((kind for kind in reversed(KINDS) if kind in uses), None)
     if basis is None:
         return None
@@ -105,6 +108,8 @@ def judge(uses: dict[Kind, MemoryUse], budget_bytes: int,
     refused = uses[basis].out_of_memory if basis in RUN_KINDS else None
     needs = uses[basis].footprint_bytes + (refused.requested_bytes if refused else 0)
     headroom = budget_bytes - needs
+    if headroom >= 0 and uses[basis].lower_bound_reason is not None:
+        return None
     return Verdict(
         fits=headroom >= 0 and refused is None,
         budget_bytes=budget_bytes,

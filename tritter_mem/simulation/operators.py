@@ -72,6 +72,7 @@ class OperatorMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._saw = saw
         self._known: dict[Any, Operator] = {}
+        self._shapes = MetaResults()
         self._sole = sole_holders()
 
     @classmethod
@@ -91,7 +92,7 @@ class OperatorMode(TorchDispatchMode):
             # Not `func.decompose`: that prefers decompositions for the compiler, which may copy.
             with self:
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
-        result = func(*args, **kwargs)
+        result = self._shapes.run(func, args, kwargs)
         allocated = operator.allocated
         seen = tuple(result[place] for place in allocated) if allocated else result
         self._saw(operator, (args, kwargs), seen)
@@ -110,6 +111,83 @@ class OperatorMode(TorchDispatchMode):
         )
         self._known[func] = known
         return known
+
+
+class MetaResults:
+    """Runs operators, on `meta` each once for arguments of the same shapes, strides and types.
+
+    PyTorch works out a result's shape in Python, in some hundred microseconds, and a model's layers
+    ask the same again and again. Only operators that return new tensors and write into none are
+    remembered, and only results that are what `empty_strided` makes.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[Any, tuple[Any, ...]] = {}
+        self._is_pure: dict[Any, bool] = {}
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What `func(*args, **kwargs)` returns."""
+        if not self._pure(func):
+            return func(*args, **kwargs)
+        try:
+            key = func, _described(args), _described(tuple(kwargs.items()))
+            found = self._results.get(key)
+        except TypeError:  # an argument that is not hashable, or no plain tensor on `meta`
+            return func(*args, **kwargs)
+        if found is not None:
+            return _EMPTY(*found[:2], dtype=found[2], device=_META)
+        result = func(*args, **kwargs)
+        if _is_fresh(result, args, kwargs):
+            self._results[key] = (list(result.shape), list(result.stride()), result.dtype)
+        return result
+
+    def _pure(self, func: Any) -> bool:
+        pure = self._is_pure.get(func)
+        if pure is None:
+            schema = func._schema
+            pure = len(schema.returns) == 1 and not any(
+                value.alias_info for value in (*schema.arguments, *schema.returns)
+            )
+            self._is_pure[func] = pure
+        return pure
+
+
+_EMPTY = torch.ops.aten.empty_strided.default
+_META = torch.device("meta")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _described(values: tuple[Any, ...] | list[Any]) -> tuple[Any, ...]:
+    """Arguments as a key: the types of numbers count, too.
+
+    Raises:
+        TypeError: a tensor is not a plain one on `meta`.
+    """
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if not value.is_meta or type(value) not in _PLAIN:
+                raise TypeError(type(value))
+            found.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, tuple | list):
+            found.append(_described(value))
+        else:
+            found.append((type(value), value))
+    return tuple(found)
+
+
+def _is_fresh(result: Any, *inputs: Any) -> bool:
+    """Whether a result is a tensor on `meta` as `empty_strided` makes it, of memory of its own."""
+    if type(result) is not torch.Tensor or not result.is_meta or result.layout != torch.strided:
+        return False
+    storage = result.untyped_storage()
+    spanned = sum((n - 1) * step for n, step in zip(result.shape, result.stride(), strict=True)) + 1
+    spanned = spanned if result.numel() else 0
+    return (
+        result.storage_offset() == 0
+        and storage.nbytes() == spanned * result.element_size()
+        and all(tensor.untyped_storage()._cdata != storage._cdata for tensor in tensors(inputs))
+    )
 
 
 def dispatches_itself(tensor: torch.Tensor) -> bool:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, islice
 
-from tritter_mem.results.run import COMPONENTS, Components, Holding, Phase, Timeline
+from tritter_mem.results.run import (
+    COMPONENTS,
+    IN_WARM_UP,
+    OUTSIDE_PHASES,
+    Components,
+    Holding,
+    Phase,
+    Timeline,
+)
 from tritter_mem.results.thinning import thinned
 from tritter_mem.simulation.events import EventLog, Span
 
@@ -34,7 +42,7 @@ class Peaks:
         phases: each phase but the warm-up, in order of first appearance, with its own peak and
             what was live at it. A phase that was entered several times counts once, with its
             largest peak.
-        timeline: after `event` events, the number of the phase in `phases` (-1 outside of them),
+        timeline: after `event` events, the number of the phase in `phases` (or that it is none),
             and live bytes, of all and of each category that occurs; thinned to `TIMELINE_POINTS`,
             with every phase's peak kept.
     """
@@ -151,12 +159,13 @@ def _components_at(log: EventLog, requested: EventLog, levels: list[int]) -> Ite
 
 
 def _phase_numbers(levels: list[int], spans: list[Span], names: list[str]) -> list[int]:
-    """For each level the number of the phase whose event led to it, or -1."""
+    """For each level the number of the phase whose event led to it."""
+    numbers = {name: number for number, name in enumerate(names)} | {WARMUP: IN_WARM_UP}
     found = []
     for level in levels:
         at = bisect_left(spans, level, key=lambda span: span.start) - 1
-        inside = at >= 0 and level <= spans[at].end and spans[at].name in names
-        found.append(names.index(spans[at].name) if inside else -1)
+        inside = at >= 0 and level <= spans[at].end
+        found.append(numbers.get(spans[at].name, OUTSIDE_PHASES) if inside else OUTSIDE_PHASES)
     return found
 
 

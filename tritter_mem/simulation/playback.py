@@ -48,17 +48,45 @@ class Played:
         reserved_peak_bytes: of each phase by name, and of the whole run under the empty name.
         reserved: (event number, reserved bytes) wherever reserved changed.
         fragmentation: at the reserved peak.
+        releases: how often the cache was given back to the driver to serve a request.
     """
 
     log: EventLog
     reserved_peak_bytes: dict[str, int]
     reserved: list[tuple[int, int]]
     fragmentation: Fragmentation
+    releases: int = 0
 
 
-def play(log: EventLog, settings: AllocatorSettings) -> Played:
-    """Play a run through an allocator without a limit."""
-    allocator = CachingAllocator(settings)
+@dataclass(frozen=True)
+class Limit:
+    """What PyTorch may reserve of a device.
+
+    Attributes:
+        capacity_bytes: the card's memory, or a cap on it.
+        context_bytes: the part of it that the CUDA context takes.
+    """
+
+    capacity_bytes: int
+    context_bytes: int
+
+    def allocator(self, settings: AllocatorSettings) -> CachingAllocator:
+        """An allocator that keeps to it."""
+        return CachingAllocator(settings, self.capacity_bytes, self.context_bytes)
+
+
+def play(log: EventLog, settings: AllocatorSettings, limit: Limit | None = None) -> Played:
+    """Play a run through an allocator.
+
+    Args:
+        log: the run.
+        settings: of the allocator.
+        limit: what it may reserve; None: as much as it asks for.
+
+    Raises:
+        OutOfMemoryError: the limit does not suffice, even with the cache released.
+    """
+    allocator = CachingAllocator(settings) if limit is None else limit.allocator(settings)
     player = _Player(log, allocator)
     peaks: dict[str, int] = {}
     for name, start, end in _stretches(log):
@@ -70,12 +98,15 @@ def play(log: EventLog, settings: AllocatorSettings) -> Played:
         reserved_peak_bytes={**peaks, "": allocator.counters.reserved.peak},
         reserved=player.reserved,
         fragmentation=allocator.peak_moment.fragmentation,
+        releases=allocator.counters.num_alloc_retries,
     )
 
 
-def segments_at(log: EventLog, settings: AllocatorSettings, level: int) -> tuple[Segment, ...]:
-    """The allocator's segments, by address, after so many events of a run without a limit."""
-    allocator = CachingAllocator(settings)
+def segments_at(
+    log: EventLog, settings: AllocatorSettings, level: int, limit: Limit | None = None
+) -> tuple[Segment, ...]:
+    """The allocator's segments, by address, after so many events of a run."""
+    allocator = CachingAllocator(settings) if limit is None else limit.allocator(settings)
     player = _Player(log, allocator)
     player.run(0, level)
     components = {block.address: log.category(of) for of, block in player.blocks.items()}
@@ -91,9 +122,7 @@ def segments_at(log: EventLog, settings: AllocatorSettings, level: int) -> tuple
     )
 
 
-def surely_fits(
-    played: Played, settings: AllocatorSettings, capacity_bytes: int, context_bytes: int
-) -> bool:
+def surely_fits(played: Played, settings: AllocatorSettings, limit: Limit) -> bool:
     """Whether a run without a limit tells that it fits within one.
 
     Below its limit the allocator decides as without any, unless it collects garbage, which it does
@@ -102,26 +131,23 @@ def surely_fits(
     Args:
         played: the run without a limit.
         settings: of the allocator.
-        capacity_bytes: the card's memory, or a cap on it.
-        context_bytes: the part of it that the CUDA context takes.
+        limit: the card's memory, or a cap on it.
     """
-    limited = CachingAllocator(settings, capacity_bytes, context_bytes)
+    limited = limit.allocator(settings)
     return not limited.collects_garbage and played.reserved_peak_bytes[""] <= limited.limit_bytes
 
 
 def find_out_of_memory(
-    log: EventLog, settings: AllocatorSettings, capacity_bytes: int, context_bytes: int
+    log: EventLog, settings: AllocatorSettings, limit: Limit
 ) -> OutOfMemory | None:
     """The request that a card cannot serve, even with the cache released; None where all are.
 
     Args:
         log: the run.
         settings: of the allocator.
-        capacity_bytes: the card's memory, or a cap on it.
-        context_bytes: the part of it that the CUDA context takes.
+        limit: the card's memory, or a cap on it.
     """
-    allocator = CachingAllocator(settings, capacity_bytes, context_bytes)
-    player = _Player(log, allocator)
+    player = _Player(log, limit.allocator(settings))
     try:
         player.run(0, len(log))
     except OutOfMemoryError as error:

@@ -1,8 +1,8 @@
-"""How far a simulation of the bundled model is, for whoever shows it."""
+"""How far a simulation is, for whoever shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,18 +32,40 @@ class Progress:
     @contextmanager
     def following(self, run: RunConfig) -> Iterator[None]:
         """Count the passes through the bundled model's layers while it runs."""
-        from torch.nn.modules.module import register_module_forward_pre_hook
-
         from tritter_model.layer import Layer
 
-        numbers: dict[Layer, int] = {}
+        passes = layer_passes(run)
+        with self._counting(
+            lambda module: isinstance(module, Layer), run.model.num_hidden_layers, passes
+        ):
+            yield
+
+    @contextmanager
+    def counting(self, layers: Iterable[Any], passes: int) -> Iterator[None]:
+        """Count the passes through a model's layers while it runs.
+
+        Args:
+            layers: its layers.
+            passes: how many of all of them the run takes.
+        """
+        known = set(layers)
+        with self._counting(known.__contains__, len(known), passes):
+            yield
+
+    @contextmanager
+    def _counting(
+        self, is_layer: Callable[[Any], bool], layers: int, passes: int
+    ) -> Iterator[None]:
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        numbers: dict[Any, int] = {}
 
         def count(module: Any, args: Any) -> None:
-            if isinstance(module, Layer):
+            if is_layer(module):
                 self.layer = numbers.setdefault(module, len(numbers) + 1)
                 self.done += 1
 
-        self.layers, self.total = run.model.num_hidden_layers, layer_passes(run)
+        self.layers, self.total = layers, passes
         handle = register_module_forward_pre_hook(count)
         try:
             yield

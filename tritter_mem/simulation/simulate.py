@@ -14,16 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.allocator.caching_allocator import OutOfMemoryError
+from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.bundled import run_settings
+from tritter_mem.planner.compose import budget_of
 from tritter_mem.results.run import MemoryUse, Phase, Timeline
 from tritter_mem.simulation.cuda.libraries import Libraries, is_workspace
 from tritter_mem.simulation.events import EventLog
 from tritter_mem.simulation.peaks import Peaks, find_peaks
 from tritter_mem.simulation.playback import (
+    Limit,
     Played,
     find_out_of_memory,
     play,
@@ -46,7 +49,7 @@ Run = Callable[[str, "Recorder"], None]
 
 def simulate(
     profile: Profile, *, fast: bool = False, progress: Progress | None = None,
-    save_trace: Path | None = None, card: GpuCard | None = None,
+    save_trace: Path | None = None, card: GpuCard | None = None, budget_bytes: int | None = None,
 ) -> MemoryUse:  # fmt: skip
     """Simulate the bundled model under a profile, on the profile's card.
 
@@ -57,6 +60,7 @@ def simulate(
         progress: told how far the run is.
         save_trace: where to write the run's events, see `files.save_log`.
         card: the card to stand for, where it is not the profile's.
+        budget_bytes: what may be used of it, where it is not the profile's budget.
 
     Raises:
         ConfigError: the card or the allocator's settings are unknown.
@@ -64,7 +68,9 @@ def simulate(
     """
     card = card or find_gpu(profile.gpu.name)
     workload = bundled_workload(profile, card, progress or Progress(), fast)
-    use = simulate_workload(workload, card, profile.allocator.conf, save_trace)
+    budget = budget_bytes or budget_of(profile, card)
+    conf = profile.allocator.conf
+    use = simulate_workload(workload, card, conf, save_trace, budget_bytes=budget)
     return replace(use, shortened=fast)
 
 
@@ -99,21 +105,33 @@ def both(outer: PhaseHook, inner: PhaseHook) -> PhaseHook:
 
 
 def simulate_workload(
-    workload: Workload, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+    workload: Workload,
+    card: GpuCard,
+    allocator_conf: str = "",
+    save_trace: Path | None = None,
+    *,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
-    """Simulate anything that runs on `meta`.
+    """Simulate anything that runs on `meta`; see `simulate_run`.
 
     Args:
         workload: what to run.
         card: the card to stand for: its libraries' workspaces, its memory, its context.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         save_trace: where to write the run's events; nowhere without it.
+        budget_bytes: what may be used of the card; None: there is no cap.
     """
-    return simulate_run(_phases_only(workload), card, allocator_conf, save_trace)
+    run = _phases_only(workload)
+    return simulate_run(run, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
 
 
 def simulate_run(
-    run: Run, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+    run: Run,
+    card: GpuCard,
+    allocator_conf: str = "",
+    save_trace: Path | None = None,
+    *,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Simulate anything that runs on `meta` and tells the recorder more than its phases.
 
@@ -122,21 +140,39 @@ def simulate_run(
         card: the card to stand for: its libraries' workspaces, its memory, its context.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         save_trace: where to write the run's events; nowhere without it.
+        budget_bytes: what may be used of the card. Where the allocator would cache more, it gives
+            cached memory back, as PyTorch's does at a cap; None: there is no cap.
     """
     settings = parse_alloc_conf(allocator_conf)
     log = _record(run, card)
     if save_trace is not None:
         save_log(log, save_trace)
-    played = play(log, settings)
+    whole = Limit(card.total_bytes, card.context_bytes)
+    played, limit = _play_within(log, settings, budget_bytes, card)
     peaks = find_peaks(played.log, requested=log)
-    capacity, context = card.total_bytes, card.context_bytes
-    fits = surely_fits(played, settings, capacity, context)
+    fits = limit is not None or surely_fits(played, settings, whole)
     return replace(
         _use(peaks, played, card),
         library_workspace_bytes=log.live_bytes(peaks.peak_level, is_workspace),
-        out_of_memory=None if fits else find_out_of_memory(log, settings, capacity, context),
-        segments=segments_at(log, settings, peaks.peak_level),
+        out_of_memory=None if fits else find_out_of_memory(log, settings, whole),
+        segments=segments_at(log, settings, peaks.peak_level, limit),
     )
+
+
+def _play_within(
+    log: EventLog, settings: AllocatorSettings, budget_bytes: int | None, card: GpuCard
+) -> tuple[Played, Limit | None]:
+    """A run without a limit; within the budget where that makes a difference, and it suffices."""
+    played = play(log, settings)
+    if budget_bytes is None:
+        return played, None
+    limit = Limit(budget_bytes, card.context_bytes)
+    if surely_fits(played, settings, limit):
+        return played, None
+    try:
+        return play(log, settings, limit), limit
+    except OutOfMemoryError:
+        return played, None
 
 
 def trace(workload: Workload, card: GpuCard) -> EventLog:
@@ -171,6 +207,7 @@ def _use(peaks: Peaks, played: Played, card: GpuCard) -> MemoryUse:
         reserved_peak_bytes=reserved,
         context_bytes=card.context_bytes,
         device_peak_bytes=reserved + card.context_bytes,
+        cache_releases=played.releases,
         fragmentation=played.fragmentation,
         timeline=_timeline_with_reserved(peaks.timeline, played.reserved),
     )

@@ -77,7 +77,12 @@ def run_module(case: ModuleCase, device: str, watch: Watch) -> None:
 
 
 def simulate_module(
-    case: ModuleCase, card: GpuCard, allocator_conf: str = "", save_trace: Path | None = None
+    case: ModuleCase,
+    card: GpuCard,
+    allocator_conf: str = "",
+    save_trace: Path | None = None,
+    *,
+    budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Simulate third-party code on a card.
 
@@ -86,6 +91,7 @@ def simulate_module(
         card: the card to stand for.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         save_trace: where to write the run's events; nowhere without it.
+        budget_bytes: what may be used of the card; None: there is no cap.
 
     Raises:
         InputError: the code failed.
@@ -99,7 +105,7 @@ def simulate_module(
         with as_on_cuda(card.compute_capability), redirect_stdout(sys.stderr):
             run_module(case, device, watch)
 
-    use = simulate_run(workload, card, allocator_conf, save_trace)
+    use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
     if not use.allocated_peak_bytes:
         raise InputError(
             f"{case.name}: made no tensor on the device that it was given: hand `device` on, as in "

@@ -26,10 +26,10 @@ from tritter_model.ops.checks import expect_contiguous
 from tritter_model.ops.decode_groups import attend_to_groups
 from tritter_model.ops.decode_rows import attend_to_recent, attend_to_rows
 from tritter_model.ops.jit import block, interpreted, jit
-from tritter_model.ops.kv_digits import digits_ptx
+from tritter_model.ops.kv_digits import digits_of_pairs_ptx, digits_ptx
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised
-from tritter_model.ops.tuning import splits_for_the_card
+from tritter_model.ops.tuning import splits_for_the_card, tuning
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 SPLIT_TOKENS = 256
 TILE_BYTES = 8192
 """Of keys or of values, in a program's tile."""
+PAIRED_BYTES = 64
+"""Of a value, the fewest to be read by pairs: with fewer, most warps would repeat others' work."""
 
 
 def decode_attention(
@@ -138,12 +140,12 @@ def _launch(
 
 
 def _as_read(layer: LayerCache, form: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The cache's tensors, fp8 as bytes; then its values again, in words where rows have them."""
+    """The cache's tensors, fp8 as bytes; then its values again, in words or pairs of bytes."""
     tensors = layer.tensors()
     if layer.keys.dtype == torch.float8_e4m3fn:
         tensors[:2] = [layer.keys.view(torch.uint8), layer.values.view(torch.uint8)]
-    words = tensors[1].view(torch.int32) if form["UNIT"] == 4 and layer.bits else tensors[1]
-    return (*tensors, words)
+    kind = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[form["UNIT"]]
+    return (*tensors, tensors[1].view(kind) if layer.bits else tensors[1])
 
 
 def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
@@ -154,6 +156,9 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
     columns = min(32, max(8, block(heads_each)))
     tokens = min(128, TILE_BYTES // block(row)) if columns <= 16 else 32
     digit = 2 if layer.bits == 2 else 4
+    unit = 4 if segment % 4 == 0 else 1
+    if layer.bits and tuning().decode_pairs and segment % 2 == 0 and segment >= PAIRED_BYTES:
+        unit = 2
     return {
         "BITS": layer.bits,
         "GROUP": layer.group,
@@ -168,8 +173,8 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
         "SEGMENT": block(segment),
         "RING": layer.window > 0,
         "PTX": digits_ptx(digit, words=False),
-        "UNIT": 4 if segment % 4 == 0 else 1,
-        "WORDS_PTX": digits_ptx(digit, words=True),
+        "UNIT": unit,
+        "WORDS_PTX": digits_of_pairs_ptx(digit) if unit == 2 else digits_ptx(digit, words=True),
         "num_warps": 8 if layer.sink_values.dtype == torch.float32 else 4,
         "num_stages": 3,
     }
@@ -187,7 +192,7 @@ def _decode_split_kernel(
     """The last split takes sinks, tail and the new token, the others a share of the rest each.
 
     qkv: float [B, A + 2G, D]. position: int32 [1]. cache: the tensors of `LayerCache`, then its
-    values as int32 where rows are whole words. partial: float32 [splits, B, A, D]. sums: float32
+    values in numbers of UNIT bytes. partial: float32 [splits, B, A, D]. sums: float32
     [splits, B, A], log-sum-exp in base 2. merged: int32 [B], set to 0 for the merge, or None.
     """
     PROGRAMS: tl.constexpr = (HEADS + COLUMNS - 1) // COLUMNS

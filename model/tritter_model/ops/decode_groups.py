@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tritter_model.ops.decode_rows import nothing_yet, slots_of, sum_of_weights, weigh
 from tritter_model.ops.jit import jit
-from tritter_model.ops.kv_digits import digits, digits_of_words
+from tritter_model.ops.kv_digits import digits, digits_of_pairs, digits_of_words
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -33,10 +33,12 @@ def attend_to_groups(
     """Quantised keys and values: a share of the complete groups.
 
     BYTES and SEGMENT are a row's bytes, and those of a part of it that lies in one value group, as
-    powers of two. A value's scale and minimum are loaded a trip ahead.
+    powers of two. A value's scale and minimum are loaded a trip ahead. UNIT is how many bytes of
+    values are loaded as one number; pairs of bytes have the digits of two channels side by side.
     """
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
-    PARTS: tl.constexpr = 8 // DIGIT
+    EACH: tl.constexpr = 2 if UNIT == 2 else 1
+    PARTS: tl.constexpr = 8 * EACH // DIGIT
     ROW: tl.constexpr = WIDTH * BITS // 8
     TRIPS: tl.constexpr = (GROUP + TOKENS - 1) // TOKENS
     keys, _, _, _, _, key_scale, key_minimum, value_scale, value_minimum, values = cache
@@ -60,7 +62,7 @@ def attend_to_groups(
         minima += (tl.zeros((TOKENS, COLUMNS), tl.float32),)
     outs = ()
     for _ in tl.static_range(PARTS * SEGMENTS):
-        outs += (tl.zeros((SEGMENT, COLUMNS), tl.float32),)
+        outs += (tl.zeros((SEGMENT // EACH, COLUMNS), tl.float32),)
     next_scales = _of_values(
         value_scale, value_minimum, begin, end, low, slots,
         GROUP, VALUE_GROUPS, TOKENS, TRIPS, RING,
@@ -94,8 +96,9 @@ def attend_to_groups(
         )  # fmt: skip
     total = sum_of_weights(mass)
     _store_parts(
-        partial, row, here, outs, minima, total, BITS, VALUE_GROUPS, SEGMENTS, WIDTH, SEGMENT
-    )
+        partial, row, here, outs, minima, total,
+        BITS, VALUE_GROUPS, SEGMENTS, WIDTH, SEGMENT, EACH,
+    )  # fmt: skip
     tl.store(sums + row, top + tl.log2(total), mask=here)
 
 
@@ -103,22 +106,25 @@ def attend_to_groups(
 def _store_parts(
     partial, row, here, outs, minima, total,
     BITS: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
-    SEGMENT: tl.constexpr,
+    SEGMENT: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
     """A split's output, from what each digit of each segment came to."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
+    PARTS: tl.constexpr = 8 * EACH // DIGIT
     HELD: tl.constexpr = WIDTH * BITS // 8 // SEGMENTS
-    c = tl.arange(0, SEGMENT)
+    c = EACH * tl.arange(0, SEGMENT // EACH)
     inside = (c < HELD)[:, None] & here[None]
     for j in tl.static_range(SEGMENTS):
-        for i in tl.static_range(8 // DIGIT):
+        for i in tl.static_range(PARTS):
             if i * DIGIT % BITS == 0:
-                out = outs[j * (8 // DIGIT) + i]
+                out = outs[j * PARTS + i]
                 if BITS == 8:
-                    out += 16 * outs[j * (8 // DIGIT) + i + 1]
-                minimum = minima[(i * DIGIT // BITS * SEGMENTS + j) * HELD * VALUE_GROUPS // WIDTH]
+                    out += 16 * outs[j * PARTS + i + 1]
+                minimum = minima[
+                    (i * DIGIT % 8 // BITS * SEGMENTS + j) * HELD * VALUE_GROUPS // WIDTH
+                ]
                 out += tl.sum(minimum, 0)[None]
-                channel = (i * DIGIT // BITS * SEGMENTS + j) * HELD
+                channel = (i * DIGIT % 8 // BITS * SEGMENTS + j) * HELD + i * DIGIT // 8
                 at = row[None] * WIDTH + channel + c[:, None]
                 tl.store(partial + at, out / total[None], mask=inside)
 
@@ -132,6 +138,7 @@ def _mix_values(
     """Add a trip's values, weighed, to what each digit of each segment has come to."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
     CENTRE: tl.constexpr = 136 if BITS == 8 else 2 ** (BITS - 1)
+    PARTS: tl.constexpr = (16 if UNIT == 2 else 8) // DIGIT
     ROW: tl.constexpr = WIDTH * BITS // 8
     HELD: tl.constexpr = ROW // SEGMENTS
     weights = ()
@@ -146,10 +153,11 @@ def _mix_values(
         parts = _value_digits(
             values, slot, inside, j * HELD, ROW, HELD, SEGMENT, DIGIT, PTX, UNIT, WORDS_PTX
         )
-        for i in tl.static_range(8 // DIGIT):
-            weight = weights[(i * DIGIT // BITS * SEGMENTS + j) * HELD * VALUE_GROUPS // WIDTH]
-            out = outs[j * (8 // DIGIT) + i] * shrink[None]
-            more += (tl.dot(tl.trans(parts[i]), weight, out),)
+        for i in tl.static_range(PARTS):
+            weight = weights[(i * DIGIT % 8 // BITS * SEGMENTS + j) * HELD * VALUE_GROUPS // WIDTH]
+            out = outs[j * PARTS + i] * shrink[None]
+            part = parts[i] if UNIT == 2 else tl.trans(parts[i])
+            more += (tl.dot(part, weight, out),)
     return more_minima, more
 
 
@@ -214,6 +222,18 @@ def _rows(at, inside, columns, CUT: tl.constexpr):
 
 
 @jit
+def _pairs(at, inside, columns, CUT: tl.constexpr):
+    """As `_rows`, of a tile [columns, tokens]."""
+    if CUT:
+        mask = columns[:, None] if inside is None else columns[:, None] & inside[None]
+        return tl.load(at, mask=mask, other=0)
+    elif inside is not None:
+        return tl.load(at, mask=inside[None], other=0)
+    else:
+        return tl.load(at)
+
+
+@jit
 def _of_values(
     scale, minimum, trip, end, low, slots,
     GROUP: tl.constexpr, VALUE_GROUPS: tl.constexpr, TOKENS: tl.constexpr, TRIPS: tl.constexpr,
@@ -237,11 +257,19 @@ def _value_digits(
     ROW: tl.constexpr, HELD: tl.constexpr, SEGMENT: tl.constexpr,
     DIGIT: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
 ):  # fmt: skip
-    """The digits of some bytes of each row of values: the HELD ones from `start` on."""
+    """The digits of some bytes of each row of values: the HELD ones from `start` on.
+
+    Those of pairs lie as a product takes them: [channels, tokens].
+    """
     c = tl.arange(0, SEGMENT // UNIT)
-    at = values + slot[:, None] * (ROW // UNIT) + start // UNIT + c[None]
-    packed = _rows(at, inside, c < HELD // UNIT, SEGMENT != HELD)
-    if UNIT == 4:
-        return digits_of_words(packed, DIGIT, WORDS_PTX)
+    if UNIT == 2:
+        at = values + slot[None] * (ROW // 2) + (start // 2 + c)[:, None]
+        packed = _pairs(at, inside, c < HELD // 2, SEGMENT != HELD)
+        return digits_of_pairs(packed, DIGIT, WORDS_PTX)
     else:
-        return digits(packed, DIGIT, PTX)
+        at = values + slot[:, None] * (ROW // UNIT) + start // UNIT + c[None]
+        packed = _rows(at, inside, c < HELD // UNIT, SEGMENT != HELD)
+        if UNIT == 4:
+            return digits_of_words(packed, DIGIT, WORDS_PTX)
+        else:
+            return digits(packed, DIGIT, PTX)

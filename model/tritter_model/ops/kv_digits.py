@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MASK_AND_OFFSET = {4: ("0x0F0F0F0F", "0xC308C308"), 2: ("0x03030303", "0xC302C302")}
 _PAIRS = ("0x4140", "0x4342")
+_MASK_OF_PAIRS = {4: "0x000F000F", 2: "0x00030003"}
 
 
 def digits_ptx(digit: int, words: bool) -> str | None:
@@ -42,6 +43,27 @@ def digits_ptx(digit: int, words: bool) -> str | None:
             f"mov.b32 {{${2 * pair}, ${2 * pair + 1}}}, x;" if words else f"mov.b32 ${pair}, x;",
         ]
     return "\n".join(["{ .reg .b32 x, one, offset;", *lines, "}"])
+
+
+def digits_of_pairs_ptx(digit: int) -> str | None:
+    """The PTX that `digits_of_pairs` is to use; none if interpreted.
+
+    A digit of two pairs at a time, as the low bits of the bfloat16 128.
+    """
+    if interpreted():
+        return None
+    parts = 16 // digit
+    lines = [
+        "mov.b32 exponent, 0x43004300;",
+        f"mov.b32 one, 0x3F803F80; mov.b32 offset, {_MASK_AND_OFFSET[digit][1]};",
+    ]
+    for part in range(parts):
+        lines += [
+            f"shr.b32 x, ${parts}, {digit * part};",
+            f"lop3.b32 x, x, {_MASK_OF_PAIRS[digit]}, exponent, 0xEA;",
+            f"fma.rn.bf16x2 ${part}, x, one, offset;",
+        ]
+    return "\n".join(["{ .reg .b32 x, exponent, one, offset;", *lines, "}"])
 
 
 @jit
@@ -86,4 +108,19 @@ def digits_of_words(words, DIGIT: tl.constexpr, PTX: tl.constexpr):
         even = tl.join(of_bytes[4 * i], of_bytes[4 * i + 2])
         odd = tl.join(of_bytes[4 * i + 1], of_bytes[4 * i + 3])
         found += (tl.reshape(tl.join(even, odd), (words.shape[0], 4 * words.shape[1])),)
+    return found
+
+
+@jit
+def digits_of_pairs(pairs, DIGIT: tl.constexpr, PTX: tl.constexpr):
+    """The digits of int16 pairs of bytes, those of the lower byte first: bfloat16, same shape."""
+    PARTS: tl.constexpr = 16 // DIGIT
+    if PTX is not None:
+        return tl.inline_asm_elementwise(
+            PTX, "=&r," * PARTS + "r", [pairs],
+            dtype=(tl.bfloat16,) * PARTS, is_pure=True, pack=2,
+        )  # fmt: skip
+    found = ()
+    for i in tl.static_range(PARTS):
+        found += (_centred(pairs.to(tl.int32) >> (DIGIT * i), DIGIT),)
     return found

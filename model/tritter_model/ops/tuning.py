@@ -40,6 +40,11 @@ class Tuning:
             an int4 cache fit the shared memory of compute capability 9.0, two that of 8.0. Three
             are rounded down to splits that all run at once; two are rounded up, so that some splits
             may run after the others.
+        decode_pairs: decode attention reads values by pairs of bytes, which tensor cores take as
+            they lie in shared memory, rather than by words, which are turned through it once they
+            are bfloat16. Half of the shared memory, and fewer instructions with int8; with int4
+            more, as two warps of four repeat what the others do. Where fewer than 64 bytes share a
+            scale (int2), or an odd number, it changes nothing.
         angles_once: cosine and sine of a step's positions are computed once, and read in each
             layer, rather than computed in float64 in each layer.
         fused_merge: decode attention merges its splits and quantises the merged rows in one launch,
@@ -53,6 +58,7 @@ class Tuning:
     many_rows_tile: int = 128
     backward_stages: int = 3
     decode_programs: int = 2
+    decode_pairs: bool = False
     angles_once: bool = False
     fused_merge: bool = False
     fused_add_norm: bool = False

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from tritter_mem import torch_release
 from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.cuda_reductions import dimensions, threads_a_multiprocessor
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.cuda.libraries import Libraries
 from tritter_mem.simulation.cuda.scratch import RULES, peak_bytes, scratch_bytes
-from tritter_mem.simulation.cuda.scratch.reductions import dimensions, threads_a_multiprocessor
 from tritter_mem.simulation.recorder import Recorder
 
 B, H, T, D = 2, 8, 300, 80

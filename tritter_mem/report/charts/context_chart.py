@@ -72,7 +72,8 @@ def _longest(curve: ContextCurve) -> str:
 
 
 def _kind_of(curve: ContextCurve) -> str:
-    return printable(f"{curve.cache_dtype}, {curve.kv_heads} KV heads", NAME_LIMIT)
+    heads = f", {curve.kv_heads} KV heads" if curve.kv_heads else ""
+    return printable(f"{curve.cache_dtype}{heads}", NAME_LIMIT)
 
 
 def _line(curve: ContextCurve, look: tuple[str, str], scale: Scale, units: str) -> Json:
@@ -154,7 +155,8 @@ def _table(curves: Sequence[ContextCurve], caption: str, units: str) -> Table:
 
 def _row(curve: ContextCurve, lengths: Sequence[int], units: str) -> Row:
     need = dict(curve.points)
-    name = printable(f"{curve.cache_dtype}, {curve.kv_heads} heads", NAME_LIMIT)
+    heads = f", {curve.kv_heads} heads" if curve.kv_heads else ""
+    name = printable(f"{curve.cache_dtype}{heads}", NAME_LIMIT)
     return Row(
         cells=(
             Cell(text=f"{name} (this profile)" if curve.own else name),

@@ -15,8 +15,13 @@ from tritter_mem.results.run import COMPONENTS, Result, Segment
 from tritter_mem.results.verdict import best_kind_with
 from tritter_mem.units import MiB, format_bytes, format_count
 
-ROW_HEIGHTS = (4, 18)
-TALLEST = 640
+TALLEST_ROW = 18
+TALLEST, TALLEST_FULL = 640, 96
+"""In CSS pixels; a map of segments that are almost full has nothing to show but that."""
+LINED_ROW = 4
+"""Blocks of lower rows have no line around them, which would cover them."""
+ALMOST_FULL = 0.03
+"""Up to this share of the segments is free in such a map."""
 FREE = "free"
 SHORTEST_ROW = 16 * MiB
 Piece = tuple[int, int, int]
@@ -41,21 +46,30 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
     rows = 1 + max(row for row, _, _ in pieces[FREE])
     title = f"Segments at the allocated peak ({kind})"
     wrapped = "; a longer segment goes on in the next row" if rows > len(segments) else ""
-    least, most = ROW_HEIGHTS
+    height = _rows_height(segments, rows)
     return Chart(
         title=title + wrapped,
         description=_says(segments, len(full.by_kind()[kind].segments), units),
         figure={
-            "data": [_trace(name, found, scale, units) for name, found in pieces.items()],
+            "data": [
+                _trace(name, found, scale, units, 0 if height < rows * LINED_ROW else 0.5)
+                for name, found in pieces.items()
+            ],
             "layout": _layout(rows, scale),
         },
         table=_table(segments, title, units),
-        height=80 + min(max(TALLEST // rows, least), most) * rows,
+        height=80 + height,
         legend=[
             *((color(name), label(name)) for name in pieces if name != FREE),
             ("--rule", "Free"),
         ],
     )
+
+
+def _rows_height(segments: Sequence[Segment], rows: int) -> int:
+    free = sum(map(_free_bytes, segments))
+    full = free <= ALMOST_FULL * sum(segment.size_bytes for segment in segments)
+    return min(TALLEST_ROW * rows, TALLEST_FULL if full else TALLEST)
 
 
 def _row_bytes(segments: Sequence[Segment]) -> int:
@@ -123,7 +137,7 @@ def _pieces(row: int, start: int, size: int, row_bytes: int) -> list[Piece]:
     return pieces
 
 
-def _trace(name: str, pieces: Sequence[Piece], scale: Scale, units: str) -> Json:
+def _trace(name: str, pieces: Sequence[Piece], scale: Scale, units: str, line_width: float) -> Json:
     free = name == FREE
     shown = "segment of" if free else label(name)
     return {
@@ -136,7 +150,7 @@ def _trace(name: str, pieces: Sequence[Piece], scale: Scale, units: str) -> Json
         "x": [scale.of_bytes(size) for _, _, size in pieces],
         "marker": {
             "color": "--rule" if free else color(name),
-            "line": {"color": "--paper", "width": 0 if free else 0.5},
+            "line": {"color": "--paper", "width": 0 if free else line_width},
         },
         "customdata": [format_bytes(size, units) for _, _, size in pieces],
         "hovertemplate": "%{fullData.name} %{customdata}<extra></extra>",

@@ -1,8 +1,10 @@
-"""Memory over time as a chart: by category, with what is reserved, the limit and the phases."""
+"""Memory over time as a chart: by category, what is reserved, the peak, the limit, the phases."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tritter_mem.report.charts.axes import (
     TABLE_ROWS,
@@ -13,50 +15,106 @@ from tritter_mem.report.charts.axes import (
     limit_line,
     plotly_text,
 )
-from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell, on_scale
+from tritter_mem.report.table import Cell, Column, Row, Table, bytes_cell
 from tritter_mem.report.words import NAME_LIMIT, label, name_of
-from tritter_mem.results.run import COMPONENTS, Kind, Phase, Result, Timeline
+from tritter_mem.results.run import COMPONENTS, IN_WARM_UP, Kind, Phase, Result, Timeline
 from tritter_mem.results.thinning import thin
 from tritter_mem.results.verdict import basis_of
 from tritter_mem.units import format_bytes
 
-PHASE = "phase"
-LINES = {"allocated_bytes": "--ink", "reserved_bytes": "--soft"}
+PHASE, ALLOCATED, RESERVED = "phase", "allocated_bytes", "reserved_bytes"
+LINES = {ALLOCATED: "--accent", RESERVED: "--soft"}
+AXES = {"event": "allocations and frees", "seconds": "seconds"}
+HEADROOM = 1.08
+"""How far the axis goes beyond the largest number."""
+NEAR = 1.35
+"""Up to so many times the largest number a limit is on the axis; beyond, an arrow points to it."""
+PHONE_WIDTH, LETTER_WIDTH, LABEL_HEIGHT = 290, 7.5, 15
+"""Of a plot on a phone and of its labels, in CSS pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Where memory ends, and what that is called."""
+
+    words: str
+    size_bytes: int
 
 
 def timeline_chart(result: Result, units: str) -> Chart | None:
-    """Allocated by category, reserved and limit over time; None where there is no timeline.
-
-    The first column of a timeline is its axis, `<component>_bytes` are stacked areas,
-    `allocated_bytes` and `reserved_bytes` are lines, and `phase` is a number of the answer's
-    phases, from zero.
-    """
+    """Allocated by category, reserved and limit over time; None where there is no timeline."""
     kind = _kind_with_timeline(result)
     use = result.by_kind()[kind] if kind else None
     if kind is None or use is None or use.timeline is None:
         return None
-    timeline = use.timeline
     budget = result.verdict.budget_bytes if result.verdict else None
-    most = max((round(max(row[1:], default=0)) for row in timeline.rows), default=0)
-    near = budget if budget is not None and on_scale(budget, most) else 0
-    scale = Scale.of(max(most, near), units)
-    title = f"Memory over time ({kind})"
+    return draw_timeline(
+        use.timeline,
+        title=f"Memory over time ({kind})",
+        name=name_of(result),
+        phases=use.phases,
+        limit=None if budget is None else Limit(words="budget", size_bytes=budget),
+        units=units,
+    )
+
+
+def draw_timeline(
+    timeline: Timeline,
+    *,
+    title: str,
+    name: str,
+    phases: Sequence[Phase] = (),
+    limit: Limit | None = None,
+    units: str = "GiB",
+) -> Chart:
+    """Draw memory over time on an axis that fits it.
+
+    The first column of a timeline is its axis, `<component>_bytes` are stacked areas,
+    `allocated_bytes` and `reserved_bytes` are lines, and `phase` is a number of `phases`.
+    """
+    sizes = [at for at, column in enumerate(timeline.columns) if column.endswith("_bytes")]
+    most = max((round(row[at]) for row in timeline.rows for at in sizes), default=0)
+    scale = Scale.of(most, units)
+    labels, rows = _labels([
+        *(Label(_along(timeline, at), at, label(name)) for at, name in
+          _phase_starts(timeline, phases)),
+        *_peak_label(timeline, units),
+        *_far_limit_label(timeline, limit, most, units),
+    ])  # fmt: skip
     return Chart(
         title=title,
-        description=_says(timeline, name_of(result), units),
+        description=_says(timeline, name, units),
         figure={
-            "data": _traces(timeline, scale),
+            "data": [*_traces(timeline, scale), *_peak_point(timeline, scale)],
             "layout": {
-                "xaxis": {"title": {"text": plotly_text(timeline.columns[0], NAME_LIMIT)}},
-                "yaxis": scale.axis(),
+                "xaxis": {
+                    "title": {"text": _axis_words(timeline)},
+                    "range": [timeline.rows[0][0], max(timeline.rows[-1][0], 1e-9)],
+                    "fixedrange": True,
+                },
+                "yaxis": {
+                    **scale.axis(),
+                    "range": [0, scale.of_bytes(_top(most, limit)) or 1],
+                },
                 "hovermode": "x unified",
-                **_marks(timeline, use.phases, near, scale),
+                "margin": {"l": 12, "r": 12, "t": 16 + LABEL_HEIGHT * rows, "b": 28},
+                "shapes": [
+                    *_phase_lines(timeline, phases),
+                    *_peak_line(timeline, scale, _top(most, limit)),
+                    *_limit_shapes(timeline, limit, most, scale),
+                ],
+                "annotations": labels,
             },
         },
         table=timeline_table(timeline, title, units),
-        height=380,
-        legend=_legend(timeline),
+        height=340 + LABEL_HEIGHT * rows,
+        legend=[*_legend(timeline), *_limit_legend(limit, most, units)],
     )
+
+
+def _axis_words(timeline: Timeline) -> str:
+    first = timeline.columns[0]
+    return AXES.get(first) or plotly_text(first, NAME_LIMIT)
 
 
 def _kind_with_timeline(result: Result) -> Kind | None:
@@ -90,7 +148,7 @@ def _traces(timeline: Timeline, scale: Scale) -> list[Json]:
     areas = [_area(timeline, name, scale) for name in categories]
     lines = [name for name in LINES if name in timeline.columns]
     # Stacked areas already end at what is allocated.
-    drawn = [name for name in lines if name != "allocated_bytes" or not categories]
+    drawn = [name for name in lines if name != ALLOCATED or not categories]
     return areas + [_line(timeline, name, scale) for name in drawn]
 
 
@@ -106,7 +164,8 @@ def _area(timeline: Timeline, name: str, scale: Scale) -> Json:
 def _line(timeline: Timeline, name: str, scale: Scale) -> Json:
     return {
         **_series(timeline, name, scale),
-        "line": {"width": 2, "shape": "hv", "color": LINES[name]},
+        **({"fill": "tozeroy"} if name == ALLOCATED else {}),
+        "line": {"width": 1.5, "shape": "hv", "color": LINES[name]},
     }
 
 
@@ -121,43 +180,173 @@ def _series(timeline: Timeline, column: str, scale: Scale) -> Json:
     }
 
 
-def _marks(timeline: Timeline, phases: Sequence[Phase], budget: int, scale: Scale) -> Json:
-    """A line where the budget is, where it is on the axis, and one where each phase begins."""
+def _along(timeline: Timeline, at: float) -> float:
+    """Where on the axis something is, from 0 to 1."""
     first, last = timeline.rows[0][0], timeline.rows[-1][0]
-    at = scale.of_bytes(budget)
-    limit = [limit_line((first, at), (last, at))] if budget else []
-    starts = _phase_starts(timeline, phases)
-    return {
-        "shapes": [*limit, *(_phase_line(start) for start, _ in starts)],
-        "annotations": [_phase_label(start, name) for start, name in starts],
-    }
+    return (at - first) / (last - first) if last > first else 0.0
+
+
+# The peak
+
+
+def _peak_row(timeline: Timeline) -> tuple[float, ...] | None:
+    """The first row with most allocated; the warm-up's peak does not count."""
+    if ALLOCATED not in timeline.columns:
+        return None
+    at = timeline.columns.index(ALLOCATED)
+    phase = timeline.columns.index(PHASE) if PHASE in timeline.columns else None
+    counted = [row for row in timeline.rows if phase is None or row[phase] != IN_WARM_UP]
+    return max(counted, key=lambda row: row[at], default=None)
+
+
+def _peak_point(timeline: Timeline, scale: Scale) -> list[Json]:
+    row = _peak_row(timeline)
+    if row is None:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "Allocated peak",
+            "x": [round(row[0], 6)],
+            "y": [scale.of_bytes(row[timeline.columns.index(ALLOCATED)])],
+            "marker": {"color": "--ink", "size": 9, "line": {"color": "--paper", "width": 1.5}},
+            "cliponaxis": False,
+            "hoverinfo": "skip",
+        }
+    ]
+
+
+def _peak_label(timeline: Timeline, units: str) -> list[Label]:
+    row = _peak_row(timeline)
+    if row is None:
+        return []
+    size = format_bytes(round(row[timeline.columns.index(ALLOCATED)]), units)
+    at = round(row[0], 6)
+    return [Label(_along(timeline, at), at, f"allocated peak {size}", "--ink")]
+
+
+def _peak_line(timeline: Timeline, scale: Scale, top: float) -> list[Json]:
+    """From the peak up to its label."""
+    row = _peak_row(timeline)
+    if row is None:
+        return []
+    at = round(row[0], 6)
+    peak = scale.of_bytes(row[timeline.columns.index(ALLOCATED)])
+    line = {"color": "--ink", "width": 1}
+    return [
+        {"type": "line", "x0": at, "x1": at, "y0": peak, "y1": scale.of_bytes(top), "line": line}
+    ]
+
+
+# The limit
+
+
+def _is_near(limit: Limit, most: int) -> bool:
+    return limit.size_bytes <= NEAR * most
+
+
+def _top(most: int, limit: Limit | None) -> float:
+    """Where the axis ends."""
+    near = limit.size_bytes if limit and _is_near(limit, most) else 0
+    return max(most * HEADROOM, near * 1.1)
+
+
+def _limit_shapes(timeline: Timeline, limit: Limit | None, most: int, scale: Scale) -> list[Json]:
+    if limit is None or not _is_near(limit, most):
+        return []
+    at = scale.of_bytes(limit.size_bytes)
+    return [limit_line((timeline.rows[0][0], at), (timeline.rows[-1][0], at))]
+
+
+def _limit_legend(limit: Limit | None, most: int, units: str) -> list[tuple[str, str]]:
+    """What the line means; beside it there may be no room that is not coloured."""
+    if limit is None or not _is_near(limit, most):
+        return []
+    return [("--limit", f"{label(limit.words)} {format_bytes(limit.size_bytes, units)}")]
+
+
+def _far_limit_label(timeline: Timeline, limit: Limit | None, most: int, units: str) -> list[Label]:
+    """Above an axis that ends before the limit."""
+    if limit is None or _is_near(limit, most):
+        return []
+    text = f"{limit.words} {format_bytes(limit.size_bytes, units)} ↑"
+    return [Label(1.0, timeline.rows[-1][0], text, "--limit")]
+
+
+# Labels above the plot
+
+
+class Label(NamedTuple):
+    """A text above the plot: where along the axis, as a share and as a number of the axis."""
+
+    along: float
+    x: float
+    text: str
+    color: str = "--soft"
+
+
+def _labels(wanted: Sequence[Label]) -> tuple[list[Json], int]:
+    """Annotations, and in how many rows, so that none covers another on a phone."""
+    rows: list[list[tuple[float, float]]] = []
+    made = []
+    for one in wanted:
+        text = plotly_text(one.text, 40)
+        width = (len(text) + 1) * LETTER_WIDTH / PHONE_WIDTH
+        left = one.along if one.along + width <= 1 else max(one.along - width, 0.0)
+        span = left, left + width
+        row = next((at for at, taken in enumerate(rows) if _is_free(taken, span)), len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(span)
+        made.append(
+            {
+                "text": text,
+                "x": one.x,
+                "xanchor": "left" if left == one.along else "right",
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "yshift": LABEL_HEIGHT * row,
+                "showarrow": False,
+                "font": {"color": one.color},
+            }
+        )
+    return made, len(rows)
+
+
+def _is_free(taken: Sequence[tuple[float, float]], span: tuple[float, float]) -> bool:
+    return all(span[1] <= start or span[0] >= end for start, end in taken)
+
+
+# Phases
 
 
 def _phase_starts(timeline: Timeline, phases: Sequence[Phase]) -> list[tuple[float, str]]:
     if PHASE not in timeline.columns:
         return []
+    names = {number: phase.name for number, phase in enumerate(phases)} | {IN_WARM_UP: "warm-up"}
     starts: dict[int, float] = {}
     for row, phase in zip(timeline.rows, _column(timeline, PHASE), strict=True):
         starts.setdefault(int(phase), row[0])
-    return [(start, phases[i].name) for i, start in starts.items() if 0 <= i < len(phases)]
+    return [(start, names[number]) for number, start in starts.items() if number in names]
 
 
-def _phase_line(start: float) -> Json:
+def _phase_lines(timeline: Timeline, phases: Sequence[Phase]) -> list[Json]:
     line = {"color": "--soft", "width": 1, "dash": "dot"}
-    return {"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper"} | {
-        "line": line
-    }
-
-
-def _phase_label(start: float, name: str) -> Json:
-    text = plotly_text(label(name), 16)
-    place = {"x": start, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
-    return {"text": text, **place, "showarrow": False}
+    return [
+        {"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+        for start, _ in _phase_starts(timeline, phases)
+    ]
 
 
 def _legend(timeline: Timeline) -> list[tuple[str, str]]:
     areas = [(color(name), label(name)) for name in _categories(timeline)]
-    lines = [(LINES["reserved_bytes"], "Reserved")] if "reserved_bytes" in timeline.columns else []
+    lines = [
+        (LINES[name], label(name.removesuffix("_bytes")))
+        for name in LINES
+        if name in timeline.columns and (name != ALLOCATED or not areas)
+    ]
     return areas + lines
 
 

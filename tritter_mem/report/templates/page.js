@@ -10,9 +10,19 @@
     if (Array.isArray(value)) return value.map(resolve);
     if (value && typeof value === "object")
       return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, resolve(part)]));
-    if (typeof value !== "string" || !/^--[a-z-]+$/.test(value)) return value;
-    probe.style.color = `var(${value})`;
-    return getComputedStyle(probe).color;
+    if (typeof value !== "string" || !/^(on )?--[a-z-]+$/.test(value)) return value;
+    const onFill = value.startsWith("on ");
+    probe.style.color = `var(${onFill ? value.slice(3) : value})`;
+    const found = getComputedStyle(probe).color;
+    return onFill ? readableOn(found) : found;
+  };
+  // Of black and white one has a contrast of 4.5 and more on any colour.
+  const readableOn = (fill) => {
+    const [red, green, blue] = fill.match(/[\d.]+/g).map((level) => {
+      const light = level / 255;
+      return light <= 0.04045 ? light / 12.92 : ((light + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
   };
 
   const axis = {
@@ -116,6 +126,23 @@
     if (x !== null || y !== null) return x === null ? 1 : -1;
     return sign * a.cells[column].textContent.localeCompare(b.cells[column].textContent);
   };
+  // On a phone a bar has a line to itself, which goes where its row goes.
+  for (const track of document.querySelectorAll("td.bars > .track")) {
+    const row = track.closest("tr");
+    const below = document.createElement("tr");
+    below.className = "below";
+    below.hidden = row.hidden;
+    below.setAttribute("aria-hidden", "true");
+    const cell = below.appendChild(document.createElement("td"));
+    cell.colSpan = row.cells.length;
+    cell.append(track.cloneNode(true));
+    row.after(below);
+  }
+  const rowsOf = (body) => [...body.rows].filter((row) => !row.classList.contains("below"));
+  const barOf = (row) => {
+    const next = row.nextElementSibling;
+    return next?.classList.contains("below") ? next : null;
+  };
   for (const table of document.querySelectorAll("table.sortable"))
     table.querySelectorAll("th button").forEach((button, column) =>
       button.addEventListener("click", () => {
@@ -124,17 +151,38 @@
         for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
         heading.setAttribute("aria-sort", up ? "ascending" : "descending");
         const body = table.tBodies[0];
-        body.append(...[...body.rows].sort(compare(column, up ? 1 : -1)));
+        const pairs = rowsOf(body).map((row) => [row, barOf(row)]);
+        pairs.sort(([a], [b]) => compare(column, up ? 1 : -1)(a, b));
+        body.append(...pairs.flat().filter((row) => row));
       }));
 
-  const filter = document.getElementById("filter");
-  filter?.addEventListener("input", () => {
-    const rows = [...document.querySelector("table.sortable").tBodies[0].rows];
-    const wanted = filter.value.trim().toLowerCase();
-    for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
-    const shown = rows.filter((row) => !row.hidden).length;
-    document.getElementById("shown").textContent = wanted ? `${shown} of ${rows.length}` : "";
-  });
+  // Long tables: a search looks at all rows, "layers.7" also at those of "layers.*".
+  for (const listing of document.querySelectorAll(".listing")) {
+    const rows = () => rowsOf(listing.querySelector("tbody"));
+    const field = listing.querySelector("input[type='search']");
+    const all = listing.querySelector("button.all");
+    const shown = listing.querySelector(".shown");
+    let whole = !all;
+    const show = () => {
+      const wanted = (field?.value ?? "").trim().toLowerCase();
+      const general = wanted.replace(/\.\d+(?=\.|$)/g, ".*");
+      for (const row of rows()) {
+        const text = row.textContent.toLowerCase();
+        const found = text.includes(wanted) || text.includes(general);
+        row.hidden = wanted ? !found : !whole && "more" in row.dataset;
+        const bar = barOf(row);
+        if (bar) bar.hidden = row.hidden;
+      }
+      const found = rows().filter((row) => !row.hidden).length;
+      if (shown) shown.textContent = wanted ? `${found} of ${rows().length}` : "";
+      if (all) all.hidden = whole || wanted !== "";
+    };
+    field?.addEventListener("input", show);
+    all?.addEventListener("click", () => {
+      whole = true;
+      show();
+    });
+  }
 
   // Downloads: the data is in the page, compressed.
   const unpack = async (id) => {

@@ -18,6 +18,7 @@ has.
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |
 | `rms_norm` | in parts | one operator, which saves its input and a sum per row |
 | `one_hot` | compared with every class | ones put into zeros |
+| `grouped_mm` | bfloat16 alone | float32 and float16 too, rows padded to 16 bytes |
 | optimizers, `clip_grad_norm_` | one tensor at a time | all tensors at once (`foreach`) |
 | `checkpoint` | forgets autocast | remembers it |
 | `.cuda()`, `device="cuda"`, `pin_memory()` | fails | on `meta`; nothing |
@@ -112,8 +113,10 @@ def _kernels(cache: CastCache, capability: tuple[int, int]) -> Iterator[None]:
     casts, routes = policies(cache, _eligible), _routes(capability)
     aten = torch.library.Library("aten", "IMPL", _KEY.name)
     rest = torch.library.Library("_", "IMPL", _KEY.name)
+    shapes = torch.library.Library("aten", "IMPL", "Meta")
     try:
         rest.fallback(torch.library.fallthrough_kernel)
+        shapes.impl("_grouped_mm", _grouped_mm, allow_override=True)
         for name in {**casts, **routes}:
             kernel = _kernel(_overload(name), casts.get(name), routes.get(name))
             aten.impl(name, kernel, with_keyset=True)
@@ -121,6 +124,7 @@ def _kernels(cache: CastCache, capability: tuple[int, int]) -> Iterator[None]:
     finally:
         aten._destroy()
         rest._destroy()
+        shapes._destroy()
 
 
 def _overload(name: str) -> Any:
@@ -184,7 +188,16 @@ def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:  # noqa: A002
-    """The bias of an input that is not contiguous is added in place, on `meta` apart."""
+    """The bias of an input that is not contiguous is added in place, on `meta` apart.
+
+    Raises:
+        RuntimeError: input and weight are of two types, which `meta` takes.
+    """
+    if input.dtype != weight.dtype:
+        raise RuntimeError(
+            f"expected mat1 and mat2 to have the same dtype, but got: {input.dtype} != "
+            f"{weight.dtype}"
+        )
     if bias is None or input.dim() == 2 or input.is_contiguous():
         return NotImplemented
     return torch.matmul(input, weight.t()).add_(bias)
@@ -201,6 +214,28 @@ def _one_hot(index: Tensor, num_classes: int = -1) -> Any:
         return NotImplemented
     ones = torch.zeros(*index.shape, num_classes, dtype=torch.int64, device=index.device)
     return ones.scatter_(-1, index.unsqueeze(-1), 1)
+
+
+def _grouped_mm(
+    left: Tensor,
+    right: Tensor,
+    offsets: Tensor | None = None,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The result of `_grouped_mm_cuda` (`ATen/native/GroupedMMUtils.h`).
+
+    Of [S, K] and [E, K, N] it is [S, N], of [M, S] and [S, N] it is [E, M, N].
+    """
+    groups = offsets.shape[0] if offsets is not None else left.shape[0]
+    flat = left.dim(), right.dim()
+    shape = [left.shape[-2], right.shape[-1]]
+    if flat in ((2, 2), (3, 3)):
+        shape = [groups, *shape]
+    step = 16 // left.element_size()
+    width = -(-shape[-1] // step) * step
+    strides = [shape[-2] * width, width, 1][-len(shape) :]
+    return torch.empty_strided(shape, strides, dtype=out_dtype or left.dtype, device=left.device)
 
 
 def _rms_norm(

@@ -1,7 +1,4 @@
-"""What sorting, selecting the largest and drawing need.
-
-cub's sorts take double buffers for keys and values; keys of one byte go in one pass, without.
-"""
+"""What sorting, selecting the largest and drawing need: `models/cuda_indexing.py` has the sizes."""
 
 from __future__ import annotations
 
@@ -12,49 +9,23 @@ from torch import Tensor
 
 from tritter_mem import torch_release
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.simulation.cuda.scratch.indexing import INDEX_BYTES
-
-_SMALL_ROW = 4096
-_LARGE_ROW = 1_000_000
-_FEW_ROWS = 128
-_TOPK_LEAST = ((20, 20_000), (40, 10_000), (80, 8_000), (199, 5_000), (799, 3_000), (4_000, 800))
-_TOPK_LEAST_OF_MANY = 400
-_THREADS = 256
-_DIGITS = 256
-_BLOCKS_A_MULTIPROCESSOR = 6
-_LEAST_ITEMS, _MOST_ITEMS = 4, 64
+from tritter_mem.models.cuda_indexing import (
+    INDEX_BYTES,
+    sort_bytes,
+    sorts_rows_at_once,
+    topk_bytes,
+)
 
 
 def _sort(card: GpuCard, x: Tensor, *rest: Any, **more: Any) -> Iterator[int]:
-    """`Sort.cpp` and `SortStable.cu`."""
+    """Long rows that do not lie side by side are copied first."""
     dim = next((value for value in rest if type(value) is int), more.get("dim", -1))
     length = x.shape[dim] if x.dim() else 1
     if not x.numel() or length == 1:
         return
-    if length <= _SMALL_ROW:
-        yield length * INDEX_BYTES
-        return
-    if x.stride(dim) != 1 or not _dense(x):
+    if not sorts_rows_at_once(length) and (x.stride(dim) != 1 or not _dense(x)):
         yield from (x.nbytes, x.nbytes, x.numel() * INDEX_BYTES)
-    yield from _long_rows(x.numel() // length, length, x.element_size())
-
-
-def _long_rows(rows: int, length: int, key_bytes: int) -> Iterator[int]:
-    """One row at a time; a sort of everything, then by row; or one sort in segments."""
-    numbers = rows * length
-    if rows == 1 or length >= _LARGE_ROW:
-        yield length * INDEX_BYTES
-        yield _double_buffers(length, key_bytes)
-    elif rows < _FEW_ROWS:
-        yield from (numbers * INDEX_BYTES, numbers * INDEX_BYTES, numbers * key_bytes)
-        yield _double_buffers(numbers, key_bytes)
-    else:
-        yield numbers * INDEX_BYTES
-        yield numbers * (key_bytes + INDEX_BYTES)
-
-
-def _double_buffers(numbers: int, key_bytes: int) -> int:
-    return numbers * (key_bytes + INDEX_BYTES) if key_bytes > 1 else 0
+    yield from sort_bytes(x.numel() // length, length, x.element_size())
 
 
 def _dense(x: Tensor) -> bool:
@@ -70,21 +41,11 @@ def _dense(x: Tensor) -> bool:
 def _topk(
     card: GpuCard, x: Tensor, k: int, dim: int = -1, *rest: Any, **more: Any
 ) -> Iterator[int]:
-    """`TensorTopK.cu`: long rows are shared by several blocks, which count digits."""
     length = x.shape[dim] if x.dim() else 1
     rows = x.numel() // max(length, 1)
     if not x.is_contiguous():
         yield x.nbytes
-    if length >= next((n for most, n in _TOPK_LEAST if rows <= most), _TOPK_LEAST_OF_MANY):
-        blocks = rows * -(-length // (_THREADS * _items(card, x.numel())))
-        yield from (rows * x.element_size(), rows * INDEX_BYTES, rows * INDEX_BYTES)
-        yield from (blocks * _DIGITS * 2, rows * _DIGITS * 4, blocks * 4, blocks * 4)
-
-
-def _items(card: GpuCard, numbers: int) -> int:
-    """Elements of a thread: so many that the blocks fill the card once."""
-    at_once = card.multiprocessors * _BLOCKS_A_MULTIPROCESSOR * _THREADS
-    return max(_LEAST_ITEMS, min(-(-numbers // at_once), _MOST_ITEMS))
+    yield from topk_bytes(card, rows, length, x.element_size())
 
 
 def _multinomial(

@@ -1,0 +1,1200 @@
+"""Tensors without numbers: their storages come and go as PyTorch's would.
+
+A kind of module says what it runs with the operations here, in the order in which transformers
+runs them. Each operation makes the storages that PyTorch makes for it on a card, keeps what
+autograd keeps for the backward pass, and lets go what nothing holds any longer: a storage ends with
+its last reference, as a tensor's does. So one description of a kind gives its memory in prefill, in
+decode, in training, and with checkpointing, as requests that an allocator can be asked for.
+
+Types are known by the bytes of an element: 8 for int64, 4 for float32, 2 for bfloat16 and float16,
+1 for booleans. Nothing here needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from heapq import heappop, heappush
+from itertools import count, pairwise
+from math import prod
+from sys import getrefcount
+from typing import TypeAlias
+
+from tritter_mem import torch_release
+from tritter_mem.models.cuda_attention import (
+    AttentionSizes,
+    efficient_backward_bytes,
+    efficient_forward_bytes,
+    flash_backward_bytes,
+    flash_forward_bytes,
+)
+from tritter_mem.models.cuda_indexing import (
+    embedding_backward_bytes,
+    index_put_bytes,
+    sort_bytes,
+    topk_bytes,
+)
+from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
+
+BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
+QUANTISED = 1
+"""Bytes of an element of a float8 weight."""
+Shape: TypeAlias = tuple[int, ...]
+
+
+class NotPlannedError(Exception):
+    """What a run does has no formulas here; the message says what."""
+
+
+class Requests:
+    """What a run asks of an allocator, in order.
+
+    Attributes:
+        sizes: bytes of each storage.
+        components: what each is for, one of `results.COMPONENTS`; it may become known later.
+        events: the number of a storage that came, or the complement (~) of one that went.
+        places: from which event on what runs, in words.
+    """
+
+    __slots__ = ("components", "events", "places", "sizes")
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.components: list[str] = []
+        self.events: list[int] = []
+        self.places: list[tuple[int, str]] = []
+
+    def enter(self, place: str) -> None:
+        """From here on something else runs."""
+        self.places.append((len(self.events), place))
+
+    def came(self, nbytes: int, component: str) -> int:
+        """A storage came; returns its number."""
+        number = len(self.sizes)
+        self.sizes.append(nbytes)
+        self.components.append(component)
+        self.events.append(number)
+        return number
+
+    def went(self, number: int) -> None:
+        """A storage went."""
+        self.events.append(~number)
+
+    def passing(self, sizes: Iterable[int], component: str = "workspace") -> None:
+        """What comes (+) and goes (-) inside of an operator; what is left goes at its end."""
+        held: list[int] = []
+        for size in sizes:
+            if size > 0:
+                held.append(self.came(size, component))
+            elif size < 0:
+                at = max(i for i, number in enumerate(held) if self.sizes[number] == -size)
+                self.went(held.pop(at))
+        for number in held:
+            self.went(number)
+
+
+class Storage:
+    """Bytes that are there until nothing holds them."""
+
+    __slots__ = ("_requests", "number")
+
+    def __init__(self, requests: Requests, nbytes: int, component: str) -> None:
+        self._requests = requests
+        self.number = requests.came(nbytes, component)
+
+    def __del__(self) -> None:
+        self._requests.events.append(~self.number)
+
+
+class Tensor:
+    """A shape over a storage.
+
+    Attributes:
+        shape: sizes of its dimensions.
+        strides: in elements.
+        size: bytes of an element.
+        storage: None where it has no elements, or needs no memory of the card.
+        node: what made it, where its gradient is wanted; `slot`: which of its results it is.
+        is_view: whether it is a view of another tensor.
+    """
+
+    __slots__ = ("is_view", "node", "shape", "size", "slot", "storage", "strides")
+
+    def __init__(
+        self,
+        shape: Shape,
+        strides: Shape,
+        size: int,
+        storage: Storage | None,
+        is_view: bool = False,
+    ) -> None:
+        self.shape, self.strides, self.size, self.storage = shape, strides, size, storage
+        self.node: Node | Leaf | None = None
+        self.slot = 0
+        self.is_view = is_view
+
+    @property
+    def elements(self) -> int:
+        """How many it has."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its elements."""
+        return prod(self.shape) * self.size
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements lie in order, without gaps."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1:
+                if stride != expected:
+                    return False
+                expected *= size
+        return True
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether its elements lie side by side, each once, in whatever order."""
+        expected = 1
+        for stride, size in sorted(zip(self.strides, self.shape, strict=True)):
+            if size != 1:
+                if stride != expected:
+                    return False
+                expected *= size
+        return True
+
+    def detached(self) -> Tensor:
+        """The same memory without what made it."""
+        return Tensor(self.shape, self.strides, self.size, self.storage, self.is_view)
+
+
+class Parameter(Tensor):
+    """A weight.
+
+    Attributes:
+        grad: its gradient.
+        cast: itself in the type of autocast, while that keeps it.
+        copies: how many weights of this shape it stands for.
+    """
+
+    __slots__ = ("cast", "grad")
+
+    def __init__(self, shape: Shape, size: int, storage: Storage | None, trains: bool) -> None:
+        super().__init__(shape, contiguous(shape), size, storage)
+        self.grad: Tensor | None = None
+        self.cast: Tensor | None = None
+        if trains:
+            self.node = Leaf(self)
+
+
+Grads: TypeAlias = "list[Tensor | None]"
+Saved: TypeAlias = "list[Tensor]"
+Rule: TypeAlias = Callable[[Saved, Grads], "Sequence[Tensor | None]"]
+Edge: TypeAlias = "tuple[Node | Leaf, int, Shape, int] | None"
+
+
+class Leaf:
+    """Where the gradient of a weight arrives."""
+
+    __slots__ = ("_parameter",)
+
+    def __init__(self, parameter: Parameter) -> None:
+        self._parameter = parameter
+
+    @property
+    def parameter(self) -> Parameter:
+        """The weight."""
+        return self._parameter
+
+
+class Frame:
+    """A checkpointed part: what it would have saved, and how to run it again.
+
+    Attributes:
+        run: runs it; holds its inputs. `autocast`: as it was run.
+        count: how many tensors it would have saved.
+        again: those tensors, once it has run again, which `has_run` says.
+    """
+
+    __slots__ = ("again", "autocast", "count", "has_run", "run")
+
+    def __init__(self, run: Callable[[], object], autocast: int) -> None:
+        self.run, self.autocast = run, autocast
+        self.count = 0
+        self.again: dict[int, Tensor] = {}
+        self.has_run = False
+
+
+class Node:
+    """An operation whose gradient is wanted.
+
+    Attributes:
+        rule: takes what was saved and the gradients of the results; gives those of the inputs.
+        edges: for each input what made it, and its shape and element size; None: not wanted.
+        number: counts up.
+        results: how many results the operation has.
+        saved: what it needs; of a checkpointed one, empty.
+        frame: the checkpointed part that it belongs to; `first`, `wants`: of its saved tensors.
+    """
+
+    __slots__ = ("edges", "first", "frame", "number", "results", "rule", "saved", "wants")
+
+    def __init__(self, rule: Rule, edges: list[Edge], number: int, results: int) -> None:
+        self.rule, self.edges, self.number, self.results = rule, edges, number, results
+        self.saved: Saved = []
+        self.frame: Frame | None = None
+        self.first = self.wants = 0
+
+
+class _AllSavedError(Exception):
+    """A checkpointed part has run again as far as its backward pass needs."""
+
+
+def contiguous(shape: Shape) -> Shape:
+    """Strides of elements that lie in order."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def _like(tensor: Tensor, shape: Shape) -> Shape:
+    """Strides of a result that lies in memory as a tensor of its shape does."""
+    if tensor.is_contiguous:
+        return contiguous(shape)
+    order = sorted(range(len(shape)), key=lambda i: (-tensor.strides[i], i))
+    strides = [0] * len(shape)
+    step = 1
+    for i in reversed(order):
+        strides[i] = step
+        step *= shape[i]
+    return tuple(strides)
+
+
+def broadcast(*shapes: Shape) -> Shape:
+    """The shape of an operation over several."""
+    if all(shape == shapes[0] for shape in shapes[1:]):
+        return shapes[0]
+    length = max(map(len, shapes))
+    padded = [(1,) * (length - len(shape)) + shape for shape in shapes]
+    return tuple(
+        next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
+    )
+
+
+class Operations:
+    """What PyTorch does on a card, as far as memory knows.
+
+    Args:
+        card: decides what kernels and libraries need beside results.
+        cublas_bytes: of the workspace of a handle of cuBLAS.
+
+    Attributes:
+        requests: all that was asked for so far.
+        grad: whether gradients are wanted.
+        autocast: element bytes of the type that products run in; 0: that of their inputs.
+    """
+
+    def __init__(self, card: Chip, cublas_bytes: int) -> None:
+        self.card = card
+        self.requests = Requests()
+        self.grad = False
+        self.autocast = 0
+        self.backward_runs = False
+        self._cublas_bytes = cublas_bytes
+        self._handles: dict[bool, int] = {}
+        self._numbers = count()
+        self._casts: list[Parameter] = []
+        self._frame: Frame | None = None
+        self._again: Frame | None = None
+
+    # Memory
+
+    def new(
+        self, shape: Shape, size: int, strides: Shape | None = None, component: str = "activations"
+    ) -> Tensor:
+        """A tensor with a storage for itself, contiguous unless strides say otherwise."""
+        nbytes = prod(shape) * size
+        storage = Storage(self.requests, nbytes, component) if nbytes else None
+        return Tensor(shape, contiguous(shape) if strides is None else strides, size, storage)
+
+    def weight(
+        self, shape: Shape, size: int, component: str = "weights", trains: bool = False
+    ) -> Parameter:
+        """A weight."""
+        nbytes = prod(shape) * size
+        storage = Storage(self.requests, nbytes, component) if nbytes else None
+        return Parameter(shape, size, storage, trains)
+
+    def account(self, x: Tensor, component: str) -> None:
+        """Say what a tensor's memory is for."""
+        if x.storage is not None:
+            self.requests.components[x.storage.number] = component
+
+    def inside(self, sizes: Iterable[int]) -> None:
+        """What an operator takes beside its results, and gives back."""
+        self.requests.passing(sizes)
+
+    @property
+    def library_bytes(self) -> int:
+        """Workspaces that libraries keep."""
+        return sum(self.requests.sizes[number] for number in self._handles.values())
+
+    def product(self) -> None:
+        """A product of cuBLAS: the first of a thread takes a workspace, which its handle keeps."""
+        if not torch_release.keeps_workspaces():
+            self.requests.passing([self._cublas_bytes])
+        elif self.backward_runs not in self._handles:
+            number = self.requests.came(self._cublas_bytes, "workspace")
+            self._handles[self.backward_runs] = number
+
+    # Autograd
+
+    @contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """As `torch.no_grad`."""
+        before, self.grad = self.grad, False
+        try:
+            yield
+        finally:
+            self.grad = before
+
+    def record(
+        self,
+        inputs: Sequence[Tensor | None],
+        saved: Sequence[Tensor | None],
+        rule: Rule,
+        *results: Tensor,
+    ) -> None:
+        """Note an operation, where a gradient of its inputs is wanted.
+
+        Args:
+            inputs: whose gradients the rule gives.
+            saved: what the rule takes; None: not kept.
+            rule: see `Node`.
+            results: of the operation.
+        """
+        node = self.noted(inputs, saved, rule, len(results))
+        if node is not None:
+            for slot, result in enumerate(results):
+                result.node, result.slot = node, slot
+
+    def noted(
+        self,
+        inputs: Sequence[Tensor | None],
+        saved: Sequence[Tensor | None],
+        rule: Rule,
+        results: int = 1,
+    ) -> Node | None:
+        """The same before there are results, as PyTorch saves inputs before it runs a kernel."""
+        if not self.grad:
+            return None
+        edges: list[Edge] = [
+            None if x is None or x.node is None else (x.node, x.slot, x.shape, x.size)
+            for x in inputs
+        ]
+        if not any(edges):
+            return None
+        node = Node(rule, edges, next(self._numbers), results)
+        self._save(node, [x for x in saved if x is not None])
+        return node
+
+    def _save(self, node: Node, saved: Saved) -> None:
+        if self._again is not None:
+            frame = self._again
+            for x in saved:
+                frame.again[len(frame.again)] = x.detached()
+            if len(frame.again) >= frame.count:
+                raise _AllSavedError
+        elif self._frame is not None:
+            node.frame, node.first, node.wants = self._frame, self._frame.count, len(saved)
+            self._frame.count += len(saved)
+        else:
+            node.saved = [x.detached() for x in saved]
+
+    def checkpoint(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run a part that saves its input alone, and runs again when its gradient is wanted."""
+        if not self.grad:
+            return part(x)
+        kept = x.detached()
+        kept.node = x.node
+        frame = self._frame = Frame(lambda: part(kept), self.autocast)
+        try:
+            return part(x)
+        finally:
+            self._frame = None
+            del frame
+
+    def _run_again(self, frame: Frame) -> None:
+        frame.has_run = True
+        before, self._again = self.grad, frame
+        self.grad, self.autocast = True, frame.autocast
+        try:
+            frame.run()
+        except _AllSavedError:
+            pass
+        finally:
+            self.grad, self.autocast, self._again = before, 0, None
+            self.end_autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """From a loss to the gradients of all weights: autograd's engine."""
+        root = loss.node
+        if not isinstance(root, Node):
+            raise TypeError("no gradient of the loss is wanted")
+        self.backward_runs = True
+        before, self.grad = self.grad, False
+        waiting = _dependencies(root)
+        buffers: dict[Node, Grads] = {root: [self.new((), FLOAT)]}
+        ready: list[tuple[int, Node]] = [(-root.number, root)]
+        while ready:
+            node = heappop(ready)[1]
+            outputs = self._call(node, buffers.pop(node))
+            for edge in node.edges:
+                self._send(edge, outputs.pop(0), buffers)
+                if edge is not None and isinstance(edge[0], Node):
+                    target = edge[0]
+                    waiting[target] -= 1
+                    if not waiting[target] and target in buffers:
+                        heappush(ready, (-target.number, target))
+            node.edges = []
+        self.grad, self.backward_runs = before, False
+
+    def _send(self, edge: Edge, grad: Tensor | None, buffers: dict[Node, Grads]) -> None:
+        """A gradient arrives where its operation's input was made."""
+        if edge is None or grad is None:
+            return
+        target, slot, _, _ = edge
+        if isinstance(target, Leaf):
+            self._arrive(target.parameter, grad)
+        else:
+            self._add(buffers, target, slot, grad)
+
+    def _call(self, node: Node, grads: Grads) -> Grads:
+        saved = node.saved
+        if node.frame is not None:
+            if node.wants and not node.frame.has_run:
+                self._run_again(node.frame)
+            saved = [node.frame.again.pop(node.first + i) for i in range(node.wants)]
+        outputs: Grads = list(node.rule(saved, grads))
+        for i, edge in enumerate(node.edges):
+            grad = outputs[i]
+            if edge is None:
+                outputs[i] = None
+            elif grad is not None:
+                if grad.shape != edge[2]:
+                    grad = self._summed_to(grad, edge[2])
+                    outputs[i] = grad
+                if grad.size != edge[3]:
+                    outputs[i] = self.copy(grad, edge[3])
+            del grad
+        grads.clear()
+        node.saved, node.frame = [], None
+        saved.reverse()  # a list lets its last item go first
+        saved.clear()
+        return outputs
+
+    def _summed_to(self, grad: Tensor, shape: Shape) -> Tensor:
+        """The gradient of what was broadcast."""
+        lead = len(grad.shape) - len(shape)
+        dims = [
+            i for i, size in enumerate(grad.shape)
+            if i < lead or (shape[i - lead] == 1 and size != 1)
+        ]  # fmt: skip
+        return self.view(self.sum(grad, dims), shape)
+
+    def _add(self, buffers: dict[Node, Grads], node: Node, slot: int, grad: Tensor) -> None:
+        """Where an operation's result was used several times, its gradients are added up."""
+        grads = buffers.get(node)
+        if grads is None:
+            grads = buffers[node] = [None] * node.results
+        old = grads[slot]
+        if old is None:
+            grads[slot] = grad
+        elif not (
+            old.is_dense
+            and not old.is_view
+            and getrefcount(old) == 3
+            and getrefcount(old.storage) == 2
+        ):
+            grads[slot] = self.new(old.shape, max(old.size, grad.size), _like(old, old.shape))
+
+    def _arrive(self, parameter: Parameter, grad: Tensor) -> None:
+        if parameter.grad is None:
+            if grad.strides != parameter.strides and not grad.is_contiguous:
+                grad = self.copy(grad)
+            parameter.grad = grad.detached()
+            self.account(grad, "gradients")
+
+    # Views
+
+    def view(self, x: Tensor, shape: Shape, strides: Shape | None = None) -> Tensor:
+        """The same elements in another shape."""
+        out = Tensor(shape, contiguous(shape) if strides is None else strides, x.size, x.storage)
+        out.is_view = True
+        if self.grad and x.node is not None:
+            before = x.shape
+
+            def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+                return [self.reshape(_one(grads), before)]
+
+            self.record([x], [], rule, out)
+        return out
+
+    def reshape(self, x: Tensor, shape: Shape) -> Tensor:
+        """The same elements in another shape; a copy where they do not lie in order."""
+        return self.view(x if x.is_contiguous else self.clone(x), shape)
+
+    def contiguous(self, x: Tensor) -> Tensor:
+        """A copy where its elements do not lie in order."""
+        return x if x.is_contiguous else self.clone(x)
+
+    def transpose(self, x: Tensor, one: int, other: int) -> Tensor:
+        """Two dimensions swapped."""
+        order = list(range(len(x.shape)))
+        order[one], order[other] = order[other], order[one]
+        shape = tuple(x.shape[i] for i in order)
+        out = self.alias(x, shape, tuple(x.strides[i] for i in order))
+        self.record([x], [], lambda saved, grads: [self.transpose(_one(grads), one, other)], out)
+        return out
+
+    def alias(self, x: Tensor, shape: Shape, strides: Shape) -> Tensor:
+        """A view without a gradient."""
+        out = Tensor(shape, strides, x.size, x.storage)
+        out.is_view = True
+        return out
+
+    def expand(self, x: Tensor, shape: Shape) -> Tensor:
+        """Repeated without memory along dimensions of size 1."""
+        lead = len(shape) - len(x.shape)
+        strides = [0] * lead + [
+            0 if size == 1 and wanted != 1 else stride
+            for size, wanted, stride in zip(x.shape, shape[lead:], x.strides, strict=True)
+        ]
+        out = self.alias(x, shape, tuple(strides))
+        self.record([x], [], lambda saved, grads: [_one(grads)], out)
+        return out
+
+    def slice(self, x: Tensor, dim: int, length: int) -> Tensor:
+        """A part of a dimension; its gradient is as large as the whole."""
+        dim %= len(x.shape)
+        shape = (*x.shape[:dim], length, *x.shape[dim + 1 :])
+        out = self.alias(x, shape, x.strides)
+        whole = x.shape
+        self.record([x], [], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def split(self, x: Tensor, dim: int, lengths: Sequence[int]) -> list[Tensor]:
+        """Parts of a dimension; their gradients are put together."""
+        dim %= len(x.shape)
+        parts = [
+            self.alias(x, (*x.shape[:dim], length, *x.shape[dim + 1 :]), x.strides)
+            for length in lengths
+        ]
+        shape, size = x.shape, x.size
+        self.record([x], [], lambda saved, grads: [self.new(shape, size)], *parts)
+        return parts
+
+    # Element by element
+
+    def copy(self, x: Tensor, size: int | None = None) -> Tensor:
+        """A copy, in another type where a size is given."""
+        out = self.new(x.shape, size or x.size, _like(x, x.shape))
+        back = x.size
+        self.record(
+            [x], [],
+            lambda saved, grads: [
+                _one(grads) if _one(grads).size == back else self.copy(_one(grads), back)
+            ],
+            out,
+        )  # fmt: skip
+        return out
+
+    def to(self, x: Tensor, size: int) -> Tensor:
+        """In another type; itself where it has that."""
+        return x if x.size == size else self.copy(x, size)
+
+    def clone(self, x: Tensor) -> Tensor:
+        """A copy whose elements lie in order."""
+        out = self.new(x.shape, x.size)
+        self.record([x], [], lambda saved, grads: [_one(grads)], out)
+        return out
+
+    def pointwise(
+        self, x: Tensor, saves: str = "input", size: int | None = None, steps: int = 0
+    ) -> Tensor:
+        """A function of each element, such as silu.
+
+        Args:
+            x: any shape.
+            saves: `input`, `output` or nothing: what its gradient is made from.
+            size: of the result's elements.
+            steps: temporaries in its gradient, each there beside the one before.
+        """
+        out = self.new(x.shape, size or x.size, _like(x, x.shape))
+        saved = {"input": x, "output": out}.get(saves)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            like = saved[0] if saved else grad
+            before = None
+            for _ in range(steps):
+                before = self.new(like.shape, like.size, _like(like, like.shape))
+            out = self.new(grad.shape, grad.size, _like(like, grad.shape))
+            del before
+            return [out]
+
+        self.record([x], [saved], rule, out)
+        return out
+
+    def scaled(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Multiplied by, or divided by, a number."""
+        return self.pointwise(x, saves="", size=size)
+
+    def shifted(self, x: Tensor) -> Tensor:
+        """A number added."""
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+        self.record([x], [], lambda saved, grads: [_one(grads)], out)
+        return out
+
+    def _over(self, a: Tensor, b: Tensor, size: int | None = None) -> Tensor:
+        """A result of two tensors, element by element."""
+        shape = broadcast(a.shape, b.shape)
+        like = a if a.shape == shape else b
+        strides = _like(like, shape) if like.shape == shape else None
+        return self.new(shape, size or _promoted(a, b), strides)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """The sum."""
+        out = self._over(a, b)
+        self.record([a, b], [], lambda saved, grads: [_one(grads), _one(grads)], out)
+        return out
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """The product, element by element."""
+        out = self._over(a, b)
+        wants_a, wants_b = a.node is not None, b.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_b = self._over(grad, saved[-1]) if wants_b else None
+            of_a = self._over(grad, saved[0]) if wants_a else None
+            return [of_a, of_b]
+
+        self.record([a, b], [b if wants_a else None, a if wants_b else None], rule, out)
+        return out
+
+    def square(self, x: Tensor) -> Tensor:
+        """To the power of two."""
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            x, grad = saved[0], _one(grads)
+            power = self.new(x.shape, x.size, _like(x, x.shape))
+            double = self.new(x.shape, x.size, _like(x, x.shape))
+            of_x = self._over(grad, double)
+            del double
+            del power
+            return [of_x]
+
+        self.record([x], [x], rule, out)
+        return out
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """One over the square root."""
+        return self.pointwise(x, saves="output", steps=2)
+
+    # Reductions
+
+    def sum(self, x: Tensor, dims: Sequence[int], size: int | None = None) -> Tensor:
+        """Over dimensions, which stay with size 1."""
+        out = self._reduced(x, dims, size)
+        whole = x.shape
+        self.record([x], [], lambda saved, grads: [self.expand(_one(grads), whole)], out)
+        return out
+
+    def mean(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Over the last dimension, which stays."""
+        out = self._reduced(x, [-1], size)
+        whole, before = x.shape, x.size
+        self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
+        return out
+
+    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+        reduced = [dim % len(x.shape) for dim in dims]
+        shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+        out = self.new(shape, size or x.size)
+        summed = Summed(x.shape, x.strides, reduced, x.size)
+        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        self.inside(filter(None, shared))
+        return out
+
+    def softmax(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Over the last dimension; a float32 result of half types needs a copy first."""
+        if size is not None and size != x.size:
+            x = self.copy(x, size)
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(saved[0].shape, saved[0].size)
+            self.inside([of_x.nbytes])
+            return [of_x]
+
+        self.record([x], [out], rule, out)
+        return out
+
+    # Joining
+
+    def cat(self, parts: Sequence[Tensor], dim: int) -> Tensor:
+        """Side by side."""
+        first = parts[0]
+        dim %= len(first.shape)
+        length = sum(part.shape[dim] for part in parts)
+        out = self.new(
+            (*first.shape[:dim], length, *first.shape[dim + 1 :]), max(p.size for p in parts)
+        )
+        shapes = [part.shape for part in parts]
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [self.alias(grad, shape, grad.strides) for shape in shapes]
+
+        self.record(parts, [], rule, out)
+        return out
+
+    # Products
+
+    def end_autocast(self) -> None:
+        """The casts of weights go."""
+        for weight in self._casts:
+            weight.cast = None
+        self._casts.clear()
+
+    def _cast(self, x: Tensor) -> Tensor:
+        if not self.autocast or x.size != FLOAT:
+            return x
+        if isinstance(x, Parameter) and x.node is not None and self.grad:
+            if x.cast is None:
+                x.cast = self.copy(x, self.autocast)
+                self._casts.append(x)
+            return x.cast
+        return self.copy(x, self.autocast)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added.
+
+        The kernel for float8 weights quantises as it goes: it allocates the result alone.
+        """
+        if weight.size == QUANTISED:
+            return self.new((*x.shape[:-1], weight.shape[0]), x.size)
+        if bias is not None:
+            bias = self._cast(bias)
+        weight = self._cast(weight)
+        x = self._cast(x)
+        if not _folds(x):
+            x = self.clone(x)
+        wants_x, wants_weight = x.node is not None, weight.node is not None
+        is_flat = len(x.shape) == 2
+        wants_bias = bias is not None and bias.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            if not grad.is_contiguous:
+                grad = grads[0] = self.clone(grad)
+            of_weight = of_x = of_bias = None
+            width = grad.shape[-1]
+            rows = grad.elements // width
+            if wants_weight:
+                self.product()
+                of_weight = self.new((width, saved[-1].shape[-1]), grad.size)
+            if wants_x:
+                self.product()
+                of_x = self.new((*grad.shape[:-1], saved[0].shape[1]), grad.size)
+                of_x.is_view = not is_flat
+            if wants_bias:
+                flat = self.alias(grad, (rows, width), (width, 1))
+                of_bias = self.view(self.sum(flat, [0]), (width,))
+            return [of_x, of_weight, of_bias]
+
+        saved = [weight if wants_x else None, x if wants_weight else None]
+        node = self.noted([x, weight, bias], saved, rule)
+        del saved
+        out = self.new((*x.shape[:-1], weight.shape[0]), x.size)
+        self.product()
+        out.node = node
+        return out
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
+        a, b = self._cast(a), self._cast(b)
+        a, b = self._batched(a), self._batched(b)
+        out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
+        self.product()
+        wants_a, wants_b = a.node is not None, b.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_a = of_b = None
+            if wants_b:
+                left = saved[0]
+                of_b = self.new((*left.shape[:-2], left.shape[-1], grad.shape[-1]), grad.size)
+                of_b.is_view = True
+            if wants_a:
+                right = saved[-1]
+                of_a = self.new((*right.shape[:-2], grad.shape[-2], right.shape[-2]), grad.size)
+                of_a.is_view = True
+            self.product()
+            return [of_a, of_b]
+
+        self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        return out
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """All dimensions but the last two as one: a copy where that cannot be seen as one."""
+        return x if _joins(x.shape[:-2], x.strides[:-2]) else self.clone(x)
+
+    def grouped_product(self, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        """Rows [S, K], sorted by group, times the weights [E, N, K] of their groups: [S, N]."""
+        out = self.new((x.shape[0], weight.shape[1]), x.size)
+        wants_x, wants_weight = x.node is not None, weight.node is not None
+        shape = weight.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_weight = self.new(shape, grad.size) if wants_weight else None
+            of_x = self.new((grad.shape[0], shape[2]), grad.size) if wants_x else None
+            return [of_x, of_weight]
+
+        saved = [weight if wants_x else None, ends, x if wants_weight else None]
+        self.record([x, weight], saved, rule, out)
+        return out
+
+    # Choosing
+
+    def sort(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A row of numbers sorted, and their places; without a gradient."""
+        found = self.new(x.shape, x.size), self.new(x.shape, LONG)
+        self.inside(sort_bytes(1, x.elements, x.size))
+        return found
+
+    def topk(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The largest of each row, and their places."""
+        shape = (*x.shape[:-1], count)
+        values, places = self.new(shape, x.size), self.new(shape, LONG)
+        rows = x.elements // x.shape[-1]
+        self.inside(topk_bytes(self.card, rows, x.shape[-1], x.size))
+        whole = x.shape
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], values
+        )  # fmt: skip
+        return values, places
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Of each row, without a gradient; its place is found too."""
+        shape = (*x.shape[:-1], 1)
+        values = self.new(shape, x.size)
+        self.inside([values.elements * LONG])
+        return values
+
+    def picked(self, x: Tensor, places: Tensor) -> Tensor:
+        """`x.gather(1, places)`."""
+        out = self.new(places.shape, x.size)
+        whole = x.shape
+        self.record([x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x[index]`: rows, which may repeat."""
+        out = self.new((*index.shape, *x.shape[1:]), x.size)
+        whole = x.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(whole, _one(grads).size)
+            self.inside(index_put_bytes(saved[0].elements))
+            return [of_x]
+
+        self.record([x], [index], rule, out)
+        return out
+
+    def divided_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x /= other`: a result of x, whose numbers before are kept for the gradient."""
+        before = x.node
+        if not self.grad or before is None:
+            return
+        kept = self.new(x.shape, x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            other, before = saved
+            grad = _one(grads)
+            negated = self.new(grad.shape, grad.size)
+            once = self.new(before.shape, before.size)
+            twice = self.new(before.shape, before.size)
+            of_other = self.new(grad.shape, grad.size)
+            del negated, once, twice
+            return [self.new(grad.shape, grad.size), of_other]
+
+        self.record([x, other], [other, kept], rule, x)
+
+    def added_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x.add_(other)`, both of one shape."""
+        self.record([x, other], [], lambda saved, grads: [_one(grads), _one(grads)], x)
+
+    # What models are made of
+
+    def embedding(self, ids: Tensor, table: Tensor) -> Tensor:
+        """A row of a table [V, H] for each of the ids."""
+        out = self.new((*ids.shape, table.shape[1]), table.size)
+        rows, width = table.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            tokens = saved[0].elements
+            of_table = self.new((rows, width), _one(grads).size)
+            row_bytes = width * max(FLOAT, of_table.size)
+            self.inside(embedding_backward_bytes(tokens, rows, row_bytes))
+            return [of_table]
+
+        self.record([table], [ids], rule, out)
+        return out
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """`scaled_dot_product_attention`; grouped heads where no mask is given.
+
+        Args:
+            query: [B, H, Q, D].
+            key: [B, G, K, D].
+            value: [B, G, K, E].
+            mask: of booleans, broadcast to [B, H, Q, K]; None: none.
+            causal: whether a token sees only itself and what is before it.
+        """
+        value, key, query = (self._cast(x) for x in (value, key, query))  # the last one first
+        half = query.size < FLOAT
+        sizes = _attention_sizes(query, key, value)
+        capability = self.card.compute_capability
+        flash = (
+            capability >= (8, 0)
+            and half
+            and mask is None
+            and sizes.width == sizes.value_width <= 256
+            and not (causal and sizes.queries != sizes.keys)
+        )
+        if flash:
+            return self._flash(query, key, value, sizes)
+        multiple = 8 if half else 4
+        efficient = (
+            (sizes.heads == sizes.groups or torch_release.release() >= (2, 14))
+            and sizes.width % multiple == sizes.value_width % multiple == 0
+            and (capability >= (8, 0) or not half)
+        )
+        if efficient:
+            return self._efficient(query, key, value, mask, sizes)
+        return self._math(query, key, value, mask, causal)
+
+    def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
+        if sizes.width % 8:
+            raise NotPlannedError(f"attention heads of {sizes.width} channels are not planned")
+        batch, heads, queries, _ = query.shape
+        out = self.new(query.shape, query.size, _like(query, query.shape))
+        beside = [
+            self.new((batch, heads, queries), FLOAT),
+            self.new((2,), LONG),
+            self.new((), LONG),
+        ]
+        self.inside(flash_forward_bytes(self.card, sizes))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad, (key, query, value) = _one(grads), saved[:3]
+            outs: Grads = [
+                self.new(x.shape, x.size, _like(x, x.shape)) for x in (query, key, value)
+            ]
+            copies = [
+                x.nbytes for x in (grad, saved[4])
+                if not self.alias(x, _swapped(x.shape), _swapped(x.strides)).is_contiguous
+            ]  # fmt: skip
+            self.inside([*copies, *flash_backward_bytes(sizes)])
+            return outs
+
+        saved = [key, query, value, beside[0], out, *beside[1:]]
+        self.record([query, key, value], saved, rule, out)
+        return out
+
+    def _of_heads(self, x: Tensor) -> Tensor:
+        """A gradient of x [B, H, T, D], which lies as [B, T, H, D]."""
+        batch, heads, tokens, width = x.shape
+        made = self.new((batch, tokens, heads, width), x.size)
+        out = self.alias(made, x.shape, _swapped(made.strides))
+        out.is_view = False
+        return out
+
+    def _efficient(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sizes: AttentionSizes
+    ) -> Tensor:
+        bias = None if mask is None else self._bias(mask, query, sizes.keys)
+        batch, heads, queries, _ = query.shape
+        out = self.transpose(self.new((batch, queries, heads, sizes.value_width), query.size), 1, 2)
+        out.is_view = False
+        wanted = self.grad and any(x.node is not None for x in (query, key, value))
+        sums = self.new((batch, heads, -(-queries // 32) * 32 if wanted else 0), FLOAT)
+        seed, offset = (self.new((int(wanted),), LONG) for _ in range(2))
+        self.inside(efficient_forward_bytes(sizes))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            query, key, value = saved[:3]
+            outs: Grads = [self._of_heads(x) for x in (query, key, value)]
+            self.inside(efficient_backward_bytes(sizes))
+            return outs
+
+        saved = [query, key, value, out, sums, seed, offset, bias]
+        self.record([query, key, value], saved, rule, out)
+        return out
+
+    def _bias(self, mask: Tensor, query: Tensor, keys: int) -> Tensor:
+        """A mask of booleans as numbers, its rows padded to whole multiples of 8."""
+        if mask.size == BOOL:
+            numbers = [self.new((), query.size) for _ in range(2)]
+            mask = self.new(mask.shape, query.size, _expanded(mask))
+            del numbers
+        if keys % 8:
+            rest = 8 - keys % 8
+            mask = self.new((*mask.shape[:-1], keys + rest), query.size)
+        return mask
+
+    def _math(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """Without a kernel: `_scaled_dot_product_attention_math`."""
+        given, heads = query.size, query.shape[1]
+        if mask is not None and mask.size == BOOL:
+            number = self.new((), given)
+            mask = self.new(mask.shape, given)
+            del number
+        query, key, value = (self.to(x, FLOAT) for x in (query, key, value))
+        query = self.scaled(query)
+        if causal:
+            ones = self.new((query.shape[-2], key.shape[-2]), BOOL)
+            lower = self.new(ones.shape, BOOL)
+            del ones
+            number = self.new((), query.size)
+            mask = self.new(lower.shape, query.size)
+            del number, lower
+        if key.shape[1] != heads:
+            key, value = (self.repeated(x, heads // x.shape[1]) for x in (key, value))
+        turned = self.transpose(key, 2, 3)
+        scores = self.matmul(query, self.scaled(turned))
+        del turned
+        probabilities = self.new(scores.shape, scores.size)
+        self.inside([
+            scores.elements, scores.elements // scores.shape[-1],
+            -(scores.elements // scores.shape[-1]), -scores.elements,
+        ])  # fmt: skip
+        if self.grad and query.node is not None:
+            raise NotPlannedError("training with attention that no kernel takes is not planned")
+        scores = probabilities
+        del probabilities
+        returned = self.to(scores, given)
+        out = self.to(self.matmul(scores, value), given)
+        del returned
+        return out
+
+    def repeated(self, x: Tensor, times: int) -> Tensor:
+        """[B, G, T, D] with each head several times: `repeat_kv`."""
+        batch, groups, tokens, width = x.shape
+        if times == 1:
+            return x
+        shape = (batch, groups, times, tokens, width)
+        wide = self.view(x, (batch, groups, 1, tokens, width), _inserted(x.strides, 2))
+        return self.reshape(self.expand(wide, shape), (batch, groups * times, tokens, width))
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of float32 logits [T, V]."""
+        chances = self.new(logits.shape, logits.size)
+        loss = self.new((), FLOAT)
+        total = self.new((), FLOAT)
+
+        def of_loss(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            return [self.new(saved[0].shape, FLOAT)]
+
+        def of_chances(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            return [self.new(saved[0].shape, FLOAT)]
+
+        self.record([logits], [chances], of_chances, chances)
+        self.record([chances], [chances, labels, total], of_loss, loss)
+        del total
+        return loss
+
+
+def _dependencies(root: Node) -> dict[Node, int]:
+    """How many results each operation's gradient waits for."""
+    waiting: dict[Node, int] = {}
+    stack, seen = [root], {root}
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is not None and isinstance(edge[0], Node):
+                target = edge[0]
+                waiting[target] = waiting.get(target, 0) + 1
+                if target not in seen:
+                    seen.add(target)
+                    stack.append(target)
+    return waiting
+
+
+def _joins(shape: Shape, strides: Shape) -> bool:
+    """Whether dimensions can be seen as one."""
+    found = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
+    return all(outer == n * inner for (_, outer), (n, inner) in pairwise(found))
+
+
+def _folds(x: Tensor) -> bool:
+    """Whether it can be seen as a matrix whose rows lie in order."""
+    return x.strides[-1] == 1 and _joins(x.shape[:-1], x.strides[:-1])
+
+
+def _one(grads: Grads) -> Tensor:
+    """The gradient of an operation's first result."""
+    grad = grads[0]
+    if grad is None:
+        raise NotPlannedError("an operation whose first result is not used is not planned")
+    return grad
+
+
+def _promoted(a: Tensor, b: Tensor) -> int:
+    """Element bytes of a result: of the wider, but a lone number does not widen."""
+    if not a.shape:
+        return b.size
+    return a.size if not b.shape else max(a.size, b.size)
+
+
+def _expanded(x: Tensor) -> Shape:
+    """Strides of a result of what is expanded: dimensions that repeat come first."""
+    order = sorted(range(len(x.shape)), key=lambda i: (-x.strides[i], i))
+    strides, step = [0] * len(order), 1
+    for i in reversed(order):
+        strides[i], step = step, step * x.shape[i]
+    return tuple(strides)
+
+
+def _swapped(shape: Shape) -> Shape:
+    return (shape[0], shape[2], shape[1], shape[3])
+
+
+def _inserted(strides: Shape, at: int) -> Shape:
+    return (*strides[:at], 0, *strides[at:])
+
+
+def _attention_sizes(query: Tensor, key: Tensor, value: Tensor) -> AttentionSizes:
+    batch, heads, queries, width = query.shape
+    return AttentionSizes(
+        batch=batch,
+        heads=heads,
+        groups=key.shape[1],
+        queries=queries,
+        keys=key.shape[2],
+        width=width,
+        value_width=value.shape[3],
+        element_bytes=query.size,
+    )

@@ -1,0 +1,682 @@
+"""What Hugging Face transformers allocates when it runs a model: a plan, without PyTorch.
+
+The run's tensors come and go by the descriptions of its modules (`models/transformers_blocks.py`),
+in the order in which transformers 5.23 runs them, and what is alive is added up. The same requests
+are played through the allocator for what it reserves.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+from tritter_mem.allocator.blocks import Block as Memory
+from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.models.formats import storage_format
+from tritter_mem.models.huggingface import HuggingFaceModel
+from tritter_mem.models.layer_run import (
+    ORDERS,
+    Dialect,
+    LayerCache,
+    LayerRun,
+    Step,
+    make_mask,
+    rotary_angles,
+)
+from tritter_mem.models.shape_tensors import (
+    BOOL,
+    FLOAT,
+    LONG,
+    NotPlannedError,
+    Operations,
+    Parameter,
+    Requests,
+    Tensor,
+)
+from tritter_mem.models.transformers_blocks import Module, Tables
+from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.planner.reserved import Reserved, find_reserved
+from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
+
+SHORTENED = 3
+"""Tokens that are run of those that are generated: the first ones, and the last with its cache."""
+FLOAT8 = (8, 9)
+"""Capability from which transformers keeps float8 weights."""
+EXPERTS_DIMENSIONS = 3
+DROPOUTS = (
+    "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
+    "resid_pdrop", "residual_dropout",
+)  # fmt: skip
+Weights = dict[str, Parameter]
+
+
+@dataclass
+class PlayedRun:
+    """A run's requests.
+
+    Attributes:
+        requests: in order.
+        spans: phases: name, and the events that they begin and end with. The warm-up's names are
+            empty: its peak does not count.
+    """
+
+    requests: Requests
+    spans: list[tuple[str, int, int]] = field(default_factory=list)
+    library_bytes: int = 0
+
+
+def plan_transformers(
+    run: TransformersRun,
+    card: GpuCard,
+    allocator_conf: str = "",
+    *,
+    plays: bool = True,
+    budget_bytes: int | None = None,
+) -> MemoryUse:
+    """Plan what transformers allocates for a run on a card.
+
+    Args:
+        run: the model and its work.
+        card: it decides which attention kernels run, and what libraries take.
+        allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
+        plays: whether to play the run through the allocator; without, what is reserved is unknown.
+        budget_bytes: what may be used of the card: the allocator gives cached memory back to stay
+            within it, where that suffices. None: there is no cap.
+
+    Raises:
+        NotPlannedError: a module of the model, or what is run of it, has no formulas.
+        ConfigError: the allocator's settings are unknown.
+    """
+    played = play_run(run, card)
+    blocks, found = None, None
+    if plays:
+        limit = None if budget_bytes is None else (budget_bytes, card.context_bytes)
+        blocks, found = _served(played.requests, allocator_conf, limit)
+    reserved = None if found is None else found.peak_bytes
+    peaks = list(_peaks(played, blocks))
+    peak = max(peaks, key=lambda peak: peak.total_bytes)
+    return MemoryUse(
+        device=card.name,
+        components=peak.components,
+        phases=tuple(peak.phase() for peak in peaks),
+        allocated_peak_bytes=peak.total_bytes,
+        peak_at=f"{peak.name}: {peak.place}" if peak.place else peak.name,
+        library_workspace_bytes=played.library_bytes,
+        reserved_peak_bytes=reserved,
+        cache_releases=0 if found is None else found.releases,
+        context_bytes=card.context_bytes,
+        device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
+    )
+
+
+def play_run(run: TransformersRun, card: GpuCard) -> PlayedRun:
+    """The requests of a run.
+
+    Raises:
+        NotPlannedError: a module of the model, or what is run of it, has no formulas.
+    """
+    ops = Operations(card, card.cublas_workspace_bytes)
+    model = PlannedModel(run, ops)
+    played = PlayedRun(ops.requests)
+    with _phase(played, "load"):
+        model.load()
+    if run.trains:
+        _Training(model, played).run()
+    else:
+        _Generation(model, played).run()
+    played.library_bytes = ops.library_bytes
+    return played
+
+
+@contextmanager
+def _phase(played: PlayedRun, name: str) -> Iterator[None]:
+    start = len(played.requests.events)
+    yield
+    played.spans.append((name, start, len(played.requests.events)))
+
+
+class _Made(NamedTuple):
+    """A weight as transformers makes it.
+
+    Attributes:
+        size: bytes of an element.
+        trains: whether training changes it.
+        scales: bytes of what quantised numbers are multiplied by.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    trains: bool
+    scales: int
+
+
+class PlannedModel:
+    """A model as transformers builds it, and a call of it.
+
+    Args:
+        run: the model and its work.
+        ops: makes tensors.
+    """
+
+    def __init__(self, run: TransformersRun, ops: Operations) -> None:
+        self.run, self.ops = run, ops
+        self.model: HuggingFaceModel = run.model
+        dialect = self.model.dialect
+        if dialect is None:
+            kind = self.model.language_type
+            raise NotPlannedError(f"activations of {kind} models are not planned")
+        self._refuse_quantised(ops)
+        self.dialect: Dialect = dialect
+        if run.trains:
+            _refuse_dropout(run)
+        self.size = run.dtype.element_bytes
+        if run.trains and run.training.master_dtype == "float32":
+            self.size = FLOAT
+        self.outside: Weights = {}
+        self.layers: list[Weights] = []
+        self.parameters: list[Parameter] = []
+        self._beside: list[Tensor] = []
+        self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
+        self._steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+
+    def _refuse_quantised(self, ops: Operations) -> None:
+        method = self.model.quantization.method
+        if self.run.trains or not method:
+            return
+        if method != "fp8":
+            raise NotPlannedError(f"activations of weights in {method} are not planned")
+        if ops.card.compute_capability < FLOAT8:
+            raise NotPlannedError("float8 weights on a card without float8 are not planned")
+
+    def load(self) -> None:
+        """Weights: they stay."""
+        ops, prefix = self.ops, self.model.names.prefix
+        embedding, *others = self._shapes(self.model.outside, prefix)
+        self.outside[embedding.name] = self._weight(embedding, "embeddings")
+        known: dict[tuple[Module, ...], list[_Made]] = {}
+        for number, layer in enumerate(self.model.layers):
+            if layer not in known or self.model.quantization.method:
+                known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
+            self.layers.append({made.name: self._weight(made) for made in known[layer]})
+        for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
+            kind = "embeddings" if made.name.startswith("lm_head") else "weights"
+            self.outside[made.name] = self._weight(made, kind)
+        width = self.rotary_width
+        frequencies = 2 * self.dialect.rotary_kinds if self.dialect.rotary else 0
+        self._beside += [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
+
+    def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
+        """Weights of modules as transformers makes them."""
+        hidden, dtype = self.model.hidden, self.run.dtype
+        if self.run.trains:
+            dtype = storage_format(self.run.training.master_dtype)
+        weights = {w.name: w for module in modules for w in module.weights(hidden)}
+        found = []
+        for module in modules:
+            for name, shape in module.built(hidden).items():
+                weight = weights.get(name)
+                trains = weight is None or weight.is_parameter
+                size, scales = self.model.element_bytes(name, dtype), 0
+                is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
+                if is_matrix and not self.run.trains:
+                    size, scales = self._quantised(f"{prefix}.{name}", shape, size)
+                found.append(_Made(name, shape, size, trains, scales))
+        return found
+
+    def _quantised(self, name: str, shape: tuple[int, ...], size: int) -> tuple[int, int]:
+        """Bytes of an element, and of all scales."""
+        if name.startswith(f"{self.model.names.prefix}.lm_head"):
+            name = "lm_head"
+        scheme = self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
+        if scheme is None:
+            return size, 0
+        *copies, outputs, inputs = shape
+        return 1, prod(copies) * (scheme.weight_bytes(outputs, inputs) - outputs * inputs)
+
+    def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        trains = self.run.trains and made.trains
+        weight = self.ops.weight(made.shape, made.size, component, trains)
+        if trains:
+            self.parameters.append(weight)
+        if made.scales:
+            scales = self.ops.new((made.scales // FLOAT,), FLOAT, component="weights")
+            self._beside.append(scales)
+        return weight
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that rotate."""
+        return self.dialect.rotary_dim
+
+    def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
+        """How a layer runs."""
+        by_role: dict[str, Module] = {}
+        for module in layer:
+            if not module.ROLE or module.ROLE in by_role:
+                raise NotPlannedError(f"activations of {type(module).__name__} are not planned")
+            by_role[module.ROLE] = module
+        if by_role.keys() != {"mixer", "mlp", "norms"}:
+            raise NotPlannedError("a layer without attention, MLP and norms is not planned")
+        order = ORDERS[self.dialect.order]
+        mixer, mlp = by_role["mixer"], by_role["mlp"]
+        return lambda x, run: order(x, run, mixer.run, mlp.run)
+
+    def windows(self) -> list[int | None]:
+        """Windows of its layers, each once."""
+        found = (module.reach() for layer in self._steps for module in layer if module.rows())
+        return list(dict.fromkeys(found))
+
+    def _rotary_kinds(self) -> list[bool]:
+        """Kinds of layers that have angles for themselves: without a window, with one."""
+        if self.dialect.rotary_kinds == 1:
+            return [False]
+        return sorted({window is not None for window in self.windows()})
+
+    def call(
+        self,
+        ids: Tensor,
+        past: int,
+        caches: list[LayerCache] | None,
+        *,
+        checkpoints: bool = False,
+        decodes: bool = False,
+    ) -> Tensor:
+        """Hidden states [B, T, H] of ids [B, T]: `forward` of the model without its head.
+
+        Args:
+            ids: of the tokens that run.
+            past: tokens of each sequence that are cached.
+            caches: of each layer; None: there is no cache.
+            checkpoints: whether each layer saves its input alone.
+            decodes: whether tokens are generated.
+        """
+        ops = self.ops
+        batch, tokens = ids.shape
+        step = Step(
+            ops=ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens, past=past,
+            caches=caches is not None, decodes=decodes,
+        )  # fmt: skip
+        ops.requests.enter("embedding")
+        embeds = ops.embedding(ids, self.outside[self.tables.embedding])
+        if self.dialect.scales_embedding:
+            embeds = ops.scaled(embeds)
+        positions = self._positions(tokens) if caches is None else self._given(batch, tokens)
+        for window in (*self.windows(), *self.dialect.more_masks):
+            step.masks[window] = make_mask(step, window)
+        x = embeds
+        if self.dialect.rotary:
+            for windowed in self._rotary_kinds():
+                step.angles[windowed] = rotary_angles(step, positions, self.rotary_width)
+            if self.dialect.rotary_kinds == 1:
+                step.angles[True] = step.angles[False]
+        for number, layer in enumerate(self.model.layers):
+            run = LayerRun(
+                step=step,
+                kind=self.model.language_type,
+                weights=self.layers[number],
+                cache={} if caches is None else caches[number],
+            )
+            part = self._steps[layer]
+            ops.requests.enter(f"layer {number}")
+            if checkpoints:
+                x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
+            else:
+                x = part(x, run)
+            run.returned.clear()
+        ops.requests.enter("last norm")
+        last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
+        return last.norm(x, self.model.names.norm)
+
+    def _positions(self, tokens: int) -> Tensor:
+        """Positions of a row, which is one sequence: that is looked up."""
+        ops = self.ops
+        made = ops.new((tokens,), LONG)
+        moved = ops.new((tokens,), LONG)
+        del made
+        first = ops.new((1, 1), LONG)
+        joined = ops.new((1, tokens + 1), LONG)
+        steps = ops.new((1, tokens), LONG)
+        del joined
+        ends = ops.new((1, tokens), BOOL)
+        numbers = ops.new((1, tokens), LONG)
+        del ends
+        ops.inside([BOOL, BOOL])
+        del first, steps, numbers
+        return ops.alias(moved, (1, tokens), (tokens, 1))
+
+    def _given(self, batch: int, tokens: int) -> Tensor:
+        """Positions that `generate()` gives: part of what it holds."""
+        return Tensor((batch, tokens), (tokens, 1), LONG, None)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits of hidden states."""
+        ops = self.ops
+        ops.requests.enter("logits")
+        name = self.tables.head or self.tables.embedding
+        logits = ops.linear(x, self.outside[name], self.outside.get("lm_head.bias"))
+        for _ in range(self.dialect.logits_steps):
+            logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
+        return logits
+
+
+def _refuse_dropout(run: TransformersRun) -> None:
+    """Raise NotPlannedError where training drops activations."""
+    sections = [run.config, *(v for v in run.config.values() if isinstance(v, Mapping))]
+    for section in sections:
+        for name in DROPOUTS:
+            if section.get(name):
+                raise NotPlannedError(f"training with {name} is not planned")
+
+
+class _Generation:
+    """The loop of greedy `generate()`."""
+
+    def __init__(self, model: PlannedModel, played: PlayedRun) -> None:
+        self.model, self.ops, self.played = model, model.ops, played
+        self.work = model.run.work
+        self.caches: list[LayerCache] = [{} for _ in model.model.layers]
+
+    def run(self) -> None:
+        """The prompt, then tokens."""
+        ops, work, prompt = self.ops, self.work, self.model.run.prompt
+        with _phase(self.played, "prefill"):
+            given = ops.new((work.batch, prompt), LONG)
+            mask = ops.new((work.batch, prompt), LONG)
+            positions = self._positions(mask)
+            del mask
+            ops.inside([work.batch * prompt, 1])  # whether an id is out of range
+            open_ends = ops.new((work.batch,), LONG)
+            logits = self._prefill(given)
+            ids, positions, scores, token, open_ends = self._chosen(
+                logits, given, positions, open_ends
+            )
+            del logits
+        if work.new_tokens == 1:
+            return
+        with _phase(self.played, "decode"):
+            inputs: list[Tensor] = []
+            for past in self._pasts():
+                shape = (work.batch, 1)
+                inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
+                inputs = inputs_now
+                del inputs_now
+                hidden = self.model.call(inputs[0], past, self.caches, decodes=True)
+                logits = self._adopted(self.model.head(hidden))
+                del hidden
+                length = past + 2
+                positions = self._next_positions(length)
+                scores = self._scores(logits)
+                made = ops.new((work.batch,), LONG)
+                token = made
+                del made
+                ids = ops.new((work.batch, length), LONG)
+                open_ends = self._checked(open_ends)
+                del logits
+        del ids, positions, scores, token, open_ends
+
+    def _pasts(self) -> Iterator[int]:
+        """Tokens that are cached at each step that is run: the first ones, and the last."""
+        first, steps = self.model.run.prompt, self.work.new_tokens - 1
+        numbers = range(steps)
+        if steps > SHORTENED:
+            numbers = [*range(SHORTENED - 1), steps - 1]  # type: ignore[assignment]
+        for number in numbers:
+            yield first + number
+
+    def _positions(self, mask: Tensor) -> Tensor:
+        """Of a prompt without padding, from its mask."""
+        ops = self.ops
+        sums = ops.new(mask.shape, LONG)
+        less = ops.new(mask.shape, LONG)
+        del sums
+        padded = ops.new(mask.shape, BOOL)
+        positions = ops.new(mask.shape, LONG)
+        del padded, less
+        ops.inside([mask.elements, 1])
+        return positions
+
+    def _prefill(self, given: Tensor) -> Tensor:
+        """The prompt, whole or in chunks: the logits of its last token."""
+        ops, batch, prompt = self.ops, self.work.batch, self.model.run.prompt
+        size = self.model.run.prefill_chunk or prompt
+        starts = range(0, prompt, size)
+        logits = ops.new((0,), LONG)
+        for start in starts:
+            ids = ops.new((batch, min(size, prompt - start)), LONG)
+            hidden = self.model.call(ids, start, self.caches)
+            width = hidden.shape[-1]
+            last = ops.alias(hidden, (batch, 1, width), (hidden.strides[0], width, 1))
+            del hidden
+            made = self.model.head(last)
+            del last
+            logits = self._adopted(made)
+            del made
+        return logits
+
+    def _adopted(self, logits: Tensor) -> Tensor:
+        self.ops.account(logits, "logits")
+        return logits
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return self._adopted(self.ops.new((logits.shape[0], logits.shape[-1]), FLOAT))
+
+    def _chosen(
+        self, logits: Tensor, given: Tensor, positions: Tensor, open_ends: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Ids with the next token, and what else the loop holds."""
+        ops, (batch, length) = self.ops, given.shape
+        positions = self._next_positions(length + 1)
+        scores = self._scores(logits)
+        token = ops.new((batch,), LONG)
+        ids = ops.new((batch, length + 1), LONG)
+        return ids, positions, scores, token, self._checked(open_ends)
+
+    def _next_positions(self, length: int) -> Tensor:
+        ops, batch = self.ops, self.work.batch
+        one = ops.new((1,), LONG)
+        moved = ops.new((1,), LONG)
+        del one
+        last = ops.new((batch, 1), LONG)
+        del moved
+        positions = ops.new((batch, length), LONG)
+        del last
+        return positions
+
+    def _checked(self, open_ends: Tensor) -> Tensor:
+        """Which sequences go on."""
+        ops, batch = self.ops, open_ends.elements
+        ops.inside([batch, batch, batch, -batch, -batch])
+        ends = ops.new((batch,), BOOL)
+        going = ops.new((batch,), LONG)
+        del ends
+        ops.inside([LONG, BOOL])
+        return going
+
+
+class _Training:
+    """Two steps of `Trainer`, the first of which makes the optimizer's state."""
+
+    def __init__(self, model: PlannedModel, played: PlayedRun) -> None:
+        self.model, self.ops, self.played = model, model.ops, played
+        self.work, self.training = model.run.work, model.run.training
+        self.parameters = model.parameters
+        self.state: list[Tensor] = []
+
+    def run(self) -> None:
+        """The first step makes the optimizer's state; the second one counts."""
+        ids = self.ops.new((self.work.batch, self.work.context), LONG)
+        for names in (("", "", ""), ("forward", "backward", "optimizer")):
+            with _phase(self.played, names[0]):
+                loss = self.forward(ids)
+            with _phase(self.played, names[1]):
+                self.ops.backward(loss)
+                del loss
+            with _phase(self.played, names[2]):
+                self.optimize()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Loss of the batch."""
+        ops, model = self.ops, self.model
+        if self.training.master_dtype == "float32" and model.run.dtype.element_bytes < FLOAT:
+            ops.autocast = model.run.dtype.element_bytes
+        ops.grad = True
+        checkpoints = self.training.checkpointing.policy != "none"
+        hidden = model.call(ids, 0, None, checkpoints=checkpoints)
+        first = len(ops.requests.sizes)
+        logits = model.head(hidden)
+        del hidden
+        wide = ops.to(logits, FLOAT)
+        labels = ops.new((self.work.batch, self.work.context + 1), LONG)
+        rows = ops.view(wide, (ids.elements, wide.shape[-1]))
+        del wide
+        loss = ops.cross_entropy(rows, labels)
+        del rows, labels, logits
+        ops.end_autocast()
+        self._are_logits(first)
+        ops.autocast = 0
+        ops.grad = False
+        return loss
+
+    def _are_logits(self, first: int) -> None:
+        components = self.ops.requests.components
+        for number in range(first, len(components)):
+            if components[number] == "activations":
+                components[number] = "logits"
+
+    def optimize(self) -> None:
+        """The norm of all gradients, for clipping; then they go."""
+        ops = self.ops
+        trained = [weight for weight in self.parameters if weight.grad is not None]
+        norms = [ops.new((), weight.size) for weight in trained]
+        chunks = [-(-weight.elements // 65_536) for weight in trained]
+        ops.inside([len(chunks) * max(chunks) * 4])
+        del norms
+        if not self.state:
+            self._make_state()
+        for weight in trained:
+            weight.grad = None
+
+    def _make_state(self) -> None:
+        """As `optimizer.step()` makes it."""
+        for weight in self.parameters:
+            match self.training.optimizer:
+                case "adamw":
+                    self._keep((), FLOAT)
+                    self._keep(weight.shape, weight.size)
+                    self._keep(weight.shape, weight.size)
+                case "sgd":
+                    pass
+                case _:
+                    self._keep_eight_bits(weight)
+
+    def _keep(self, shape: tuple[int, ...], size: int) -> None:
+        self.state.append(self.ops.new(shape, size, component="optimizer_state"))
+
+    def _keep_eight_bits(self, weight: Parameter) -> None:
+        small = weight.elements < 4096
+        for _ in range(2):
+            if small:
+                self._keep(weight.shape, FLOAT)
+            else:
+                self._keep(weight.shape, 1)
+                self._keep((-(-weight.elements // 256),), FLOAT)
+
+
+@dataclass(frozen=True)
+class _Peak:
+    """The most that is alive in a phase.
+
+    Attributes:
+        name: of the phase.
+        place: what runs then, in words.
+        components: what is alive.
+    """
+
+    name: str
+    place: str
+    components: Components
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that is alive."""
+        return self.components.total_bytes
+
+    def phase(self) -> Phase:
+        """As the result record has it."""
+        return Phase(
+            name=self.name,
+            allocated_peak_bytes=self.total_bytes,
+            components=self.components,
+        )
+
+
+def _peaks(played: PlayedRun, blocks: list[int] | None) -> Iterator[_Peak]:
+    """The peak of each phase. A phase begins with what was alive before it.
+
+    Args:
+        played: the run.
+        blocks: bytes of the block that each storage got; None: of what was asked for.
+    """
+    requests = played.requests
+    sizes, components = requests.sizes, requests.components
+    taken = sizes if blocks is None else blocks
+    live: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
+    total = at = 0
+
+    def move(end: int) -> None:
+        nonlocal at, total
+        for event in requests.events[at:end]:
+            number = event if event >= 0 else ~event
+            sign = 1 if event >= 0 else -1
+            live[components[number]] += sign * sizes[number]
+            live["rounding"] += sign * (taken[number] - sizes[number])
+            total += sign * taken[number]
+        at = end
+
+    for name, start, end in played.spans:
+        if not name:
+            continue
+        move(start)
+        highest, where, running = total, start, total
+        for i in range(start, end):
+            event = requests.events[i]
+            running += taken[event] if event >= 0 else -taken[~event]
+            if running > highest:
+                highest, where = running, i + 1
+        move(where)
+        parts = {f"{key}_bytes": count for key, count in live.items()}
+        yield _Peak(name, _place(requests, where), Components(**parts))
+        move(end)
+
+
+def _place(requests: Requests, event: int) -> str:
+    """What runs at an event, in words."""
+    at = bisect_right(requests.places, event, key=lambda place: place[0])
+    return requests.places[at - 1][1] if at else ""
+
+
+def _served(
+    requests: Requests, allocator_conf: str, limit: tuple[int, int] | None
+) -> tuple[list[int], Reserved]:
+    """Bytes of the block that each storage gets, and what the allocator reserves."""
+    served: list[list[int]] = []
+
+    def play(allocator: CachingAllocator) -> None:
+        held: dict[int, Memory] = {}
+        blocks: list[int] = []
+        for event in requests.events:
+            if event >= 0:
+                block = held[event] = allocator.malloc(requests.sizes[event], 0)
+                blocks.append(block.size)
+            else:
+                allocator.free(held.pop(~event))
+        served.append(blocks)
+
+    reserved = find_reserved(play, allocator_conf, limit)
+    return served[-1], reserved
