@@ -64,4 +64,4 @@ fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
 
 clean:
-	rm -rf .venv .standin out dist build
+	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

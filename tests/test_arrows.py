@@ -61,6 +61,7 @@ ORDER = (
     "simulation",
     "measure",
     "oom",
+    "rehearsal",
     "profiling",
     "api",
     "check",

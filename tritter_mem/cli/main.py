@@ -28,6 +28,7 @@ COMMANDS = {
     "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
     "check": "Compare with the committed baseline; for CI.",
     "validate": "Measure bundled profiles, and show how far plan and simulation are off.",
+    "rehearse": "Run your own command without a GPU, and see what memory it takes of one.",
     "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
     "report": "Make the HTML report from results.",
     "audit": "Check the specification's claims, one row each.",
