@@ -136,10 +136,10 @@ class _Case(NamedTuple):
         )
 
     def largest(self, free: Sequence[Change]) -> Iterator[Change]:
-        """The largest batch and context that fit as all else stands, and with what costs time alone.
+        """The largest batch and context that fit, as all else stands and with the free changes.
 
         Args:
-            free: changes that save memory and give the same result.
+            free: changes that cost time alone.
         """
         slow = _laid_over(free)
         for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:

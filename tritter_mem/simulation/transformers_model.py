@@ -82,9 +82,7 @@ def simulate_transformers(
             with as_on_cuda(card.compute_capability), passes:
                 run_model(model, run, _Followed(recorder, followed))
 
-        return simulate_run(
-            workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes
-        )
+        return simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
 
 
 def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
