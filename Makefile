@@ -58,5 +58,10 @@ compare: $(STAMP)
 images: $(STAMP)
 	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
 
+# Damaged and hostile files, for FUZZ_SECONDS; prints its seed, which FUZZ_SEED repeats. What goes
+# wrong joins tests/fuzz/corpus.
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz
+
 clean:
-	rm -rf .venv .standin out dist build
+	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

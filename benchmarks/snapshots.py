@@ -18,7 +18,8 @@ from threading import Lock
 from typing import Any
 
 from benchmarks.rows import Figures, Row
-from tritter_mem.allocator.snapshot import read_pickle, save_snapshot
+from tritter_mem.allocator.snapshot import save_snapshot
+from tritter_mem.allocator.snapshot_file import read_pickle
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import load_profile
 from tritter_mem.devices.environment import collect_environment

@@ -10,9 +10,13 @@ import pytest
 ORDER = (
     "version",
     "units",
-    "errors",
     "text",
+    "errors",
     "torch_release",
+    "child_process",
+    "input_files",
+    "temporary",
+    "ending",
     "results",
     "report",  # draws finished data, and so imports nothing but what is above this line
     "models.byte_source",
@@ -57,6 +61,7 @@ ORDER = (
     "simulation",
     "measure",
     "oom",
+    "rehearsal",
     "profiling",
     "api",
     "check",

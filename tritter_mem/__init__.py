@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tritter_mem.oom.manager import MemoryManager as MemoryManager
     from tritter_mem.planner.result import calculate_memory_budget as calculate_memory_budget
     from tritter_mem.recordings.replay_snapshot import replay as replay
+    from tritter_mem.rehearsal.rehearse import rehearse as rehearse
 
 _HOMES = {
     "MemoryBudgetExceeded": "tritter_mem.errors",
@@ -29,6 +30,7 @@ _HOMES = {
     "calculate_memory_budget": "tritter_mem.planner.result",
     "plan": "tritter_mem.api",
     "profile": "tritter_mem.api",
+    "rehearse": "tritter_mem.rehearsal.rehearse",
     "replay": "tritter_mem.recordings.replay_snapshot",
     "simulate": "tritter_mem.api",
 }

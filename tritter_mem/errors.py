@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tritter_mem.text import printable
+
 EXIT_OK = 0
 EXIT_DOES_NOT_FIT = 1
 EXIT_USAGE = 2
 EXIT_NOT_MEASURED = 3
 EXIT_INTERRUPTED = 130
 _REQUIRED = ("jinja2", "pandas", "plotly", "rich", "torch", "triton")
+LONGEST_LINE = 1000
 _PACKAGES = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py"}
 
 
 class TritterMemError(Exception):
-    """Base of the tool's errors. `problems` holds one line for each thing that is wrong."""
+    """Base of the tool's errors.
+
+    Attributes:
+        problems: one line for each thing that is wrong. What they quote may come from anywhere, so
+            control characters in them are escaped, and long ones are cut.
+    """
 
     exit_code = EXIT_USAGE
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems: Sequence[str] = problems
+        lines = tuple(printable(problem, LONGEST_LINE) for problem in problems)
+        super().__init__("\n".join(lines))
+        self.problems: Sequence[str] = lines
 
 
 class UsageError(TritterMemError):

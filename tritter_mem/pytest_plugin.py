@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from tritter_mem.errors import InputError, TritterMemError
+from tritter_mem.errors import InputError, TritterMemError, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.check.budget_mark import MemoryBudget
@@ -242,6 +242,8 @@ class Files:
             raise pytest.UsageError(*error.problems) from error
 
     def _check_writable(self) -> None:
+        if self.report and self.baseline and self.report.absolute() == self.baseline.absolute():
+            raise UsageError("--memory-report and --memory-baseline: found one file; name two")
         for path in filter(None, (self.report, self.baseline if self.update else None)):
             from tritter_mem.results.writing import check_writable
 
@@ -330,16 +332,19 @@ class MarkedResults:
 
     def _accept(self, results: list[Result]) -> None:
         """Write the baseline with what passed; the entries of other tests stay as they are."""
-        from tritter_mem.check.baseline_file import write_baseline
+        from tritter_mem.check.baseline_file import read_baseline, write_baseline
         from tritter_mem.check.budget import accepted
         from tritter_mem.results.baseline import Baseline
+        from tritter_mem.results.writing import one_writer_at_a_time
 
-        path, before = self._files.baseline, self._baseline or Baseline()
+        path = self._files.baseline
         if path is None:
             return
-        new, outcomes = accepted(results, before)
+        with one_writer_at_a_time(path):  # another session may have written it meanwhile
+            before = read_baseline(path) if path.exists() else Baseline()
+            new, outcomes = accepted(results, before)
+            write_baseline(path, new)
         self._outcomes = {outcome.label: outcome for outcome in outcomes}
-        write_baseline(path, new)
         self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
 
 

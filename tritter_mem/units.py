@@ -14,6 +14,7 @@ MiB = 1 << 20
 GiB = 1 << 30
 TiB = 1 << 40
 GB = 10**9
+MAX_BYTES = 1 << 62  # of memory: more is no size of anything
 
 _BYTE_UNITS = {
     "": 1, "b": 1,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks.standin.build import NVML
 from benchmarks.standin.install import LIBRARIES, PYTHON, ROOT, install
+from tritter_mem.rehearsal.build import NVML
 
 
 def environment() -> dict[str, str]:

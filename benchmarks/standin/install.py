@@ -3,7 +3,7 @@
     python -m benchmarks.standin.install --torch 2.14.1 --triton 3.8.0
 
 PyTorch comes without what it requires, which is CUDA itself, gigabytes of it: the stand-ins take
-its place. Only the headers are NVIDIA's.
+its place.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.standin.build import build
+from tritter_mem.rehearsal.build import build, cuda_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".standin"
 PYTHON = FOLDER / "env" / "bin" / "python"
 LIBRARIES = FOLDER / "lib"
 TORCH, TRITON = "2.11.0", "3.6.0"
-HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
 REQUIRED = (
     "filelock", "fsspec", "jinja2", "networkx", "setuptools<82", "sympy", "typing-extensions",
     "numpy", "nvidia-ml-py", "pandas", "pyyaml", "rich", "typer",
@@ -36,9 +35,8 @@ def install(torch: str = TORCH, triton: str = TRITON) -> None:
     pinned = f"torch==={torch}", f"triton=={triton}"  # `===`: not a build for the CPU
     _pip("install", "--no-deps", "--no-compile", *pinned)
     _pip("install", "--constraint", str(ROOT / "constraints.txt"), *REQUIRED)
-    _pip("install", "--no-deps", "--upgrade", "--target", str(FOLDER / "headers"), *HEADERS)
     [package] = FOLDER.glob("env/lib/python*/site-packages/torch")
-    build(package, FOLDER / "headers" / "nvidia" / "cu13" / "include", LIBRARIES)
+    build(cuda_of(package), LIBRARIES)
 
 
 def _pip(*arguments: str) -> None:

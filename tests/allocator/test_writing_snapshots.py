@@ -18,10 +18,10 @@ from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.snapshot import (
     RecordingAllocator,
     devices_of,
-    load_snapshot,
     save_snapshot,
     snapshot_of,
 )
+from tritter_mem.allocator.snapshot_file import load_snapshot
 from tritter_mem.errors import OutputError
 from tritter_mem.results.segments import PrivateStream
 from tritter_mem.units import MiB

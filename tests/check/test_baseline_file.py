@@ -118,3 +118,18 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 def test_the_projects_own_baseline_is_as_it_would_be_written() -> None:
     file = Path(__file__).parents[2] / "reports" / "baseline.json"
     assert baseline_text(read_baseline(file)) == file.read_text()
+
+
+@pytest.mark.parametrize("size", [-1, (1 << 62) + 1, 10**400])
+def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "baseline.json"
+    path.write_text(baseline_text(Baseline(entries=(entry(),))))
+    record = json.loads(path.read_text())
+    record["entries"][0]["figures"]["allocated_peak_bytes"] = size
+    record["tolerance"] = {"relative": 0.5, "absolute_bytes": size}
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError) as caught:
+        read_baseline(path)
+    assert [line.split(": ")[1] for line in caught.value.problems] == [
+        "tolerance.absolute_bytes", "entries[0].figures.allocated_peak_bytes",
+    ]  # fmt: skip

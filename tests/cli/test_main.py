@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tritter_mem.cli.main import COMMANDS, EXIT_BUG, EXIT_PIPE, app
+from tritter_mem.cli.main import COMMANDS, EXIT_BUG, app
+from tritter_mem.ending import EXIT_PIPE
 from tritter_mem.errors import EXIT_INTERRUPTED, ConfigError, MeasureError, TritterMemError
 from tritter_mem.version import __version__
 

@@ -9,8 +9,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tritter_mem.cli.main import app
+from tritter_mem.config.cards import find_card
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK, EXIT_USAGE
+from tritter_mem.models.user_code import ModuleCase
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.record_file import read_results
+from tritter_mem.results.run import MemoryUse
+from tritter_mem.simulation.user_module import simulate_module
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 GPT = f"{EXAMPLES / 'gpt.py'}:build"
@@ -196,3 +201,103 @@ def test_help_shows_the_options() -> None:
     shown = run("--help").stdout
     for option in ("--module", "--args", "--warmup", "--steps"):
         assert option in shown
+
+
+# Code that does what it likes to its process
+
+HOSTILE = """
+import ctypes, os, sys
+import torch
+from torch import nn
+
+def good(device):
+    net, x = nn.Linear(64, 64, device=device), torch.ones(8, 64, device=device)
+    return lambda: net(x)
+
+def ends(device):
+    os._exit(0)
+
+def crashes(device):
+    ctypes.string_at(0)
+
+def moves(device):
+    os.chdir("/")
+    return good(device)
+
+def writes(device):
+    os.write(1, b"not JSON")
+    os.system("echo nor this")
+    sys.stdout.write("nor that")
+    return good(device)
+
+class Odd(BaseException):
+    pass
+
+def odd(device):
+    raise Odd("base of all")
+
+def odd_step(device):
+    def step():
+        raise Odd("base of all")
+    return step
+
+def interrupts(device):
+    raise KeyboardInterrupt
+
+def leaves(device):
+    sys.exit(0)
+
+def kills(device):
+    os.kill(os.getpid(), 9)
+
+def closes(device):
+    os.closerange(0, 256)
+    return good(device)
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "code.py"
+    path.write_text(HOSTILE)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "words"),
+    [
+        ("ends", EXIT_USAGE, "code.py:ends: the run ended with exit code 0 and no result"),
+        ("crashes", EXIT_USAGE, "code.py:crashes: the run was killed by SIGSEGV: Fatal Python"),
+        ("odd", EXIT_USAGE, 'code.py:30: `raise Odd("base of all")` failed: Odd: base of all'),
+        ("odd_step", EXIT_USAGE, 'code.py:34: `raise Odd("base of all")` failed: Odd: base of'),
+        ("interrupts", EXIT_USAGE, "code.py:interrupts: the run was killed by SIGINT"),
+        ("leaves", EXIT_USAGE, "`sys.exit(0)` failed: SystemExit: 0"),
+        ("kills", EXIT_NOT_MEASURED, "killed by SIGKILL"),
+    ],
+)
+def test_code_that_ends_its_process_ends_that_alone(
+    hostile: Path, function: str, code: int, words: str
+) -> None:
+    done = run("--module", f"{hostile.name}:{function}", "--json")
+    assert done.exit_code == code, done.output
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert words in line
+
+
+@pytest.mark.parametrize("function", ["good", "moves", "writes", "closes"])
+def test_code_that_changes_its_process_changes_no_result(hostile: Path, function: str) -> None:
+    done = run("--module", f"{hostile.name}:{function}", "--json", "--output", "out.json",
+               "--trace", "out.trace.gz")  # fmt: skip
+    assert done.exit_code == EXIT_OK, done.output
+    record = json.loads(done.stdout)
+    assert record["simulated"]["components"]["weights_bytes"] == (64 * 64 + 64) * 4
+    assert {path.name for path in hostile.parent.iterdir()} >= {"out.json", "out.trace.gz"}
+
+
+def test_what_is_simulated_apart_is_what_is_simulated_here(hostile: Path) -> None:
+    record = run_json("--module", GPT, "--args", SMALL, "--gpu", "rtx-4090")
+    case = ModuleCase(path=GPT.partition(":")[0], function="build", arguments=json.loads(SMALL))
+    card = find_card("rtx-4090")
+    here = simulate_module(case, card, budget_bytes=card.default_budget_bytes)
+    assert from_plain(MemoryUse, record["simulated"]) == here

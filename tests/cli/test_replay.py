@@ -90,7 +90,7 @@ def test_the_page_must_not_replace_the_snapshot(fragmented: Path) -> None:
     before = fragmented.read_bytes()
     done = run(fragmented, "--html", fragmented)
     assert done.exit_code == EXIT_USAGE
-    assert "which is the snapshot" in done.stderr
+    assert "this command reads it" in done.stderr
     assert fragmented.read_bytes() == before
 
 

@@ -105,7 +105,7 @@ def test_a_page_never_replaces_a_result(planned: Path) -> None:
     before = planned.read_text()
     done = run(planned, "--html", planned)
     assert done.exit_code == EXIT_USAGE
-    assert "is also a result to read" in done.stderr
+    assert "this command reads it" in done.stderr
     assert planned.read_text() == before
 
 

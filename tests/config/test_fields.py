@@ -47,6 +47,8 @@ REFUSES: list[tuple[Kind, object]] = [
     (Real(0, 1), 0),
     (Real(0, 1), 1),
     (Real(0, 1), "nan"),
+    (Real(0, 1), 10**400),
+    (Real(0, 1), -(10**400)),
     (Real(0, 1), float("inf")),
     (Real(0, 1), True),
     (Real(0, 1), "small"),

@@ -298,3 +298,29 @@ def test_merging_keeps_everything_of_the_upper_mapping(base: Any, over: Any) -> 
         assert result["a"] is over
     else:
         assert set(result["a"]) == set(base) | set(over)
+
+
+@pytest.mark.parametrize("name", ["1e5", "010", "0o17", ".5", "1.", "1:30", ".inf", "12", "1e-5"])
+def test_a_name_that_looks_like_a_number_survives_being_written(name: str) -> None:
+    profile = load_profile("tiny", {"name": name})
+    assert profile.name == name
+    assert load_profile(write("again.yaml", profile_yaml(profile))).name == name
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [["num_attention_heads"], ["num_attention_heads", "num_key_value_heads"], ["hidden_size"],
+     ["num_attention_heads", "num_key_value_heads", "head_dim"],
+     ["num_attention_heads", "head_dim", "hidden_size"]],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [None, "x", 0, 10**400])
+def test_what_follows_from_a_wrong_value_is_not_judged(removed: list[str], value: object) -> None:
+    model = load_profile("tiny").model_dump()["model"]
+    for key in removed:
+        model.pop(key, None)
+        if value is not None:
+            model[key] = value
+    found = refused(write("p.yaml", yaml.safe_dump({"model": model})))
+    assert all("model." in line for line in found)
+    needed = {"hidden_size", "num_attention_heads"} & set(removed)
+    assert all(any(f"model.{key}" in line for line in found) for key in needed)

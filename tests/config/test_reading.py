@@ -1,5 +1,6 @@
 """YAML is read within limits, with lines, and nothing that it holds gets out of hand."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(reading, "open_input", refuse)
     assert refused(tmp_path / "p.yaml") == ["p.yaml: cannot be read: Permission denied"]
 
 
@@ -167,3 +168,35 @@ def test_any_file_is_read_or_refused_in_plain_lines(
         problems = error.problems or ["no problem at all"]
     assert isinstance(values, dict)
     assert all(problem.startswith("p.yaml") and "\n" not in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("010", 10), ("-007", -7), ("+12", 12), ("0o17", 15), ("0x1F", 31), ("1e5", 1e5),
+        ("1E-5", 1e-5), (".5", 0.5), ("1.", 1.0), ("-1.5e3", -1500.0), (".inf", math.inf),
+        ("-.INF", -math.inf), ("1e400", math.inf), ("9" * 400, int("9" * 400)),
+        ("9" * 400 + ".5", math.inf), ("0", 0), ("-0", 0),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(text: str, number: float) -> None:
+    found = read_value(text, "it")
+    assert (found, type(found)) == (number, type(number))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1:00:00.5", "1:30", "190:20:30", "0b101", "1_000", "0o9", "0xg", "1e", ".", "e5", "+.",
+     "1.5.2", "0x-1", "12e03.5", "inf", "nan", "\uff11\uff12", "9" * 5000],
+)  # fmt: skip
+def test_what_is_no_number_of_yaml_1_2_is_text(text: str) -> None:
+    assert read_value(text, "it") == text
+
+
+@pytest.mark.parametrize("text", ["'010'", '"1e5"', "'null'", '".5"'])
+def test_what_is_quoted_is_text(text: str) -> None:
+    assert read_value(text, "it") == text[1:-1]
+
+
+def test_nan_is_read_as_such() -> None:
+    assert math.isnan(read_value(".nan", "it"))

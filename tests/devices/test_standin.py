@@ -23,6 +23,7 @@ from tritter_mem.profiling.profiler import MeasurementFailedError, ProfileInterr
 from tritter_mem.results.run import Components, MemoryUse, Phase
 
 ROOT = Path(__file__).parents[2]
+DRIVER = ROOT / "tritter_mem/rehearsal/driver"
 ASK = """
 import ctypes, sys
 from tritter_mem.devices.cuda import is_standin
@@ -57,7 +58,7 @@ def test_the_driver_s_library_is_asked_once_it_is_loaded(
 
 
 def test_the_stand_in_has_the_function_that_is_looked_for() -> None:
-    assert f"int {STANDIN_VERSION}(void)" in (ROOT / "benchmarks/standin/driver.c").read_text()
+    assert f"int {STANDIN_VERSION}(void)" in (DRIVER / "driver.c").read_text()
 
 
 @pytest.mark.parametrize(("standin", "kind"), [(True, "rehearsed"), (False, "measured")])

@@ -1,8 +1,11 @@
 """Ranges over HTTP: exact, within bounds, and no secret for anybody else."""
 
+import contextlib
 import io
 import os
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -204,3 +207,24 @@ def test_what_is_no_http_is_named_without_the_token(hub: HubServer) -> None:
     with pytest.raises(InputError, match="is not valid HTTP") as caught:
         RemoteFile(hub.url + PATH, {"Authorization": "Bearer s\ne\ncret"}).read(0, 1)
     assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [b"H", b"HTTP/1.1 200 OK\r\nX: y", b"HTTP/1.1 200 OK\r\nA: 1\r\n"])
+def test_a_head_that_comes_drop_by_drop_is_left(
+    monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    """Each byte comes within the time that a byte may take, and the head never ends."""
+    monkeypatch.setattr(remote_file, "_ANSWER_SECONDS", 0.3)
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(head)
+            while True:
+                time.sleep(0.01)
+                connection.sendall(b"z")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        with pytest.raises(InputError, match=r"/f: no answer from the server|is not valid HTTP"):
+            RemoteFile(f"http://127.0.0.1:{server.getsockname()[1]}/f").read(0, 1)

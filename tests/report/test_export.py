@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.records import HOSTILE_NAMES, hostile, planned_7b, training_1b
 from tritter_mem.errors import OutputError, UsageError
-from tritter_mem.report.export import COLUMNS, export, to_frame
+from tritter_mem.report.export import COLUMNS, export, spreadsheet_text, to_frame
 
 
 def test_components_sum_to_each_kinds_allocated_peak() -> None:
@@ -70,3 +70,14 @@ def test_parquet_without_pyarrow_says_what_to_install(
 def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"allowed: a file ending in \.csv or \.parquet"):
         export(tmp_path / "numbers.xlsx", [training_1b()])
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+@pytest.mark.parametrize("before", ["", " ", "\xa0", "\u3000 ", "   "])
+def test_a_formula_in_any_disguise_is_text(before: str, begin: str) -> None:
+    text = f"{before}{begin}1+1"
+    assert spreadsheet_text(text) == f"'{text}"
+
+
+def test_what_is_no_formula_is_as_it_is() -> None:
+    assert spreadsheet_text("7b = 8b") == "7b = 8b"

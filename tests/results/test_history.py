@@ -118,3 +118,12 @@ def test_a_history_that_cannot_be_written_is_told_and_fails_nothing(
     FILE.parent.write_text("in the way")
     remember([planned_7b()])
     assert "the history cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("peak", [-1, (1 << 62) + 1, 10**400])
+def test_a_line_with_a_peak_that_cannot_be_is_left_out(folder: Path, peak: int) -> None:
+    remember([training_1b()])
+    lines = FILE.read_text().splitlines()
+    wrong = [json.dumps(json.loads(line) | {"allocated_peak_bytes": peak}) for line in lines]
+    FILE.write_text("\n".join([*lines, *wrong]) + "\n")
+    assert len(read_history()) == len(lines)

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.snapshots import CASES, Case, simulated_case
 from benchmarks.standin.events import first_difference, of_history, of_log
 from benchmarks.trace_reader import load_log
-from tritter_mem.allocator.snapshot import read_pickle
+from tritter_mem.allocator.snapshot_file import read_pickle
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.recordings.replay_snapshot import replay
 from tritter_mem.results.run import MemoryUse

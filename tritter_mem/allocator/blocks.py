@@ -11,8 +11,9 @@ from tritter_mem.allocator.statistics import Tally
 from tritter_mem.results.segments import FREE, MERGED, UNMAPPED, PrivateStream, State, Stream
 
 # A free block sorts by size and then address: the best fit is the smallest that suffices, and of
-# equal ones the lowest. Both in one integer compare faster than a pair. Addresses have 63 bits.
-ADDRESS_BITS = 64
+# equal ones the lowest. Both in one integer compare faster than a pair. A simulated
+# address is never used again, so it may grow beyond the 57 bits that recorded ones have.
+ADDRESS_BITS = 96
 
 
 class ExpandableSegment(NamedTuple):

@@ -1,8 +1,8 @@
 """PyTorch's memory snapshots: reading one, and writing one of a simulated allocator.
 
-`torch.cuda.memory._dump_snapshot` writes a pickle of dicts, lists, strings and numbers. A file from
-elsewhere is untrusted input, of PyTorch 2.1 to 2.13. Nothing else is needed to read one, so every
-global in it is refused: it could run code.
+`torch.cuda.memory._dump_snapshot` writes a pickle of dicts, lists, strings and numbers, of PyTorch
+2.1 to 2.13. What `snapshot_file` found in one is untrusted: a value's type is checked before the
+value is hashed, compared or shown, which for nested tuples of a few bytes can take for ever.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 from tritter_mem.allocator.blocks import Block
 from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
@@ -32,7 +33,7 @@ from tritter_mem.results.segments import (
     Stream,
 )
 from tritter_mem.results.writing import open_atomically
-from tritter_mem.units import GiB, format_bytes
+from tritter_mem.text import printable
 
 ALLOC, FREE_REQUESTED, FREE_COMPLETED, SEGMENT_ALLOC, SEGMENT_FREE = range(5)
 SEGMENT_MAP, SEGMENT_UNMAP, OOM = range(5, 8)
@@ -60,18 +61,13 @@ NO_STACK = 0
 FRAME_TEXT_LIMIT = 500
 _POOL_KEYS = ("segment_pool_id", "pool_id")
 
-MAX_FILE_BYTES = 4 * GiB
 MAX_DEVICES = 1024
-MAX_ADDRESS = 1 << 63
+# Beyond what any device has: 57 bits of addresses, 128 TiB of memory. Somebody may have asked for
+# more than there is, and so may an out-of-memory event.
+MAX_ADDRESS, MAX_BYTES, MAX_ASKED_BYTES = 1 << 57, 1 << 47, 1 << 62
+MAX_STREAM = 1 << 64
+MAX_WARNINGS = 16
 DUMP_HINT = "expected the file that torch.cuda.memory._dump_snapshot wrote"
-# What else people pass: first bytes, what it is, what to do.
-_LOOKALIKES = (
-    (b"{", "JSON", DUMP_HINT),
-    (b"[", "JSON", DUMP_HINT),
-    (b"<", "HTML or XML", f"{DUMP_HINT}, not what the viewer made of it"),
-    (b"PK\x03\x04", "a zip archive, such as torch.save writes", DUMP_HINT),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE"),
-)
 
 # The viewer refuses protocol 5, and cuts off what lies beyond so many events.
 PROTOCOL = 4
@@ -150,106 +146,20 @@ class DeviceSnapshot:
 # Reading
 
 
-def load_snapshot(path: Path, max_bytes: int = MAX_FILE_BYTES) -> list[DeviceSnapshot]:
-    """Read a snapshot file; one entry for each device that has segments or history.
-
-    Raises:
-        InputError: the file cannot be read, is too large, or is no snapshot.
-    """
-    try:
-        return devices_of(read_pickle(path, max_bytes))
-    except InputError as error:
-        raise InputError(*(f"{path}: {problem}" for problem in error.problems)) from error
-
-
-def read_pickle(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
-    """Read the file's dict with every global refused.
-
-    Raises:
-        InputError: says what was found instead.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            _refuse_unfit(file, size, max_bytes)
-            found = _unpickle(file)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}") from error
-    return _checked_root(found)
-
-
-def _refuse_unfit(file: BinaryIO, size: int, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise InputError(f"too large: {format_bytes(size)}; at most {format_bytes(max_bytes)}")
-    first = file.read(8)
-    file.seek(0)
-    if not first:
-        raise InputError(f"the file is empty; {DUMP_HINT}")
-    for prefix, what, hint in _LOOKALIKES:
-        if first.startswith(prefix):
-            raise InputError(f"no snapshot: this is {what}; {hint}")
-
-
-def _unpickle(file: BinaryIO) -> Any:
-    try:
-        return _DataUnpickler(file).load()
-    except InputError:
-        raise
-    except EOFError as error:
-        raise InputError(
-            "the pickle is truncated: it ends before its end; copy it again"
-        ) from error
-    except Exception as error:  # a broken pickle can make the unpickler raise almost anything
-        if "truncated" in str(error):
-            raise InputError("the pickle is truncated; copy it again") from error
-        shown = repr(str(error)[:80])
-        raise InputError(f"no pickle, or a damaged one ({shown}); {DUMP_HINT}") from error
-
-
-def _checked_root(found: Any) -> dict[str, Any]:
-    if isinstance(found, list):
-        raise InputError(
-            "a list of segments without history, as torch.cuda.memory_snapshot() gives it; "
-            "record with torch.cuda.memory._record_memory_history() and use _dump_snapshot()"
-        )
-    if not isinstance(found, dict):
-        raise InputError(f"found {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
-    for key in ("segments", "device_traces"):
-        if not isinstance(found.get(key, []), list):
-            raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
-    if "segments" not in found:
-        keys = ", ".join(sorted(repr(key)[:40] for key in found)[:8])
-        raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")
-    return found
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Takes dicts, lists, strings and numbers, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        wanted = f"{module}.{name}"[:80]
-        raise InputError(
-            f"the pickle asks for {wanted!r}: refused, as loading it could run code; "
-            "a memory snapshot needs no such thing"
-        )
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise InputError("the pickle refers to objects outside of it; a memory snapshot does not")
-
-
-def devices_of(snapshot: dict[str, Any]) -> list[DeviceSnapshot]:
+def devices_of(snapshot: Any) -> list[DeviceSnapshot]:
     """Check a snapshot's dict and sort it by device; the dict's histories are used up.
 
     Raises:
         InputError: the structure is not a snapshot's; names the entry.
     """
+    snapshot = _checked_root(snapshot)
     settings, warnings = _read_settings(snapshot.get("allocator_settings"))
     stacks = _Stacks()
     segments = _by_device([
         _read_segment(entry, f"segments[{i}]") for i, entry in enumerate(snapshot["segments"])
     ])  # fmt: skip
     block_stacks = _block_stacks(snapshot["segments"], stacks)
-    traces = snapshot.get("device_traces", [])
+    traces = snapshot.get("device_traces", [])[:MAX_DEVICES]
     count = max(len(traces), *segments, -1) + 1 if segments else len(traces)
     found = []
     for device in range(count):
@@ -291,8 +201,10 @@ class _Stacks:
         Raises:
             TypeError, AttributeError: it is no list of frames.
         """
-        if not frames:
+        if frames is None or frames == []:
             return NO_STACK
+        if not isinstance(frames, list):
+            raise TypeError(f"'frames' is {_kind(frames)}")
         key = tuple(map(id, frames))
         known = self._by_identity.get(key)
         if known is not None:
@@ -305,11 +217,15 @@ class _Stacks:
         return number
 
 
+def _frame_text(value: Any) -> str:
+    return value if isinstance(value, str) else str(None) if value is None else _kind(value)
+
+
 def _read_frame(entry: Any) -> Frame:
-    line = entry.get("line", 0)
+    name, file, line = entry.get("name", ""), entry.get("filename", ""), entry.get("line", 0)
     return Frame(
-        name=str(entry.get("name", ""))[:FRAME_TEXT_LIMIT],
-        file=str(entry.get("filename", ""))[-FRAME_TEXT_LIMIT:],
+        name=_frame_text(name)[:FRAME_TEXT_LIMIT],
+        file=_frame_text(file)[-FRAME_TEXT_LIMIT:],
         line=line if isinstance(line, int) and 0 <= line < MAX_ADDRESS else 0,
     )
 
@@ -354,18 +270,20 @@ def _by_device(
 def _read_segment(entry: Any, where: str) -> tuple[int, SegmentState]:
     try:
         address = _read_number(entry["address"], MAX_ADDRESS)
-        size = _read_number(entry["total_size"], MAX_ADDRESS)
+        size = _read_number(entry["total_size"], MAX_BYTES)
         segment = SegmentState(
             address=address,
             size=size,
             stream=_read_stream(entry),
-            small=entry["segment_type"] == "small",
-            expandable=bool(entry.get("is_expandable", False)),
+            small=_read_text(entry["segment_type"]) == "small",
+            expandable=entry.get("is_expandable", False) is True,
             blocks=tuple(_read_blocks(entry["blocks"], address)),
         )
         device = _read_number(entry.get("device", 0), MAX_DEVICES)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: not a segment as PyTorch dumps it: {_why(error)}") from error
+    if not size or any(not block.size for block in segment.blocks):
+        raise InputError(f"{where}: it, or a block of it, has no bytes")
     if sum(block.size for block in segment.blocks) != size:
         raise InputError(f"{where}: its blocks do not add up to its size of {size} bytes")
     return device, segment
@@ -374,18 +292,16 @@ def _read_segment(entry: Any, where: str) -> tuple[int, SegmentState]:
 def _read_blocks(entries: Any, address: int) -> list[BlockState]:
     blocks = []
     for entry in entries:
-        size = _read_number(entry["size"], MAX_ADDRESS)
-        state = _STATES[entry["state"]]
-        requested = _read_number(entry.get("requested_size", size), MAX_ADDRESS)
+        size = _read_number(entry["size"], MAX_BYTES)
+        state = _STATES[_read_text(entry["state"])]
+        requested = _read_number(entry.get("requested_size", size), MAX_BYTES)
         blocks.append(BlockState(address, size, 0 if state is FREE else requested, state))
         address += size
     return blocks
 
 
 def _read_stream(entry: dict[str, Any]) -> Stream:
-    stream = entry.get("stream", 0)
-    if not isinstance(stream, int):
-        raise TypeError(f"'stream' is {_kind(stream)}")
+    stream = _read_whole(entry.get("stream", 0))
     pool = _read_pool(entry)
     return PrivateStream(stream, pool) if pool else stream
 
@@ -411,24 +327,31 @@ def _read_trace(
     for index, entry in enumerate(entries):
         try:
             name = entry["action"]
+            if type(name) is not str:
+                raise TypeError(f"'action' is {_kind(name)}")
             action = actions.get(name)
             if action is None:
-                unknown[repr(name)[:40]] += name not in _IGNORED
+                unknown[repr(name[:40])] += name not in _IGNORED
                 continue
             address = entry["device_free" if action == OOM else "addr"]
             size, stream = entry["size"], entry.get("stream", 0)
-            if not 0 <= address < MAX_ADDRESS or not 0 <= size < MAX_ADDRESS:
-                raise ValueError(f"address {address}, size {size}")
+            if not type(address) is type(size) is type(stream) is int:
+                raise TypeError(f"found {_kind(address)}, {_kind(size)} and {_kind(stream)}")
+            most = MAX_ASKED_BYTES if action == OOM else MAX_BYTES
+            if not (0 <= address < MAX_ADDRESS and 0 <= size < most and abs(stream) < MAX_STREAM):
+                raise ValueError("found a number that is too large, or below 0")
+            if not size and SEGMENT_ALLOC <= action <= SEGMENT_UNMAP:
+                raise ValueError("a segment, or pages, of 0 bytes")
             pool = _read_pool(entry) or (private and private.pool_at(address))
             stack = stacks.number_of(entry.get("frames"))
             append(action, address, size, PrivateStream(stream, pool) if pool else stream, stack)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{where}[{index}]: not an event as PyTorch dumps it: {_why(error)}"
             ) from error
     return trace, tuple(
         f"{where}: events of unknown kind {name}, left out: {count:,}"
-        for name, count in unknown.items()
+        for name, count in unknown.most_common(MAX_WARNINGS)
         if count
     )
 
@@ -455,9 +378,13 @@ def _read_pool(entry: dict[str, Any]) -> tuple[int, int] | None:
     """The private pool that an event or segment belongs to; None for the default pool."""
     for key in _POOL_KEYS:
         pool = entry.get(key, _DEFAULT_POOL)
-        if pool is not _DEFAULT_POOL and tuple(pool) != _DEFAULT_POOL:
-            first, second = pool
-            return int(first), int(second)
+        if pool is _DEFAULT_POOL:
+            continue
+        if not isinstance(pool, tuple | list) or len(pool) != 2:
+            raise TypeError(f"'{key}' is {_kind(pool)}")
+        found = _read_whole(pool[0]), _read_whole(pool[1])
+        if found != _DEFAULT_POOL:
+            return found
     return None
 
 
@@ -468,12 +395,13 @@ def _read_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:
     """
     if not isinstance(found, dict):
         return AllocatorSettings(), ("no allocator settings recorded: PyTorch's defaults assumed",)
-    conf = str(found.get("PYTORCH_CUDA_ALLOC_CONF") or "")
+    conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
     try:
-        return parse_alloc_conf(conf), ()
+        return parse_alloc_conf(conf if isinstance(conf, str) else ""), ()
     except ConfigError as error:
         values = _settings_from_values(found)
-        return values, tuple(f"recorded {problem}" for problem in error.problems)
+        warnings = error.problems[:MAX_WARNINGS]
+        return values, tuple(f"recorded {printable(problem, 200)}" for problem in warnings)
 
 
 def _settings_from_values(found: dict[str, Any]) -> AllocatorSettings:
@@ -482,27 +410,70 @@ def _settings_from_values(found: dict[str, Any]) -> AllocatorSettings:
     divisions = found.get("roundup_power2_divisions")
     steps: tuple[int, ...] = ()
     if isinstance(divisions, dict):
-        steps = tuple(v for v in divisions.values() if isinstance(v, int))
+        steps = tuple(v for v in divisions.values() if type(v) is int and _is_division(v))
     threshold = found.get("garbage_collection_threshold")
     return AllocatorSettings(
         expandable_segments=found.get("expandable_segments") is True,
-        max_split_bytes=split if isinstance(split, int) and split > 0 else None,
+        max_split_bytes=split if type(split) is int and 0 < split < MAX_BYTES else None,
         roundup_power2_divisions=(
             steps if len(steps) == DIVISION_INTERVALS and any(n > 1 for n in steps) else None
         ),
-        garbage_collection_threshold=threshold if isinstance(threshold, float) else 0.0,
+        garbage_collection_threshold=(
+            threshold if isinstance(threshold, float) and 0 < threshold < 1 else 0.0
+        ),
     )
 
 
+def _is_division(steps: int) -> bool:
+    return 0 <= steps < 1 << 30 and steps.bit_count() < 2
+
+
 def _read_number(value: Any, limit: int) -> int:
-    if not isinstance(value, int) or not 0 <= value < limit:
+    if type(value) is not int or not 0 <= value < limit:
         raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
     return value
 
 
+def _read_whole(value: Any) -> int:
+    """A stream, or a part of a pool's id."""
+    if type(value) is not int or abs(value) >= MAX_STREAM:
+        raise TypeError(f"expected a whole number, found {_kind(value)}")
+    return value
+
+
+def _read_text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError(f"expected text, found {_kind(value)}")
+    return value[:40]
+
+
+def _checked_root(found: Any) -> dict[str, Any]:
+    if isinstance(found, list):
+        raise InputError(
+            "a list of segments without history, as torch.cuda.memory_snapshot() gives it; "
+            "record with torch.cuda.memory._record_memory_history() and use _dump_snapshot()"
+        )
+    if not isinstance(found, dict):
+        raise InputError(f"found {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
+    for key in ("segments", "device_traces"):
+        if not isinstance(found.get(key, []), list):
+            raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
+    if "segments" not in found:
+        keys = ", ".join(sorted(_shown_key(key) for key in islice(found, 8)))
+        raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")
+    return found
+
+
+def _shown_key(key: object) -> str:
+    return repr(key[:40]) if isinstance(key, str) else _kind(key)
+
+
 def _kind(value: object) -> str:
+    """What a value is, in words; only numbers that are short are shown."""
+    if isinstance(value, int | float) and abs(value) < MAX_STREAM:
+        return repr(value)
     names = {dict: "a dict", list: "a list", str: "text", type(None): "nothing"}
-    return names.get(type(value), repr(value)[:40])
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _why(error: Exception) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import is_there
 from tritter_mem.results.baseline import SCHEMA, Baseline, Tolerance
 from tritter_mem.results.from_json import (
     Problem,
@@ -22,6 +23,7 @@ from tritter_mem.results.from_json import (
 )
 from tritter_mem.results.writing import write_text_atomically
 from tritter_mem.text import printable
+from tritter_mem.units import MAX_BYTES
 
 WIDTH = 100
 MERGED = "where a merge left both versions, take either and run tritter-mem check --update-baseline"
@@ -33,7 +35,7 @@ def read_baseline(path: Path) -> Baseline:
     Raises:
         InputError: there is no such file, or it is no baseline; names every problem.
     """
-    if not path.exists():
+    if not is_there(path):
         raise InputError(
             f"{printable(path)}: no such baseline; name it by --baseline, or make it: "
             "tritter-mem check --update-baseline --config NAME"
@@ -64,8 +66,10 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
         if times > 1:
             yield "entries", f"found {times} of {printable(', '.join(key), 200)}; keep one"
     for place, value in values(baseline, ""):
-        if isinstance(value, int) and value < 0 and ".settings" not in place:
-            yield place, f"found {value}; allowed: 0 or more"
+        number = isinstance(value, int) and ".settings" not in place
+        if number and not 0 <= value <= MAX_BYTES:
+            allowed = "0 or more" if value < 0 else f"up to {MAX_BYTES:,}"
+            yield place, f"found {shown(value)}; allowed: {allowed}"
 
 
 def _wrong_tolerance(place: str, tolerance: Tolerance) -> Iterator[Problem]:
@@ -80,7 +84,7 @@ def write_baseline(path: Path, baseline: Baseline) -> bool:
         OutputError: it cannot be written.
     """
     text = baseline_text(baseline)
-    if path.exists() and path.read_text(encoding="utf-8") == text:
+    if is_there(path) and path.read_text(encoding="utf-8") == text:
         return False
     write_text_atomically(path, text)
     return True

@@ -12,8 +12,11 @@ from typing import Any
 
 from tritter_mem.config.options import KEYS, overrides
 from tritter_mem.errors import UsageError
+from tritter_mem.input_files import is_file
 from tritter_mem.results.baseline import CHECKED_KINDS, CheckedKind
-from tritter_mem.units import parse_bytes
+from tritter_mem.results.from_json import shown
+from tritter_mem.text import printable
+from tritter_mem.units import MAX_BYTES, parse_bytes
 
 _BODY = "the test's own body"
 _OPTIONS = ("context", "batch", "mode", "gpu")
@@ -124,29 +127,30 @@ def _wrong_budget(mark: MemoryBudget) -> Iterator[str]:
     try:
         found = mark.budget_bytes
     except ValueError as error:
-        yield f"budget: found {mark.budget!r}; {error}"
+        yield f"budget: found {shown(mark.budget)}; {error}"
         return
-    if found < 1:
-        yield f"budget: found {mark.budget!r}; allowed: a size above 0"
+    if not 1 <= found <= MAX_BYTES:
+        most = "" if found < 1 else f" and up to {MAX_BYTES:,} bytes"
+        yield f"budget: found {shown(mark.budget)}; allowed: a size above 0{most}"
 
 
 def _wrong_types(mark: MemoryBudget) -> Iterator[str]:
     for name, (kind, allowed) in _TYPES.items():
         value = getattr(mark, name)
         if value is not None and (not isinstance(value, kind) or value == ""):
-            yield f"{name}: found {value!r}; allowed: {allowed}"
+            yield f"{name}: found {shown(value)}; allowed: {allowed}"
     if mark.kind is not None and mark.kind not in CHECKED_KINDS:
-        yield f"kind: found {mark.kind!r}; allowed: {', '.join(CHECKED_KINDS)}"
+        yield f"kind: found {shown(mark.kind)}; allowed: {', '.join(CHECKED_KINDS)}"
 
 
 def _wrong_values(mark: MemoryBudget) -> Iterator[str]:
     if mark.device is not None and not _DEVICE.fullmatch(mark.device):
-        yield f"device: found {mark.device!r}; allowed: {_TYPES['device'][1]}"
+        yield f"device: found {shown(mark.device)}; allowed: {_TYPES['device'][1]}"
     if mark.module is not None:
         yield from _wrong_module(mark.module)
     for name, mapping in {"args": mark.args, "settings": mark.settings}.items():
         if not all(isinstance(key, str) for key in mapping or ()):
-            yield f"{name}: found {mapping!r}; allowed: {_TYPES[name][1]}"
+            yield f"{name}: found {shown(mapping)}; allowed: {_TYPES[name][1]}"
     try:
         json.dumps(mark.args and dict(mark.args))
     except (TypeError, ValueError) as error:
@@ -156,9 +160,9 @@ def _wrong_values(mark: MemoryBudget) -> Iterator[str]:
 def _wrong_module(module: str) -> Iterator[str]:
     path, _, function = module.rpartition(":")
     if not path or not function.isidentifier():
-        yield f"module: found {module!r}; allowed: {_TYPES['module'][1]}"
-    elif not Path(path).is_file():
-        yield f"module: {path}: there is no such file in {Path.cwd()}"
+        yield f"module: found {shown(module)}; allowed: {_TYPES['module'][1]}"
+    elif not is_file(Path(path)):
+        yield f"module: {printable(path, 200)}: there is no such file in {Path.cwd()}"
 
 
 def _not_together(mark: MemoryBudget) -> Iterator[str]:

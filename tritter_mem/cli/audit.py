@@ -10,6 +10,7 @@ import typer
 
 from tritter_mem.cli.options import Json
 from tritter_mem.cli.outputs import print_json, print_table
+from tritter_mem.input_files import is_folder
 
 if TYPE_CHECKING:
     from tritter_mem.evidence.audit import AuditRow, Measured, Unit
@@ -54,7 +55,7 @@ def _runs(path: Path) -> Measured:
     from tritter_mem.evidence.audit import Measured
     from tritter_mem.results.record_file import read_results, read_results_below
 
-    return Measured(read_results_below(path) if path.is_dir() else read_results(path))
+    return Measured(read_results_below(path) if is_folder(path) else read_results(path))
 
 
 def _simulated(runs: Measured | None, shown: bool) -> tuple[AuditRow, ...]:

@@ -14,6 +14,7 @@ import typer
 from tritter_mem.cli.options import Json, Models, ProfileOptions, size_of, with_options
 from tritter_mem.cli.outputs import print_json
 from tritter_mem.errors import InputError, OutputError, UsageError
+from tritter_mem.input_files import is_input, is_there, remembering_inputs
 
 if TYPE_CHECKING:
     from tritter_mem.check.compare import Rules
@@ -238,15 +239,21 @@ def _update(file: Path, ask: Ask) -> CheckReport:
     from tritter_mem.check.tasks import update
     from tritter_mem.results.baseline import Baseline
     from tritter_mem.results.check import CheckReport
-    from tritter_mem.results.writing import check_writable
+    from tritter_mem.results.writing import check_writable, one_writer_at_a_time
 
-    baseline = read_baseline(file) if file.exists() or not ask.options.config else Baseline()
+    def read() -> Baseline:
+        with remembering_inputs():  # it is written anew
+            needed = is_there(file) or not ask.options.config
+            return read_baseline(file) if needed else Baseline()
+
     check_writable(file)
-    new, outcomes = update(baseline, ask.run(ask.tasks(baseline)))
-    if new is None:
-        note = f"{file} is as it was: not everything could be profiled"
-    else:
-        note = f"{file}: {'written' if write_baseline(file, new) else 'nothing changed'}"
+    profiled = ask.run(ask.tasks(read()))
+    with one_writer_at_a_time(file):  # another may have written it meanwhile
+        new, outcomes = update(read(), profiled)
+        if new is None:
+            note = f"{file} is as it was: not everything could be profiled"
+        else:
+            note = f"{file}: {'written' if write_baseline(file, new) else 'nothing changed'}"
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))
 
 
@@ -284,7 +291,9 @@ def _add_to_summary(path: Path, text: str) -> None:
     from tritter_mem.report.check_report import fitting_summary
 
     try:
-        written = path.stat().st_size if path.exists() else 0
+        if is_input(path):
+            raise OSError(0, "this command reads it")
+        written = path.stat().st_size if is_there(path) else 0
         with path.open("a", encoding="utf-8") as file:
             file.write(fitting_summary(text, written))
     except OSError as error:

@@ -76,6 +76,7 @@ def examine() -> Iterator[Check]:
     yield _gpu(environment, cuda)
     yield _yaml()
     yield _allocator()
+    yield _rehearsal()
     yield from _commands(torch_error is None, cuda)
 
 
@@ -140,6 +141,27 @@ def _yaml() -> Check:
 def _allocator() -> Check:
     found = [f"{name}={os.environ[name]}" for name in CONF_VARIABLES if os.environ.get(name)]
     return Check(name="allocator", ok=True, found=", ".join(found) or "PyTorch's defaults")
+
+
+def _rehearsal() -> Check:
+    """Whether commands can be rehearsed here, and in which environment."""
+    from tritter_mem.errors import TritterMemError
+    from tritter_mem.rehearsal.build import compiler, refuse_other_machines
+    from tritter_mem.rehearsal.environment_setup import environment_folder
+    from tritter_mem.rehearsal.launch import torch_of
+
+    made = environment_folder() / "bin" / "python"
+    try:
+        refuse_other_machines()
+        built_by = compiler()[0]
+        there = torch_of(str(made) if made.exists() else sys.executable)
+    except TritterMemError as error:
+        return Check(name="rehearsal", ok=False, found="cannot be built here", advice=str(error))
+    found = f"torch {there.version} in {there.python}, stand-ins by {built_by}"
+    if there.cuda is not None:
+        return Check(name="rehearsal", ok=True, found=found)
+    advice = "tritter-mem rehearse --setup makes an environment with a CUDA build, without CUDA"
+    return Check(name="rehearsal", ok=False, found="this torch has no CUDA", advice=advice)
 
 
 def _commands(torch: bool, cuda: bool) -> Iterator[Check]:

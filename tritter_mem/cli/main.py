@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import errno
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tritter_mem.errors import EXIT_INTERRUPTED, EXIT_USAGE, TritterMemError, missing_package
+from tritter_mem import ending
+from tritter_mem.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_MEASURED,
+    EXIT_OK,
+    EXIT_USAGE,
+    TritterMemError,
+    missing_package,
+)
+from tritter_mem.input_files import remembering_inputs
+from tritter_mem.text import printable
 
 # Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, but
 # for other names of a command; its function is `command`.
@@ -19,6 +28,7 @@ COMMANDS = {
     "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
     "check": "Compare with the committed baseline; for CI.",
     "validate": "Measure bundled profiles, and show how far plan and simulation are off.",
+    "rehearse": "Run your own command without a GPU, and see what memory it takes of one.",
     "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
     "report": "Make the HTML report from results.",
     "audit": "Check the specification's claims, one row each.",
@@ -29,7 +39,14 @@ COMMANDS = {
 }
 OTHER_NAMES = {"profiles": "models"}
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-EXIT_PIPE = 141  # what a shell shows for a process that SIGPIPE ended
+_MORE_MEMORY = "raise the limit (ulimit -v shows it), or free some"
+_NO_MEMORY = (
+    "failed to map segment",
+    "cannot allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "DefaultCPUAllocator: ",
+)
 
 
 class LazyCommand(TyperCommand):
@@ -54,6 +71,16 @@ class Group(TyperGroup):
         for name, summary in COMMANDS.items():
             self.add_command(LazyCommand(name, short_help=summary))
 
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """Parse the arguments; help and the version are shown here."""
+        try:
+            return super().make_context(*arguments, **named)
+        except OSError as error:
+            code = ending.how_output_failed(error)
+            if code is None:
+                raise
+            raise typer.Exit(code) from None
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Understand `--debug` behind the command's name too."""
         if "--debug" in args:
@@ -63,16 +90,17 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what goes wrong becomes lines and an exit code, unless `--debug`."""
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            _discard_output()
-            raise typer.Exit(EXIT_PIPE) from None
+            with remembering_inputs():
+                return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
+            code = ending.how_output_failed(error)
+            if code is not None:
+                raise typer.Exit(code) from None
             if ctx.params["debug"] or _explains_itself(error):
                 raise
             lines, code = explain(error)
             for line in lines:
-                typer.echo(line, err=True)
+                ending.say(line)
             raise typer.Exit(code) from None
 
 
@@ -83,19 +111,28 @@ def _explains_itself(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> tuple[list[str], int]:
     """Lines for people, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        return ["interrupted"], EXIT_INTERRUPTED
     if isinstance(error, TritterMemError):
         return [f"error: {problem}" for problem in error.problems], error.exit_code
+    if isinstance(error, KeyboardInterrupt) or ending.interrupted():
+        return ["interrupted"], EXIT_INTERRUPTED
+    if _lacks_memory(error):
+        return [f"error: not enough memory ({_words(error)}): {_MORE_MEMORY}"], EXIT_NOT_MEASURED
     if isinstance(error, ModuleNotFoundError) and (words := missing_package(error)):
         return [f"error: {words}"], EXIT_USAGE
-    words = " ".join(f"{type(error).__name__}: {error}".split())
-    return [f"error: a bug in tritter-mem: {words}; --debug shows where"], EXIT_BUG
+    return [f"error: a bug in tritter-mem: {_words(error)}; --debug shows where"], EXIT_BUG
 
 
-def _discard_output() -> None:
-    """Discard what is left for a reader that has gone (`| head`): Python flushes at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _words(error: BaseException) -> str:
+    return printable(" ".join(f"{type(error).__name__}: {error}".split()), 500)
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Whether the system gave no memory: to Python, to a library that is loaded, for a thread."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, ImportError | OSError | RuntimeError) and any(
+        words in str(error) for words in _NO_MEMORY
+    )
 
 
 app = typer.Typer(
@@ -132,10 +169,9 @@ def root(
 
 def main() -> None:
     """Run the command line and exit."""
+    code = EXIT_OK
     try:
         app(prog_name="tritter-mem")
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _discard_output()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else EXIT_OK
+    raise SystemExit(ending.exit_code_after(code))

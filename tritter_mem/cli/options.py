@@ -270,11 +270,14 @@ def size_of(text: str | None, option: str) -> int | None:
     Raises:
         UsageError: it is no size.
     """
-    from tritter_mem.units import parse_bytes
+    from tritter_mem.units import MAX_BYTES, parse_bytes
 
     if text is None:
         return None
     try:
-        return parse_bytes(text)
+        found = parse_bytes(text)
     except ValueError as error:
-        raise UsageError(f"{option}: found {text!r}; {error}") from error
+        raise UsageError(f"{option}: found {text[:80]!r}; {error}") from error
+    if found > MAX_BYTES:
+        raise UsageError(f"{option}: found {text[:80]!r}; allowed: up to {MAX_BYTES:,} bytes")
+    return found

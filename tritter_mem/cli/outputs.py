@@ -124,9 +124,10 @@ class Outputs:
 
         paths = [path for path in (self.output, self.html, *others) if path is not None]
         for path in paths:
+            check_writable(path)
+        for path in paths:
             if [other.resolve() for other in paths].count(path.resolve()) > 1:
                 raise UsageError(f"found one file for both of two outputs, {path}; name two")
-            check_writable(path)
 
     def finish(self, results: Sequence[Result]) -> None:
         """Remember, write and show what there is."""

@@ -148,7 +148,6 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     from tritter_mem.cli.progress import showing
 
     outputs = Outputs(as_json=as_json, output=output, html=html, plotlyjs=plotlyjs, units=units)
-    outputs.check(trace, snapshot)
     how = {
         "device": device,
         "time_limit_seconds": time_limit,
@@ -166,6 +165,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
         raise UsageError("--ladder: not with --module; in code of your own, use MemoryManager")
     else:
         asks = [_of_module(third_party, how)]
+    outputs.check(trace, snapshot)
     results: list[Result] = []
     problems: list[str] = []
     try:

@@ -13,7 +13,8 @@ import typer
 
 from tritter_mem.cli.options import Json, size_of
 from tritter_mem.cli.outputs import print_json
-from tritter_mem.errors import EXIT_DOES_NOT_FIT, UsageError
+from tritter_mem.errors import EXIT_DOES_NOT_FIT
+from tritter_mem.input_files import note_input
 
 if TYPE_CHECKING:
     from tritter_mem.recordings.replay_snapshot import OnProgress
@@ -61,10 +62,12 @@ def command(
     Example: tritter-mem replay snapshot.pickle --capacity 15GiB --alloc-conf max_split_size_mb:32
     """
     from tritter_mem.recordings.replay_snapshot import replay
+    from tritter_mem.results.writing import check_writable
 
     capacity_bytes = size_of(capacity, "--capacity")
     if html is not None:
-        _check_page(html, snapshot)
+        note_input(snapshot)
+        check_writable(html)
     with _progress() as on_progress:
         found = replay(
             snapshot,
@@ -87,14 +90,6 @@ def command(
         render_replay(found, make_console())
     if capacity_bytes is not None and not found.fits:
         raise typer.Exit(EXIT_DOES_NOT_FIT)
-
-
-def _check_page(html: Path, snapshot: Path) -> None:
-    from tritter_mem.results.writing import check_writable
-
-    if html.resolve() == snapshot.resolve():
-        raise UsageError(f"--html: found {html}, which is the snapshot; name another file")
-    check_writable(html)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 from tritter_mem.cli.options import Html, Json, PlotlyJs, Units
 from tritter_mem.cli.outputs import print_json, show_results, write_result_page
 from tritter_mem.errors import InputError, UsageError
+from tritter_mem.input_files import note_input
 
 if TYPE_CHECKING:
     from tritter_mem.results.run import Result
@@ -45,8 +46,12 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     """
     wanted = Wanted(html=html, plotlyjs=plotlyjs, units=units, export=export, as_json=as_json)
     _refuse_what_does_not_go_together(files, wanted, history)
+    for file in files:
+        note_input(file)
     for option, path in wanted.outputs():
-        _check_output(option, path, files)
+        _check_output(option, path)
+    if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
+        raise UsageError(f"--html and --export: found {wanted.html} for both; name two files")
     if history:
         _show_history(wanted)
     else:
@@ -76,21 +81,15 @@ def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, his
         raise UsageError("--history: not with results or --export")
     if not history and not files:
         raise UsageError("found no RESULT; name files that --json or --output wrote, or --history")
-    if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
-        raise UsageError(f"--html and --export: found {wanted.html} for both; name two files")
 
 
-def _check_output(option: str, path: Path, files: Sequence[Path]) -> None:
+def _check_output(option: str, path: Path) -> None:
     from tritter_mem.results.writing import check_writable
 
     if option == "--export":
         from tritter_mem.report.export import check_export
 
         check_export(path)
-    if path.resolve() in {file.resolve() for file in files}:
-        raise UsageError(
-            f"{option}: found {path}, which is also a result to read; name another file"
-        )
     check_writable(path)
 
 

@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.input_files import is_folder, is_there
+
+_LONGEST_NAME = 200
 
 
 @cache
@@ -42,7 +45,7 @@ def released_names() -> tuple[str, ...]:
 def find_released(name: str) -> Path | None:
     """The file of a released model, whatever the case of its name; None where it is none's."""
     path = _released() / f"{name.lower()}.yaml"
-    return path if path.name == f"{name.lower()}.yaml" and _exists(path) else None
+    return path if path.name == f"{name.lower()}.yaml" and is_there(path) else None
 
 
 def _released() -> Path:
@@ -65,32 +68,26 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     Raises:
         ConfigError: it is neither; near names are suggested.
     """
-    shown = name if name.isprintable() and name else ascii(name)
+    cut = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    shown = cut if cut.isprintable() and cut else ascii(cut)
     path = (beside or Path()) / name
-    if _exists(path) and not path.is_dir():
+    if is_there(path) and not is_folder(path):
         return path
     bundled = _bundled(name)
     if bundled is not None:
         return bundled
-    if name and _exists(path):
+    if name and is_there(path):
         raise ConfigError(f"{shown}: found a directory; allowed: a YAML file")
     if "/" in name:
         raise ConfigError(f"{shown}: no such file")
     raise ConfigError(f"{shown}: {_unknown(name)}")
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL in it
-        return False
-
-
 def _bundled(name: str) -> Path | None:
     stem = name.removesuffix(".yaml").removesuffix(".yml")
     root = profiles_root()
     paths = (folder / f"{stem}.yaml" for folder in (root, root / "models"))
-    return next((path for path in paths if path.name == f"{stem}.yaml" and _exists(path)), None)
+    return next((path for path in paths if path.name == f"{stem}.yaml" and is_there(path)), None)
 
 
 def _unknown(name: str) -> str:

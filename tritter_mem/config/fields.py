@@ -27,6 +27,7 @@ from typing import (
 )
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.text import printable
 from tritter_mem.units import parse_bytes, parse_count
 
 
@@ -115,13 +116,13 @@ class Real:
         return f"a number above {self.above:g} and below {self.below:g}"
 
     def read(self, value: object) -> float:
-        """Accept numbers, and text because YAML 1.1 takes `1e-5` for text."""
+        """Accept numbers, and text that is one; whole numbers may be larger than any float."""
         if not isinstance(value, int | float | str) or isinstance(value, bool):
             raise ValueError(self.allowed)
-        number = float(value)
+        number = float(value) if isinstance(value, str) else value
         if not self.above < number < self.below:
             raise ValueError(self.allowed)
-        return number
+        return float(number)
 
     def json_schema(self) -> dict[str, Any]:
         """A number within the range."""
@@ -245,7 +246,7 @@ class Problem(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.text}"
+        return f"{printable('.'.join(self.path), 200)}: {self.text}"
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tritter_mem.config.cards import AUTO, find_card, unknown_card
 from tritter_mem.config.fields import KeyPath, Problem, build, check, set_value
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile, is_named
 from tritter_mem.config.profile import Profile
-from tritter_mem.config.reading import Document, read_document
+from tritter_mem.config.reading import NUMBER, Document, read_document
 from tritter_mem.errors import ConfigError
 
 MAX_EXTENDS = 8
@@ -202,4 +203,14 @@ def profile_hash(profile: AnyProfile) -> str:
 
 def profile_yaml(profile: AnyProfile) -> str:
     """Write a profile as YAML, every default filled in; loading it gives the same profile."""
-    return yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)
+    plain = profile.model_dump()
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our reader would take for a number."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(f"({NUMBER.pattern})$"), list("-+.0123456789")
+)

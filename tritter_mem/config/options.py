@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,4 +42,5 @@ def overrides(
 
 def whole(text: str | None) -> int | str | None:
     """A number of decimal digits as such; all else is for the profile's rules to refuse."""
-    return int(text) if text is not None and text.isdecimal() else text
+    # int() refuses thousands of digits by itself, and takes those of any script.
+    return int(text) if text and re.fullmatch("[0-9]{1,30}", text) else text

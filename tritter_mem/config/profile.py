@@ -32,6 +32,14 @@ Small = Annotated[int, Whole(1, 4096)]
 Bytes = Annotated[int, memory(1, 1 << 50)]
 
 
+def _follow(values: dict[str, Any], field: str, value: int | None) -> None:
+    """Fill in a field; unknown, as all that is absent, where what it follows from is wrong."""
+    if value is None:
+        del values[field]
+    else:
+        values[field] = value
+
+
 class Model(Section):
     """The architecture, in Hugging Face's key names."""
 
@@ -68,10 +76,13 @@ class Model(Section):
     def derived(cls, values: dict[str, Any]) -> dict[str, Any]:
         """As many key and value heads as query heads; heads that share the hidden size out."""
         heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
-        if heads and values.get("num_key_value_heads", 0) is None:
-            values["num_key_value_heads"] = heads
-        if heads and hidden and hidden % heads == 0 and values.get("head_dim", 0) is None:
-            values["head_dim"] = hidden // heads
+        if values.get("num_key_value_heads", 0) is None:
+            _follow(values, "num_key_value_heads", heads)
+        if values.get("head_dim", 0) is None:
+            if not heads or not hidden:
+                _follow(values, "head_dim", None)
+            elif hidden % heads == 0:
+                _follow(values, "head_dim", hidden // heads)
         return values
 
     @property

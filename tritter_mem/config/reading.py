@@ -5,6 +5,9 @@ The file is read event by event, so that nothing nested, aliased or tagged is ev
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +17,27 @@ import yaml
 
 from tritter_mem.config.fields import KeyPath, shown
 from tritter_mem.errors import ConfigError
+from tritter_mem.input_files import open_input
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
 MAX_VALUES = 1000
-_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool")}
+# Numbers as YAML 1.2's core schema has them. PyYAML reads those of 1.1, where 010 is 8, 1:30 is 90
+# and 1e5 is text.
+NUMBER = re.compile(
+    r"(?P<whole>[-+]?[0-9]+)|0o(?P<octal>[0-7]+)|0x(?P<hex>[0-9a-fA-F]+)"
+    r"|(?P<real>[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)"
+    r"|(?P<infinite>[-+]?\.(inf|Inf|INF))|(?P<nan>\.(nan|NaN|NAN))"
+)
+_READ: dict[str, Callable[[str], int | float]] = {
+    "whole": int,
+    "octal": lambda digits: int(digits, 8),
+    "hex": lambda digits: int(digits, 16),
+    "real": float,
+    "infinite": lambda text: float(text.replace(".", "")),
+    "nan": lambda text: math.nan,
+}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -66,10 +85,22 @@ def read_value(text: str, label: str) -> Any:
     raise ConfigError(f"{label}: found {shown(text)}; allowed: one YAML value; {advice}")
 
 
+def read_number(text: str) -> int | float | None:
+    """The number that an unquoted text is; None where it is none, or one of thousands of digits."""
+    match = NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    kind = next(name for name in _READ if match[name] is not None)
+    try:
+        return _READ[kind](match[kind])
+    except ValueError:
+        return None
+
+
 def read_text(path: Path, label: str) -> str:
     """Read a whole text file of at most `MAX_BYTES`; ConfigError says why it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{label}: no such file") from None
@@ -179,13 +210,14 @@ class _Reader:
         return values
 
     def _scalar(self, event: Any) -> Any:
+        if event.implicit[0]:  # not quoted
+            number = read_number(event.value)
+            if number is not None:
+                return number
         tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         if tag not in _PLAIN:
             return event.value  # dates too: no field is a date
-        try:
-            return self._loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except ValueError:
-            return event.value  # a number of thousands of digits
+        return self._loader.construct_object(yaml.ScalarNode(tag, event.value))
 
     def _place(self, event: Any) -> str:
         return f"{self.label}:{event.start_mark.line + 1}"

@@ -21,6 +21,7 @@ from tritter_mem.config.loading import load_profile, profile_hash
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import ConfigError, InputError, TritterMemError, UsageError
+from tritter_mem.input_files import remembering_inputs
 from tritter_mem.measure.target import LocatedDevice, MeasureOptions, target_on
 from tritter_mem.planner.compose import plan
 from tritter_mem.profiling.profiler import MeasurementFailedError, profile
@@ -36,6 +37,7 @@ REPORTS = Path("reports")
 DOCUMENT = "validation.json"
 FINISHED = "cases"
 _KEY = "[0-9a-f]{16}"
+_LONGEST = 80
 Kept = Callable[[str, str], Result | None]
 """By a case's name and key its finished record; None where there is none."""
 _WITHOUT_FIGURES = {"check", "cli", "evidence", "oom", "report", "pytest_plugin.py", "__main__.py"}
@@ -257,7 +259,8 @@ class CaseFiles:
     def read(self, name: str, key: str) -> Result | None:
         """Read a finished case; None if its file is missing or cannot be read."""
         try:
-            results = read_results(self._path(name, key))
+            with remembering_inputs():  # it is written anew where it is not what is wanted
+                results = read_results(self._path(name, key))
         except InputError:
             return None
         return results[0] if len(results) == 1 and _ran(results[0]) else None
@@ -273,7 +276,8 @@ class CaseFiles:
         path = self._path(case.name, case.key)
         write_text_atomically(path, json.dumps(case.result.to_dict(), ensure_ascii=False) + "\n")
         for other in path.parent.iterdir():
-            if other != path and re.fullmatch(rf"{_slug(case.name)}-{_KEY}\.json", other.name):
+            own = re.fullmatch(rf"{re.escape(_file_name(case.name))}-{_KEY}\.json", other.name)
+            if own and other != path:
                 other.unlink()
 
     def write_document(self, validation: Validation) -> None:
@@ -286,7 +290,7 @@ class CaseFiles:
         write_text_atomically(self._folder / DOCUMENT, text)
 
     def _path(self, name: str, key: str) -> Path:
-        return self._folder / FINISHED / f"{_slug(name)}-{key}.json"
+        return self._folder / FINISHED / f"{_file_name(name)}-{key}.json"
 
 
 def _ran(result: Result) -> bool:
@@ -308,8 +312,12 @@ def refuse_rehearsed_evidence(folder: Path) -> None:
 
 def folder_of(device: str) -> Path:
     """`reports/nvidia-h100-80gb-hbm3` for NVIDIA H100 80GB HBM3."""
-    return REPORTS / _slug(device)
+    return REPORTS / (slug(device)[:_LONGEST] or "unnamed")
 
 
-def _slug(name: str) -> str:
-    return slug(name)[:80] or "unnamed"
+def _file_name(name: str) -> str:
+    """A name that is no other case's: what a file name cannot show of it is a digest."""
+    shown = slug(name)[:_LONGEST]
+    if shown == name:
+        return name
+    return f"{shown}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -14,19 +14,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from tritter_mem.errors import MeasureError
+from tritter_mem import errors
+from tritter_mem.child_process import python_path, python_running
+from tritter_mem.errors import MeasureError, TritterMemError
 from tritter_mem.results.from_json import from_plain, parse_json
+from tritter_mem.temporary import temporary_folder
 
 T = TypeVar("T")
 GRACE_SECONDS = 5.0
 """How long a process group that reached its time limit has from SIGTERM to SIGKILL."""
 _POLL_SECONDS = 0.02
-_TAIL_BYTES = 8192
+_TAIL_BYTES, _SHOWN_BYTES = 8192, 1 << 20
 _ANNOUNCED = ("what():", "Fatal Python error:")
 
 
@@ -39,12 +42,34 @@ class ChildJob:
         arguments: plain data, which travels as JSON.
         time_limit_seconds: from the start of the process to its end.
         environment: variables beside those of this process; None removes one.
+        shows_output: whether what it printed is shown on standard error, once it has ended.
     """
 
     function: str
     arguments: Mapping[str, Any]
     time_limit_seconds: float
     environment: Mapping[str, str | None] = field(default_factory=dict)
+    shows_output: bool = False
+
+
+class EndedError(MeasureError):
+    """The process ended without an answer: killed, crashed, failed, or out of time.
+
+    Attributes:
+        code: its exit code; negative: the signal.
+    """
+
+    def __init__(self, problem: str, code: int) -> None:
+        super().__init__(problem)
+        self.code = code
+
+
+class ReportedError(MeasureError):
+    """The function raised an error of ours; `original` is that error."""
+
+    def __init__(self, original: TritterMemError) -> None:
+        super().__init__(*original.problems)
+        self.original = original
 
 
 _UNSET = (
@@ -90,9 +115,10 @@ def run_in_child(job: ChildJob) -> Any:
     Whatever happens, a KeyboardInterrupt too, no process of the group outlives the call.
 
     Raises:
-        MeasureError: the process was killed, crashed, failed, ran out of time, or left no readable
-            answer; or its function raised a TritterMemError. The last lines that it printed are a
-            note of the error.
+        EndedError: the process was killed, crashed, failed or ran out of time. The last lines that
+            it printed are a note of the error.
+        ReportedError: its function raised a TritterMemError.
+        MeasureError: it left no readable answer, or temporary files cannot be written.
     """
     with _folder() as folder:
         request, answer = folder / "request.json", folder / "answer.json"
@@ -101,9 +127,11 @@ def run_in_child(job: ChildJob) -> Any:
             output = (folder / "output.txt").open("w+b")
         with output:
             end = _run(job, [str(request), str(answer)], output)
-        problem = _problem(end, job)
+            if job.shows_output:
+                sys.stderr.write(_tail(output, _SHOWN_BYTES))
+        problem = _problem(end, job) or _silence(answer)
         if problem:
-            error = MeasureError(problem)
+            error = EndedError(problem, end.code)
             error.add_note(f"It last printed:\n{end.tail}")
             raise error
         return _read(answer)
@@ -112,10 +140,10 @@ def run_in_child(job: ChildJob) -> Any:
 @contextmanager
 def _folder() -> Iterator[Path]:
     """A folder for a job, which is gone afterwards."""
-    with _writing(Path(tempfile.gettempdir())):
-        folder = tempfile.TemporaryDirectory(prefix="tritter-mem-")
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        with _writing(Path(tempfile.gettempdir())):
+            folder = stack.enter_context(temporary_folder())
+        yield folder
 
 
 @contextmanager
@@ -174,7 +202,7 @@ def _run(job: ChildJob, arguments: list[str], output: IO[bytes]) -> _End:
         process.returncode,
         timed_out,
         None if kills is None else (_kernel_kills() or 0) > kills,
-        _tail(output),
+        _tail(output, _TAIL_BYTES).strip(),
         _failure(Path(arguments[1])),
     )
 
@@ -185,8 +213,7 @@ def _process_group(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The worker, and the end of it and of all that it started."""
     process = subprocess.Popen(  # noqa: S603  (our own module, with paths that we made)
-        # -P: a file in the working folder must not stand in for a module.
-        [sys.executable, "-P", "-m", "tritter_mem.measure.worker", *arguments],
+        python_running("tritter_mem.measure.worker", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
@@ -202,8 +229,7 @@ def _process_group(
 
 
 def _environment(job: ChildJob) -> dict[str, str]:
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    changed = {**os.environ, "PYTHONPATH": path, **job.environment}
+    changed = {**os.environ, "PYTHONPATH": python_path(), **job.environment}
     return {name: value for name, value in changed.items() if value is not None}
 
 
@@ -227,9 +253,9 @@ def _kernel_kills() -> int | None:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
-def _tail(output: IO[bytes]) -> str:
-    output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
-    return output.read().decode(errors="replace").strip()
+def _tail(output: IO[bytes], most_bytes: int) -> str:
+    output.seek(max(0, output.seek(0, os.SEEK_END) - most_bytes))
+    return output.read().decode(errors="replace")
 
 
 def _problem(end: _End, job: ChildJob) -> str | None:
@@ -244,6 +270,13 @@ def _problem(end: _End, job: ChildJob) -> str | None:
     if end.code > 0:
         return f"the run failed with exit code {end.code}: {end.words()}"
     return None
+
+
+def _silence(answer: Path) -> str | None:
+    """What is wrong where a process ended well and left no answer."""
+    if answer.exists():
+        return None
+    return "the run ended with exit code 0 and no result: does something in it call os._exit?"
 
 
 def _killed(number: int, end: _End) -> str:
@@ -280,14 +313,20 @@ def _failure(answer: Path) -> str:
 
 
 def _read(answer: Path) -> Any:
-    """What the worker wrote: `{"value": …}`, or `{"problems": […]}` of an error it knows."""
+    """What the worker wrote: `{"value": …}`, or the name and the problems of an error it knows."""
     try:
         found = parse_json(answer.read_bytes())
         if "problems" in found:
-            raise MeasureError(*found["problems"])
+            raise ReportedError(_known_error(found["error"])(*found["problems"]))
         return found["value"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise MeasureError(
             f"the run ended without a readable result ({error!r}): run it again, and report it "
             "if it stays so"
         ) from error
+
+
+def _known_error(name: str) -> type[TritterMemError]:
+    """The error of that name; of one that only its own module knows, the base of all."""
+    found = getattr(errors, name, TritterMemError)
+    return found if issubclass(found, TritterMemError) else TritterMemError

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
+import faulthandler
 import json
-import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tritter_mem.child_process import end_with
 from tritter_mem.errors import TritterMemError
 from tritter_mem.results.writing import write_text_atomically
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(request: Path, answer: Path) -> None:
@@ -23,8 +20,9 @@ def main(request: Path, answer: Path) -> None:
     Another error than our own ends the process with its traceback; the answer then says what it
     was, which the last line printed need not.
     """
+    faulthandler.enable()  # of a crash, the line of Python that led to it
     job = json.loads(request.read_text())
-    _die_with(job["parent"])
+    end_with(job["parent"])
     try:
         _write(answer, _answer(job))
     except Exception as error:
@@ -37,7 +35,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"value": getattr(import_module(module), name)(**job["arguments"])}
     except TritterMemError as error:
-        return {"problems": list(error.problems)}
+        return {"error": type(error).__name__, "problems": list(error.problems)}
 
 
 def described(error: BaseException) -> str:
@@ -48,13 +46,6 @@ def described(error: BaseException) -> str:
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
     write_text_atomically(path, json.dumps(answer))
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent, which may be killed before it can."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before we asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import note_input
 from tritter_mem.text import printable
 from tritter_mem.units import MiB, format_bytes
 
@@ -119,6 +120,7 @@ class LocalFile(ByteSource):
             self.close()
             raise self.wrong(f"found {_kind(found.st_mode)}; allowed: a regular file")
         self.size = found.st_size
+        note_input(path)
 
     def close(self) -> None:
         """Close the file."""

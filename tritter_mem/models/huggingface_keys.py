@@ -11,7 +11,7 @@ from tritter_mem.models.huggingface_defaults import ALIASES, DEFAULTS
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 INDEXED, LINEAR, CONV = "indexed_attention", "linear_attention", "conv"
-MOST_LAYERS = 10_000
+MOST_LAYERS, MOST = 10_000, 1 << 40
 _LEGACY_TYPES = {
     "mamba": LINEAR,
     "attention": FULL,
@@ -62,6 +62,8 @@ class Keys:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(f"{name}: a number of things is wanted, not {value!r}")
+        if value > MOST:
+            raise ConfigError(f"{name}: more than {MOST:,}, which no model has")
         return value or None
 
     def number(self, name: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tritter_mem.config.bundled_files import find_released
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import is_folder, is_there
 from tritter_mem.models.gguf import GgufHeader, config_keys, read_gguf_file, read_gguf_model
 from tritter_mem.models.huggingface import HuggingFaceModel, read_config
 from tritter_mem.models.model_files import (
@@ -81,15 +82,15 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
         ConfigError: it does not describe a language model.
     """
     path = Path(name)
-    if path.is_dir():
+    if is_folder(path):
         return _of_files(name, FolderFiles(path), progress)
     if path.name == "config.json":
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
         return of_keys(name, read_config_file(path))
-    if path.suffix == ".gguf" and (path.exists() or ":" not in name):
+    if path.suffix == ".gguf" and (is_there(path) or ":" not in name):
         return _of_gguf(name, read_gguf_file(path, progress))
-    return None if path.exists() else _bundled(name) or _on_the_hub(name, progress)
+    return None if is_there(path) else _bundled(name) or _on_the_hub(name, progress)
 
 
 def _bundled(name: str) -> NamedModel | None:

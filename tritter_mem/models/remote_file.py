@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from email.message import Message
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO, Any
@@ -209,13 +212,55 @@ def _origin(url: urllib.parse.SplitResult) -> tuple[str, str | None, int | None]
     return url.scheme, url.hostname, url.port or default
 
 
+class _TimedResponse(HTTPResponse):
+    """An answer whose head too has a time limit: each byte of it may come just in time."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
+        super().__init__(sock, *arguments, **named)
+        self._connection = sock
+
+    def begin(self) -> None:
+        """Read the head."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            # Of the socket itself: the end of TLS would have to be agreed with the other side.
+            with suppress(OSError):
+                socket.socket.shutdown(self._connection, socket.SHUT_RDWR)
+
+        timer = threading.Timer(_ANSWER_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            super().begin()
+        finally:
+            timer.cancel()
+        if late.is_set():  # a head that is cut off is taken for a whole one
+            raise TimeoutError
+
+
+def _timed(connection: Any) -> Any:
+    return type("TimedConnection", (connection,), {"response_class": _TimedResponse})
+
+
+class _Http(urllib.request.HTTPHandler):
+    def do_open(self, http_class: Any, *arguments: Any, **named: Any) -> HTTPResponse:
+        return super().do_open(_timed(http_class), *arguments, **named)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def do_open(self, http_class: Any, *arguments: Any, **named: Any) -> HTTPResponse:
+        return super().do_open(_timed(http_class), *arguments, **named)
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """An opener of web addresses alone: urllib's default one opens files and FTP too."""
     opener: Any = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Http(),
+        _Https(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),

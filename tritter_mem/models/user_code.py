@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.errors import InputError, SimulationError, TritterMemError, UsageError
+from tritter_mem.input_files import is_file, note_input
 from tritter_mem.results.from_json import parse_json
 
 _NEEDS_VALUES = re.compile(
@@ -97,8 +98,10 @@ def _path_problems(module: str, path: str, function: str) -> Iterator[str]:
     if not path or not function.isidentifier():
         allowed = "allowed: FILE.py:FUNCTION, such as train.py:build"
         yield f"--module: found {module!r}; {allowed}"
-    elif not Path(path).is_file():
+    elif not is_file(Path(path)):
         yield f"--module: {path}: there is no such file"
+    else:
+        note_input(Path(path))
 
 
 def _count_problems(warmup: int, steps: int) -> Iterator[str]:
@@ -176,9 +179,9 @@ def explained(case: ModuleCase) -> Iterator[None]:
     """
     try:
         yield
-    except TritterMemError:
+    except (TritterMemError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, and what the code derives from BaseException
         raise _explanation(error, case) from error
 
 

@@ -16,6 +16,7 @@ from tritter_mem import torch_release
 from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
+from tritter_mem.errors import ConfigError
 from tritter_mem.models.architecture import EXPANDED_ROWS, Layer, Rows, SteppedBlock
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.inference import POSITION_BYTES, TOKEN_ID_BYTES, logits_bytes
@@ -57,11 +58,14 @@ def find_reserved(
         within it; else what is reserved within it.
 
     Raises:
-        ConfigError: the allocator's settings are unknown.
+        ConfigError: the allocator's settings are unknown, or the run needs more than 2^62 bytes.
     """
     settings = parse_alloc_conf(allocator_conf)
     free = CachingAllocator(settings)
-    play(free)
+    try:
+        play(free)
+    except OutOfMemoryError as error:  # of a device without a limit
+        raise ConfigError(f"more memory than can be counted: {error}") from error
     without = Reserved(free.counters.reserved.peak)
     if limit is None or without.peak_bytes <= limit[0] - limit[1]:
         return without

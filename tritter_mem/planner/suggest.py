@@ -63,7 +63,7 @@ def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Sugg
     changes = sorted(_changes(profile), key=lambda change: change.cost)
     single = [(change, found) for change in changes if (found := case.judge(change))]
     single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
-    free = [change for change, _ in single if change.cost is Cost.TIME]
+    free = [change for change in changes if change.cost is Cost.TIME]
     limits = [found for change in case.largest(free) if (found := case.judge(change))]
     enough = [found for _, found in single if found.fits]
     if not enough:
@@ -136,10 +136,10 @@ class _Case(NamedTuple):
         )
 
     def largest(self, free: Sequence[Change]) -> Iterator[Change]:
-        """The largest batch and context that fit as all else stands, and with what costs time alone.
+        """The largest batch and context that fit, as all else stands and with the free changes.
 
         Args:
-            free: changes that save memory and give the same result.
+            free: changes that cost time alone.
         """
         slow = _laid_over(free)
         for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:

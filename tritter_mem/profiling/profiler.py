@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +20,9 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.devices.environment import collect_environment
-from tritter_mem.errors import MeasureError, SimulationError, UsageError
+from tritter_mem.errors import InputError, MeasureError, SimulationError, UsageError
 from tritter_mem.measure import runs
+from tritter_mem.measure.child import ChildJob, EndedError, ReportedError, answer_of
 from tritter_mem.measure.target import (
     DEFAULT_TIME_LIMIT_SECONDS,
     STANDIN,
@@ -43,7 +46,6 @@ from tritter_mem.results.verdict import compare, judge
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.transformers_model import simulate_transformers
-from tritter_mem.simulation.user_module import simulate_module
 
 DEFAULT_GPU = "rtx-5080"
 _NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
@@ -309,13 +311,44 @@ def _simulate(
 ) -> Sequence[str]:
     """Add what is simulated, or the reason why it cannot be, which is returned too."""
     try:
-        conf, budget = profile.allocator_conf, profile.budget_bytes or card.default_budget_bytes
-        found = simulate_module(profile.case, card, conf, save_trace, budget_bytes=budget)
+        found = _simulated_apart(profile, card, save_trace)
     except SimulationError as error:
         record.add(simulated_reason=str(error))
         return error.problems
     record.add(simulated=found)
     return ()
+
+
+def _simulated_apart(profile: ModuleProfile, card: GpuCard, save_trace: Path | None) -> MemoryUse:
+    """Simulate third-party code in a process of its own, which it may end, crash or change.
+
+    Raises:
+        InputError: the code failed, or ended its process.
+        SimulationError: it needs what a simulation does not have, or more memory than there is.
+        UsageError: it does not take the arguments.
+    """
+    job = ChildJob(
+        function="tritter_mem.simulation.user_module:simulated_apart",
+        arguments={
+            "case": asdict(profile.case),
+            "card": asdict(card),
+            "allocator_conf": profile.allocator_conf,
+            "save_trace": None if save_trace is None else str(save_trace.absolute()),
+            "budget_bytes": profile.budget_bytes or card.default_budget_bytes,
+        },
+        time_limit_seconds=math.inf,
+        shows_output=True,
+    )
+    try:
+        return answer_of(job, MemoryUse)
+    except ReportedError as error:
+        raise error.original from None
+    except EndedError as error:
+        by_the_code = error.code != -signal.SIGKILL  # which is for lack of memory, as a rule
+        kind = InputError if by_the_code else SimulationError
+        raise kind(*(f"{profile.case.name}: {problem}" for problem in error.problems)) from error
+    except MeasureError as error:
+        raise SimulationError(*error.problems) from error
 
 
 def _module_verdict(profile: ModuleProfile, target: Target, result: Result) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace as replaced
 from pathlib import Path
 
 from tritter_mem.allocator.rules import round_request, segment_bytes
 from tritter_mem.allocator.settings import parse_alloc_conf
-from tritter_mem.allocator.snapshot import load_snapshot
+from tritter_mem.allocator.snapshot_file import load_snapshot
 from tritter_mem.errors import InputError, UsageError
 from tritter_mem.recordings.fidelity import verify
 from tritter_mem.recordings.memory_history import History, make_history
@@ -60,15 +61,34 @@ def replay(
         parse_alloc_conf(conf)
     histories = _histories(Path(snapshot))
     work = _Work(histories, alloc_confs, on_progress)
-    devices = tuple(
-        _replay_device(history, plans, capacity_bytes, segment_maps, work)
-        for history, plans in work.jobs
-    )
+    devices = []
+    for history, plans in work.jobs:
+        with consistent(history.device):
+            devices.append(_replay_device(history, plans, capacity_bytes, segment_maps, work))
     return Replay(
         snapshot=str(snapshot),
         **header(),
-        devices=devices,
+        devices=tuple(devices),
     )
+
+
+@contextmanager
+def consistent(device: int) -> Iterator[None]:
+    """Replay a history that may contradict itself: no allocator does what it says.
+
+    Blocks and segments may overlap, or be freed where there are none. To look for that before every
+    step would take longer than to replay, and histories as PyTorch records them never do it.
+
+    Raises:
+        InputError: the replay met with such a contradiction.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"device_traces[{device}]: the history contradicts itself: segments or blocks overlap, "
+            "or are freed where there are none; record it again"
+        ) from error
 
 
 def _histories(path: Path) -> list[History]:

@@ -43,14 +43,29 @@ def state_at_start(snapshot: DeviceSnapshot) -> tuple[list[SegmentState], list[s
     """Segments and blocks before the first event, and warnings about what does not add up."""
     rewind = _Rewind(snapshot)
     rewind.run(snapshot.trace)
-    segments = rewind.all_segments()
+    segments, overlapping = _apart(rewind.all_segments())
     inside = _inside(segments, rewind.live)
     limits = _limits(segments, inside, snapshot.trace)
     filled = [
         _tile(segment, blocks, limits, snapshot.settings)
         for segment, blocks in zip(segments, inside, strict=True)
     ]
-    return filled, rewind.warnings()
+    warnings = rewind.warnings()
+    if overlapping:
+        warnings.append(f"segments that overlap another one, left out: {overlapping:,}")
+    return filled, warnings
+
+
+def _apart(segments: Sequence[SegmentState]) -> tuple[list[SegmentState], int]:
+    """Segments, by address, without those that begin inside of another one; and how many did.
+
+    No allocator has such. A history does that was damaged, or whose beginning is missing.
+    """
+    kept: list[SegmentState] = []
+    for segment in segments:
+        if not kept or kept[-1].address + kept[-1].size <= segment.address:
+            kept.append(segment)
+    return kept, len(segments) - len(kept)
 
 
 def records_completion(snapshot: DeviceSnapshot) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 PAGE_COLUMNS = ("profile", "kind", "device", "group", "name", "bytes")
 COLUMNS = ("profile", "profile_hash", "created", "torch", "kind", "gpu", "group", "name", "bytes")
+# Some read the full-width forms as these, and pass over spaces before them.
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\u2212")
 Number = tuple[str, str, int]
 """Group, name and bytes."""
 
@@ -52,7 +54,7 @@ def numbers(use: MemoryUse) -> Iterator[Number]:
 def spreadsheet_text(text: str) -> str:
     """Text that no spreadsheet takes for a formula."""
     shown = printable(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
 
 
 def to_frame(results: Sequence[Result]) -> DataFrame:

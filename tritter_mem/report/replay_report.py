@@ -279,9 +279,14 @@ def render_replay_html(replay: Replay, *, plotlyjs: PlotlyJs = "inline") -> str:
         plotlyjs=plotlyjs,
         name=_name(replay),
         made=f"{replay.tool_version}, {replay.created}",
-        devices=[_device_view(replay, device) for device in replay.devices],
+        devices=device_views(replay),
         record=replay.to_dict(),
     )
+
+
+def device_views(replay: Replay) -> list[DeviceView]:
+    """What a page draws of each device; the replay was made with `segment_maps`."""
+    return [_device_view(replay, device) for device in replay.devices]
 
 
 def _device_view(replay: Replay, device: DeviceReplay) -> DeviceView:

@@ -68,7 +68,13 @@ def make_console(file: TextIO | None = None) -> Console:
     output = file or sys.stdout
     if hasattr(output, "reconfigure"):
         output.reconfigure(errors="replace")
-    console = Console(file=output, markup=False, emoji=False, highlight=False)
+
+    class PlainConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Let the error through: rich would end the process with the code 1 of a verdict."""
+            raise  # noqa: PLE0704
+
+    console = PlainConsole(file=output, markup=False, emoji=False, highlight=False)
     console.size = console.size  # once: else every piece of a line asks the terminal again
     return console
 

@@ -197,8 +197,8 @@ def notes(result: Result) -> list[str]:
         if use.lower_bound_reason is not None
     ]
     lower += [
-        f"{kind}: the allocator gives cached memory back {_times(use.cache_releases)} to stay within "
-        "the budget, and waits for the device each time"
+        f"{kind}: the allocator gives cached memory back {_times(use.cache_releases)} to stay "
+        "within the budget, and waits for the device each time"
         for kind, use in result.by_kind().items()
         if use.cache_releases
     ]

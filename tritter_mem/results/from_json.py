@@ -25,6 +25,7 @@ from typing import (
 )
 
 from tritter_mem.errors import InputError
+from tritter_mem.input_files import open_input
 from tritter_mem.text import printable
 from tritter_mem.units import MiB, format_bytes
 
@@ -88,7 +89,7 @@ def read_json_file(path: Path, what: str, advice: str) -> Any:
         InputError: it cannot be read, is too large, or is no JSON.
     """
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             text = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from error
@@ -234,6 +235,8 @@ def _words(allowed: tuple[Any, ...]) -> str:
 
 def shown(value: object) -> str:
     """A value from outside, cut and safe to show."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 77 digits"
     return printable(f"{value!r:.200}", 80)
 
 

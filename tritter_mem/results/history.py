@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tritter_mem.results.from_json import from_plain, parse_json
 from tritter_mem.results.run import Result
+from tritter_mem.units import MAX_BYTES
 
 FILE = Path(".tritter-mem/history.jsonl")
 VARIABLE = "TRITTER_MEM_HISTORY"
@@ -127,6 +128,8 @@ def read_history(file: Path = FILE) -> list[Remembered]:
 
 def _remembered(line: bytes) -> Remembered | None:
     try:
-        return from_plain(Remembered, parse_json(line), newer=True)
+        found = from_plain(Remembered, parse_json(line), newer=True)
     except ValueError:
         return None
+    peaks = (found.allocated_peak_bytes, found.reserved_peak_bytes or 0)
+    return found if all(0 <= peak <= MAX_BYTES for peak in peaks) else None

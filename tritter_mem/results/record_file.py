@@ -22,8 +22,8 @@ from tritter_mem.results.from_json import (
 )
 from tritter_mem.results.run import COMPONENTS, SCHEMA, ContextCurve, Result, Timeline
 from tritter_mem.text import printable
+from tritter_mem.units import MAX_BYTES
 
-MAX_MEMORY_BYTES = 1 << 62
 MAX_OPERATIONS = 1 << 100
 SIGNED = ("headroom_bytes", "saves_bytes")
 
@@ -108,7 +108,7 @@ def _uneven(curves: Sequence[ContextCurve], place: str) -> Iterator[Problem]:
         contexts = [context for context, _ in curve.points]
         alike = contexts == [context for context, _ in curves[0].points]
         rising = contexts == sorted(set(contexts)) and contexts[:1] > [0]
-        possible = all(0 <= needed <= MAX_MEMORY_BYTES for _, needed in curve.points)
+        possible = all(0 <= needed <= MAX_BYTES for _, needed in curve.points)
         if not (alike and rising and possible):
             yield f"{place}[{index}].points", allowed
 
@@ -129,7 +129,7 @@ def _wrong(value: Any, place: str) -> str:
 def _range(place: str) -> tuple[int, int, str]:
     """What a number may be, by the end of its key path; without a unit anything."""
     if place.endswith("_bytes"):
-        return -MAX_MEMORY_BYTES if place.endswith(SIGNED) else 0, MAX_MEMORY_BYTES, "bytes"
+        return -MAX_BYTES if place.endswith(SIGNED) else 0, MAX_BYTES, "bytes"
     return 0, MAX_OPERATIONS, "operations" if place.endswith("flops") else ""
 
 

@@ -118,7 +118,8 @@ class MetaResults:
 
     PyTorch works out a result's shape in Python, in some hundred microseconds, and a model's layers
     ask the same again and again. Only operators that return new tensors and write into none are
-    remembered, and only results that are what `empty_strided` makes.
+    remembered, and only results that are what `empty_strided` makes. Where another dispatch mode
+    follows the run, it sees every call.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class MetaResults:
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What `func(*args, **kwargs)` returns."""
-        if not self._pure(func):
+        if not self._pure(func) or torch._C._len_torch_dispatch_stack():
             return func(*args, **kwargs)
         try:
             key = func, _described(args), _described(tuple(kwargs.items()))

@@ -73,7 +73,7 @@ def simulate_transformers(
             the message says which line.
     """
     followed = progress or Progress()
-    with _explained(run), _alone(card):
+    with _explained(run), alone(card):
         model = build_model(run, card)
         layers = _layers(model)
 
@@ -82,9 +82,7 @@ def simulate_transformers(
             with as_on_cuda(card.compute_capability), passes:
                 run_model(model, run, _Followed(recorder, followed))
 
-        return simulate_run(
-            workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes
-        )
+        return simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
 
 
 def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
@@ -223,13 +221,15 @@ def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
         _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
     if card.compute_capability < _FLOAT8:
         _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
+    from transformers.modeling_utils import local_torch_dtype
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
     from transformers.utils.quantization_config import FineGrainedFP8Config
 
     values = run.config.get("quantization_config")
     values = values or run.config["text_config"]["quantization_config"]
     quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**values), pre_quantized=True)
-    quantizer._process_model_before_weight_loading(model)
+    with local_torch_dtype(model.dtype):
+        quantizer._process_model_before_weight_loading(model)
 
 
 def _refuse(run: TransformersRun, why: str) -> NoReturn:
@@ -361,7 +361,8 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     from transformers import GenerationConfig
 
     _load(model, watch)
-    model.generation_config = GenerationConfig()  # no token ends a sequence
+    no_end: Any = GenerationConfig  # no token ends a sequence
+    model.generation_config = no_end()
     work = run.work
     with _Generation(run, watch) as generation, _answering(generation):
         handle = model.register_forward_hook(generation.ran)
@@ -422,7 +423,7 @@ class _TrainingStep:
         """Gradients of all parameters."""
         loss, self._loss = self._loss, None
         self._labelled.enter_context(labels.label(labels.LOGITS))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for parameter in self._model.parameters():
             if parameter.grad is not None:
                 self._watch.adopt(parameter.grad, labels.GRADIENTS)
@@ -491,7 +492,7 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 
 @contextmanager
-def _alone(card: GpuCard) -> Iterator[None]:
+def alone(card: GpuCard) -> Iterator[None]:
     """No network, no kernels of other packages but the shapes of those for float8."""
     from huggingface_hub import constants
     from transformers.integrations import finegrained_fp8, moe
@@ -565,7 +566,7 @@ def _route_evenly(model: nn.Module) -> None:
         loops = type(module).__name__.endswith("Experts") and not hasattr(module, "is_transposed")
         weights = getattr(module, "gate_up_proj", None)
         if loops and isinstance(weights, Tensor) and "top_k_index" in _parameters(module.forward):
-            module.forward = _evenly(module.forward, len(weights))  # type: ignore[method-assign]
+            module.forward = _evenly(module.forward, len(weights))
 
 
 def _parameters(function: Callable[..., Any]) -> Iterable[str]:

@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -23,6 +24,7 @@ from torch.optim import Optimizer, optimizer
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import InputError
 from tritter_mem.models.user_code import ModuleCase, explained, load
+from tritter_mem.results.from_json import from_plain
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
@@ -112,6 +114,24 @@ def simulate_module(
             "`model.to(device)` or `torch.empty(..., device=device)`"
         )
     return use
+
+
+def simulated_apart(
+    case: dict[str, Any],
+    card: dict[str, Any],
+    allocator_conf: str,
+    save_trace: str | None,
+    budget_bytes: int,
+) -> dict[str, Any]:
+    """`simulate_module` for a process of its own: takes and returns what JSON holds."""
+    use = simulate_module(
+        from_plain(ModuleCase, case),
+        from_plain(GpuCard, card),
+        allocator_conf,
+        None if save_trace is None else Path(save_trace),
+        budget_bytes=budget_bytes,
+    )
+    return asdict(use)
 
 
 @contextmanager

@@ -190,3 +190,24 @@ def test_other_devices_compute_as_ever() -> None:
         inside = functional.scaled_dot_product_attention(x, x, x)
         assert (weight @ weight).dtype == torch.float32
     assert torch.equal(inside, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_grouped_products_are_of_every_type_with_rows_of_whole_16_bytes(dtype: torch.dtype) -> None:
+    left = torch.empty(10, 16, dtype=dtype, device="meta", requires_grad=True)
+    right = torch.empty(3, 16, 12, dtype=dtype, device="meta", requires_grad=True)
+    offsets = torch.empty(3, dtype=torch.int32, device="meta")
+    step = 16 // left.element_size()
+    with as_on_cuda((9, 0)):
+        product = functional.grouped_mm(left, right, offs=offsets)
+        product.sum().backward()
+    assert product.shape == (10, 12)
+    assert product.stride() == (-(-12 // step) * step, 1)
+    assert left.grad is not None
+    assert right.grad is not None
+    assert (left.grad.shape, right.grad.shape) == (left.shape, right.shape)
+
+
+def test_a_product_of_two_types_fails_as_on_a_card() -> None:
+    with as_on_cuda((9, 0)), pytest.raises(RuntimeError, match="same dtype"):
+        functional.linear(ones(2, 4), ones(3, 4).to(torch.bfloat16))

@@ -7,13 +7,12 @@
 #define _GNU_SOURCE
 #include "device.h"
 
-#include <driver_types.h>
 #include <pthread.h>
 #include <stdlib.h>
 
 struct capture {
     unsigned long long id;
-    enum cudaStreamCaptureMode mode;
+    int mode;
     pthread_t thread;
     struct stream *origin;
     int spoilt;
@@ -24,16 +23,21 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct capture *underway;
 static struct stream *streams;
 static unsigned long long captures;
-static struct stream legacy_stream;
-static __thread enum cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+static struct stream legacy_streams[MOST_DEVICES];
+static __thread int thread_mode = CAPTURE_GLOBAL;
+
+static int is_legacy(const struct stream *stream) {
+    return stream >= legacy_streams && stream < legacy_streams + MOST_DEVICES;
+}
 
 struct stream *stream_of(void *handle) {
-    return (uintptr_t)handle <= 2 ? &legacy_stream : (struct stream *)handle;
+    return (uintptr_t)handle <= 2 ? &legacy_streams[device_current()] : (struct stream *)handle;
 }
 
 struct stream *stream_create(unsigned flags) {
     struct stream *made = calloc(1, sizeof *made);
-    made->blocking = !(flags & cudaStreamNonBlocking);
+    made->device = device_current();
+    made->blocking = !(flags & STREAM_NON_BLOCKING);
     pthread_mutex_lock(&lock);
     made->next = streams, streams = made;
     pthread_mutex_unlock(&lock);
@@ -55,9 +59,9 @@ static int spoil(struct capture *capture, int error) {
 
 static int refused_by_mode(struct capture *capture) {
     int own = pthread_equal(capture->thread, pthread_self());
-    if (thread_mode == cudaStreamCaptureModeRelaxed) return 0;
-    if (own) return capture->mode != cudaStreamCaptureModeRelaxed;
-    return thread_mode == cudaStreamCaptureModeGlobal && capture->mode == cudaStreamCaptureModeGlobal;
+    if (thread_mode == CAPTURE_RELAXED) return 0;
+    if (own) return capture->mode != CAPTURE_RELAXED;
+    return thread_mode == CAPTURE_GLOBAL && capture->mode == CAPTURE_GLOBAL;
 }
 
 // A call that may wait for the device: memory taken or freed, code loaded, events asked.
@@ -91,9 +95,9 @@ static int refuse_work(struct stream *stream) {
     int error = 0;
     pthread_mutex_lock(&lock);
     if (stream->capture && stream->capture->spoilt) error = cudaErrorStreamCaptureInvalidated;
-    if (stream == &legacy_stream)
+    if (is_legacy(stream))
         for (struct stream *other = streams; other; other = other->next)
-            if (other->capture && other->blocking)
+            if (other->capture && other->blocking && other->device == stream - legacy_streams)
                 error = spoil(other->capture, cudaErrorStreamCaptureImplicit);
     pthread_mutex_unlock(&lock);
     return error;
@@ -105,7 +109,7 @@ int add_work(struct stream *stream) {
 }
 
 int capture_begin(struct stream *stream, int mode) {
-    if (stream == &legacy_stream) return cudaErrorStreamCaptureUnsupported;
+    if (is_legacy(stream)) return cudaErrorStreamCaptureUnsupported;
     if (stream->capture) return cudaErrorIllegalState;
     struct capture *begun = calloc(1, sizeof *begun);
     pthread_mutex_lock(&lock);
@@ -131,7 +135,7 @@ int capture_end(struct stream *stream) {
     struct capture *ended = stream->capture;
     if (!ended) return cudaErrorIllegalState;
     if (ended->origin != stream) return spoil(ended, cudaErrorStreamCaptureUnmatched);
-    if (ended->mode != cudaStreamCaptureModeRelaxed && !pthread_equal(ended->thread, pthread_self()))
+    if (ended->mode != CAPTURE_RELAXED && !pthread_equal(ended->thread, pthread_self()))
         return spoil(ended, cudaErrorStreamCaptureWrongThread);
     pthread_mutex_lock(&lock);
     int unjoined = leave(ended), spoilt = ended->spoilt;
@@ -145,10 +149,10 @@ int capture_end(struct stream *stream) {
 }
 
 int capture_status(struct stream *stream, unsigned long long *id) {
-    if (!stream->capture) return cudaStreamCaptureStatusNone;
+    if (!stream->capture) return CAPTURE_NONE;
     *id = stream->capture->id;
-    return stream->capture->spoilt ? cudaStreamCaptureStatusInvalidated
-                                   : cudaStreamCaptureStatusActive;
+    return stream->capture->spoilt ? CAPTURE_INVALIDATED
+                                   : CAPTURE_ACTIVE;
 }
 
 int capture_mode_exchange(int mode) {
@@ -177,10 +181,11 @@ int stream_wait_event(struct stream *stream, const struct mark *mark) {
     if (!mark->capture) return spoil(stream->capture, cudaErrorStreamCaptureIsolation);
     struct capture *from = mark->stream->capture;
     if (!from || from->id != mark->capture) return cudaErrorCapturedEvent;
-    if (stream == &legacy_stream) return spoil(from, cudaErrorStreamCaptureImplicit);
+    if (is_legacy(stream)) return spoil(from, cudaErrorStreamCaptureImplicit);
     if (stream->capture && stream->capture != from) return spoil(from, cudaErrorStreamCaptureMerge);
     if (!stream->capture) stream->joined = stream->work;
     stream->capture = from;
-    if (mark->stream != stream) mark->stream->joined = mark->work;
+    // An event older than one that was waited for before adds nothing.
+    if (mark->stream != stream && mark->work > mark->stream->joined) mark->stream->joined = mark->work;
     return cudaSuccess;
 }

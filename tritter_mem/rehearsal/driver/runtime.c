@@ -1,8 +1,7 @@
-// A stand-in for libcudart.so.13: memory, streams, events and captures; kernels do nothing.
+// A stand-in for libcudart: memory, streams, events and captures; kernels do nothing.
 #define _GNU_SOURCE
 #include "device.h"
 
-#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -14,6 +13,9 @@
 // Copies between device addresses carry nothing that anything computed; beyond this they are
 // left out, so that no host page is committed for them.
 #define COPIED_BYTES ((size_t)1 << 20)
+// Copies from the host are true up to here: token numbers are, weights need no host page.
+#define COPIED_FROM_HOST_BYTES ((size_t)16 << 20)
+
 
 static __thread cudaError_t last_error;
 static cudaError_t failed(cudaError_t error) { return last_error = error; }
@@ -43,6 +45,11 @@ static const struct { cudaError_t error; const char *name, *words; } errors[] = 
      "operation would make the legacy stream depend on a capturing blocking stream"},
     {cudaErrorCapturedEvent, "cudaErrorCapturedEvent",
      "operation not permitted on an event last recorded in a capturing stream"},
+    {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {100, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
+    {cudaErrorNotSupported, "cudaErrorNotSupported",
+     "operation not supported (the stand-in for CUDA's libraries has no such function)"},
+    {98, "cudaErrorInvalidDeviceFunction", "invalid device function"},
     {cudaErrorUnknown, "cudaErrorStandIn", "stand-in error"},
 };
 static size_t error_number(cudaError_t error) {
@@ -54,81 +61,101 @@ const char *cudaGetErrorName(cudaError_t error) { return errors[error_number(err
 const char *cudaGetErrorString(cudaError_t error) { return errors[error_number(error)].words; }
 
 // Devices.
-cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int *count) {
+    *count = device_count();
+    return *count ? cudaSuccess : failed(100);  // cudaErrorNoDevice
+}
+cudaError_t cudaGetDevice(int *device) { return *device = device_current(), cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
-    return device == 0 ? cudaSuccess : failed(cudaErrorInvalidDevice);
+    return device_set_current(device) ? cudaSuccess : failed(cudaErrorInvalidDevice);
 }
 cudaError_t cudaDeviceSynchronize(void) { return checked(refuse_device_wait()); }
-cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+cudaError_t cudaDriverGetVersion(int *version) { return *version = CUDA_MAJOR * 1000, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int *version) {
+    return *version = CUDA_MAJOR * 1000, cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, int attribute, int device) {
     return *value = device_attribute(attribute), cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int device) {
-    strncpy(id, "0000:01:00.0", length);
+    char text[32];
+    device_bus_id(device, text, sizeof text);
+    snprintf(id, length, "%s", text + 4);  // the runtime's has four digits for the domain
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
     return *least = 0, *greatest = -5, cudaSuccess;
 }
-cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) { return *can = 0, cudaSuccess; }
+// All devices of a machine reach each other, as by NVLink.
+cudaError_t cudaDeviceCanAccessPeer(int *can, int device, int peer) {
+    return *can = device != peer, cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int peer, unsigned flags) {
+    static __thread unsigned enabled[MOST_DEVICES];
+    if (peer < 0 || peer >= device_count()) return failed(cudaErrorInvalidDevice);
+    if (enabled[device_current()] & 1u << peer) return failed(cudaErrorPeerAccessAlreadyEnabled);
+    return enabled[device_current()] |= 1u << peer, cudaSuccess;
+}
 
 static void set_limits(struct cudaDeviceProp *properties) {
-    properties->sharedMemPerBlock = device_attribute(cudaDevAttrMaxSharedMemoryPerBlock);
-    properties->sharedMemPerBlockOptin = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    properties->sharedMemPerBlock = device_attribute(MAX_SHARED_MEMORY_PER_BLOCK);
+    properties->sharedMemPerBlockOptin = device_attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
     properties->sharedMemPerMultiprocessor =
-        device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-    properties->regsPerBlock = device_attribute(cudaDevAttrMaxRegistersPerBlock);
-    properties->regsPerMultiprocessor = device_attribute(cudaDevAttrMaxRegistersPerMultiprocessor);
-    properties->warpSize = device_attribute(cudaDevAttrWarpSize);
-    properties->maxThreadsPerBlock = device_attribute(cudaDevAttrMaxThreadsPerBlock);
+        device_attribute(MAX_SHARED_MEMORY_PER_MULTIPROCESSOR);
+    properties->regsPerBlock = device_attribute(MAX_REGISTERS_PER_BLOCK);
+    properties->regsPerMultiprocessor = device_attribute(MAX_REGISTERS_PER_MULTIPROCESSOR);
+    properties->warpSize = device_attribute(WARP_SIZE);
+    properties->maxThreadsPerBlock = device_attribute(MAX_THREADS_PER_BLOCK);
     properties->maxThreadsPerMultiProcessor =
-        device_attribute(cudaDevAttrMaxThreadsPerMultiProcessor);
+        device_attribute(MAX_THREADS_PER_MULTIPROCESSOR);
     properties->maxBlocksPerMultiProcessor =
-        device_attribute(cudaDevAttrMaxBlocksPerMultiprocessor);
+        device_attribute(MAX_BLOCKS_PER_MULTIPROCESSOR);
     for (int axis = 0; axis < 3; axis++) {
-        properties->maxThreadsDim[axis] = device_attribute(cudaDevAttrMaxBlockDimX + axis);
-        properties->maxGridSize[axis] = device_attribute(cudaDevAttrMaxGridDimX + axis);
+        properties->maxThreadsDim[axis] = device_attribute(MAX_BLOCK_DIM_X + axis);
+        properties->maxGridSize[axis] = device_attribute(MAX_GRID_DIM_X + axis);
     }
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
+    if (device < 0 || device >= device_count()) return failed(cudaErrorInvalidDevice);
     memset(properties, 0, sizeof *properties);
     strncpy(properties->name, device_name(), sizeof properties->name - 1);
-    memcpy(properties->uuid.bytes, "stand-in-no-gpu", 16);
+    device_uuid(device, properties->uuid.bytes);
     properties->totalGlobalMem = device_total_bytes();
-    properties->major = device_attribute(cudaDevAttrComputeCapabilityMajor);
-    properties->minor = device_attribute(cudaDevAttrComputeCapabilityMinor);
-    properties->multiProcessorCount = device_attribute(cudaDevAttrMultiProcessorCount);
-    properties->l2CacheSize = device_attribute(cudaDevAttrL2CacheSize);
-    properties->memoryBusWidth = device_attribute(cudaDevAttrGlobalMemoryBusWidth);
-    properties->textureAlignment = device_attribute(cudaDevAttrTextureAlignment);
-    properties->asyncEngineCount = device_attribute(cudaDevAttrAsyncEngineCount);
+    properties->major = device_attribute(COMPUTE_CAPABILITY_MAJOR);
+    properties->minor = device_attribute(COMPUTE_CAPABILITY_MINOR);
+    properties->multiProcessorCount = device_attribute(MULTIPROCESSOR_COUNT);
+    properties->l2CacheSize = device_attribute(L2_CACHE_SIZE);
+    properties->memoryBusWidth = device_attribute(GLOBAL_MEMORY_BUS_WIDTH);
+    properties->textureAlignment = device_attribute(TEXTURE_ALIGNMENT);
+    properties->asyncEngineCount = device_attribute(ASYNC_ENGINE_COUNT);
     properties->concurrentKernels = properties->unifiedAddressing = 1;
     properties->cooperativeLaunch = properties->streamPrioritiesSupported = 1;
-    properties->pciBusID = 1;
+    char id[32];
+    device_bus_id(device, id, sizeof id);
+    properties->pciBusID = (int)strtol(id + 9, NULL, 16);
+    properties->canMapHostMemory = properties->managedMemory = 1;
     set_limits(properties);
     return cudaSuccess;
 }
 
-// A function of the driver goes by its own name or, where it was once changed, by its second.
-static void *driver_function(const char *name) {
-    static void *driver;
-    char second[128];
-    if (!driver) driver = dlopen("libcuda.so.1", RTLD_NOW);
-    snprintf(second, sizeof second, "%s_v2", name);
-    void *newer = dlsym(driver, second);
-    return newer ? newer : dlsym(driver, name);
+// As CUDA 12 calls it.
+cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *properties, int device) {
+    return cudaGetDeviceProperties(properties, device);
 }
+
+CUresult cuGetProcAddress_v2(const char *name, void **function, int version,
+                             unsigned long long flags, int *status);
 
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
                                              unsigned long long flags,
-                                             enum cudaDriverEntryPointQueryResult *result) {
-    *function = driver_function(symbol);
-    if (result)
-        *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-    return *function ? cudaSuccess : failed(cudaErrorSymbolNotFound);
+                                             int *result) {
+    int refused = cuGetProcAddress_v2(symbol, function, (int)version, flags, result);
+    return refused ? failed(cudaErrorSymbolNotFound) : cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPoint(const char *symbol, void **function, unsigned long long flags,
+                                    int *result) {
+    return cudaGetDriverEntryPointByVersion(symbol, function, 0, flags, result);
 }
 
 // Memory. An allocation's pages are kept in a list by address, to know them when they are freed.
@@ -138,7 +165,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void *keep(size_t bytes) {
     struct allocation *kept = malloc(sizeof *kept);
-    *kept = (struct allocation){address_reserve(bytes), bytes, NULL};
+    *kept = (struct allocation){address_reserve(device_current(), bytes), bytes, NULL};
+    if (!kept->address) return free(kept), NULL;
     address_back(kept->address, bytes);
     pthread_mutex_lock(&lock);
     kept->next = allocations;
@@ -163,65 +191,108 @@ cudaError_t cudaMalloc(void **address, size_t bytes) {
     int refused = refuse_unsafe();
     if (refused) return failed(refused);
     size_t pages = (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-    if (!device_take(pages)) return failed(cudaErrorMemoryAllocation);
+    int device = device_current();
+    if (!device_take(device, pages)) return failed(cudaErrorMemoryAllocation);
     *address = keep(pages);
-    return cudaSuccess;
+    if (*address) return cudaSuccess;
+    return device_give_back(device, pages), failed(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaFree(void *address) {
     int refused = refuse_unsafe();
     if (refused) return failed(refused);
-    size_t bytes = address ? forget(address) : 0;
-    if (bytes) address_unback(address, bytes), device_give_back(bytes);
-    return cudaSuccess;
+    if (!address) return device_touch(device_current()), cudaSuccess;  // how a context is made
+    int device = address_device(address);
+    size_t bytes = forget(address);
+    if (!bytes) return failed(cudaErrorInvalidValue);
+    address_unback(address, bytes);
+    address_release(address, bytes);
+    return device_give_back(device, bytes), cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void **address, size_t bytes, cudaStream_t stream) {
     return cudaMalloc(address, bytes);
 }
 cudaError_t cudaFreeAsync(void *address, cudaStream_t stream) { return cudaFree(address); }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    return *free_bytes = device_free_bytes(), *total = device_total_bytes(), cudaSuccess;
+    *free_bytes = device_free_bytes(device_current()), *total = device_total_bytes();
+    return cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void **address, size_t bytes, unsigned flags) {
     int refused = refuse_unsafe();
     if (refused) return failed(refused);
-    return posix_memalign(address, 4096, bytes ? bytes : 1) ? failed(cudaErrorMemoryAllocation)
-                                                            : cudaSuccess;
+    if (posix_memalign(address, 4096, bytes ? bytes : 1)) return failed(cudaErrorMemoryAllocation);
+    return host_remember(*address, bytes), cudaSuccess;
 }
-cudaError_t cudaFreeHost(void *address) { return free(address), cudaSuccess; }
-cudaError_t cudaHostRegister(void *address, size_t bytes, unsigned flags) { return cudaSuccess; }
-cudaError_t cudaHostUnregister(void *address) { return cudaSuccess; }
+cudaError_t cudaMallocHost(void **address, size_t bytes) { return cudaHostAlloc(address, bytes, 0); }
+cudaError_t cudaFreeHost(void *address) {
+    return host_forget(address), free(address), cudaSuccess;
+}
+cudaError_t cudaHostRegister(void *address, size_t bytes, unsigned flags) {
+    return host_remember(address, bytes), cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *address) {
+    return host_forget(address) ? cudaSuccess : failed(cudaErrorInvalidValue);
+}
+// Host memory that kernels read has its own address there too, since addresses are unified.
+cudaError_t cudaHostGetDevicePointer(void **on_device, void *address, unsigned flags) {
+    return *on_device = address, cudaSuccess;
+}
+// Managed memory counts as the device's, where it would be when kernels have used all of it.
+cudaError_t cudaMallocManaged(void **address, size_t bytes, unsigned flags) {
+    return cudaMalloc(address, bytes);
+}
 cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *address) {
     memset(attributes, 0, sizeof *attributes);
-    int device = address_is_device(address);
-    attributes->type = device ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
-    attributes->device = device ? 0 : -2;
-    attributes->devicePointer = device ? (void *)address : NULL;
+    int device = address_device(address), pinned = device < 0 && host_is_known(address);
+    attributes->type = device >= 0 ? MEMORY_DEVICE : pinned ? MEMORY_HOST : MEMORY_UNREGISTERED;
+    attributes->device = device >= 0 ? device : pinned ? device_current() : -2;
+    attributes->devicePointer = device >= 0 || pinned ? (void *)address : NULL;
+    attributes->hostPointer = pinned ? (void *)address : NULL;
     return cudaSuccess;
 }
 
+// The next number that is copied to the host: how many elements an operator found, which the host
+// computed for it, so that what it allocates has the right size.
+static __thread long long answer;
+static __thread int answers;
+void tritter_standin_answer(long long value, int count) { answer = value, answers = count; }
+
+// Large copies are left out: they carry what nothing computed, or weights.
 static cudaError_t copy(void *to, const void *from, size_t bytes) {
-    int within = address_is_device(to) && address_is_device(from);
+    int to_device = address_device(to) >= 0, from_device = address_device(from) >= 0;
     if (!range_is_device(to, bytes) || !range_is_device(from, bytes))
         return failed(cudaErrorInvalidValue);
-    if (!within || bytes <= COPIED_BYTES) memcpy(to, from, bytes);
+    size_t most = !to_device ? SIZE_MAX : from_device ? COPIED_BYTES : COPIED_FROM_HOST_BYTES;
+    if (answers && from_device && !to_device && (bytes == 4 || bytes == 8)) {
+        answers--;
+        return memcpy(to, &answer, bytes), cudaSuccess;
+    }
+    if (bytes <= most) memcpy(to, from, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
     int refused = refuse_unsafe();
     return refused ? failed(refused) : copy(to, from, bytes);
 }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind,
                             cudaStream_t stream) {
     int refused = add_work(stream_of(stream));
     return refused ? failed(refused) : copy(to, from, bytes);
 }
 cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
-                              size_t width, size_t height, enum cudaMemcpyKind kind,
+                              size_t width, size_t height, int kind,
                               cudaStream_t stream) {
     int refused = add_work(stream_of(stream));
     for (size_t row = 0; row < height && !refused; row++)
         refused = copy((char *)to + row * to_pitch, (char *)from + row * from_pitch, width);
     return checked(refused);
+}
+cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from, int from_device,
+                                size_t bytes, cudaStream_t stream) {
+    return cudaMemcpyAsync(to, from, bytes, 0, stream);
+}
+cudaError_t cudaMemcpyToSymbol(const void *symbol, const void *from, size_t bytes, size_t offset,
+                               int kind) {
+    return cudaSuccess;  // only kernels read it
 }
 static cudaError_t set(void *address, int value, size_t bytes) {
     if (!range_is_device(address, bytes)) return failed(cudaErrorInvalidValue);
@@ -241,8 +312,11 @@ cudaError_t cudaMemsetAsync(void *address, int value, size_t bytes, cudaStream_t
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
     return *stream = (cudaStream_t)stream_create(flags), cudaSuccess;
 }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {
+    return cudaStreamCreateWithPriority(stream, flags, 0);
+}
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0);
+    return cudaStreamCreateWithPriority(stream, 0, 0);
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return stream_destroy(stream_of(stream)), cudaSuccess;
@@ -264,7 +338,7 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t call
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     return function(data), cudaSuccess;
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode) {
     return checked(capture_begin(stream_of(stream), mode));
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
@@ -272,27 +346,52 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
     *graph = refused ? NULL : malloc(1);
     return checked(refused);
 }
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, int *status) {
     unsigned long long id;
     return *status = capture_status(stream_of(stream), &id), cudaSuccess;
 }
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status,
-                                     unsigned long long *id, cudaGraph_t *graph,
-                                     const cudaGraphNode_t **nodes, const cudaGraphEdgeData **edges,
-                                     size_t *count) {
+static cudaError_t capture_info(cudaStream_t stream, int *status, unsigned long long *id,
+                                cudaGraph_t *graph, const void **nodes, size_t *count) {
     unsigned long long number = 0;
     *status = capture_status(stream_of(stream), &number);
     if (id) *id = number;
     if (graph) *graph = NULL;
+    if (nodes) *nodes = NULL;
     if (count) *count = 0;
     return cudaSuccess;
 }
-cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode) {
+cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, int *status, unsigned long long *id,
+                                        cudaGraph_t *graph, const void **nodes, size_t *count) {
+    return capture_info(stream, status, id, graph, nodes, count);
+}
+cudaError_t cudaStreamGetCaptureInfo_v3(cudaStream_t stream, int *status, unsigned long long *id,
+                                        cudaGraph_t *graph, const void **nodes, const void **edges,
+                                        size_t *count) {
+    if (edges) *edges = NULL;
+    return capture_info(stream, status, id, graph, nodes, count);
+}
+#if CUDA_MAJOR < 13
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, int *status, unsigned long long *id) {
+    return capture_info(stream, status, id, NULL, NULL, NULL);
+}
+#else
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, int *status, unsigned long long *id,
+                                     cudaGraph_t *graph, const void **nodes, const void **edges,
+                                     size_t *count) {
+    return cudaStreamGetCaptureInfo_v3(stream, status, id, graph, nodes, edges, count);
+}
+#endif
+cudaError_t cudaThreadExchangeStreamCaptureMode(int *mode) {
     return *mode = capture_mode_exchange(*mode), cudaSuccess;
 }
 // PyTorch warns of a graph without nodes.
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
     return *count = 1, cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph,
+                                 unsigned long long flags) {
+    if (!graph) return failed(cudaErrorInvalidValue);
+    return *executable = malloc(1), cudaSuccess;
 }
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *executable, cudaGraph_t graph,
                                           unsigned long long flags) {
@@ -331,6 +430,9 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEve
     return cudaSuccess;
 }
 
+cudaError_t cudaProfilerStart(void) { return cudaSuccess; }
+cudaError_t cudaProfilerStop(void) { return cudaSuccess; }
+
 // Kernels: what a compiler's launch needs so that it returns.
 struct configuration { dim3 grid, block; size_t shared; void *stream; };
 static __thread struct configuration configuration;
@@ -344,7 +446,51 @@ cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared, 
     *(void **)stream = configuration.stream;
     return cudaSuccess;
 }
-void **__cudaRegisterFatBinary(void *binary) { return calloc(1, sizeof(void *)); }
+// Code is compiled for a list of architectures, in binaries whose parts say for which. Of a card that is
+// not in the list, the closest older one of its generation runs; libraries ask which that is.
+#define READ_BINARIES 64
+static const void *binaries[READ_BINARIES];
+static _Atomic unsigned binary_count;
+
+struct binary { int magic, version; const char *data; };
+struct binary_part {
+    uint16_t kind, version;
+    uint32_t header_bytes;
+    uint64_t bytes;
+    uint32_t packed_bytes, unknown;
+    uint16_t minor, major;
+    uint32_t architecture;
+};
+static int best_in(const struct binary *binary, int wanted) {
+    uint64_t bytes;
+    int found = 0;
+    if (binary->magic != 0x466243b1) return 0;
+    memcpy(&bytes, binary->data + 8, 8);
+    const char *at = binary->data + 16, *end = at + bytes;
+    while (at + sizeof(struct binary_part) <= end) {
+        struct binary_part part;
+        memcpy(&part, at, sizeof part);
+        int runs = (int)part.architecture <= wanted &&
+                   (part.kind == 1 || (int)part.architecture / 10 == wanted / 10);
+        if (runs && (int)part.architecture > found) found = part.architecture;
+        if (!part.header_bytes) break;
+        at += part.header_bytes + part.bytes;
+    }
+    return found;
+}
+static int architecture(void) {
+    static int found;
+    int wanted = device_attribute(COMPUTE_CAPABILITY_MAJOR) * 10 +
+                 device_attribute(COMPUTE_CAPABILITY_MINOR);
+    for (unsigned at = 0; !found && at < binary_count && at < READ_BINARIES; at++)
+        found = best_in(binaries[at], wanted);
+    return found ? found : wanted;
+}
+void **__cudaRegisterFatBinary(void *binary) {
+    unsigned at = binary_count++;
+    if (at < READ_BINARIES) binaries[at] = binary;
+    return calloc(1, sizeof(void *));
+}
 void __cudaRegisterFatBinaryEnd(void **handle) {}
 void __cudaUnregisterFatBinary(void **handle) {}
 void __cudaRegisterFunction(void **handle, const char *host, char *device, const char *name,
@@ -394,13 +540,13 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const v
     memset(attributes, 0, sizeof *attributes);
     attributes->maxThreadsPerBlock = 1024;
     attributes->numRegs = 64;
-    attributes->binaryVersion = attributes->ptxVersion = 90;
+    attributes->binaryVersion = attributes->ptxVersion = architecture();
     attributes->maxDynamicSharedSizeBytes = 49152;
     return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attribute, int value) {
-    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value > device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))
+cudaError_t cudaFuncSetAttribute(const void *kernel, int attribute, int value) {
+    if (attribute != FUNCTION_DYNAMIC_SHARED) return cudaSuccess;
+    if (value > device_attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN))
         return failed(cudaErrorInvalidValue);
     pthread_mutex_lock(&lock);
     struct opt_in *found = opt_in_of(kernel);
@@ -425,3 +571,13 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
 cudaError_t cudaGetSymbolAddress(void **address, const void *symbol) {
     return cudaMalloc(address, PAGE_BYTES);
 }
+
+// Pools of the runtime's own allocator: it takes from the device as cudaMalloc does.
+cudaError_t cudaDeviceGetDefaultMemPool(void **pool, int device) {
+    return *pool = (void *)(uintptr_t)(0x6000 + device), cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(void *pool, int attribute, void *value) { return cudaSuccess; }
+cudaError_t cudaMemPoolSetAccess(void *pool, const void *access, size_t count) {
+    return cudaSuccess;
+}
+cudaError_t cudaMemPoolTrimTo(void *pool, size_t bytes) { return cudaSuccess; }

@@ -1,0 +1,152 @@
+"""Structures with any values in place of the right ones: profiles, configurations, records, …
+
+`make fuzz` runs these with a seed, for longer.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.allocator.build import BASE
+from tests.fuzz.targets import CORPUS, TARGETS, check, run
+from tritter_mem.allocator.snapshot import devices_of
+from tritter_mem.config.loading import load_profile
+from tritter_mem.config.profile import Profile
+from tritter_mem.errors import TritterMemError
+from tritter_mem.recordings.fidelity import verify
+from tritter_mem.recordings.memory_history import make_history
+from tritter_mem.recordings.replay_snapshot import consistent
+from tritter_mem.recordings.scenarios import plans_for, run_scenario
+from tritter_mem.units import MiB
+
+EXAMPLES = max(30, int(float(os.environ.get("FUZZ_SECONDS", "0")) * 20))
+fuzzed = settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(),
+    st.sampled_from([1 << 31, 1 << 53, 1 << 62, 1 << 63, 10**400, -(10**400), 1e308, 5e-324]),
+    st.text(max_size=20), st.sampled_from(["128k", "1e400", "010", "x" * 5000, "a\nb", "\u202e"]),
+    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=3), st.integers()),
+)  # fmt: skip
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Each container with each of its keys, at any depth."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, part in items:
+        found.append((value, key))
+        if isinstance(part, dict | list):
+            found += places(part)
+    return found
+
+
+@st.composite
+def changed(draw: Callable[..., Any], whole: Any) -> Any:
+    """A structure with up to four values replaced, removed, or put under another key."""
+    made = json.loads(json.dumps(whole))
+    for _ in range(draw(st.integers(1, 4))):
+        there = places(made)
+        container, key = there[draw(st.integers(0, len(there) - 1))]
+        change = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
+        if change == "replace":
+            container[key] = draw(ODD)
+        elif change == "remove":
+            del container[key]
+        elif isinstance(container, dict):
+            container[draw(st.text(max_size=30))] = draw(ODD)
+        if not places(made):
+            break
+    return made
+
+
+def structures(kind: str) -> st.SearchStrategy[Any]:
+    wholes = [json.loads(path.read_bytes()) for path in sorted((CORPUS / kind).iterdir())
+              if not path.name.startswith("found-")]  # fmt: skip
+    return st.sampled_from(wholes).flatmap(changed)
+
+
+def refused(act: Callable[[], object]) -> TritterMemError | None:
+    """An error of ours, checked as a command would show it."""
+    try:
+        act()
+    except TritterMemError as error:
+        check(error.exit_code, "\n".join(error.problems))
+        return error
+    return None
+
+
+PROFILE = load_profile("tiny").model_dump()
+
+
+@fuzzed
+@given(changed(PROFILE))
+def test_profiles(made: Any) -> None:
+    if isinstance(made, dict):
+        refused(lambda: Profile.model_validate(made))
+
+
+@pytest.mark.parametrize("kind", ["config", "record", "baseline", "index"])
+def test_files(kind: str) -> None:
+    @fuzzed
+    @given(structures(kind))
+    def run_one(made: Any) -> None:
+        run(TARGETS[kind], json.dumps(made).encode())
+
+    run_one()
+
+
+def address(draw: Any) -> int:
+    return BASE + draw(st.integers(0, 24)) * MiB
+
+
+@st.composite
+def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
+    """Right in every type, and as contradictory as can be: overlaps, frees of nothing."""
+    size = st.one_of(st.integers(0, 40 * MiB), st.sampled_from([0, 1, 512, 2 * MiB, 20 * MiB]))
+    stream = st.sampled_from([0, 0, 0, 7])
+    actions = st.sampled_from([
+        "alloc", "alloc", "free_requested", "free_completed", "segment_alloc", "segment_free",
+        "segment_map", "segment_unmap", "oom",
+    ])  # fmt: skip
+    segments = []
+    for _ in range(draw(st.integers(0, 3))):
+        states = st.sampled_from(["active_allocated", "inactive", "active_awaiting_free"])
+        blocks = [{"size": draw(size), "state": draw(states), "requested_size": draw(size)}
+                  for _ in range(draw(st.integers(0, 3)))]  # fmt: skip
+        segments.append({
+            "address": address(draw), "total_size": sum(block["size"] for block in blocks),
+            "segment_type": draw(st.sampled_from(["small", "large"])), "stream": draw(stream),
+            "is_expandable": draw(st.booleans()), "blocks": blocks,
+            "segment_pool_id": draw(st.sampled_from([(0, 0), (0, 0), (1, 2)])),
+        })  # fmt: skip
+    events = []
+    for _ in range(draw(st.integers(0, 25))):
+        action = draw(actions)
+        events.append({
+            "action": action, "device_free" if action == "oom" else "addr": address(draw),
+            "size": draw(size), "stream": draw(stream),
+        })  # fmt: skip
+    conf = draw(st.sampled_from(["", "expandable_segments:True", "max_split_size_mb:21"]))
+    return {"segments": segments, "device_traces": [events],
+            "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": conf}}  # fmt: skip
+
+
+@fuzzed
+@given(snapshots())
+def test_contradictory_snapshots(made: dict[str, Any]) -> None:
+    def act() -> None:
+        for device in devices_of(made):
+            history = make_history(device)
+            with consistent(device.device):
+                verify(history, lambda _: None)
+                for plan in plans_for(history, []):
+                    run_scenario(history, plan, None, lambda _: None)
+
+    refused(act)

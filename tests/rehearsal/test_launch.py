@@ -1,0 +1,211 @@
+"""Starting a command: in which environment, on which machine, until when; and what is refused."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tritter_mem.cli.main import app
+from tritter_mem.config.cards import find_card
+from tritter_mem.errors import InputError, MeasureError, UsageError
+from tritter_mem.rehearsal import environment_setup, launch
+from tritter_mem.rehearsal.collect import collect
+from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
+from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
+from tritter_mem.rehearsal.rehearse import Options, rehearse
+from tritter_mem.results.rehearsal import Command, RankUse, Refusal, Rehearsal, Trust, fullest
+from tritter_mem.results.verdict import KINDS
+from tritter_mem.units import GiB, MiB
+
+
+def environment_with(folder: Path, *, cuda: str | None, version: str = "2.14.0") -> Path:
+    """An environment whose Python finds a torch that was built for a CUDA, or for none."""
+    site = folder / "site"
+    (site / "torch").mkdir(parents=True)
+    (site / "torch/__init__.py").write_text("")
+    (site / "torch/version.py").write_text(
+        f"__version__ = '{version}'\ncuda: Optional[str] = {cuda!r}\n"
+    )
+    python = folder / "bin/python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["rehearse", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "no command: write it behind `--`"),
+        (("--", "python"), "--gpu: name the card"),
+        (("--gpu", "rtx-9999", "--", "python"), "found 'rtx-9999'"),
+        (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
+        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: found 17; allowed: 1 to 16"),
+        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: found 'much'"),
+        (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
+        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "allowed: 0 to 7"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_torch_without_cuda_is_refused_and_what_to_do_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    for cuda_torch, words in ((True, "a build for the CPU"), (False, "has no torch")):
+        folder = environment_with(tmp_path / str(cuda_torch), cuda=None)
+        if not cuda_torch:
+            (folder / "site/torch/__init__.py").unlink()
+            (folder / "site/torch/version.py").unlink()
+            (folder / "site/torch").rmdir()
+            python = folder / "bin/python"
+            python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+        with pytest.raises(MeasureError, match=words) as error:
+            rehearse(["python", "-c", "0"], "h100", Options(environment=folder))
+        assert "rehearse --setup" in str(error.value)
+
+
+def test_torch_is_found_without_importing_it(tmp_path: Path) -> None:
+    folder = environment_with(tmp_path, cuda="12.8", version="2.9.1+cu128")
+    found = torch_of(str(folder / "bin/python"))
+    assert (found.version, found.cuda) == ("2.9.1+cu128", "12.8")
+    assert found.torch == tmp_path / "site/torch"
+    with pytest.raises(UsageError, match="cannot be run"):
+        torch_of(str(tmp_path / "missing"))
+
+
+def test_a_script_runs_in_the_python_of_its_first_line(tmp_path: Path) -> None:
+    script = tmp_path / "torchrun"
+    script.write_text("#!/opt/other/bin/python3.11\n")
+    assert python_of(script) == "/opt/other/bin/python3.11"
+    script.write_text(f"#!/usr/bin/env {Path(sys.executable).name}\n")
+    assert Path(python_of(script)).name.startswith("python")
+    assert python_of(Path("/x/bin/python3.12")) == "/x/bin/python3.12"
+
+
+def test_the_command_s_environment_stays_but_for_what_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/mine")
+    monkeypatch.setenv("LD_PRELOAD", "/mine.so")
+    machine = Machine(card=find_card("rtx-4090"), devices=2, memory_bytes=20 * GiB)
+    found = launch.environment_for(machine, tmp_path, tmp_path / "session", None)
+    assert found["PYTHONPATH"].split(os.pathsep) == [str(launch.INSIDE), "/mine"]
+    assert found["LD_PRELOAD"].split(":")[-1] == "/mine.so"
+    assert found["STANDIN_MEMORY_MIB"] == str(20 * 1024)
+    assert (found["STANDIN_CAPABILITY"], found["STANDIN_DEVICES"]) == ("8.9", "2")
+    assert "RANK" not in machine.environment()
+
+
+def test_a_card_shows_less_than_it_has() -> None:
+    for name, least, most in (("rtx-4090", 23.6, 23.7), ("h100", 79.1, 79.2), ("l4", 22.0, 22.2),
+                              ("rtx-3090", 23.6, 23.7), ("rtx-5090", 31.3, 31.4)):  # fmt: skip
+        assert least < launch.shown_bytes(find_card(name)) / GiB < most
+
+
+def test_servers_are_ended_once_they_are_ready() -> None:
+    assert until_ready(["/x/bin/vllm", "serve", "model"]).text == "Application startup complete"
+    assert until_ready(["python", "-m", "sglang.launch_server"]).text.startswith("The server is")
+    assert until_ready(["python", "serve.py"]) == Until()
+
+
+def test_empty_distributions_stand_for_nvidia_s(tmp_path: Path) -> None:
+    metadata = tmp_path / "torch-2.14.0.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(
+        'Requires-Dist: nvidia-nccl-cu13==2.30.7; platform_system == "Linux"\n'
+        "Requires-Dist: cuda-toolkit[cublas,cudart]==13.0.3; x\nRequires-Dist: sympy>=1.13.3\n"
+        "Requires-Dist: cuda-bindings<14,>=13.0.3\n"
+    )
+    found = list(nvidia_requirements(tmp_path))
+    assert found == [("nvidia-nccl-cu13", "2.30.7"), ("cuda-toolkit", "13.0.3")]
+    real = tmp_path / "nvidia_nccl_cu13-2.0.dist-info"
+    real.mkdir()
+    (real / "INSTALLER").write_text("pip\n")
+    for name, version in found:
+        write_empty_distribution(tmp_path, name, version)
+    write_empty_distribution(tmp_path, "cuda-toolkit", "13.1")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "torch-2.14.0.dist-info", "nvidia_nccl_cu13-2.0.dist-info", "cuda_toolkit-13.1.dist-info",
+    }  # fmt: skip
+
+
+def test_an_environment_that_cannot_be_made_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="which is no file"):
+        environment_setup.set_up(tmp_path, None, tmp_path / "missing.txt")
+    monkeypatch.setattr(environment_setup, "NEEDED_BYTES", 1 << 60)
+    with pytest.raises(MeasureError, match="GiB of disk are free"):
+        environment_setup.set_up(tmp_path / "new", None, None)
+
+
+def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="was deleted while the command ran"):
+        collect(tmp_path / "gone")
+    (tmp_path / "processes").write_bytes(b"x" * 64)
+    with pytest.raises(InputError, match="no table"):
+        collect(tmp_path)
+
+
+def use(rank: int, peak: int) -> RankUse:
+    return RankUse(
+        rank=rank, process=rank, title="", device=rank, allocated_peak_bytes=peak,
+        reserved_peak_bytes=peak, active_peak_bytes=peak, requested_peak_bytes=peak,
+        device_peak_bytes=peak, allocated_end_bytes=0, reserved_end_bytes=0, retries=0, refusals=0,
+    )  # fmt: skip
+
+
+def rehearsal(exit_code: int = 0, *, ended_by: str = "", **of: object) -> Rehearsal:
+    base: dict[str, object] = {
+        "created": "", "tool_version": "", "gpu": "h100", "title": "", "devices": 1,
+        "total_bytes": GiB, "context_bytes": MiB, "context_source": "", "trust": Trust(),
+        "command": Command(argv=("x",), exit_code=exit_code, seconds=1.0, ended_by=ended_by),
+        "rehearsed": use(0, MiB), "ranks": (use(0, MiB),),
+    }  # fmt: skip
+    return Rehearsal(**base | of)  # type: ignore[arg-type]
+
+
+REFUSED = Refusal(process=1, device=0, where="", requested_bytes=1, allocated_bytes=0,
+                  reserved_bytes=0, free_bytes=0)  # fmt: skip
+DECIDED = Trust(values_decided_shapes=("a.py:1",))
+
+
+@pytest.mark.parametrize(
+    ("done", "code"),
+    [
+        (rehearsal(), 0),
+        (rehearsal(1, refusals=(REFUSED,)), 1),
+        (rehearsal(0, refusals=(REFUSED,)), 0),
+        (rehearsal(1), 2),
+        (rehearsal(-15, ended_by="--until"), 0),
+        (rehearsal(trust=DECIDED), 3),
+        (rehearsal(trust=DECIDED, accepted=True), 0),
+        (rehearsal(trust=Trust(assumed=("a.py:1",))), 0),
+        (rehearsal(trust=Trust(problems=("x",))), 3),
+        (rehearsal(rehearsed=None), 3),
+        (rehearsal(1, interrupted=True, refusals=(REFUSED,)), 130),
+    ],
+)
+def test_exit_codes(done: Rehearsal, code: int) -> None:
+    assert done.exit_code == code
+
+
+def test_the_top_figures_are_those_of_the_fullest_rank() -> None:
+    assert fullest((use(0, 5), use(1, 9), use(2, 9))) == use(1, 9)
+    assert fullest(()) is None
+    assert "rehearsed" in KINDS

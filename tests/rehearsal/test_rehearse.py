@@ -1,0 +1,220 @@
+"""Commands, unchanged, over the stand-ins, with PyTorch's CUDA build."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rehearsal.conftest import SCRIPTS
+from tritter_mem.units import GiB, MiB
+
+pytestmark = pytest.mark.timeout(900)  # the first one installs PyTorch's CUDA build
+CONTEXT = 320 * MiB  # of an RTX 4090
+
+
+class Rehearsed:
+    """What `tritter-mem rehearse --json` came to."""
+
+    def __init__(self, ran: subprocess.CompletedProcess[str]) -> None:
+        self.exit_code = ran.returncode
+        self.printed = ran.stderr
+        self.record: dict[str, Any] = json.loads(ran.stdout) if ran.stdout else {}
+
+    @property
+    def trust(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.record["trust"]
+        return found
+
+
+@pytest.fixture
+def rehearse(environment: Path, tmp_path: Path) -> Any:
+    """Rehearses a script of `scripts/`, and looks that it leaves nothing behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
+    def run(script: str, *words: str, options: str = "", program: str = "python") -> Rehearsed:
+        command = [
+            sys.executable, "-m", "tritter_mem", "rehearse", "--json", "--gpu", "rtx-4090",
+            "--env", str(environment), *options.split(), "--", *program.split(),
+            *([str(SCRIPTS / script)] if script else []), *words,
+        ]  # fmt: skip
+        ran = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=150,
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )  # fmt: skip
+        left = [path.name for path in temporary.iterdir() if path.name.startswith("tritter-mem")]
+        assert not left, ran.stderr
+        return Rehearsed(ran)
+
+    return run
+
+
+def lines_with(script: str, word: str) -> set[int]:
+    text = (SCRIPTS / script).read_text().splitlines()
+    return {number for number, line in enumerate(text, 1) if f"# {word}" in line}
+
+
+def lines_of(found: list[str], script: str) -> set[int]:
+    return {int(number) for line in found for number in re.findall(rf"{script}:(\d+) ", line)}
+
+
+def test_a_script_s_peaks_are_those_that_pytorch_counted(rehearse: Any, tmp_path: Path) -> None:
+    page, kept = tmp_path / "page.html", tmp_path / "kept"
+    found = rehearse("training.py", options=f"--html {page} --snapshot {kept}")
+    assert found.exit_code == 0, found.printed
+    allocated, reserved = map(int, re.findall(r"peak (\d+) (\d+)", found.printed)[0])
+    [use] = found.record["ranks"]
+    assert use == found.record["rehearsed"]
+    assert (use["allocated_peak_bytes"], use["reserved_peak_bytes"]) == (allocated, reserved)
+    assert use["device_peak_bytes"] == reserved + CONTEXT
+    assert found.record["verdict"]["fits"] is True
+    assert found.record["verdict"]["basis"] == "rehearsed"
+    assert found.record["schema"] == "tritter-mem.rehearsal/1"
+    assert found.trust["trusted"] is True
+    assert found.record["versions"]["torch"].startswith("2.14.0")
+    assert found.record["command"]["exit_code"] == 0
+    assert "Rehearsal of" in page.read_text()
+    assert page.stat().st_size < 8 << 20
+    from tritter_mem.recordings.replay_snapshot import replay
+
+    [device] = replay(kept / Path(use["snapshot"]).name).devices
+    assert device.fidelity.exact
+    assert device.scenarios[0].allocated_peak_bytes == allocated
+    assert device.recorded.reserved_peak_bytes == reserved
+    again = rehearse("training.py")
+    figures = ("allocated_peak_bytes", "reserved_peak_bytes", "device_peak_bytes")
+    assert [again.record["rehearsed"][name] for name in figures] == [use[name] for name in figures]
+
+
+def test_what_few_elements_need_is_computed(rehearse: Any) -> None:
+    found = rehearse("true_values.py")
+    assert found.exit_code == 0, found.printed
+    assert "true values fine" in found.printed
+    assert "scaler fine" in found.printed
+    assert found.trust["assumed"]
+
+
+def test_lines_at_which_uncomputed_values_decide_are_named(rehearse: Any) -> None:
+    found = rehearse("decisions.py")
+    assert found.record["command"]["exit_code"] == 0, found.printed
+    assert found.exit_code == 3
+    decided = lines_of(found.trust["values_decided_shapes"], "decisions.py")
+    assert decided == lines_with("decisions.py", "DECIDES")
+    assert lines_of(found.trust["assumed"], "decisions.py") == lines_with("decisions.py", "assumed")
+    assert "known [4, 5, 6, 7, 8, 9] 45" in found.printed
+
+
+def test_out_of_memory_has_pytorch_s_words_and_the_line(rehearse: Any) -> None:
+    code = "import torch; kept = torch.empty(3 << 30, dtype=torch.uint8, device='cuda'); " \
+           "torch.empty(2 << 30, dtype=torch.uint8, device='cuda')"  # fmt: skip
+    found = rehearse("", "-c", code, options="--budget 4GiB")
+    assert found.exit_code == 1, found.printed
+    [refused] = found.record["refusals"]
+    assert refused["requested_bytes"] == 2 * GiB
+    assert refused["allocated_bytes"] == 3 * GiB
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total" in refused["text"]
+    assert "capacity of 4.00 GiB of which 704.00 MiB is free" in refused["text"]
+    assert found.record["verdict"]["fits"] is False
+    assert found.record["verdict"]["headroom_bytes"] == -(GiB + CONTEXT)
+
+
+def test_two_ranks_exchange_small_values_truly(rehearse: Any) -> None:
+    program = "python -m torch.distributed.run --nproc-per-node 2"
+    found = rehearse("two_ranks.py", options="--gpus 2", program=program)
+    assert found.exit_code == 0, found.printed
+    ranks = found.record["ranks"]
+    assert [(use["rank"], use["device"]) for use in ranks] == [(0, 0), (1, 1)]
+    counted = dict(re.findall(r"rank (\d) fine (\d+)", found.printed))
+    assert {str(use["rank"]): str(use["allocated_peak_bytes"]) for use in ranks} == counted
+    assert any("NCCL" in line for line in found.trust["uncounted"])
+
+
+def test_one_rank_of_many_is_rehearsed_alone(rehearse: Any) -> None:
+    found = rehearse("one_rank.py", options="--rank 3 --world-size 64")
+    assert found.exit_code == 0, found.printed
+    [use] = found.record["ranks"]
+    assert use["rank"] == 3
+    [counted] = re.findall(r"peak (\d+)", found.printed)
+    assert use["allocated_peak_bytes"] == int(counted)
+
+
+@pytest.mark.parametrize(("way", "code"), [("greedy", 3), ("sampled", 0)])
+def test_generation_ends_and_says_whether_values_decided_its_length(
+    way: str, code: int, rehearse: Any
+) -> None:
+    found = rehearse("generate.py", way)
+    assert found.record["command"]["exit_code"] == 0, found.printed
+    assert found.exit_code == code, found.trust
+    lines = found.trust["values_decided_shapes"]
+    assert bool(lines) == (way == "greedy")
+    assert all("transformers/generation" in line and "generate.py:" in line for line in lines)
+
+
+def test_experts_are_routed_by_a_rule(rehearse: Any) -> None:
+    found = rehearse("experts.py")
+    assert found.exit_code == 0, found.printed
+    assert any("qwen3_moe" in line for line in found.trust["assumed"])
+
+
+def test_peaks_survive_every_end_of_a_process(rehearse: Any) -> None:
+    found = rehearse("deaths.py", "all")
+    assert found.exit_code == 0, found.printed
+    assert "[0, -9, -11, 0]" in found.printed
+    peaks = sorted(use["allocated_peak_bytes"] // MiB for use in found.record["ranks"])
+    assert peaks == [100, 120, 140, 160, 240, 260]
+    time.sleep(0.5)
+    shown = subprocess.run(["ps", "ax", "-o", "args"], check=False, capture_output=True, text=True)
+    assert "deaths.py daemon" not in shown.stdout
+
+
+def test_other_libraries_answer_by_rule_or_fail_with_their_name(rehearse: Any) -> None:
+    found = rehearse("libraries.py", options="--gpus 2")
+    assert found.exit_code == 0, found.printed
+    assert found.trust["stubs_called"] == ["cufftCreate"]
+    assert "fft: cuFFT error" in found.printed
+    assert "workspace of cudnnConvolutionForward" in found.trust["uncounted"]
+    assert [use["device"] for use in found.record["ranks"]] == [0, 1]
+
+
+def test_a_server_is_ended_at_a_text(rehearse: Any) -> None:
+    code = "import torch, time; torch.empty(5 << 20, device='cuda', dtype=torch.uint8); " \
+           "print('now ready', flush=True); time.sleep(600)"  # fmt: skip
+    found = rehearse("", "-c", code, options="--until ready")
+    assert found.exit_code == 0, found.printed
+    assert found.record["command"]["ended_by"] == "--until"
+    assert found.record["rehearsed"]["allocated_peak_bytes"] == 5 * MiB
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("raise SystemExit(7)", 2), ("print('no device')", 3), ("import torch; torch.ones(3)", 3)],
+)
+def test_commands_that_fail_or_use_no_device(code: str, exit_code: int, rehearse: Any) -> None:
+    found = rehearse("", "-c", code)
+    assert found.exit_code == exit_code, found.printed
+    assert found.record["command"]["exit_code"] == (7 if exit_code == 2 else 0)
+    assert found.record["rehearsed"] is None
+    assert found.record["verdict"] is None
+
+
+def test_an_interrupt_ends_it(environment: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tritter_mem", "rehearse", "--gpu", "h100", "--env",
+               str(environment), "--", "python", "-c",
+               "import time; print('here', flush=True); time.sleep(600)"]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tritter-mem")]
