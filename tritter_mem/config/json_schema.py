@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from tritter_mem.config import profile
 from tritter_mem.config.fields import Section
+from tritter_mem.config.named_profile import NamedProfile
 from tritter_mem.config.profile import Profile
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,15 +18,21 @@ EXTENDS = "Another profile, by name or by path from this file; this one's keys g
 
 
 def profile_json_schema() -> dict[str, Any]:
-    """Describe what a profile's file may hold.
+    """Describe what a profile's file may hold: a profile of the bundled model, or of a named one.
 
     A file that extends another may leave out any key; loading reports what is missing in the end.
     """
-    body = _section(Profile)
-    extends = {"extends": {"type": "string", "description": EXTENDS}}
     return {
         "$schema": DRAFT,
         "title": "tritter-mem profile",
+        "anyOf": [_file(Profile), _file(NamedProfile)],
+    }
+
+
+def _file(profile: type[Section]) -> dict[str, Any]:
+    body = _section(profile)
+    extends = {"extends": {"type": "string", "description": EXTENDS}}
+    return {
         **body,
         "properties": extends | body["properties"],
         "anyOf": [{"required": ["model"]}, {"required": ["extends"]}],
@@ -51,9 +58,10 @@ def _field(section: type[Section], name: str) -> dict[str, Any]:
 
 
 @cache
-def _documentation() -> dict[str, dict[str, str]]:
-    """Section and field name to the text that stands below the field in `schema.py`."""
-    classes = [n for n in ast.parse(inspect.getsource(profile)).body if isinstance(n, ast.ClassDef)]
+def _documentation(module: str) -> dict[str, dict[str, str]]:
+    """Section and field name to the text that stands below the field in its module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     return {found.name: _texts(found.body) for found in classes}
 
 
@@ -69,5 +77,5 @@ def _texts(body: list[ast.stmt]) -> dict[str, str]:
 
 def field_documentation(section: type[Section]) -> dict[str, str]:
     """What each field of a section is, by name; empty where its section says it all."""
-    texts = _documentation()[section.__name__]
+    texts = _documentation(section.__module__)[section.__name__]
     return {name: texts.get(name, "") for name in section.kinds}

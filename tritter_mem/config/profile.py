@@ -181,7 +181,7 @@ class Profile(Section):
     name: Annotated[str, Text(1, 200)]
     """What reports call it."""
     description: Annotated[str, Text(0, 2000)] = ""
-    """One line for `tritter-mem profiles`."""
+    """One line for `tritter-mem models`."""
     model: Model
     weights: Weights = Weights()
     kv_cache: KVCache = KVCache()
