@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tritter_mem import torch_release
 from tritter_mem.config.bundled_files import label_of, near_names, profiles_root
-from tritter_mem.config.fields import Many, Real, Section, Text, Whole
+from tritter_mem.config.fields import Many, Real, Section, Text, Whole, shown
 from tritter_mem.config.reading import read_document
 from tritter_mem.errors import ConfigError
 from tritter_mem.units import MiB
@@ -150,7 +150,7 @@ def unknown_card(name: str) -> str | None:
         return None
     near = near_names(name.lower(), card_names())
     advice = f"did you mean {' or '.join(near)}?" if near else "`tritter-mem gpus` lists them"
-    return f"found {name!r}; allowed: a card in the table, or auto; {advice}"
+    return f"found {shown(name)}; allowed: a card in the table, or auto; {advice}"
 
 
 def known_as(name: str) -> str | None:
