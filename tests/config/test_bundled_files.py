@@ -40,7 +40,7 @@ def test_bundled_names_are_found_in_both_folders(name: str) -> None:
         ("models/7b", "models/7b: no such file"),
         ("../profiles/7b", "../profiles/7b: no such file"),
         ("a\x1b[31mb", r"'a\x1b[31mb': no such file or bundled profile;"),
-        ("x" * 5000, "x" * 199 + "…: no such file or bundled profile;"),
+        ("x" * 5000, "x" * 200 + "…: no such file or bundled profile;"),
         ("a\0b", r"'a\x00b': no such file or bundled profile;"),
     ],
     ids=lambda value: repr(value)[:30],
