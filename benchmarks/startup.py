@@ -1,4 +1,7 @@
-"""How long `tritter-mem plan --config 7b` takes as a whole process, beside `hf-mem`.
+"""How long `tritter-mem plan` takes as a whole process, beside `hf-mem`.
+
+Planned are the bundled 7B model, which does not fit, so that suggestions are planned too, a
+released model by its name, and the `config.json` of one.
 
 They run in turn, so that a machine that slows down slows all. `hf-mem` reads a model's header from
 the network: without one its run ends at the first request, and its time is then what it takes to
@@ -15,27 +18,36 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tritter_mem.models.released import read_released
 
 RUNS = 21
 OURS = "tritter-mem plan --config 7b"
+MODEL = "qwen3-8b"
+BY_NAME = f"tritter-mem plan {MODEL}"
+BY_FILE = "tritter-mem plan config.json"
 PEER = "hf-mem --model-id openai-community/gpt2"
 
 
-def commands() -> dict[str, list[str]]:
-    """What is timed, by name."""
+def commands(folder: Path) -> dict[str, list[str]]:
+    """What is timed, by name.
+
+    Args:
+        folder: where a `config.json` is.
+    """
+    plan = [str(Path(sys.executable).with_name("tritter-mem")), "plan"]
     found = {
         "python": [sys.executable, "-c", "pass"],
-        OURS: [_script("tritter-mem"), "plan", "--config", "7b"],
-        f"{OURS} --json": [_script("tritter-mem"), "plan", "--config", "7b", "--json"],
+        OURS: [*plan, "--config", "7b"],
+        f"{OURS} --json": [*plan, "--config", "7b", "--json"],
+        BY_NAME: [*plan, MODEL, "--gpu", "h100"],
+        BY_FILE: [*plan, str(folder / "config.json"), "--gpu", "h100"],
     }
-    if shutil.which("hf-mem") or Path(_script("hf-mem")).exists():
-        found[PEER] = [_script("hf-mem"), "--model-id", "openai-community/gpt2"]
-        found["hf-mem --help"] = [_script("hf-mem"), "--help"]
+    if peer := shutil.which("hf-mem"):
+        found[PEER] = [peer, "--model-id", "openai-community/gpt2"]
+        found["hf-mem --help"] = [peer, "--help"]
     return found
-
-
-def _script(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
 
 
 def seconds(command: list[str]) -> float:
@@ -47,20 +59,28 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     """Print the medians, and their ratios to the peer, as JSON."""
-    timed = commands()
+    with TemporaryDirectory() as folder:
+        released = read_released(MODEL)
+        config = {} if released is None else released.config
+        Path(folder, "config.json").write_text(json.dumps(config))
+        medians = _medians(commands(Path(folder)))
+    ratios = {
+        f"{ours} / {peer}": round(medians[ours] / medians[peer], 3)
+        for ours in (OURS, BY_NAME, BY_FILE)
+        for peer in medians
+        if peer.startswith("hf-mem")
+    }
+    print(json.dumps({"runs": RUNS, "median_seconds": medians, "ratios": ratios}, indent=2))
+
+
+def _medians(timed: dict[str, list[str]]) -> dict[str, float]:
     runs: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(RUNS + 1):
         for name, command in timed.items():
             took = seconds(command)
             if number:  # the first round warms the file cache
                 runs[name].append(took)
-    medians = {name: round(statistics.median(found), 4) for name, found in runs.items()}
-    ratios = {
-        name: round(medians[OURS] / median, 3)
-        for name, median in medians.items()
-        if name.startswith("hf-mem")
-    }
-    print(json.dumps({"runs": RUNS, "median_seconds": medians, "ratio_to": ratios}, indent=2))
+    return {name: round(statistics.median(found), 4) for name, found in runs.items()}
 
 
 if __name__ == "__main__":

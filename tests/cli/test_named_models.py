@@ -13,6 +13,7 @@ from tests.models import hub_server
 from tests.models.hub_server import HubServer, Repository
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE
+from tritter_mem.models import transformers_run
 
 # Llama 3.1 8B: https://huggingface.co/meta-llama/Llama-3.1-8B, config.json.
 LLAMA = {
@@ -130,6 +131,17 @@ def test_a_profile_names_a_bundled_model(tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("model: 7b\n")
     assert planned(profile)["model"]["parameters"] == planned("7b")["model"]["parameters"]
+
+
+def test_a_changed_configuration_is_another_profile(folder: Path, tmp_path: Path) -> None:
+    before = planned("--config", folder)["profile_hash"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(LLAMA | {"intermediate_size": 14080}))
+    assert planned(other)["profile_hash"] != before
+    (other / "config.json").write_text(json.dumps(LLAMA))
+    transformers_run._FOUND.clear()  # as in another process
+    assert planned(other)["profile_hash"] == before
 
 
 def test_weights_are_stored_as_the_profile_says(folder: Path) -> None:

@@ -80,3 +80,19 @@ def test_a_pipe_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with shown.showing() as progress:
         progress.begin("tiny")
     assert pipe.getvalue() == ""
+
+
+def test_headers_that_take_long_are_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = io.StringIO()
+    seen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", seen)
+    monkeypatch.setattr(shown, "QUIET_SECONDS", 0.0)
+    with shown.reading() as read:
+        read("model-00001-of-00002.safetensors", 1, 2)
+    assert "model-00001-of-00002.safetensors" in seen.getvalue()
+
+
+def test_headers_are_read_silently_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown.reading() as read:
+        read("model.safetensors", 1, 1)
+    assert capsys.readouterr().err == ""

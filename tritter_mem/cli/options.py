@@ -205,6 +205,7 @@ class ProfileOptions:
                 problems += error.problems
         if problems:
             raise ConfigError(*dict.fromkeys(problems))
+        _read_models(loaded)
         return loaded
 
     def overrides(self) -> dict[str, Any]:
@@ -218,6 +219,26 @@ class ProfileOptions:
         options[CHECKPOINT_NUMBER] = "--checkpoint"
         set_keys = {setting.partition("=")[0].strip() for setting in self.settings}
         return {key: label for key, label in options.items() if key not in set_keys}
+
+
+def _read_models(profiles: Sequence[AnyProfile]) -> None:
+    """Read the models that profiles name, with progress on a terminal; each is kept.
+
+    Raises:
+        ConfigError: there is no such model, or its keys describe none.
+        InputError: what is there cannot be read.
+    """
+    from tritter_mem.config.named_profile import NamedProfile
+
+    named = [profile for profile in profiles if isinstance(profile, NamedProfile)]
+    if not named:
+        return
+    from tritter_mem.cli.progress import reading
+    from tritter_mem.models.transformers_run import named_model
+
+    with reading() as progress:
+        for profile in named:
+            named_model(profile, progress)
 
 
 def _read_settings(settings: list[str]) -> dict[str, Any]:

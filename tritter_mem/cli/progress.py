@@ -1,15 +1,18 @@
-"""The progress of a simulation on standard error: task, a bar, phase and layer."""
+"""Progress on standard error: of a simulation, and of reading a model's files."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
+    from rich.progress import Progress as Bar
 
     from tritter_mem.simulation.progress import Progress
 
@@ -60,3 +63,31 @@ def draw(progress: Progress) -> RenderableType:
 def _where(progress: Progress) -> str:
     layer = f"layer {progress.layer} of {progress.layers}" if progress.layer else ""
     return ", ".join(filter(None, (progress.phase, layer)))
+
+
+@contextmanager
+def reading(wanted: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Give what shows how many of a model's files are read, once a second has passed.
+
+    Args:
+        wanted: whether it may be shown at all.
+    """
+    start, shown = time.monotonic(), ExitStack()
+    wanted = wanted and sys.stderr.isatty()
+    bar: Bar | None = None
+
+    def read(name: str, done: int, total: int) -> None:
+        nonlocal bar
+        if not wanted or time.monotonic() - start < QUIET_SECONDS:
+            return
+        if bar is None:
+            from rich.progress import Progress as MadeBar
+
+            from tritter_mem.report.terminal import make_console
+
+            bar = shown.enter_context(MadeBar(console=make_console(sys.stderr), transient=True))
+            bar.add_task("reading headers", total=total)
+        bar.update(bar.task_ids[0], completed=done, total=total, description=f"read {name}")
+
+    with shown:
+        yield read

@@ -192,11 +192,18 @@ class _Sources:
         return f"{next(filter(None, known))}: {problem}"
 
 
-def profile_hash(profile: AnyProfile) -> str:
-    """Name a resolved profile by its content, whatever it is called: 16 hex digits of SHA-256."""
+def profile_hash(profile: AnyProfile, model: Mapping[str, Any] | None = None) -> str:
+    """Name a resolved profile by its content, whatever it is called: 16 hex digits of SHA-256.
+
+    Args:
+        profile: a resolved profile.
+        model: for a named model the keys of its configuration, which the name does not tell.
+    """
     content = profile.model_dump()
     for key in _NOT_INHERITED:
         del content[key]
+    if model is not None:
+        content["model"] = model
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from tritter_mem.config.named_profile import QUANTIZATIONS, NamedProfile
@@ -12,6 +11,7 @@ from tritter_mem.config.profile import Training, Workload
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
+from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
 from tritter_mem.models.quantization import read_quantization
 
@@ -57,20 +57,30 @@ class TransformersRun:
         return self.work.context - self.work.new_tokens
 
 
-def named_model(profile: NamedProfile) -> NamedModel:
+_FOUND: dict[str, NamedModel] = {}
+
+
+def named_model(profile: NamedProfile, progress: Progress | None = None) -> NamedModel:
     """The model that a profile names; each name is looked up once.
+
+    Args:
+        profile: of a named model.
+        progress: called while headers are read.
 
     Raises:
         ConfigError: there is no such model, or its keys describe none.
         InputError: what is there cannot be read.
     """
     source = profile.model
-    return _found(source) if isinstance(source, str) else of_keys(profile.name, source)
+    if not isinstance(source, str):
+        return of_keys(profile.name, source)
+    if source not in _FOUND:
+        _FOUND[source] = _find(source, progress)
+    return _FOUND[source]
 
 
-@cache
-def _found(name: str) -> NamedModel:
-    found = find_model(name)
+def _find(name: str, progress: Progress | None) -> NamedModel:
+    found = find_model(name, progress)
     if found is None:
         raise ConfigError(
             f"{name}: no such model; allowed: a folder, a config.json, a GGUF file, or org/name "

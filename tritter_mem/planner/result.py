@@ -36,7 +36,7 @@ def planned_result(profile: AnyProfile) -> Result:
             python=sys.version.split()[0], allocator_conf=profile.allocator.conf
         ),
         profile=profile.model_dump(),
-        profile_hash=profile_hash(profile),
+        profile_hash=content_hash(profile),
         model=model_facts(profile),
         planned=use,
         simulated_reason=NOT_SIMULATED,
@@ -44,6 +44,15 @@ def planned_result(profile: AnyProfile) -> Result:
         verdict=judge_with_advice(profile, card, {"planned": use}, budget_of(profile, card)),
         differences=compare({"planned": use}),
     )
+
+
+def content_hash(profile: AnyProfile) -> str:
+    """The profile's hash; of a named model by what its configuration says, not by its name."""
+    if isinstance(profile, NamedProfile):
+        from tritter_mem.models.transformers_run import named_model
+
+        return profile_hash(profile, named_model(profile).config)
+    return profile_hash(profile)
 
 
 def model_facts(profile: AnyProfile) -> ModelFacts:

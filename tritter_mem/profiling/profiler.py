@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.config.loading import profile_hash
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.devices.environment import collect_environment
 from tritter_mem.errors import InputError, MeasureError, SimulationError, UsageError
@@ -35,7 +34,7 @@ from tritter_mem.models.bundled import run_settings
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.models.user_code import ModuleCase
 from tritter_mem.planner.compose import budget_of, plan
-from tritter_mem.planner.result import model_facts
+from tritter_mem.planner.result import content_hash, model_facts
 from tritter_mem.planner.solve import context_curves
 from tritter_mem.planner.suggest import judge_with_advice
 from tritter_mem.profiling.checkpointing import checkpointing_trade_off, measured_trade_off
@@ -196,7 +195,7 @@ def _planned(profile: AnyProfile, target: Target) -> Result:
         **header(),
         environment=collect_environment(profile.allocator.conf, target.index),
         profile=profile.model_dump(),
-        profile_hash=profile_hash(profile),
+        profile_hash=content_hash(profile),
         model=model_facts(profile),
         planned=plan(profile, target.simulated),
     )
