@@ -65,7 +65,7 @@ def test_html_is_written_beside_the_table(fragmented: Path) -> None:
     page = fragmented.with_name("new") / "page.html"
     done = run(fragmented, "--html", page)
     assert done.exit_code == EXIT_OK
-    assert "Scenarios" in done.stdout
+    assert "Allocator settings compared" in done.stdout
     assert page.read_text().startswith("<!doctype html>")
 
 

@@ -97,11 +97,11 @@ class RemoteFile(ByteSource):
                     return self._nothing_there(error.headers)
                 raise self._refused(error) from None
         except urllib.error.URLError as error:
-            raise self._unreachable(_reason(error.reason)) from None
+            raise self._unreachable(_late(deadline) or _reason(error.reason)) from None
         except ValueError:  # its text may hold a header, and so a token
             raise self.wrong("the request or its answer is not valid HTTP") from None
         except (OSError, HTTPException) as error:
-            raise self._unreachable(_reason(error)) from None
+            raise self._unreachable(_late(deadline) or _reason(error)) from None
 
     def _content(self, answer: HTTPResponse, start: int, count: int, deadline: float) -> bytes:
         if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -150,7 +150,7 @@ class RemoteFile(ByteSource):
                 break
             content += part
             if time.monotonic() > deadline:
-                raise self._unreachable(f"it sent for more than {_ANSWER_SECONDS:.0f} s")
+                raise self._unreachable(_late(deadline))
         return bytes(content)
 
     def _unreachable(self, reason: str) -> UnreachableError:
@@ -270,3 +270,10 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 _OPENER = _opener()
+
+
+def _late(deadline: float) -> str:
+    """What is said of an answer that took too long; empty before its deadline."""
+    if time.monotonic() <= deadline:
+        return ""
+    return f"it sent for more than {_ANSWER_SECONDS:.0f} s"

@@ -14,6 +14,7 @@ in_every_chunk = pytest.mark.parametrize("chunk", [1, 2, 5, 16, 17, 1000])
 
 def some(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
     tokens, hidden, vocabulary = shape
+    torch.manual_seed(vocabulary)
     targets = torch.randint(vocabulary, (tokens,))
     if tokens > 1:
         targets[torch.rand(tokens) < 0.3] = IGNORED
