@@ -102,6 +102,10 @@ def plan_transformers(
         if budget_bytes is not None:
             limit = budget_bytes - SMALL_SEGMENT_BYTES, card.context_bytes
         blocks, found = _served(played.requests, allocator_conf, limit)
+        if found.releases and limit is not None:
+            # Which memory is free when the cache is released depends on every token before.
+            played = play_run(run, card, every_token=True)
+            blocks, found = _served(played.requests, allocator_conf, limit)
     # Of tensors of some bytes not each goes when it does in a run: one segment more than is seen.
     reserved = None if found is None else found.peak_bytes + SMALL_SEGMENT_BYTES
     peaks = list(_peaks(played, blocks))
@@ -120,8 +124,13 @@ def plan_transformers(
     )
 
 
-def play_run(run: TransformersRun, card: GpuCard) -> PlayedRun:
+def play_run(run: TransformersRun, card: GpuCard, *, every_token: bool = False) -> PlayedRun:
     """The requests of a run.
+
+    Args:
+        run: the model and its work.
+        card: the card.
+        every_token: whether all tokens are generated, or the first ones and the last.
 
     Raises:
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
@@ -134,7 +143,7 @@ def play_run(run: TransformersRun, card: GpuCard) -> PlayedRun:
     if run.trains:
         _Training(model, played).run()
     else:
-        _Generation(model, played).run()
+        _Generation(model, played, every_token=every_token).run()
     played.library_bytes = ops.library_bytes
     return played
 
@@ -393,9 +402,9 @@ def _refuse_dropout(run: TransformersRun) -> None:
 class _Generation:
     """The loop of greedy `generate()`."""
 
-    def __init__(self, model: PlannedModel, played: PlayedRun) -> None:
+    def __init__(self, model: PlannedModel, played: PlayedRun, *, every_token: bool) -> None:
         self.model, self.ops, self.played = model, model.ops, played
-        self.work = model.run.work
+        self.work, self.every_token = model.run.work, every_token
         self.caches: list[LayerCache] = [{} for _ in model.model.layers]
 
     def run(self) -> None:
@@ -440,7 +449,7 @@ class _Generation:
         """Tokens that are cached at each step that is run: the first ones, and the last."""
         first, steps = self.model.run.prompt, self.work.new_tokens - 1
         numbers = range(steps)
-        if steps > SHORTENED:
+        if steps > SHORTENED and not self.every_token:
             numbers = [*range(SHORTENED - 1), steps - 1]  # type: ignore[assignment]
         for number in numbers:
             yield first + number
