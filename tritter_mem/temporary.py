@@ -17,7 +17,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
-_FOLDER, _FILE = "tritter-mem-", ".tritter-mem-"
+_FOLDER, _FILE = "tritter-mem-run-", ".tritter-mem-"  # other folders of ours hold no lock
 
 
 @contextmanager

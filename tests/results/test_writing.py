@@ -220,11 +220,21 @@ def test_what_others_called_alike_is_left_alone(
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").touch()
-    (tmp_path / "tritter-mem-link").symlink_to(kept)
+    (tmp_path / "tritter-mem-run-link").symlink_to(kept)
     with temporary_folder():
         pass
     assert (kept / "file").exists()
-    assert (tmp_path / "tritter-mem-link").is_symlink()
+    assert (tmp_path / "tritter-mem-run-link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["tritter-mem-0", "tritter-mem-rehearsal-abc"])
+def test_folders_that_hold_no_lock_are_left_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / name).mkdir()
+    with temporary_folder():
+        assert (tmp_path / name).is_dir()
 
 
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
