@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +86,7 @@ Rank = Annotated[
 WorldSize = Annotated[
     int, typer.Option("--world-size", metavar="W", help="How many ranks there would be.")
 ]
+LONGEST_SECONDS = 1_000_000
 MOST_REPLAYED = 2
 """Processes whose history a page shows; each takes some hundred KB of it."""
 
@@ -180,9 +180,12 @@ def _until(text: str | None) -> Until | None:
     if text is None:
         return None
     try:
-        return Until(seconds=float(text))
+        seconds = float(text)
     except ValueError:
         return Until(text=text)
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UsageError(f"--until: found {text:.30} s; allowed: above 0, up to 1,000,000 s")
+    return Until(seconds=seconds)
 
 
 @contextmanager
@@ -191,8 +194,10 @@ def _folder_for(snapshot: Path | None, html: Path | None) -> Iterator[Path | Non
     if snapshot is not None or html is None:
         yield snapshot
         return
-    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
-        yield Path(folder)
+    from tritter_mem.temporary import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _without_snapshots(done: Rehearsal) -> Rehearsal:
