@@ -37,6 +37,7 @@ ORDER = (
     "models.cuda_indexing",
     "models.shape_tensors",
     "models.layer_run",
+    "models.layer_repeats",
     "models.transformers_blocks",
     "models.huggingface_defaults",
     "models.huggingface_keys",

@@ -99,11 +99,23 @@ class Storage:
     __slots__ = ("_requests", "number")
 
     def __init__(self, requests: Requests, nbytes: int, component: str) -> None:
-        self._requests = requests
+        self._requests: Requests | None = requests
         self.number = requests.came(nbytes, component)
 
+    @classmethod
+    def known(cls, requests: Requests, number: int) -> Storage:
+        """A storage that came already."""
+        storage = cls.__new__(cls)
+        storage._requests, storage.number = requests, number
+        return storage
+
+    def has_gone(self) -> None:
+        """Its end is among the events already."""
+        self._requests = None
+
     def __del__(self) -> None:
-        self._requests.events.append(~self.number)
+        if self._requests is not None:
+            self._requests.events.append(~self.number)
 
 
 class Tensor:

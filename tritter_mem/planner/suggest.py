@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from tritter_mem.config.cards import GpuCard, all_cards
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
-from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.planner.compose import plan
@@ -46,7 +45,9 @@ class Change(NamedTuple):
     cost: Cost = Cost.TIME
 
 
-def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+def suggest(
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, planned: MemoryUse | None = None
+) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
 
     They are in the order of what they give up, and then of what they save.
@@ -54,8 +55,14 @@ def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Sugg
     A plan that is a lower bound has none: what it says of a change would not hold either.
 
     Where no single change is enough, the largest savings are put together until they are.
+
+    Args:
+        profile: what does not fit.
+        card: the card that it is planned for.
+        budget_bytes: what may be used.
+        planned: the profile's plan, where it has been made.
     """
-    use = plan(profile, card)
+    use = planned or plan(profile, card)
     need = use.footprint_bytes
     if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
@@ -79,11 +86,12 @@ def judge_with_advice(
     Args:
         profile: what the answers are for.
         card: the card that it is planned for.
-        uses: the kinds of answer; the best one decides.
+        uses: the kinds of answer, the plan among them; the best one decides.
         budget_bytes: what may be used.
     """
-    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes))
-    if verdict is None or verdict.fits:
+    planned = uses["planned"]
+    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes, planned))
+    if verdict is None or verdict.fits or planned.lower_bound_reason is not None:
         return verdict
     need = verdict.budget_bytes - verdict.headroom_bytes
     return replace(verdict, cards=cards_that_fit(profile, need))
@@ -97,10 +105,8 @@ def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
         need_bytes: what it needs on its card. Cards of less memory are not planned.
 
     Returns:
-        Up to four names; none where the plan is a lower bound.
+        Up to four names.
     """
-    if plan(profile, find_gpu(profile.gpu.name), plays=False).lower_bound_reason is not None:
-        return ()
     large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
     large.sort(key=lambda card: (card.default_budget_bytes, card.name))
     fits = (

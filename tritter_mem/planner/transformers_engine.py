@@ -20,6 +20,7 @@ from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
+from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     ORDERS,
     Dialect,
@@ -198,7 +199,9 @@ class PlannedModel:
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
-        self._steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        self._steps = [steps[layer] for layer in self.model.layers]
+        self._kinds: list[int] = []
 
     def _refuse_quantised(self, ops: Operations) -> None:
         method = self.model.quantization.method
@@ -215,10 +218,12 @@ class PlannedModel:
         embedding, *others = self._shapes(self.model.outside, prefix)
         self.outside[embedding.name] = self._weight(embedding, "embeddings")
         known: dict[tuple[Module, ...], list[_Made]] = {}
+        kinds: dict[tuple[object, ...], int] = {}
         for number, layer in enumerate(self.model.layers):
             if layer not in known or self.model.quantization.method:
                 known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
+            self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
@@ -284,7 +289,8 @@ class PlannedModel:
 
     def windows(self) -> list[int | None]:
         """Windows of its layers, each once; layers without one come first."""
-        found = {module.reach() for layer in self._steps for module in layer if module.rows()}
+        layers = dict.fromkeys(self.model.layers)
+        found = {module.reach() for layer in layers for module in layer if module.rows()}
         return sorted(found, key=lambda window: window or 0)
 
     def _rotate(self, step: Step, positions: Tensor) -> None:
@@ -340,19 +346,21 @@ class PlannedModel:
             step.masks[window] = make_mask(step, window)
         x = embeds
         self._rotate(step, positions)
-        for number, layer in enumerate(self.model.layers):
+        repeats = Repeats(ops.requests)
+        for number, part in enumerate(self._steps):
             run = LayerRun(
                 step=step,
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
             )
-            part = self._steps[layer]
             ops.requests.enter(f"layer {number}")
             if checkpoints:
                 x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
-            else:
+            elif ops.grad:
                 x = part(x, run)
+            else:
+                x = repeats.run(self._kinds[number], part, x, run)
             run.returned.clear()
         ops.requests.enter("last norm")
         last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
