@@ -140,6 +140,11 @@ def lists(done: Rehearsal) -> list[tuple[str, list[str]]]:
     found = [
         ("Decided by values that nothing computed", trust.values_decided_shapes),
         ("Decided by values that follow a rule (balanced routing, finite numbers)", trust.assumed),
+        (
+            "Values that nothing computed left PyTorch here, and are not followed: look that they "
+            "decide no shape and no branch",
+            trust.not_followed,
+        ),
         ("Functions that the stand-ins do not have, and that failed", trust.stubs_called),
         ("Not counted", trust.uncounted),
     ]
