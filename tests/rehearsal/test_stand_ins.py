@@ -136,11 +136,23 @@ def test_every_function_that_is_asked_for_is_there(built: Path, family: str) -> 
      ("nccl", 150)],
 )  # fmt: skip
 def test_what_nvidia_s_library_exports_is_there(built: Path, family: str, least: int) -> None:
-    """As `nm -D` shows it of the wheels, and for the driver and NVML as their headers declare it."""
+    """As `nm -D` shows it of the wheels; of the driver and NVML, as headers declare it."""
     major = 12 if list(built.glob("libcudart.so.12")) else 13
     listed = (DRIVER / f"functions/{family}-{major}.txt").read_text().split()
     assert len(listed) > least
     assert set(listed) <= exported(built, family)
+
+
+@pytest.mark.parametrize("family", ["cuda", "cudart", "nvml"])
+def test_no_version_of_a_function_hides_one_that_is_there(family: str) -> None:
+    """`cuGetProcAddress` takes the second version of a name: where one is there, both are."""
+    text = "".join((DRIVER / source).read_text() for source in LIBRARIES[family].sources)
+    written = build.definitions(text)
+    listed = (DRIVER / f"functions/{family}-13.txt").read_text().split()
+    plain = {name: re.sub(r"_v\d$", "", name) for name in listed}
+    missing = {name for name, other in plain.items()
+               if name not in written and name != other and other in written}  # fmt: skip
+    assert missing <= {"cuStreamBeginCaptureToGraph_v2"}, missing
 
 
 def test_no_quiet_function_of_cublas_writes_to_the_host() -> None:
