@@ -36,6 +36,7 @@ ORDER = (
     "models.cuda_attention",
     "models.cuda_indexing",
     "models.shape_tensors",
+    "models.quantised_products",
     "models.layer_run",
     "models.layer_repeats",
     "models.transformers_blocks",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +12,18 @@ from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.huggingface_keys import Keys, section_of
 
-Bytes = Callable[[int, int], int]
-"""Bytes of a stored weight of so many outputs and inputs, with its scales."""
+Tensors = Callable[[int, int], tuple[int, ...]]
+"""Bytes of each tensor of a stored weight of so many outputs and inputs: its codes come first."""
 CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
+<<<<<<< HEAD
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
+=======
+COMPUTE_TYPES = ("bfloat16", "float16", "float32")
+EXPERTS = r"re:.*\.experts\."
+"""A pattern of the experts' weights."""
+>>>>>>> wt-quant
 
 
 @dataclass(frozen=True)
@@ -26,32 +32,41 @@ class Scheme:
 
     Attributes:
         name: as users call it.
-        weight_bytes: bytes of a stored weight [outputs, inputs] with its scales.
+        tensors: that a stored weight [outputs, inputs] has.
+        product: how transformers multiplies with it, of `quantised_products.PRODUCTS`; empty: that
+            is not planned.
+        compute: type in which it multiplies; empty: that of the activations.
     """
 
     name: str
-    weight_bytes: Bytes
+    tensors: Tensors
+    product: str = ""
+    compute: str = ""
+
+    def weight_bytes(self, outputs: int, inputs: int) -> int:
+        """Bytes of a stored weight [outputs, inputs] with its scales."""
+        return sum(self.tensors(outputs, inputs))
 
 
 def fp8_tensor(scales: int = 1) -> Scheme:
     """8-bit floats with a float32 scale a weight; a second one is that of static activations."""
-    return Scheme("fp8", lambda outputs, inputs: outputs * inputs + 4 * scales)
+    return Scheme("fp8", lambda outputs, inputs: (outputs * inputs, *(4,) * scales))
 
 
 def fp8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
     """8-bit floats with a scale an output."""
     return Scheme(
         "fp8 per channel",
-        lambda outputs, inputs: outputs * (inputs + scale_bytes) + 4 * input_scales,
+        lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes, *(4,) * input_scales),
     )
 
 
 def fp8_blocks(rows: int, columns: int, scale_bytes: int = 4) -> Scheme:
     """8-bit floats with a scale a block, float32 unless it is said."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         scales = ceil_div(outputs, rows) * ceil_div(inputs, columns)
-        return outputs * inputs + scale_bytes * scales
+        return outputs * inputs, scale_bytes * scales
 
     return Scheme(f"fp8 in blocks of {rows}x{columns}", stored)
 
@@ -59,10 +74,10 @@ def fp8_blocks(rows: int, columns: int, scale_bytes: int = 4) -> Scheme:
 def awq(bits: int, group: int) -> Scheme:
     """Codes in int32 words, and for each group of inputs a float16 scale and a code of its zero."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups, per_word = _groups(inputs, group), 32 // bits
         words = ceil_div(outputs, per_word)
-        return 4 * inputs * words + groups * (4 * words + 2 * outputs)
+        return 4 * inputs * words, 4 * groups * words, 2 * groups * outputs
 
     return Scheme(f"AWQ {bits}-bit", stored)
 
@@ -70,36 +85,41 @@ def awq(bits: int, group: int) -> Scheme:
 def gptq(bits: int, group: int) -> Scheme:
     """Like AWQ, packed along inputs, and with an int32 group number for each input."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups = _groups(inputs, group)
         codes = 4 * ceil_div(inputs * bits, 32) * outputs
-        return codes + groups * (4 * ceil_div(outputs * bits, 32) + 2 * outputs) + 4 * inputs
+        zeros = 4 * groups * ceil_div(outputs * bits, 32)
+        return codes, zeros, 2 * groups * outputs, 4 * inputs
 
     return Scheme(f"GPTQ {bits}-bit", stored)
 
 
 def bitsandbytes_int8() -> Scheme:
     """LLM.int8(): codes with a float32 scale an output."""
-    return Scheme("bitsandbytes int8", lambda outputs, inputs: outputs * (inputs + 4))
+    return Scheme(
+        "bitsandbytes int8",
+        lambda outputs, inputs: (outputs * inputs, 4 * outputs),
+        "bitsandbytes 8-bit",
+    )
 
 
-def bitsandbytes_4bit(kind: str, nested: bool) -> Scheme:
+def bitsandbytes_4bit(kind: str, nested: bool, compute: str = "") -> Scheme:
     """Codes, a scale a block of 64 elements, and the table of the 16 codes' values.
 
     Args:
         kind: `nf4` or `fp4`.
         nested: scales are 8-bit codes with a float32 scale for 256 of them, and an offset.
+        compute: type of products; empty: that of the activations.
     """
 
-    def stored(outputs: int, inputs: int) -> int:
-        elements = outputs * inputs
-        blocks = ceil_div(elements, NF4_BLOCK)
-        scales = 4 * blocks
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
+        codes, blocks = ceil_div(outputs * inputs, 2), ceil_div(outputs * inputs, NF4_BLOCK)
         if nested:
-            scales = blocks + 4 * ceil_div(blocks, NF4_NESTED_BLOCK) + 4
-        return ceil_div(elements, 2) + scales + NF4_CODE_BYTES
+            return codes, blocks, 4 * ceil_div(blocks, NF4_NESTED_BLOCK), 4, NF4_CODE_BYTES
+        return codes, 4 * blocks, NF4_CODE_BYTES
 
-    return Scheme(f"bitsandbytes {kind}", stored)
+    product = "bitsandbytes 4-bit, nested" if nested else "bitsandbytes 4-bit"
+    return Scheme(f"bitsandbytes {kind}", stored, product, compute)
 
 
 def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, order: bool) -> Scheme:
@@ -113,25 +133,33 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
         order: whether each input has a group number.
     """
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups = _groups(inputs, group)
-        codes = 4 * outputs * ceil_div(inputs, 32 // bits)
-        zero = 4 * ceil_div(outputs, 32 // bits) * groups if zeros else 0
-        return codes + scale_bytes * outputs * groups + zero + 4 * inputs * order + 16
+        found = [4 * outputs * ceil_div(inputs, 32 // bits), scale_bytes * outputs * groups]
+        if zeros:
+            found.append(4 * ceil_div(outputs, 32 // bits) * groups)
+        if order:
+            found.append(4 * inputs)
+        return *found, 16
 
     return Scheme(f"int{bits} packed", stored)
 
 
 def int8_channel(scale_bytes: int) -> Scheme:
     """8-bit integers with a scale an output."""
-    return Scheme("int8 per channel", lambda outputs, inputs: outputs * (inputs + scale_bytes))
+    return Scheme(
+        "int8 per channel", lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes)
+    )
 
 
 def mxfp4() -> Scheme:
     """4-bit floats in blocks of 32 inputs with an 8-bit exponent each."""
     return Scheme(
         "MXFP4",
-        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, MX_BLOCK)),
+        lambda outputs, inputs: (
+            outputs * ceil_div(inputs, 2),
+            outputs * ceil_div(inputs, MX_BLOCK),
+        ),
     )
 
 
@@ -139,7 +167,12 @@ def nvfp4(group: int = 16) -> Scheme:
     """4-bit floats with an 8-bit scale a group, and two float32 scales a weight."""
     return Scheme(
         "NVFP4",
-        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, group)) + 8,
+        lambda outputs, inputs: (
+            outputs * ceil_div(inputs, 2),
+            outputs * ceil_div(inputs, group),
+            4,
+            4,
+        ),
     )
 
 
@@ -186,6 +219,12 @@ class Quantization:
             if re.match(pattern, name):
                 return scheme
         return None
+
+    @property
+    def all_schemes(self) -> tuple[Scheme, ...]:
+        """Every scheme that something may be stored in."""
+        found = tuple(scheme for _, scheme in self.schemes)
+        return found if self.experts is None else (*found, self.experts)
 
     def _skips(self, name: str) -> bool:
         parts = name.split(".")
@@ -287,7 +326,12 @@ def _blocks(section: Keys, name: str) -> Scheme:
 def _fp8(section: Keys) -> Quantization:
     absent = section.get("weight_block_size") is None
     static = 1 if section.get("activation_scheme") == "static" else 0
+<<<<<<< HEAD
     scheme = fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size")
+=======
+    scheme = fp8_tensor(1 + static) if block is None else fp8_blocks(int(block[0]), int(block[1]))
+    scheme = replace(scheme, product="float8")
+>>>>>>> wt-quant
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
@@ -331,12 +375,30 @@ def _gptq(section: Keys) -> Quantization:
     )
 
 
+<<<<<<< HEAD
 def _bitsandbytes(section: Keys) -> Quantization:
     scheme = bitsandbytes_int8()
     if section.get("load_in_4bit"):
         kind = section.text("bnb_4bit_quant_type") or "fp4"
         scheme = bitsandbytes_4bit(kind, bool(section.get("bnb_4bit_use_double_quant")))
     return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=_skipped(section))
+=======
+def _bitsandbytes(section: Mapping[str, Any]) -> Quantization:
+    """Modules of the class `Linear`: experts, which are one tensor, stay as they are.
+
+    Products are in float32 unless `bnb_4bit_compute_dtype` says otherwise.
+    """
+    scheme = bitsandbytes_int8()
+    if section.get("load_in_4bit"):
+        kind = str(section.get("bnb_4bit_quant_type", "fp4"))
+        compute = str(section.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
+        if compute not in COMPUTE_TYPES:
+            raise ValueError(f"bnb_4bit_compute_dtype: found {compute}")
+        nested = bool(section.get("bnb_4bit_use_double_quant"))
+        scheme = bitsandbytes_4bit(kind, nested, compute)
+    skipped = (*_skipped(section), EXPERTS)
+    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
+>>>>>>> wt-quant
 
 
 def _mxfp4(section: Keys) -> Quantization:

@@ -54,7 +54,8 @@ def suggest(
 
     A plan that is a lower bound has none: what it says of a change would not hold either.
 
-    Where no single change is enough, the largest savings are put together until they are.
+    Where no single change is enough, the largest savings are put together until they are; where all
+    of them are not, the largest context and batch that fit with them are named.
 
     Args:
         profile: what does not fit.
@@ -71,10 +72,13 @@ def suggest(
     single = [(change, found) for change in changes if (found := case.judge(change))]
     single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
     free = [change for change in changes if change.cost is Cost.TIME]
-    limits = [found for change in case.largest(free) if (found := case.judge(change))]
+    bases = [Change("", {}), _laid_over(free)]
     enough = [found for _, found in single if found.fits]
     if not enough:
-        enough = [*case.together(single), *(found for _, found in single)]
+        laid, found = case.together(single)
+        enough = [*([] if found is None else [found]), *(found for _, found in single)]
+        bases += [laid] if found is None else []
+    limits = [found for change in case.largest(bases) if (found := case.judge(change))]
     return (*enough[: MOST - len(limits)], *limits)
 
 
@@ -141,14 +145,13 @@ class _Case(NamedTuple):
             headroom_bytes=headroom,
         )
 
-    def largest(self, free: Sequence[Change]) -> Iterator[Change]:
-        """The largest batch and context that fit, as all else stands and with the free changes.
+    def largest(self, bases: Sequence[Change]) -> Iterator[Change]:
+        """The largest batch and context that fit, over each of several changes.
 
         Args:
-            free: changes that cost time alone.
+            bases: nothing changed comes first; other changes that set nothing are left out.
         """
-        slow = _laid_over(free)
-        for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:
+        for base in (*bases[:1], *(base for base in bases[1:] if base.settings)):
             profile = changed(self.profile, base.settings)
             for unknown in UNKNOWNS:
                 now = getattr(self.profile.workload, unknown)  # which does not fit
@@ -158,17 +161,26 @@ class _Case(NamedTuple):
                     text = f"{unknown} {format_count(found)}, {about}the largest that fits"
                     yield _laid_over([base, Change(text, {f"workload.{unknown}": found})])
 
-    def together(self, single: Iterable[tuple[Change, Suggestion]]) -> Iterator[Suggestion]:
-        """Lay changes over each other, cheapest first, until the profile fits, if it ever does."""
-        laid: list[Change] = []
-        for change, _ in single:
-            if _laid_over(laid).settings.keys() & change.settings.keys():
+    def together(
+        self, single: Iterable[tuple[Change, Suggestion]]
+    ) -> tuple[Change, Suggestion | None]:
+        """Lay changes over each other, cheapest first, until the profile fits.
+
+        Of changes that set the same, the one that saves the most takes the place of the others.
+
+        Returns:
+            The changes laid over each other, and what they make; None where they are not enough.
+        """
+        laid: list[tuple[Change, int]] = []
+        for change, alone in single:
+            same = [pair for pair in laid if pair[0].settings.keys() & change.settings.keys()]
+            if any(saves >= alone.saves_bytes for _, saves in same):
                 continue
-            laid.append(change)
-            found = self.judge(_laid_over(laid))
+            laid = [*(pair for pair in laid if pair not in same), (change, alone.saves_bytes)]
+            found = self.judge(_laid_over(change for change, _ in laid))
             if found and found.fits:
-                yield found
-                return
+                return _laid_over(change for change, _ in laid), found
+        return _laid_over(change for change, _ in laid), None
 
 
 def _laid_over(changes: Iterable[Change]) -> Change:

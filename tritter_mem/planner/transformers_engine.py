@@ -32,6 +32,8 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
+from tritter_mem.models.quantised_products import product_of
+from tritter_mem.models.quantization import Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -162,14 +164,14 @@ class _Made(NamedTuple):
     Attributes:
         size: bytes of an element.
         trains: whether training changes it.
-        scales: bytes of what quantised numbers are multiplied by.
+        scheme: how its numbers are stored; None: one by one, each of `size` bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     size: int
     trains: bool
-    scales: int
+    scheme: Scheme | None
 
 
 class PlannedModel:
@@ -204,13 +206,14 @@ class PlannedModel:
         self._kinds: list[int] = []
 
     def _refuse_quantised(self, ops: Operations) -> None:
-        method = self.model.quantization.method
-        if self.run.trains or not method:
+        stored = self.model.quantization
+        if self.run.trains or not stored.method:
             return
-        if method != "fp8":
-            raise NotPlannedError(f"activations of weights in {method} are not planned")
-        if ops.card.compute_capability < FLOAT8:
+        if stored.method == "fp8" and ops.card.compute_capability < FLOAT8:
             raise NotPlannedError("float8 weights on a card without float8 are not planned")
+        for scheme in stored.all_schemes:
+            if product_of(scheme, self.run.dtype) is None:
+                raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -242,31 +245,36 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scales = self.model.element_bytes(name, dtype), 0
+                size, scheme = self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
                 if is_matrix and not self.run.trains:
-                    size, scales = self._quantised(f"{prefix}.{name}", shape, size)
-                found.append(_Made(name, shape, size, trains, scales))
+                    scheme = self._scheme(f"{prefix}.{name}")
+                found.append(_Made(name, shape, size, trains, scheme))
         return found
 
-    def _quantised(self, name: str, shape: tuple[int, ...], size: int) -> tuple[int, int]:
-        """Bytes of an element, and of all scales."""
+    def _scheme(self, name: str) -> Scheme | None:
         if name.startswith(f"{self.model.names.prefix}.lm_head"):
             name = "lm_head"
-        scheme = self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
-        if scheme is None:
-            return size, 0
-        *copies, outputs, inputs = shape
-        return 1, prod(copies) * (scheme.weight_bytes(outputs, inputs) - outputs * inputs)
+        return self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
 
     def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        if made.scheme is not None:
+            return self._quantised(made.shape, made.scheme, component)
         trains = self.run.trains and made.trains
         weight = self.ops.weight(made.shape, made.size, component, trains)
         if trains:
             self.parameters.append(weight)
-        if made.scales:
-            scales = self.ops.new((made.scales // FLOAT,), FLOAT, component="weights")
-            self._beside.append(scales)
+        return weight
+
+    def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
+        """Codes, whose scales stay beside them."""
+        *copies, outputs, inputs = shape
+        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        product = product_of(scheme, self.run.dtype)
+        if product is None:
+            raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+        weight = self.ops.quantised_weight(shape, codes, product, component)
+        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
         return weight
 
     @property
