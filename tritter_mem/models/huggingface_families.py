@@ -24,6 +24,7 @@ from tritter_mem.models.attention_families import (
     gemma3_types,
     gemma3n_layers,
     gemma3n_outside,
+    gemma4_dialect,
     gemma4_layers,
     gemma4_unbuilt,
     gemma_attention,
@@ -167,6 +168,7 @@ FAMILIES: dict[str, Family] = {
         layers=gemma4_layers,
         outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
         unbuilt=gemma4_unbuilt,
+        dialect=gemma4_dialect,
     ),
     "deepseek_v3": Family(
         layers=_DEEPSEEK,
