@@ -40,6 +40,7 @@ ORDER = (
     "models.layer_orders",
     "models.transformers_blocks",
     "models.gemma4_blocks",
+    "models.gated_delta_blocks",
     "models.huggingface_defaults",
     "models.huggingface_keys",
     "models.huggingface_towers",

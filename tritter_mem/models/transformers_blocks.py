@@ -696,49 +696,6 @@ class CompressedAttention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta(Module):
-    """Linear attention by the gated delta rule.
-
-    Attributes:
-        inputs: outputs of its input projections, by name.
-        out: names of the output projection and of the norm before it.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    inputs: tuple[tuple[str, int], ...]
-    out: tuple[str, str] = ("out_proj", "norm")
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution, and decays of each head."""
-        name, values = "linear_attn", self.value_heads * self.value_dim
-        out, norm = self.out
-        return (
-            vector(f"{name}.dt_bias", self.value_heads),
-            vector(f"{name}.A_log", self.value_heads),
-            Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
-            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
-            vector(f"{name}.{norm}", self.value_dim),
-            *linear(f"{name}.{out}", hidden, values),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each value head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.value_heads * self.key_dim * self.value_dim,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaAttention(Module):
     """Kimi delta attention: the gated delta rule with a decay for each channel.
 
