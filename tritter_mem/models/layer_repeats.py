@@ -79,8 +79,10 @@ class Repeats:
             return self._again(known, x, run)
         before = _numbers([x, *run.cache.values()])
         since = len(self._requests.sizes), len(self._requests.events)
+        shared = dict(run.step.shared)
         output = part(x, run)
-        found = self._pattern(since, before, output, run)
+        # What it leaves for later layers would have to be left by each.
+        found = self._pattern(since, before, output, run) if shared == run.step.shared else None
         if found is not None:
             self._patterns[key] = found
         return output

@@ -17,13 +17,10 @@ Tensors = Callable[[int, int], tuple[int, ...]]
 CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
-<<<<<<< HEAD
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
-=======
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
->>>>>>> wt-quant
 
 
 @dataclass(frozen=True)
@@ -326,12 +323,8 @@ def _blocks(section: Keys, name: str) -> Scheme:
 def _fp8(section: Keys) -> Quantization:
     absent = section.get("weight_block_size") is None
     static = 1 if section.get("activation_scheme") == "static" else 0
-<<<<<<< HEAD
     scheme = fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size")
-=======
-    scheme = fp8_tensor(1 + static) if block is None else fp8_blocks(int(block[0]), int(block[1]))
     scheme = replace(scheme, product="float8")
->>>>>>> wt-quant
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
@@ -375,30 +368,24 @@ def _gptq(section: Keys) -> Quantization:
     )
 
 
-<<<<<<< HEAD
 def _bitsandbytes(section: Keys) -> Quantization:
-    scheme = bitsandbytes_int8()
-    if section.get("load_in_4bit"):
-        kind = section.text("bnb_4bit_quant_type") or "fp4"
-        scheme = bitsandbytes_4bit(kind, bool(section.get("bnb_4bit_use_double_quant")))
-    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=_skipped(section))
-=======
-def _bitsandbytes(section: Mapping[str, Any]) -> Quantization:
     """Modules of the class `Linear`: experts, which are one tensor, stay as they are.
 
     Products are in float32 unless `bnb_4bit_compute_dtype` says otherwise.
     """
     scheme = bitsandbytes_int8()
     if section.get("load_in_4bit"):
-        kind = str(section.get("bnb_4bit_quant_type", "fp4"))
-        compute = str(section.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
+        kind = section.text("bnb_4bit_quant_type") or "fp4"
+        compute = (section.text("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
         if compute not in COMPUTE_TYPES:
-            raise ValueError(f"bnb_4bit_compute_dtype: found {compute}")
+            known = ", ".join(COMPUTE_TYPES)
+            raise ConfigError(
+                f"{section.place}bnb_4bit_compute_dtype: {compute} is none of {known}"
+            )
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)
     skipped = (*_skipped(section), EXPERTS)
     return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
->>>>>>> wt-quant
 
 
 def _mxfp4(section: Keys) -> Quantization:
