@@ -189,6 +189,7 @@ class Quantization:
         experts: scheme of experts, where they have another.
         cache: type of the key-value cache that the file asks for; empty: none.
         unsupported: what of the file is not understood.
+        unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
     """
 
     method: str = ""
@@ -198,6 +199,7 @@ class Quantization:
     experts: Scheme | None = None
     cache: str = ""
     unsupported: tuple[str, ...] = ()
+    unplanned: str = ""
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -214,6 +216,16 @@ class Quantization:
             if re.match(pattern, name):
                 return scheme
         return None
+
+    def held(self, capability: tuple[int, int]) -> Quantization:
+        """How transformers 5.23 holds the weights on a card: dequantised where it has no kernels.
+
+        Args:
+            capability: compute capability of the card.
+        """
+        if self.method == DEQUANTISED_LATER:
+            return Quantization(unplanned=self.unplanned)
+        return Quantization() if capability < DEQUANTISED_BELOW.get(self.method, (0, 0)) else self
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -273,7 +285,7 @@ def read_quantization(
         ConfigError: a value is wrong.
     """
     if modelopt is not None:
-        return _modelopt(_section(modelopt, "quantization"))
+        return _noted(_modelopt(_section(modelopt, "quantization")))
     if section is None:
         return Quantization()
     method = section.get("quant_method")
@@ -285,9 +297,13 @@ def read_quantization(
     try:
         found = reader(section)
         found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
-        return found
+        return _noted(found)
     except (TypeError, ValueError, KeyError, IndexError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
+
+
+def _noted(found: Quantization) -> Quantization:
+    return replace(found, unplanned=UNPLANNED.get(found.method, ""))
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -448,6 +464,24 @@ def _modelopt(section: Mapping[str, Any]) -> Quantization:
     )
 
 
+DEQUANTISED_BELOW: Mapping[str, tuple[int, int]] = {"fp8": (8, 9), "mxfp4": (7, 5)}
+"""Capability from which transformers keeps weights as they are stored; below it they become numbers
+of the model's type while they are loaded. Source: `validate_environment` in
+`quantizer_finegrained_fp8.py` and `quantizer_mxfp4.py`."""
+DEQUANTISED_LATER = "compressed-tensors"
+"""A method whose weights become numbers of the model's type in the first call, on every card.
+Source: `ModelCompressor.add_decompress_hook` of compressed-tensors 0.20."""
+UNPLANNED: Mapping[str, str] = {
+    "compressed-tensors": "compressed-tensors dequantises all weights in the first call, which "
+    "they are counted after; what that takes meanwhile is not planned",
+    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
+    "plans the weights dequantised, as transformers runs them without the package kernels",
+    "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
+    "TensorRT-LLM; activations are not planned",
+    "awq": "what the kernels of gptqmodel for AWQ take is not planned",
+    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+}
+"""By `quant_method`: why what runs with such weights is not planned."""
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
