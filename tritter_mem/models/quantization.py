@@ -147,13 +147,13 @@ def int8_channel(scale_bytes: int) -> Scheme:
     )
 
 
-def mxfp4() -> Scheme:
-    """4-bit floats in blocks of 32 inputs with an 8-bit exponent each."""
+def mxfp4(scale_bytes: int = 1) -> Scheme:
+    """4-bit floats in blocks of 32 inputs with a scale each, which is an 8-bit exponent or more."""
     return Scheme(
         "MXFP4",
         lambda outputs, inputs: (
             outputs * ceil_div(inputs, 2),
-            outputs * ceil_div(inputs, MX_BLOCK),
+            scale_bytes * outputs * ceil_div(inputs, MX_BLOCK),
         ),
     )
 
@@ -326,14 +326,17 @@ def _skipped(section: Mapping[str, Any], *, always_head: bool = False) -> tuple[
 def _fp8(section: Mapping[str, Any]) -> Quantization:
     block = section.get("weight_block_size")
     static = 1 if section.get("activation_scheme") == "static" else 0
-    scheme = fp8_tensor(1 + static) if block is None else fp8_blocks(int(block[0]), int(block[1]))
+    scale_bytes = 1 if section.get("scale_fmt") == "ue8m0" else 4
+    scheme = fp8_tensor(1 + static)
+    if block is not None:
+        scheme = fp8_blocks(int(block[0]), int(block[1]), scale_bytes)
     scheme = replace(scheme, product="float8")
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4() if four_bit else None,
+        experts=mxfp4(scale_bytes) if four_bit else None,
     )
 
 
