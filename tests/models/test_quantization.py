@@ -102,14 +102,22 @@ def test_a_scheme_stores_these_tensors(scheme: q.Scheme, tensors: Any) -> None:
 
 
 @settings(deadline=None)  # the first example imports PyTorch
-@given(rows=st.integers(1, 700), columns=st.integers(1, 700))
-def test_blocks_are_those_of_transformers(rows: int, columns: int) -> None:
+@given(rows=st.integers(1, 700), columns=st.integers(1, 700), exponents=st.booleans())
+def test_blocks_are_those_of_transformers(rows: int, columns: int, exponents: bool) -> None:
+    """Scales that are exponents alone (`scale_fmt: ue8m0`) take a byte."""
     module = pytest.importorskip("transformers.integrations.finegrained_fp8")
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
-        layer = module.FP8Linear(columns, rows, block_size=(128, 128))
+        layer = module.FP8Linear(
+            columns, rows, block_size=(128, 128), scale_fmt="ue8m0" if exponents else "float"
+        )
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values())
-    assert q.fp8_blocks(128, 128).weight_bytes(rows, columns) == stored
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    if exponents:
+        section["scale_fmt"] = "ue8m0"
+    scheme = q.read_quantization(section, None).scheme_of("model.layers.0.self_attn.q_proj")
+    assert scheme is not None
+    assert scheme.weight_bytes(rows, columns) == stored
 
 
 @given(rows=st.integers(1, 300), columns=st.integers(1, 300), more=st.integers(1, 300))

@@ -18,6 +18,7 @@ from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.shape_tensors import NotPlannedError
 from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.planner.least import least_memory
 from tritter_mem.planner.transformers_engine import plan_transformers, play_run
 from tritter_mem.results.run import MemoryUse
 
@@ -135,6 +136,28 @@ def test_the_cache_is_that_of_the_model_to_the_byte(kind: str) -> None:
     assert cached < most <= cached + cached // len(layers)
 
 
+def test_weights_that_transformers_dequantises_are_planned_so() -> None:
+    section = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    stored, plain = a_run(LLAMA | {"quantization_config": section}), a_run(LLAMA)
+    old = find_gpu("a100-80gb")
+    assert plan_transformers(stored, old) == plan_transformers(plain, old)
+    assert plan_transformers(stored, CARD) != plan_transformers(plain, CARD)
+
+
+def test_the_least_of_packed_integers_is_of_what_they_become_in_the_first_call() -> None:
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+    section = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    run = a_run(LLAMA | {"quantization_config": section})
+    with pytest.raises(NotPlannedError, match="in the first call"):
+        plan_transformers(run, CARD)
+    least = least_memory(run, CARD, "why")
+    assert least.components.weights_bytes == a_run(LLAMA).model.weight_bytes
+    assert run.model.weight_bytes < least.components.weights_bytes
+
+
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 QUANTISED: dict[str, dict[str, Any]] = {
     "nf4": NF4 | {"bnb_4bit_compute_dtype": "bfloat16"},
@@ -216,7 +239,7 @@ def test_what_has_no_formulas_is_said() -> None:
     train = {"mode": "training", "new_tokens": 1}
     for values, changes, said in (
         (tiny_config("jamba", 0), {}, "activations of jamba models"),
-        (quantised, {}, "weights in GPTQ 4-bit"),
+        (quantised, {}, "gptqmodel for GPTQ"),
         (LLAMA | {"hidden_act": "xielu"}, {}, "activation xielu"),
         (LLAMA | {"attention_dropout": 0.1}, {"work": train}, "training with attention_dropout"),
         (KINDS["deepseek"], {"work": train}, "deepseek_v3 attention"),

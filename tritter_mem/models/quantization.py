@@ -149,13 +149,13 @@ def int8_channel(scale_bytes: int) -> Scheme:
     )
 
 
-def mxfp4() -> Scheme:
-    """4-bit floats in blocks of 32 inputs with an 8-bit exponent each."""
+def mxfp4(scale_bytes: int = 1) -> Scheme:
+    """4-bit floats in blocks of 32 inputs with a scale each, which is an 8-bit exponent or more."""
     return Scheme(
         "MXFP4",
         lambda outputs, inputs: (
             outputs * ceil_div(inputs, 2),
-            outputs * ceil_div(inputs, MX_BLOCK),
+            scale_bytes * outputs * ceil_div(inputs, MX_BLOCK),
         ),
     )
 
@@ -191,6 +191,7 @@ class Quantization:
         experts: scheme of experts, where they have another.
         cache: type of the key-value cache that the file asks for; empty: none.
         unsupported: what of the file is not understood.
+        unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
     """
 
     method: str = ""
@@ -200,6 +201,7 @@ class Quantization:
     experts: Scheme | None = None
     cache: str = ""
     unsupported: tuple[str, ...] = ()
+    unplanned: str = ""
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -216,6 +218,16 @@ class Quantization:
             if re.match(pattern, name):
                 return scheme
         return None
+
+    def held(self, capability: tuple[int, int]) -> Quantization:
+        """How transformers 5.23 holds the weights on a card: dequantised where it has no kernels.
+
+        Args:
+            capability: compute capability of the card.
+        """
+        if self.method == DEQUANTISED_LATER:
+            return Quantization(unplanned=self.unplanned)
+        return Quantization() if capability < DEQUANTISED_BELOW.get(self.method, (0, 0)) else self
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -275,7 +287,7 @@ def read_quantization(
         ConfigError: a value is wrong.
     """
     if modelopt is not None:
-        return _modelopt(_section(modelopt, "quantization"))
+        return _noted(_modelopt(_section(modelopt, "quantization")))
     if section is None:
         return Quantization()
     method = section.get("quant_method")
@@ -287,9 +299,13 @@ def read_quantization(
     try:
         found = reader(section_of(section, "quantization_config"))
         found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
-        return found
+        return _noted(found)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
+
+
+def _noted(found: Quantization) -> Quantization:
+    return replace(found, unplanned=UNPLANNED.get(found.method, ""))
 
 
 def _section(values: Mapping[str, Any], name: str) -> Keys:
@@ -313,24 +329,27 @@ def _group_inputs(section: Keys, absent: int) -> int:
     return absent if size is None else size
 
 
-def _blocks(section: Keys, name: str) -> Scheme:
+def _blocks(section: Keys, name: str, scale_bytes: int = 4) -> Scheme:
     rows, columns = (section.numbers(name, 2) or [0, 0])[:2]
     if not rows or not columns:
         raise ConfigError(f"{section.place}{name}: two numbers above 0 are wanted")
-    return fp8_blocks(rows, columns)
+    return fp8_blocks(rows, columns, scale_bytes)
 
 
 def _fp8(section: Keys) -> Quantization:
     absent = section.get("weight_block_size") is None
     static = 1 if section.get("activation_scheme") == "static" else 0
-    scheme = fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size")
+    scale_bytes = 1 if section.get("scale_fmt") == "ue8m0" else 4
+    scheme = (
+        fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
+    )
     scheme = replace(scheme, product="float8")
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4() if four_bit else None,
+        experts=mxfp4(scale_bytes) if four_bit else None,
     )
 
 
@@ -473,6 +492,24 @@ def _modelopt(section: Keys) -> Quantization:
     )
 
 
+DEQUANTISED_BELOW: Mapping[str, tuple[int, int]] = {"fp8": (8, 9), "mxfp4": (7, 5)}
+"""Capability from which transformers keeps weights as they are stored; below it they become numbers
+of the model's type while they are loaded. Source: `validate_environment` in
+`quantizer_finegrained_fp8.py` and `quantizer_mxfp4.py`."""
+DEQUANTISED_LATER = "compressed-tensors"
+"""A method whose weights become numbers of the model's type in the first call, on every card.
+Source: `ModelCompressor.add_decompress_hook` of compressed-tensors 0.20."""
+UNPLANNED: Mapping[str, str] = {
+    "compressed-tensors": "compressed-tensors dequantises all weights in the first call, which "
+    "they are counted after; what that takes meanwhile is not planned",
+    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
+    "plans the weights dequantised, as transformers runs them without the package kernels",
+    "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
+    "TensorRT-LLM; activations are not planned",
+    "awq": "what the kernels of gptqmodel for AWQ take is not planned",
+    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+}
+"""By `quant_method`: why what runs with such weights is not planned."""
 READERS: Mapping[str, Callable[[Keys], Quantization]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,

@@ -682,17 +682,18 @@ class CompressedAttention(Module):
         """The window; compressed tokens; and what waits to be compressed, with its gates.
 
         Keys are the values, in one tensor but for layers with a window alone. Overlapping series
-        also keep half of the last compressed tokens' inputs.
+        also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
-        tokens, element = cache.context, cache.format.element_bytes
+        tokens, element, gates = cache.context, cache.format.element_bytes, 0
         copies = 1 if self.rate else 2
         elements = copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
             if self.index is not None and tokens >= self.rate:
-                elements += 2 * self.rate * width
-        return cache.batch * elements * element
+                elements += self.rate * width
+                gates += self.rate * width
+        return cache.batch * (elements * element + gates * FLOAT32_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

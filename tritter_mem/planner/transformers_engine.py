@@ -51,8 +51,6 @@ from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
 """Tokens that are run of those that are generated: the first ones, and the last with its cache."""
-FLOAT8 = (8, 9)
-"""Capability from which transformers keeps float8 weights."""
 EXPERTS_DIMENSIONS = 3
 DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
@@ -184,12 +182,12 @@ class PlannedModel:
 
     def __init__(self, run: TransformersRun, ops: Operations) -> None:
         self.run, self.ops = run, ops
-        self.model: HuggingFaceModel = run.model
+        self.model: HuggingFaceModel = run.model.held_on(ops.card.compute_capability)
         dialect = self.model.dialect
         if dialect is None:
             kind = self.model.language_type
             raise NotPlannedError(f"activations of {kind} models are not planned")
-        self._refuse_quantised(ops)
+        self._refuse_quantised()
         self.dialect: Dialect = dialect
         if run.trains:
             _refuse_dropout(run)
@@ -205,12 +203,12 @@ class PlannedModel:
         self._steps = [steps[layer] for layer in self.model.layers]
         self._kinds: list[int] = []
 
-    def _refuse_quantised(self, ops: Operations) -> None:
+    def _refuse_quantised(self) -> None:
         stored = self.model.quantization
-        if self.run.trains or not stored.method:
+        if self.run.trains:
             return
-        if stored.method == "fp8" and ops.card.compute_capability < FLOAT8:
-            raise NotPlannedError("float8 weights on a card without float8 are not planned")
+        if stored.unplanned:
+            raise NotPlannedError(stored.unplanned)
         for scheme in stored.all_schemes:
             if product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")

@@ -6,7 +6,8 @@
 | bitsandbytes NF4, FP4 | as bitsandbytes 0.50 keeps them, in place of each `nn.Linear` that transformers converts | up to 4 rows by a kernel; of more rows with the dequantised weight, as on most cards |
 | bitsandbytes int8 | the same | int8 rows, int32 products, float16 results; one column in 64 has outliers |
 
-Every other storage is refused: its kernels, or what of it is dequantised when, are not described.
+What transformers dequantises while it loads is not quantised here either: float8 on cards without
+it, MXFP4 below capability 7.5. Every other storage is refused, with the reason.
 """  # noqa: E501  (a table has its width)
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from tritter_mem.models.quantised_products import is_fused, outlier_columns
 from tritter_mem.models.quantization import NF4_BLOCK, NF4_NESTED_BLOCK, Scheme
 from tritter_mem.models.transformers_run import TransformersRun
 
-_FLOAT8 = (8, 9)  # capability from which transformers keeps float8 weights
-
 
 def quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
     """Put in the layers that transformers keeps quantised weights in.
@@ -39,13 +38,13 @@ def quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
     Raises:
         SimulationError: they are stored in a way that does not run here.
     """
-    stored = run.model.quantization
-    if not stored.method or run.trains:
-        return
-    put_in = METHODS.get(stored.method)
+    held = run.model.quantization.held(card.compute_capability)
+    if run.trains or not (held.method or held.unplanned):
+        return  # of a checkpoint that is dequantised while it is loaded, too
+    put_in = METHODS.get(held.method)
     if put_in is None:
-        _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
-    put_in(model, run, card)
+        _refuse(run, held.unplanned or "whose kernels do not run on PyTorch's `meta` device")
+    put_in(model, run)
 
 
 def _refuse(run: TransformersRun, why: str) -> NoReturn:
@@ -53,7 +52,7 @@ def _refuse(run: TransformersRun, why: str) -> NoReturn:
     schemes = sorted({scheme.name for scheme in stored.all_schemes})
     raise SimulationError(
         f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
-        f" ({stored.method}), {why}"
+        f" ({stored.method}): {why}"
     )
 
 
@@ -63,9 +62,7 @@ def _section(run: TransformersRun) -> dict[str, Any]:
     return dict(found or run.config["text_config"]["quantization_config"])
 
 
-def _float8(model: Any, run: TransformersRun, card: GpuCard) -> None:
-    if card.compute_capability < _FLOAT8:
-        _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
+def _float8(model: Any, run: TransformersRun) -> None:
     from transformers.modeling_utils import local_torch_dtype
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
     from transformers.utils.quantization_config import FineGrainedFP8Config
@@ -76,9 +73,8 @@ def _float8(model: Any, run: TransformersRun, card: GpuCard) -> None:
         quantizer._process_model_before_weight_loading(model)
 
 
-def _bitsandbytes(model: Any, run: TransformersRun, card: GpuCard) -> None:
+def _bitsandbytes(model: Any, run: TransformersRun) -> None:
     """As `replace_with_bnb_linear`: which modules stay is transformers' own rule."""
-    del card
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
     from transformers.utils.quantization_config import BitsAndBytesConfig
@@ -99,7 +95,7 @@ def _without_method(section: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "quant_method"}
 
 
-METHODS: Mapping[str, Callable[[Any, TransformersRun, GpuCard], None]] = {
+METHODS: Mapping[str, Callable[[Any, TransformersRun], None]] = {
     "fp8": _float8,
     "bitsandbytes": _bitsandbytes,
 }
