@@ -145,11 +145,11 @@ def test_over_budget_fails_before_the_body_and_says_what_holds_most_and_what_to_
 @pytest.mark.parametrize(
     ("mark", "expected"),
     [
-        ('"1 GiB", profile="tinny"', "tinny: no such file or bundled profile; did you mean tiny"),
-        ('"1 GB!", profile="tiny"', "budget: found '1 GB!'; expected a memory size"),
-        ('"1 GiB", profile="tiny", context="1z"', "context: found '1z'; allowed: a whole number"),
-        ('"1 GiB", profile="tiny", gpu="rtx-508"', "gpu: found 'rtx-508'; allowed: a card in the"),
-        ('"80 GiB", profile="tiny"', "budget: found '80 GiB'; allowed: up to 17,094,934,528 bytes"),
+        ('"1 GiB", profile="tinny"', "tinny: no bundled model and no file of this name; did"),
+        ('"1 GB!", profile="tiny"', "budget: got '1 GB!', expected a memory size"),
+        ('"1 GiB", profile="tiny", context="1z"', "context: got '1z', expected a whole number"),
+        ('"1 GiB", profile="tiny", gpu="rtx-508"', "gpu: 'rtx-508' is not a known card; did you"),
+        ('"80 GiB", profile="tiny"', "budget: got '80 GiB', expected up to 17,094,934,528 bytes"),
         ('"1 GiB", module="none.py:build"', "module: none.py: there is no such file"),
         ('"1 GiB", module="net.py:build", args={"x": 1}', "arguments that it takes: width"),
         ('"1 GiB", module="net.py:reads"', "needs the values of a tensor, and a simulation has"),
@@ -197,7 +197,7 @@ def test_several_marks_on_one_test_are_an_error_and_its_own_comes_before_its_cla
     result.assert_outcomes(passed=1, failed=1, errors=1)
     result.stdout.fnmatch_lines(
         [
-            "memory_budget: found several on one test; allowed: one; *",
+            "memory_budget: got several on one test, expected one; *",
             "memory_budget: does not fit: needs 2.0 KiB (measured), budget 1.0 KiB, 1.0 KiB over",
         ]
     )

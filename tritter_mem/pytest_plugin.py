@@ -172,7 +172,7 @@ def _closest_mark(item: pytest.Item) -> pytest.Mark:
     """A test's own mark comes before its class's and module's."""
     (closest, mark), *others = item.iter_markers_with_node(MARK)
     if any(node is closest for node, _ in others):
-        _fail("found several on one test; allowed: one; write a test for each")
+        _fail("got several on one test, expected one; write a test for each")
     return mark
 
 
@@ -243,7 +243,7 @@ class Files:
 
     def _check_writable(self) -> None:
         if self.report and self.baseline and self.report.absolute() == self.baseline.absolute():
-            raise UsageError("--memory-report and --memory-baseline: found one file; name two")
+            raise UsageError("--memory-report and --memory-baseline name the same file; name two")
         for path in filter(None, (self.report, self.baseline if self.update else None)):
             from tritter_mem.results.writing import check_writable
 

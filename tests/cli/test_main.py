@@ -75,7 +75,7 @@ def test_python_m_is_the_same_command_line() -> None:
         (["profils"], "No such command 'profils'. Did you mean 'profiles', 'profile'?"),
         (["gpus", "--jsn"], "No such option"),
         (["gpus", "--jsn"], "--json"),
-        (["gpus", "extra"], "Got unexpected extra argument"),
+        (["doctor", "extra"], "Got unexpected extra argument"),
         (["profiles", "--show"], "Option '--show' requires an argument"),
     ],
 )

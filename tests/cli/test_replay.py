@@ -72,8 +72,8 @@ def test_html_is_written_beside_the_table(fragmented: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--capacity", "much"], "--capacity: found 'much'; expected a memory size"),
-        (["--capacity", "0"], "capacity: found 0 bytes, expected a positive size"),
+        (["--capacity", "much"], "--capacity: got 'much', expected a memory size"),
+        (["--capacity", "0"], "capacity: got 0 bytes, expected a positive size"),
         (["--alloc-conf", "expandible_segments:True"], "did you mean expandable_segments?"),
         (["--html", "/proc/no/page.html"], "cannot be written"),
     ],

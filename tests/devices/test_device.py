@@ -27,13 +27,13 @@ def test_without_cuda_the_way_out_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["cpu", "meta", "cuda:", "cudda", "gpu"])
 def test_what_is_no_cuda_device_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"device: found '{name}'; allowed: cuda, cuda:1"):
+    with pytest.raises(UsageError, match=f"device: got '{name}', expected cuda, cuda:1"):
         cuda_device(name, "")
 
 
 @pytest.mark.gpu
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(MeasureError, match="device: found cuda:99; there is cuda:0"):
+    with pytest.raises(MeasureError, match="device: got cuda:99, but there is cuda:0"):
         cuda_device("cuda:99", "")
 
 

@@ -129,7 +129,7 @@ def test_what_is_rehearsed_stays_out_of_the_reports(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UsageError, match=r"--output: found .*; allowed: a folder outside of reports"
+        UsageError, match=r"--output: got .*, expected a folder outside of reports"
     ):
         refuse_rehearsed_evidence(Path(folder))
     refuse_rehearsed_evidence(Path("out/standin"))

@@ -81,7 +81,7 @@ def _of_module(mark: MemoryBudget) -> Result:
 def _check_card(mark: MemoryBudget, card: GpuCard) -> None:
     if mark.budget_bytes > card.total_bytes:
         raise UsageError(
-            f"budget: found {mark.budget!r}; allowed: up to {card.total_bytes:,} bytes, the memory "
+            f"budget: got {mark.budget!r}, expected up to {card.total_bytes:,} bytes, the memory "
             f"of {card.name}; name a larger card by gpu"
         )
 

@@ -194,7 +194,7 @@ def _ratio(text: str | None) -> float | None:
     except ValueError:
         found = -1.0
     if not 0 <= found <= 1:
-        raise UsageError(f"--relative: found {text!r}; allowed: 0% to 100%, such as 1%")
+        raise UsageError(f"--relative: got {text!r}, expected 0% to 100%, such as 1%")
     return found
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.options import Json
+from tritter_mem.cli.options import Json, complete_gpus
 from tritter_mem.cli.outputs import print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,7 +17,18 @@ HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
 NOTE = "* measured on such a card; elsewhere what the CUDA context takes is assumed"
 
 
-def command(as_json: Json = False) -> None:
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CARD",
+        help="Only these cards.",
+        autocompletion=complete_gpus,
+        show_default=False,
+    ),
+]
+
+
+def command(names: Names = None, as_json: Json = False) -> None:
     """List the cards that --gpu knows, smallest memory first.
 
     The budget holds where a profile names none: 95% of the memory, rounded down to half a GiB. What
@@ -26,9 +37,10 @@ def command(as_json: Json = False) -> None:
 
     Example: tritter-mem gpus
     """
-    from tritter_mem.config.cards import card_names, read_card
+    from tritter_mem.config.cards import card_names, find_card, read_card
 
-    cards = sorted(map(read_card, card_names()), key=lambda card: (card.total_bytes, card.name))
+    found = map(find_card, names) if names else map(read_card, card_names())
+    cards = sorted(found, key=lambda card: (card.total_bytes, card.name))
     if as_json:
         print_json([_record(card) for card in cards])
     else:

@@ -16,6 +16,7 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
     TritterMemError,
+    UsageError,
     missing_package,
 )
 from tritter_mem.input_files import remembering_inputs
@@ -38,6 +39,39 @@ COMMANDS = {
     "doctor": "Show the environment, and what works in it.",
 }
 OTHER_NAMES = {"profiles": "models"}
+MEANT_COMMANDS = {
+    **dict.fromkeys(("fit", "fits", "estimate", "calc", "calculate", "budget"), "plan"),
+    **dict.fromkeys(("simulate", "measure", "trace"), "profile"),
+    **dict.fromkeys(("run", "dry-run", "dryrun", "exec"), "rehearse"),
+    **dict.fromkeys(("snapshot", "viz", "memory_viz"), "replay"),
+    **dict.fromkeys(("list", "ls", "model"), "models"),
+    **dict.fromkeys(("cards", "gpu", "devices"), "gpus"),
+    **dict.fromkeys(("env", "info", "collect-env"), "doctor"),
+    "version": "--version",
+}
+"""What people type who know other tools, and which command answers it."""
+MEANT_OPTIONS = {
+    **dict.fromkeys(
+        ("--max-model-len", "--seq-len", "--sequence-length", "--max-seq-len", "--max-length",
+         "--ctx-size", "--ctx", "--context-length", "--tokens"),
+        "--context",
+    ),
+    **dict.fromkeys(("--batch-size", "--max-num-seqs", "--per-device-train-batch-size"), "--batch"),
+    **dict.fromkeys(("--kv-cache-dtype", "--cache-dtype", "--cache-type"), "--kv-dtype"),
+    **dict.fromkeys(("--torch-dtype", "--precision"), "--dtype"),
+    **dict.fromkeys(("--model", "--model-id", "--profile"), "--config"),
+    **dict.fromkeys(("--vram", "--memory", "--gpu-memory", "--limit"), "--budget"),
+    **dict.fromkeys(("--card", "--gpu-name"), "--gpu"),
+    **dict.fromkeys(("--gradient-checkpointing", "--activation-checkpointing"), "--checkpoint"),
+    **dict.fromkeys(("--train", "--training"), "--mode"),
+    **dict.fromkeys(("--quantization", "--quant", "--load-in-4bit", "--load-in-8bit"),
+                    "--set weights.quantization=bitsandbytes-nf4"),
+    "--max-context": "--max context",
+    "--max-batch": "--max batch",
+    "--num-gpus": "--gpus",
+}  # fmt: skip
+"""Options of other tools, and the one here that means the same."""
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
 _MORE_MEMORY = "raise the limit (ulimit -v shows it), or free some"
 _NO_MEMORY = (
@@ -47,6 +81,33 @@ _NO_MEMORY = (
     "can't start new thread",
     "DefaultCPUAllocator: ",
 )
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, and knows the options of other tools."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises:
+            UsageError: an option that takes one value is there more than once.
+        """
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        except Exception as error:
+            meant = MEANT_OPTIONS.get(getattr(error, "option_name", ""), "")
+            if meant.partition(" ")[0] in self._options(ctx):
+                error.possibilities = []  # type: ignore[attr-defined]
+                error.message += f". Did you mean {meant}?"  # type: ignore[attr-defined]
+            raise
+        for option in given:
+            single = option.param_type_name == "option" and not (option.multiple or option.is_flag)
+            if single and (times := given.count(option)) > 1:
+                raise UsageError(f"{option.opts[0]}: given {times} times; give it once")
+        return super().parse_args(ctx, args)
+
+    def _options(self, ctx: Any) -> set[str]:
+        return {name for option in self.get_params(ctx) for name in option.opts}
 
 
 class LazyCommand(TyperCommand):
@@ -59,7 +120,7 @@ class LazyCommand(TyperCommand):
         name = self.name or ""
         module = import_module(f"tritter_mem.cli.{OTHER_NAMES.get(name, name)}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(self.name)(module.command)
+        single.command(self.name, cls=Command, context_settings=HELP_NAMES)(module.command)
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
 
 
@@ -82,10 +143,26 @@ class Group(TyperGroup):
             raise typer.Exit(code) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Understand `--debug` behind the command's name too."""
-        if "--debug" in args:
-            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        """Understand `help` and `help COMMAND`, and `--debug` behind the command's name too.
+
+        What is behind `--` belongs to the user's own command.
+        """
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            kept = [arg for arg in own if arg != "--debug"]
+            args = ["--debug", *kept, *args[len(own) :]]
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command; where there is none of that name, say which was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            if "Did you mean" not in getattr(error, "message", "Did you mean"):
+                error.message += _meant_command(args[0])  # type: ignore[attr-defined]
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what goes wrong becomes lines and an exit code, unless `--debug`."""
@@ -102,6 +179,18 @@ class Group(TyperGroup):
             for line in lines:
                 ending.say(line)
             raise typer.Exit(code) from None
+
+
+def _meant_command(word: str) -> str:
+    """What to type instead of a word that is not a command; empty where nobody knows."""
+    meant = MEANT_COMMANDS.get(word.lower())
+    if meant is not None:
+        return f" Did you mean {meant!r}?"
+    from tritter_mem.config.bundled_files import bundled_profiles, released_names
+
+    if word.lower() in {*bundled_profiles(), *released_names()} or "/" in word:
+        return f" To plan a model, type: tritter-mem plan {printable(word, 80)}"
+    return ""
 
 
 def _explains_itself(error: BaseException) -> bool:
@@ -141,6 +230,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings=HELP_NAMES,
 )
 
 
@@ -155,7 +245,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error comes from (a traceback).")

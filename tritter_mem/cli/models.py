@@ -22,6 +22,15 @@ def complete_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete.lower())]
 
 
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="The same as --show NAME.",
+        autocompletion=complete_names,
+        show_default=False,
+    ),
+]
 Show = Annotated[
     str | None,
     typer.Option(
@@ -36,7 +45,9 @@ Schema = Annotated[
 ]
 
 
-def command(show: Show = None, schema: Schema = False, as_json: Json = False) -> None:
+def command(
+    name: Name = None, show: Show = None, schema: Schema = False, as_json: Json = False
+) -> None:
     """List the bundled models and profiles, print one of them, or print the profiles' JSON Schema.
 
     Models are those that others have released; `tritter-mem plan NAME` plans one without a network.
@@ -45,6 +56,7 @@ def command(show: Show = None, schema: Schema = False, as_json: Json = False) ->
 
     Example: tritter-mem models --show qwen3-32b
     """
+    show = show or name
     if schema:
         from tritter_mem.config.json_schema import profile_json_schema
 

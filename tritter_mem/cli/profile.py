@@ -212,7 +212,7 @@ def _check_one_file(how: Mapping[str, Any], profiles: Sequence[AnyProfile]) -> N
     for what, key in (("trace", "save_trace"), ("snapshot", "snapshot")):
         if how[key] is not None and len(profiles) > 1:
             raise UsageError(
-                f"--{what}: found {len(profiles)} profiles; a file holds the {what} of one"
+                f"--{what}: got {len(profiles)} profiles, but a file holds the {what} of one"
             )
 
 
@@ -304,5 +304,5 @@ def _refuse_profile_options(options: ProfileOptions) -> None:
 def _budget_bytes(text: str | None) -> int | None:
     found = size_of(text, "--budget")
     if found is not None and found < 1:
-        raise UsageError(f"--budget: found {text!r}; allowed: a size above 0")
+        raise UsageError(f"--budget: got {text!r}, expected a size above 0")
     return found

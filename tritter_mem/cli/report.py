@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     for option, path in wanted.outputs():
         _check_output(option, path)
     if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
-        raise UsageError(f"--html and --export: found {wanted.html} for both; name two files")
+        raise UsageError(f"--html and --export both write {wanted.html}; name two files")
     if history:
         _show_history(wanted)
     else:
@@ -76,11 +76,11 @@ class Wanted:
 
 def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, history: bool) -> None:
     if wanted.html is not None and wanted.as_json:
-        raise UsageError("--html and --json: found both; give one")
+        raise UsageError("--html and --json cannot be combined; choose one")
     if history and (files or wanted.export is not None):
         raise UsageError("--history: not with results or --export")
     if not history and not files:
-        raise UsageError("found no RESULT; name files that --json or --output wrote, or --history")
+        raise UsageError("missing RESULT: name files that --json or --output wrote, or --history")
 
 
 def _check_output(option: str, path: Path) -> None:

@@ -97,7 +97,7 @@ def _located(options: MeasureOptions) -> LocatedDevice:
     from tritter_mem.measure.target import locate
 
     if options.device == "none":
-        raise UsageError("--device: found none; allowed: auto, cuda, cuda:1, cpu")
+        raise UsageError("--device: got none, expected auto, cuda, cuda:1 or cpu")
     try:
         return locate(options)
     except MeasureError as error:

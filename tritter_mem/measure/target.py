@@ -45,18 +45,18 @@ class MeasureOptions:
         problems = []
         if not _DEVICES.fullmatch(self.device):
             problems.append(
-                f"device: found {self.device!r}; allowed: auto, cuda, cuda:1, cpu, none"
+                f"device: got {self.device!r}, expected auto, cuda, cuda:1, cpu, none"
             )
         if not 0 < self.time_limit_seconds <= 1e6:
             problems.append(
-                f"time limit: found {self.time_limit_seconds:g} s; "
-                "allowed: above 0, up to 1,000,000 s"
+                f"time limit: got {self.time_limit_seconds:g} s; "
+                "expected above 0, up to 1,000,000 s"
             )
         if not 1 <= self.repeat <= MOST_RUNS:
-            problems.append(f"repeat: found {self.repeat}; allowed: 1 to {MOST_RUNS}")
+            problems.append(f"repeat: got {self.repeat}, expected 1 to {MOST_RUNS}")
         if self.snapshot is not None and self.device in ("cpu", "none"):
             problems.append(
-                f"snapshot: found --device {self.device}; allowed: auto, cuda, cuda:1, because "
+                f"snapshot: got --device {self.device}, expected auto, cuda, cuda:1, because "
                 "PyTorch keeps the history of a CUDA device alone"
             )
         if problems:

@@ -118,7 +118,7 @@ class LocalFile(ByteSource):
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode):
             self.close()
-            raise self.wrong(f"found {_kind(found.st_mode)}; allowed: a regular file")
+            raise self.wrong(f"got {_kind(found.st_mode)}, expected a regular file")
         self.size = found.st_size
         note_input(path)
 
@@ -142,7 +142,7 @@ def _cannot_open(error: OSError | ValueError) -> str:
         errno.ENOENT: "no such file",
         errno.ENOTDIR: "no such file",
         errno.ELOOP: "its symbolic links form a loop",
-        errno.ENXIO: "found a socket; allowed: a regular file",
+        errno.ENXIO: "got a socket, expected a regular file",
     }
     return named.get(error.errno or 0, f"cannot be read: {error.strerror}")
 

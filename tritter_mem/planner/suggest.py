@@ -90,7 +90,7 @@ def judge_with_advice(
 
 
 def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
-    """The smallest cards of the table that hold a profile as it is, each by a plan of its own.
+    """The smallest cards of the same vendor that hold a profile as it is, each by its own plan.
 
     Args:
         profile: what is planned; its own budget is not looked at.
@@ -101,7 +101,9 @@ def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
     """
     if plan(profile, find_gpu(profile.gpu.name), plays=False).lower_bound_reason is not None:
         return ()
-    large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
+    vendor = find_gpu(profile.gpu.name).vendor
+    cards = [card for card in all_cards() if card.vendor == vendor]
+    large = [card for card in cards if card.default_budget_bytes >= need_bytes]
     large.sort(key=lambda card: (card.default_budget_bytes, card.name))
     fits = (
         card.name

@@ -56,7 +56,7 @@ def replay(
         UsageError: the capacity is not positive.
     """
     if capacity_bytes is not None and capacity_bytes <= 0:
-        raise UsageError(f"capacity: found {capacity_bytes} bytes, expected a positive size")
+        raise UsageError(f"capacity: got {capacity_bytes} bytes, expected a positive size")
     for conf in alloc_confs:  # before minutes of loading
         parse_alloc_conf(conf)
     histories = _histories(Path(snapshot))

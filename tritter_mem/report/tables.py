@@ -62,7 +62,7 @@ def budget_table(result: Result, units: str) -> Table:
         caption="Budget by component",
         columns=(
             Column(label="Component", numeric=False),
-            *(Column(label=KIND_LABELS[kind]) for kind in kinds),
+            *(Column(label=_kind_heading(result, kind)) for kind in kinds),
             *(difference_column(pair, alone=len(pairs) == 1) for pair in pairs),
         ),
         rows=(
@@ -72,6 +72,12 @@ def budget_table(result: Result, units: str) -> Table:
         ),
         bars=_budget_bars(result),
     )
+
+
+def _kind_heading(result: Result, kind: Kind) -> str:
+    """`Planned`; of a run on the CPU `Measured (CPU)`: it has no GPU's workspaces."""
+    on_cpu = result.by_kind()[kind].device == "cpu"
+    return f"{KIND_LABELS[kind]} (CPU)" if on_cpu else KIND_LABELS[kind]
 
 
 def _budget_bars(result: Result) -> Bars | None:
@@ -244,7 +250,7 @@ def phase_table(result: Result, units: str) -> Table | None:
         caption="Allocated peak by phase",
         columns=(
             Column(label="Phase", numeric=False),
-            *(Column(label=KIND_LABELS[kind]) for kind in phases),
+            *(Column(label=_kind_heading(result, kind)) for kind in phases),
             *(Column(label=heading) for heading, *_ in extras),
         ),
         rows=[
@@ -294,13 +300,13 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
         caption="Profiles compared",
         columns=(
             Column(label="Profile", numeric=False),
-            Column(label="Headroom"),
+            Column(label="Card", numeric=False),
             Column(label="Mode", numeric=False, wide=True),
-            Column(label="Context"),
+            Column(label="Context", wide=True),
             Column(label="Batch", wide=True),
-            Column(label="Card", numeric=False, wide=True),
             *(Column(label=KIND_LABELS[kind]) for kind in kinds),
-            Column(label="Budget", wide=True),
+            Column(label="Budget"),
+            Column(label="Headroom"),
         ),
         rows=rows,
         bars=Bars(
@@ -341,13 +347,13 @@ def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
     return Row(
         cells=(
             Cell(text=name_of(result)),
-            headroom_cell(verdict.headroom_bytes, units, words=True) if verdict else UNKNOWN,
+            _setting_cell(result, "gpu.name"),
             _setting_cell(result, "workload.mode"),
             _setting_cell(result, "workload.context"),
             _setting_cell(result, "workload.batch"),
-            _setting_cell(result, "gpu.name"),
             *(bytes_cell(needs.get(kind), units) for kind in kinds),
             bytes_cell(verdict.budget_bytes if verdict else None, units),
+            headroom_cell(verdict.headroom_bytes, units, words=False) if verdict else UNKNOWN,
         ),
         bar_bytes=needs.get(basis) if basis else None,
         pieces=pieces_of(parts_of(result.by_kind()[basis]), units) if basis else (),

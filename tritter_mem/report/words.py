@@ -91,9 +91,9 @@ def number(value: float) -> str:
 
 
 def headroom_words(headroom_bytes: int, units: str) -> str:
-    """`6.10 GiB to spare` or `7.13 GiB over`."""
+    """`6.10 GiB to spare` or `7.13 GiB over budget`."""
     size = format_bytes(abs(headroom_bytes), units)
-    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
+    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over budget"
 
 
 def verdict_of(result: Result, units: str) -> str:
@@ -113,11 +113,14 @@ def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) ->
     """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
     needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
     more = "more than " if at_least else ""
-    return (
-        f"{'fits' if verdict.fits else 'does not fit'}: needs {more}{needs} ({verdict.basis}), "
-        f"budget {format_bytes(verdict.budget_bytes, units)}, "
-        f"{headroom_words(verdict.headroom_bytes, units)}"
-    )
+    budget = format_bytes(verdict.budget_bytes, units)
+    size = format_bytes(abs(verdict.headroom_bytes), units)
+    if verdict.headroom_bytes < 0:
+        left = f"{size} over the budget of {budget}"
+    else:
+        left = f"{size} less than the budget of {budget}"
+    fits = "fits" if verdict.fits else "does not fit"
+    return f"{fits}: needs {more}{needs} ({verdict.basis}), {left}"
 
 
 def largest_sentence(largest: Largest, units: str) -> str:
@@ -202,6 +205,7 @@ def notes(result: Result) -> list[str]:
         for kind, use in result.by_kind().items()
         if use.cache_releases
     ]
+    lower += [f"{kind}: {use.caveat}" for kind, use in result.by_kind().items() if use.caveat]
     found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
     found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
@@ -278,11 +282,13 @@ def _cpu_sentence(result: Result) -> str:
     """What a comparison with the CPU leaves out."""
     if result.measured is None or result.measured.device != "cpu":
         return ""
-    if not any(use.library_workspace_bytes for use in result.by_kind().values()):
+    on_gpu = [use for use in result.by_kind().values() if use.library_workspace_bytes]
+    if not on_gpu:
         return ""
+    workspace = format_bytes(on_gpu[-1].library_workspace_bytes)
     return (
-        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
-        "and what the allocator rounds up"
+        f"* a run on the CPU has no cuBLAS workspace ({workspace} on {on_gpu[-1].device}) and no "
+        "allocator that rounds sizes up; the comparison leaves both out"
     )
 
 
