@@ -55,9 +55,7 @@ def test_missing_fields_are_named_with_what_they_may_be() -> None:
 
 def test_a_section_that_is_no_mapping_is_refused_with_its_keys() -> None:
     found = problems_of(Training, checkpointing="every-layer")
-    assert found == [
-        "checkpointing: got 'every-layer', expected a mapping with the keys policy, n"
-    ]
+    assert found == ["checkpointing: got 'every-layer', expected a mapping with the keys policy, n"]
 
 
 @pytest.mark.parametrize(

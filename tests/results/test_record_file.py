@@ -50,8 +50,7 @@ def test_all_problems_of_a_record_are_named_with_their_keys(tmp_path: Path) -> N
         "environment: missing",
         "planned.components.weights_bytes: got '12', expected a valid integer",
         "planned.phases[1].seconds: got [1], expected a valid number",
-        "verdict.basis: got 'guessed', expected 'planned', 'simulated', 'rehearsed' or "
-        "'measured'",
+        "verdict.basis: got 'guessed', expected 'planned', 'simulated', 'rehearsed' or 'measured'",
     ]
 
 

@@ -336,9 +336,7 @@ def _trained_weights_are_floats(profile: Any) -> Iterator[Problem]:
         if not storage_format(found).is_trainable:
             names = (name for name in formats_for(use) if storage_format(name).is_trainable)
             allowed = ", ".join(names)
-            yield problem_at(
-                f"weights.{key}", f"got {found}; training takes {allowed}: {advice}"
-            )
+            yield problem_at(f"weights.{key}", f"got {found}; training takes {allowed}: {advice}")
 
 
 def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:

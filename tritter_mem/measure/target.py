@@ -44,9 +44,7 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         problems = []
         if not _DEVICES.fullmatch(self.device):
-            problems.append(
-                f"device: got {self.device!r}, expected auto, cuda, cuda:1, cpu, none"
-            )
+            problems.append(f"device: got {self.device!r}, expected auto, cuda, cuda:1, cpu, none")
         if not 0 < self.time_limit_seconds <= 1e6:
             problems.append(
                 f"time limit: got {self.time_limit_seconds:g} s; "
