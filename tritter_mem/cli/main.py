@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -100,7 +100,7 @@ class Command(TyperCommand):
                 error.possibilities = []  # type: ignore[attr-defined]
                 error.message += f". Did you mean {meant}?"  # type: ignore[attr-defined]
             raise
-        for option in given:
+        for option in cast("list[Any]", given):
             single = option.param_type_name == "option" and not (option.multiple or option.is_flag)
             if single and (times := given.count(option)) > 1:
                 raise UsageError(f"{option.opts[0]}: given {times} times; give it once")
