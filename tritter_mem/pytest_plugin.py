@@ -234,7 +234,7 @@ class Files:
             pytest.UsageError: it cannot be read, or a file not be written; known before tests run.
         """
         if self.update and self.baseline is None:
-            raise pytest.UsageError("--memory-update-baseline: only with --memory-baseline FILE")
+            raise pytest.UsageError("--memory-update-baseline needs --memory-baseline FILE")
         try:
             self._check_writable()
             return None if self.baseline is None else self._read(self.baseline)
@@ -258,7 +258,7 @@ class Files:
         if self.update:
             return Baseline()
         make = f"pytest --memory-baseline {path} --memory-update-baseline"
-        raise InputError(f"{path}: no such baseline; make it: {make}")
+        raise InputError(f"{path}: no such baseline; create it: {make}")
 
 
 class MarkedResults:
@@ -345,7 +345,7 @@ class MarkedResults:
             new, outcomes = accepted(results, before)
             write_baseline(path, new)
         self._outcomes = {outcome.label: outcome for outcome in outcomes}
-        self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
+        self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries written again")
 
 
 def _read_result(text: str) -> Result:

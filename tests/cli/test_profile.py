@@ -236,7 +236,7 @@ def test_without_a_profile_7b_stands_beside_the_routes(asked: list[str], tmp_pat
     assert asked == ["7b", "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k"]
     assert html.exists()
     lines = [line for line in done.stdout.splitlines() if line.startswith("not measured")]
-    assert lines == ["not measured: nothing was to be measured (--device none)"]
+    assert lines == ["not measured: measurement was turned off (--device none)"]
 
 
 def test_without_a_profile_7b_alone_is_trained(asked: list[str]) -> None:

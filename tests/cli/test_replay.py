@@ -124,7 +124,7 @@ def test_frees_of_what_was_never_allocated_are_a_counted_warning(tmp_path: Path)
     made = snapshot([], [*never, event("oom", 0, 512)])
     done = run(dump(tmp_path / "s.pickle", made))
     assert done.exit_code == EXIT_OK
-    assert "frees of what was never allocated, left out: 1" in done.stdout
+    assert "frees of memory that was never allocated, ignored: 1" in done.stdout
 
 
 def test_a_bar_is_shown_on_standard_error_once_work_takes_a_second(

@@ -98,7 +98,7 @@ def test_the_problems_of_all_files_are_told_at_once(planned: Path) -> None:
 def test_an_output_that_cannot_be_written_is_an_error(planned: Path) -> None:
     done = run(planned, "--html", planned.parent)
     assert done.exit_code == EXIT_USAGE
-    assert "cannot be written: it is there and is no regular file" in done.stderr
+    assert "cannot be written: it exists and is not a regular file" in done.stderr
 
 
 def test_a_page_never_replaces_a_result(planned: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_wrong_single_value_is_named_by_its_option(text: str) -> None:
         read_value(text, "--set a.b")
     assert caught.value.problems == (
         f"--set a.b: got {text!r}, expected one YAML value; quote text that holds brackets, "
-        "braces, colons or other marks of YAML",
+        "braces, colons or other YAML syntax",
     )
 
 

@@ -21,7 +21,7 @@ def test_room_is_in_the_cache_and_on_the_device() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_the_way_out_is_named() -> None:
-    with pytest.raises(MeasureError, match="no CUDA device was found: hand over SimulatedDevice"):
+    with pytest.raises(MeasureError, match="no CUDA device was found: pass SimulatedDevice"):
         MemoryManager()
 
 

@@ -104,7 +104,7 @@ def test_budget_of_the_profile_decides() -> None:
 def test_device_none_measures_nothing_and_says_so() -> None:
     result = profile(TINY, device="none")
     assert result.measured is None
-    assert result.measured_reason == "nothing was to be measured (--device none)"
+    assert result.measured_reason == "measurement was turned off (--device none)"
     assert set(result.by_kind()) == {"planned", "simulated"}
 
 

@@ -45,7 +45,7 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no command: write it behind `--`"),
+        ((), "missing COMMAND: write it after `--`"),
         (("--", "python"), "--gpu: name the card"),
         (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),

@@ -26,7 +26,9 @@ from tritter_mem.text import printable
 from tritter_mem.units import MAX_BYTES
 
 WIDTH = 100
-MERGED = "where a merge left both versions, take either and run tritter-mem check --update-baseline"
+MERGED = (
+    "if a merge left both versions, take either one and run tritter-mem check --update-baseline"
+)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -37,7 +39,7 @@ def read_baseline(path: Path) -> Baseline:
     """
     if not is_there(path):
         raise InputError(
-            f"{printable(path)}: no such baseline; name it by --baseline, or make it: "
+            f"{printable(path)}: no such baseline; name it with --baseline, or create it: "
             "tritter-mem check --update-baseline --config NAME"
         )
     record = read_json_file(path, "a baseline", MERGED)

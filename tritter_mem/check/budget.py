@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
 
 PHASE = "test"
-_ON_THE_CPU = 'device="cpu" counts the tensors of the CPU'
-_NOT_FORESEEN = "a test's own body is neither planned nor simulated: it runs"
+_ON_THE_CPU = 'device="cpu" counts tensors on the CPU'
+_NOT_FORESEEN = "the body of a test runs; it is neither planned nor simulated"
 
 
 def why_not_measured(mark: MemoryBudget) -> str | None:

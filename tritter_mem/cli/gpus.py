@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
 
 HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
-NOTE = "* measured on such a card; elsewhere what the CUDA context takes is assumed"
+NOTE = "* measured on such a card; the other context sizes are assumptions"
 
 
 Names = Annotated[
@@ -29,11 +29,11 @@ Names = Annotated[
 
 
 def command(names: Names = None, as_json: Json = False) -> None:
-    """List the cards that --gpu knows, smallest memory first.
+    """List the GPUs that --gpu knows, smallest memory first.
 
-    The budget holds where a profile names none: 95% of the memory, rounded down to half a GiB. What
-    the CUDA context takes is assumed where no * says that it was measured on such a card. --json
-    adds the sources, and what a cuBLAS handle takes.
+    The budget is what a job may use if --budget is not given: 95% of the memory, rounded down to
+    half a GiB. The size of the CUDA context is an assumption unless a * says that it was measured.
+    AMD cards are for `plan` only. --json adds the source of each figure.
 
     Example: tritter-mem gpus
     """

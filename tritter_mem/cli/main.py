@@ -25,18 +25,18 @@ from tritter_mem.text import printable
 # Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, but
 # for other names of a command; its function is `command`.
 COMMANDS = {
-    "plan": "Plan memory by formula: a budget table, a verdict, and what to change.",
-    "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
-    "check": "Compare with the committed baseline; for CI.",
-    "validate": "Measure bundled profiles, and show how far plan and simulation are off.",
-    "rehearse": "Run your own command without a GPU, and see what memory it takes of one.",
-    "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
-    "report": "Make the HTML report from results.",
-    "audit": "Check the specification's claims, one row each.",
-    "models": "List and show the bundled models and profiles.",
-    "profiles": "Another name of models.",
-    "gpus": "List the table of cards.",
-    "doctor": "Show the environment, and what works in it.",
+    "plan": "Say whether a model fits a GPU, and what to change if it does not.",
+    "profile": "Plan a model, simulate it and, on a GPU, measure it.",
+    "check": "Fail CI when peak memory grows beyond the committed baseline.",
+    "validate": "Measure bundled profiles and report the errors of plan and simulation.",
+    "rehearse": "Run your own command without a GPU and see how much memory it needs.",
+    "replay": "Replay a PyTorch memory snapshot under other allocator settings.",
+    "report": "Show saved results as tables or as one HTML page.",
+    "audit": "Check the claims of the project's memory specification.",
+    "models": "List the bundled models and profiles, or show one.",
+    "profiles": "The same as models.",
+    "gpus": "List the GPUs that --gpu knows.",
+    "doctor": "Show what is installed and which commands work here.",
 }
 OTHER_NAMES = {"profiles": "models"}
 MEANT_COMMANDS = {
@@ -73,7 +73,7 @@ MEANT_OPTIONS = {
 """Options of other tools, and the one here that means the same."""
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-_MORE_MEMORY = "raise the limit (ulimit -v shows it), or free some"
+_MORE_MEMORY = "free some memory, or raise the limit that `ulimit -v` shows"
 _NO_MEMORY = (
     "failed to map segment",
     "cannot allocate memory",
@@ -208,7 +208,10 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         return [f"error: not enough memory ({_words(error)}): {_MORE_MEMORY}"], EXIT_NOT_MEASURED
     if isinstance(error, ModuleNotFoundError) and (words := missing_package(error)):
         return [f"error: {words}"], EXIT_USAGE
-    return [f"error: a bug in tritter-mem: {_words(error)}; --debug shows where"], EXIT_BUG
+    return [
+        f"error: this is a bug in tritter-mem: {_words(error)}; run it again with --debug to see "
+        "where"
+    ], EXIT_BUG
 
 
 def _words(error: BaseException) -> str:
@@ -254,9 +257,9 @@ def root(
         bool, typer.Option("--debug", help="Show where an error comes from (a traceback).")
     ] = False,
 ) -> None:
-    """What GPU memory a long-context, quantised language model will use, why, and what to change.
+    """Find out how much GPU memory a model, script or server needs before you pay for the GPU.
 
-    Example: tritter-mem plan --config 7b-128k-gqa
+    Example: tritter-mem plan qwen3-8b --context 32k --gpu rtx-4090
     """
 
 

@@ -62,7 +62,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="NAME|FILE",
-        help="The same as MODEL; repeat it to compare. -: read YAML or JSON from standard input.",
+        help="The same as MODEL; repeat it to compare. - reads YAML or JSON from standard input.",
         autocompletion=complete_profiles,
     ),
 ]
@@ -70,8 +70,8 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="A folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled "
-        "name or a YAML profile; several are compared.",
+        help="A bundled name (qwen3-8b), org/name on the Hub, a folder or config.json, a GGUF file "
+        "or a YAML profile. Several are compared.",
         autocompletion=complete_profiles,
         show_default=False,
     ),
@@ -83,21 +83,22 @@ Max = Annotated[
     ),
 ]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
+    str | None,
+    typer.Option("--context", metavar="TOKENS", help="Tokens of each sequence, such as 32k."),
 ]
-Batch = Annotated[str | None, typer.Option("--batch", metavar="N", help="Sequences at once.")]
+Batch = Annotated[str | None, typer.Option("--batch", metavar="N", help="Sequences in a batch.")]
 GpuName = Annotated[
     str | None,
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="The card to fit, such as rtx-5080; auto: the one present.",
+        help="The GPU to plan for, such as rtx-4090 or h100; auto is the one in this machine.",
         autocompletion=complete_gpus,
     ),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="SIZE", help="Memory that may be used, such as 15GiB."),
+    typer.Option("--budget", metavar="SIZE", help="Memory that the job may use, such as 15GiB."),
 ]
 Mode = Annotated[
     str | None,
@@ -132,7 +133,7 @@ KvDtype = Annotated[
     typer.Option(
         "--kv-dtype",
         metavar="DTYPE",
-        help=f"Storage of the KV cache: {', '.join(formats_for('kv_cache'))}.",
+        help=f"Type of the bundled model's KV cache: {', '.join(formats_for('kv_cache'))}.",
         autocompletion=_completer("KVCache", "dtype"),
     ),
 ]
@@ -145,16 +146,18 @@ AllocConf = Annotated[
 Settings = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any key of the profile, such as weights.format=int4."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change any key of the profile, such as weights.quantization=bitsandbytes-nf4.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Html = Annotated[
     Path | None,
     typer.Option(
         "--html",
         metavar="FILE",
-        help="Write a report as one HTML page.",
+        help="Also write the report as one HTML page.",
         callback=_needs_plotly,
     ),
 ]
@@ -162,13 +165,15 @@ PlotlyJs = Annotated[
     Literal["inline", "cdn", "directory"],
     typer.Option(
         "--plotlyjs",
-        help="The page's chart library: inline, in the page (4.8 MB); cdn, from the network; "
-        "directory, in plotly.min.js beside the page.",
+        help="Where the page gets its chart library: inline (in the page, 4.8 MB), cdn (from the "
+        "network) or directory (plotly.min.js beside the page).",
     ),
 ]
 Units = Annotated[
     Literal["GiB", "GB"],
-    typer.Option("--units", case_sensitive=False, help="Binary (1024) or decimal (1000) units."),
+    typer.Option(
+        "--units", case_sensitive=False, help="Show binary (1024) or decimal (1000) units."
+    ),
 ]
 
 

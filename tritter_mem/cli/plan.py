@@ -44,13 +44,13 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     units: Units = "GiB",
     as_json: Json = False,
 ) -> None:
-    """Plan memory by formula: a budget table, a verdict, and what to change so that it fits.
+    """Say whether a model fits a GPU, where the memory goes, and what to change if it does not.
 
-    MODEL is a folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled
-    name, or a YAML profile. Nothing is run and no GPU is needed. Several are compared. The exit
-    code is 0 where everything fits and 1 where something does not.
+    The plan is computed by formula in a fraction of a second. It runs no model and needs no GPU.
 
-    Example: tritter-mem plan meta-llama/Llama-3.1-8B --context 64k --gpu rtx-4090
+    Exit code: 0 everything fits, 1 something does not fit, 2 wrong usage.
+
+    Example: tritter-mem plan qwen3-8b --context 32k --gpu rtx-4090
     """
     from tritter_mem.planner.result import planned_result
 

@@ -81,7 +81,7 @@ def read_value(text: str, label: str) -> Any:
         value = reader.root()
         if not reader.problems:
             return value
-    advice = "quote text that holds brackets, braces, colons or other marks of YAML"
+    advice = "quote text that holds brackets, braces, colons or other YAML syntax"
     raise ConfigError(f"{label}: got {shown(text)}, expected one YAML value; {advice}")
 
 

@@ -307,10 +307,10 @@ _ADVICE = {
     "gpu device may be out of range": _NO_SUCH_DEVICE,
     "busy or unavailable": (
         "{device} is busy: another process has it to itself (compute mode exclusive), or it is "
-        "being reset; end that process, or choose another device (--device cuda:1)"
+        "being reset; stop that process, or choose another device (--device cuda:1)"
     ),
     "out of memory": (
-        "{device} is full: other processes leave no room for a CUDA context; end them, or choose "
+        "{device} is full: other processes leave no memory for a CUDA context; stop them, or use "
         "another device (--device cuda:1)"
     ),
 }

@@ -18,8 +18,8 @@ from tritter_mem.results.run import Kind
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
 MOST_RUNS = 100
 _DEVICES = re.compile(r"auto|none|cpu|cuda(:\d{1,3})?")
-_NONE = "nothing was to be measured (--device none)"
-STANDIN = "CUDA's libraries are stand-ins here, over which a run is rehearsed: nothing was measured"
+_NONE = "measurement was turned off (--device none)"
+STANDIN = "CUDA's libraries are stand-ins here: the run was rehearsed, and nothing was measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -185,7 +185,7 @@ class _Recording:
 
     def read(self) -> _Tracked:
         if self._recorder is None:
-            raise UsageError("the tracker has not begun: call reset() first, or use it in `with`")
+            raise UsageError("the tracker was not started: call reset() first, or use it in `with`")
         live = self._recorder.allocated_bytes
         return _Tracked(live, live, self._recorder.peak_bytes)
 

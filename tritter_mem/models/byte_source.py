@@ -73,7 +73,9 @@ class ByteSource(ABC):
             count = max(0, min(count, self.size - start))
         if count > self._left:
             most = format_bytes(self._most_bytes)
-            raise self.wrong(f"more than {most} of it would have to be read; that is no header")
+            raise self.wrong(
+                f"more than {most} of it would have to be read; no header is that long"
+            )
         content = self._fetch(start, count) if count else b""
         self._left -= len(content)
         return content

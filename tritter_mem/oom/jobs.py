@@ -241,8 +241,8 @@ def join(parts: Sequence[Any]) -> Any:
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     raise UsageError(
         f"got a result of type {type(first).__name__}, which cannot be joined from pieces; "
-        "expected tensors with rows, and lists, tuples and mappings of them; or hand over a Job of "
-        "your own"
+        "expected tensors with rows, and lists, tuples and mappings of them; or pass "
+        "your own Job"
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LARGEST = 3
 _KEPT = 1000
-_INSTEAD = "hand over SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
+_INSTEAD = "pass SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
 _BODY_NOTE = (
     "managed_forward cured the forward pass only: a `with` body cannot run twice. To have the "
     "backward pass retried too, hand it over: manager.run(training_job(model, loss, batch))"

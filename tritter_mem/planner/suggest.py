@@ -192,17 +192,17 @@ def _changes(profile: AnyProfile) -> Iterator[Change]:
 def _cache_changes(profile: Profile) -> Iterator[Change]:
     model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
     if model.kv_heads > group and model.num_attention_heads % group == 0:
-        text = f"{group} KV heads (needs a model trained so)"
+        text = f"{group} KV heads (needs a model trained that way)"
         yield Change(text, {"model.num_key_value_heads": group}, Cost.ANOTHER_RESULT)
     yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
-            "4K window, every 4th layer global (needs a model trained so)",
+            "4K window, every 4th layer global (needs a model trained that way)",
             {**window, "model.global_attention_every": 4},
             Cost.ANOTHER_RESULT,
         )
-        text = "4K window and sinks (older tokens are not attended to)"
+        text = "4K window and sinks (older tokens are ignored)"
         yield Change(text, window, Cost.ANOTHER_RESULT)
 
 

@@ -87,7 +87,7 @@ def consistent(device: int) -> Iterator[None]:
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"device_traces[{device}]: the history contradicts itself: segments or blocks overlap, "
-            "or are freed where there are none; record it again"
+            "or are freed without having been allocated; record it again"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _histories(path: Path) -> list[History]:
     segments = sum(len(device.segments) for device in devices)
     raise InputError(
         f"{path}: no history to replay ({segments:,} segments at the end); call "
-        "torch.cuda.memory._record_memory_history() before the work that is to be recorded"
+        "torch.cuda.memory._record_memory_history() before the work to record"
     )
 
 

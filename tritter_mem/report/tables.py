@@ -485,9 +485,9 @@ def _run_lines(use: MemoryUse, units: str) -> Iterator[FigureRow]:
         if count is not None:
             yield name, bytes_cell(count, units)
     counts = {
-        "Segments taken from the driver": run.allocator.segment_allocations,
+        "Segments allocated from the driver": run.allocator.segment_allocations,
         "Segments given back": run.allocator.segment_releases,
-        "Requests served after a retry": run.allocator.retries,
+        "Allocations that needed a retry": run.allocator.retries,
     }
     for name, calls in counts.items():
         yield name, Cell(text=f"{calls:,}", value=calls)
@@ -496,14 +496,14 @@ def _run_lines(use: MemoryUse, units: str) -> Iterator[FigureRow]:
 def _sizes_of_run(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple[str, int | None]]:
     yield "Requested peak, before rounding", run.allocator.requested_peak_bytes
     yield "Active peak", run.allocator.active_peak_bytes
-    yield "Peak of free parts of segments", run.allocator.inactive_split_peak_bytes
-    yield "Cap on what PyTorch may reserve", run.allocator_limit_bytes
-    yield "CUDA context as it was made", run.context_created_bytes
+    yield "Peak of inactive split blocks", run.allocator.inactive_split_peak_bytes
+    yield "Limit of what PyTorch may reserve", run.allocator_limit_bytes
+    yield "CUDA context when it was created", run.context_created_bytes
     yield "CUDA context after the first kernel", run.context_first_kernel_bytes
     read = run.context_first_kernel_bytes is not None  # else it is what is assumed for the card
     yield "CUDA context at the end", context_bytes if read else None
-    yield "This process at the end, by the driver", run.process_bytes
-    yield "All processes at the end, by the driver", run.device_used_bytes
+    yield "This process at the end (driver)", run.process_bytes
+    yield "All processes at the end (driver)", run.device_used_bytes
     yield "Other processes before, not counted", run.other_processes_bytes
 
 
@@ -512,7 +512,7 @@ def _spread_lines(spread: Spread | None, units: str) -> Iterator[FigureRow]:
     if spread is None:
         return
     three = (spread.minimum, spread.median, spread.maximum)
-    runs = f"over {spread.runs} runs (least, median, most)"
+    runs = f"over {spread.runs} runs (minimum, median, maximum)"
     yield f"Allocated peak {runs}", _spread_cell(three, "allocated_peak_bytes", units)
     if spread.median.reserved_peak_bytes is not None:
         yield f"Reserved peak {runs}", _spread_cell(three, "reserved_peak_bytes", units)

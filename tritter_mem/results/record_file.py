@@ -34,7 +34,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         InputError: the file cannot be read, is no JSON or no result; names every problem.
     """
-    parsed = read_json_file(path, "a result file", "give a file that --json or --output wrote")
+    parsed = read_json_file(path, "a result file", "name a file that `--json` or `--output` wrote")
     if parsed == []:
         refuse(path, [("", f"an empty list; expected records of {SCHEMA}")])
     alone = {"": parsed}
@@ -64,7 +64,7 @@ def read_results_below(folder: Path) -> list[Result]:
             found += read_results(path)
     if not found:
         raise InputError(
-            f"{printable(folder)}: no result in it; name a folder that `tritter-mem validate` wrote"
+            f"{printable(folder)}: holds no result; name a folder that `tritter-mem validate` wrote"
         )
     return found
 
@@ -103,7 +103,7 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
 
 
 def _uneven(curves: Sequence[ContextCurve], place: str) -> Iterator[Problem]:
-    allowed = "expected rising contexts in tokens, the same in every curve, and the bytes of each"
+    allowed = "expected ascending contexts in tokens, the same in every curve, each with its bytes"
     for index, curve in enumerate(curves):
         contexts = [context for context, _ in curve.points]
         alike = contexts == [context for context, _ in curves[0].points]

@@ -251,7 +251,7 @@ class DeviceRun:
         allocator_limit_bytes: the cap on what PyTorch might reserve; None: the device's memory.
         total_bytes: the device's memory, as CUDA says.
         other_processes_bytes: what others had on the device before the run; it counts nowhere.
-        context_created_bytes: the CUDA context as it was made, before the first kernel.
+        context_created_bytes: the CUDA context when it was created, before the first kernel.
         context_first_kernel_bytes: the same after the first kernel. What it takes at the end, with
             all kernels loaded, is `MemoryUse.context_bytes`.
         process_bytes: what the driver (NVML) counts for the process at the end.
