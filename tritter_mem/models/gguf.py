@@ -507,7 +507,7 @@ class _ConfigKeys:
         """Sizes of heads, where keys and values, or kinds of layers, have different ones."""
         rope = self._get("rope.dimension_count")
         if "kv_lora_rank" in found:
-            key = self._get("attention.key_length_mla") or found.get("head_dim")
+            key = self._get("attention.key_length_mla") or self._get("attention.key_length")
             value = self._get("attention.value_length_mla") or self._get("attention.value_length")
             found.pop("head_dim", None)
             if key and rope and value:

@@ -129,6 +129,7 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
             replaced(s, segments_at_peak=segments_at_peak(history, plan, s, capacity))
             for plan, s in zip(plans, scenarios, strict=True)
         ]
+    held = held_at_peak(history, plans[0], scenarios[0], capacity)
     return DeviceReplay(
         device=history.device,
         recorded=history.recorded,
@@ -141,16 +142,13 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
         scenarios=tuple(scenarios),
         advice=advise(scenarios, capacity, _needed(history, plans, scenarios)),
         warnings=tuple(history.warnings),
-        held_at_peak=_held_at_peak(history, plans[0], scenarios[0], capacity),
+        held_at_peak=_shortened(held.by_stack),
+        held_by_module=_shortened(held.by_module),
     )
 
 
-def _held_at_peak(
-    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
-) -> Allocations | None:
-    if not any(history.stack_numbers):
-        return None
-    return shortened(held_at_peak(history, plan, scenario, capacity_bytes), MOST_ALLOCATIONS)
+def _shortened(found: Allocations | None) -> Allocations | None:
+    return None if found is None else shortened(found, MOST_ALLOCATIONS)
 
 
 def _capacity(history: History, given: int | None) -> tuple[int | None, str | None]:

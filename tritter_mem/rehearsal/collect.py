@@ -35,6 +35,7 @@ class Left:
     workspaces: tuple[str, ...] = ()
     decided: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     allocator_conf: str = ""
@@ -68,6 +69,7 @@ def collect(folder: Path) -> Left:
         workspaces=_once(name for name in stubs if name.startswith(_WORKSPACE)),
         decided=_once(note["text"] for note in notes if note["kind"] == "decided"),
         assumed=_once(note["text"] for note in notes if note["kind"] == "assumed"),
+        not_followed=_once(note["text"] for note in notes if note["kind"] == "not_followed"),
         uncounted=_once(note["text"] for note in notes if note["kind"] == "uncounted"),
         versions=versions,
         allocator_conf=next((about["allocator_conf"] for about in abouts.values()), ""),

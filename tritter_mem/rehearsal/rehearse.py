@@ -226,6 +226,7 @@ def _trust(left: Left, machine: Machine) -> Trust:
         stubs_called=left.stubs,
         values_decided_shapes=left.decided,
         assumed=left.assumed,
+        not_followed=left.not_followed,
         uncounted=tuple(uncounted),
         problems=tuple(problems),
     )

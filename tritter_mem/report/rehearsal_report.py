@@ -140,6 +140,11 @@ def lists(done: Rehearsal) -> list[tuple[str, list[str]]]:
     found = [
         ("Decided by values that no kernel computed", trust.values_decided_shapes),
         ("Decided by assumed values (balanced routing, finite numbers)", trust.assumed),
+        (
+            "Values that no kernel computed left PyTorch here and cannot be followed: check that "
+            "they decide no shape and no branch",
+            trust.not_followed,
+        ),
         ("CUDA functions that have no stand-in and failed", trust.stubs_called),
         ("Not counted", trust.uncounted),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -259,7 +259,7 @@ class DeviceView:
     fidelity: str
     table: Table
     notes: Sequence[str]
-    holders: Holders | None
+    holders: Sequence[Holders]
     scenarios: Sequence[ScenarioView]
 
 
@@ -301,21 +301,20 @@ def _device_view(replay: Replay, device: DeviceReplay) -> DeviceView:
         fidelity=fidelity_sentence(device),
         table=_with_bars(scenario_table(device), device),
         notes=notes(device),
-        holders=_holders(device),
+        holders=list(_holders(device)),
         scenarios=[_scenario_view(device, scenario) for scenario in device.scenarios],
     )
 
 
-def _holders(device: DeviceReplay) -> Holders | None:
-    found = device.held_at_peak
-    chart = flame_graph(found, UNITS) if found is not None else None
-    if found is None or chart is None:
-        return None
-    table = top_allocators(found, UNITS, HOLDERS_ON_A_PAGE)
-    return Holders(
-        table=replace(table, search="Find a line", first_rows=HOLDERS),
-        chart=chart,
-    )
+def _holders(device: DeviceReplay) -> Iterator[Holders]:
+    """Who held what at the peak: by module where that is known, and by call stack."""
+    for found in (device.held_by_module, device.held_at_peak):
+        chart = flame_graph(found, UNITS) if found is not None else None
+        if found is not None and chart is not None:
+            table = top_allocators(found, UNITS, HOLDERS_ON_A_PAGE)
+            yield Holders(
+                table=replace(table, search="Find a line", first_rows=HOLDERS), chart=chart
+            )
 
 
 def _tone(device: DeviceReplay) -> Tone:

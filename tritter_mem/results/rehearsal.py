@@ -101,6 +101,9 @@ class Trust:
         values_decided_shapes: lines at which a value that nothing computed decided a shape or a
             branch.
         assumed: lines at which a value decided that follows a stated rule.
+        not_followed: lines at which such a value left PyTorch, as for an array of NumPy or
+            `float(loss)`: what it decides from there on is not seen. That is said, and the run
+            counts, since nearly every script shows its loss.
         uncounted: what takes memory on a card and is not counted here.
         problems: why else the run cannot be trusted.
     """
@@ -108,6 +111,7 @@ class Trust:
     stubs_called: tuple[str, ...] = ()
     values_decided_shapes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
