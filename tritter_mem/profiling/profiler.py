@@ -215,7 +215,7 @@ def _with_verdict(profile: AnyProfile, target: Target, result: Result) -> Result
 
 def of_the_card(uses: dict[Kind, MemoryUse]) -> dict[Kind, MemoryUse]:
     """The kinds of answer that tell whether a card holds it: not those of the CPU."""
-    return {kind: got for kind, found in uses.items() if found.device != "cpu"}
+    return {kind: found for kind, found in uses.items() if found.device != "cpu"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
