@@ -53,14 +53,14 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no command: write it behind `--`"),
+        ((), "missing COMMAND: write it after `--`"),
         (("--", "python"), "--gpu: name the card"),
-        (("--gpu", "rtx-9999", "--", "python"), "found 'rtx-9999'"),
+        (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
-        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: found 17; allowed: 1 to 16"),
-        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: found 'much'"),
+        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: got 17, expected 1 to 16"),
+        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: got 'much'"),
         (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
-        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "allowed: 0 to 7"),
+        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "expected 0 to 7"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tritter_mem.config.cards import GpuCard, all_cards
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.config.profile import Profile, changed
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.planner.compose import plan
@@ -102,7 +103,7 @@ def judge_with_advice(
 
 
 def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
-    """The smallest cards of the table that hold a profile as it is, each by a plan of its own.
+    """The smallest cards of the same vendor that hold a profile as it is, each by its own plan.
 
     Args:
         profile: what is planned; its own budget is not looked at.
@@ -111,7 +112,9 @@ def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
     Returns:
         Up to four names.
     """
-    large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
+    vendor = find_gpu(profile.gpu.name).vendor
+    cards = [card for card in all_cards() if card.vendor == vendor]
+    large = [card for card in cards if card.default_budget_bytes >= need_bytes]
     large.sort(key=lambda card: (card.default_budget_bytes, card.name))
     fits = (
         card.name
@@ -208,17 +211,17 @@ def _changes(profile: AnyProfile) -> Iterator[Change]:
 def _cache_changes(profile: Profile) -> Iterator[Change]:
     model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
     if model.kv_heads > group and model.num_attention_heads % group == 0:
-        text = f"{group} KV heads (needs a model trained so)"
+        text = f"{group} KV heads (needs a model trained that way)"
         yield Change(text, {"model.num_key_value_heads": group}, Cost.ANOTHER_RESULT)
     yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
-            "4K window, every 4th layer global (needs a model trained so)",
+            "4K window, every 4th layer global (needs a model trained that way)",
             {**window, "model.global_attention_every": 4},
             Cost.ANOTHER_RESULT,
         )
-        text = "4K window and sinks (older tokens are not attended to)"
+        text = "4K window and sinks (older tokens are ignored)"
         yield Change(text, window, Cost.ANOTHER_RESULT)
 
 

@@ -155,7 +155,7 @@ def cuda_of(torch: Path) -> CudaOfTorch:
     if majors[0] not in _BY_MAJOR:
         known = ", ".join(map(str, _BY_MAJOR))
         raise UsageError(
-            f"{torch}: built for CUDA {majors[0]}; stand-ins are there for CUDA {known}"
+            f"{torch}: built for CUDA {majors[0]}; there are stand-ins for CUDA {known}"
         )
     return CudaOfTorch(
         major=majors[0], machine=libraries[0].machine, functions=_functions(libraries)
