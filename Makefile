@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin compare images clean
+.PHONY: demo test lint types wheel gpu standin compare images fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -62,6 +62,11 @@ images: $(STAMP)
 # wrong joins tests/fuzz/corpus.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
+
+# Whether tests notice small wrong changes of formulas: 500 of them, which takes up to an hour. Goes
+# on where it was; prints what no test noticed, with the reason where there is one.
+mutate: $(STAMP)
+	$(BIN)/python -m tests.mutate
 
 clean:
 	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build
