@@ -207,6 +207,8 @@ def stand_ins_of(
     if folder is not None:
         there = torch_of(str(folder / "bin" / "python"))
         program_of(command, os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")]))
+    elif shutil.which(command[0]) is None and shutil.which(command[0], path=str(made / "bin")):
+        folder, there = made, torch_of(str(made / "bin" / "python"))  # it is installed there alone
     else:
         there = torch_of(python_of(program_of(command)))
         if there.cuda is None and (made / "bin" / "python").exists():
