@@ -156,6 +156,8 @@ class HuggingFaceModel:
             quantization: of linear layers.
             dtype: of what it leaves as it is, but for weights that the model keeps in float32.
         """
+        if quantization.file_bytes is not None:
+            return quantization.file_bytes
         return sum(
             self._stored_bytes(name, weight, quantization, dtype)
             for name, weight in self.language_weights()

@@ -88,6 +88,7 @@ def _named_facts(profile: NamedProfile) -> ModelFacts:
         weight_bytes=model.weight_bytes_in(model.quantization, run.dtype),
         kv_bytes_per_token=model.kv_bytes_per_token(run.dtype),
         stored_bytes=named.stored_bytes,
+        runtime=run.runtime,
         unsupported=model.unsupported,
     )
 

@@ -579,6 +579,7 @@ class ModelFacts:
         kv_bytes_per_token: of the layers whose cache grows, in the cache's type.
         stored_bytes: of all tensors, as the headers of its files have them, where there are files.
         unsupported: what of its configuration is not counted, in one sentence each.
+        runtime: what runs it, of a named model: `transformers` or `llama.cpp`.
     """
 
     name: str
@@ -590,6 +591,7 @@ class ModelFacts:
     kv_bytes_per_token: int
     stored_bytes: int | None = None
     unsupported: tuple[str, ...] = ()
+    runtime: str = "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
