@@ -351,9 +351,10 @@ def _nothing_fits(capacity_bytes: int | None, needed: Scenario | None) -> Advice
     allocated = needed.allocated_peak_bytes
     if allocated > capacity_bytes:
         short = format_bytes(allocated - capacity_bytes)
-        why = f"The live tensors alone need {format_bytes(allocated)}, {short} more than there is"
+        needs = format_bytes(allocated)
+        why = f"The allocated tensors alone need {needs}, {short} more than there is"
     else:
-        why = f"The live tensors need {format_bytes(allocated)}"
+        why = f"The allocated tensors need {format_bytes(allocated)}"
     return Advice(
         text=f"{text} {why}; with {_named(needed)} {format_bytes(needed.reserved_peak_bytes)} "
         "would have to be reserved."

@@ -51,7 +51,9 @@ def collect(folder: Path) -> Left:
         MeasureError: the folder is gone.
     """
     if not folder.is_dir():
-        raise MeasureError(f"{folder} was deleted while the command ran: nothing is known of it")
+        raise MeasureError(
+            f"{folder} was deleted while the command ran, so nothing is known about it"
+        )
     abouts = {about["pid"]: about for about in _abouts(folder)}
     notes = list(_lines(folder / "notes.jsonl"))
     slots = list(_slots(folder / "processes"))
@@ -112,7 +114,7 @@ def _slots(path: Path) -> Iterator[_Slot]:
     data = path.read_bytes()
     magic, count, slot_bytes, first = struct.unpack_from("<QQQQ", data)
     if magic != _MAGIC or slot_bytes != _SLOT.size:
-        raise InputError(f"{path}: no table of a rehearsal's processes")
+        raise InputError(f"{path}: not a table of a rehearsal's processes")
     for at in range(count):
         process, _, *numbers = _SLOT.unpack_from(data, first + at * slot_bytes)
         if not process:
