@@ -83,6 +83,10 @@ class Module(Block):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
         return {
@@ -212,6 +216,7 @@ class Attention(Module):
             q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
             k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
             v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            k = ops.scaled(k) if run.dialect.scales_keys else k
             v = ops.scaled(v) if run.dialect.scales_values else v
         if run.dialect.heads_first and self.qk_norm[0]:
             q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
@@ -810,53 +815,6 @@ class Mamba(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2(Module):
-    """Mamba-2: a state space with one decay a head.
-
-    Attributes:
-        inner: channels; `heads` of `head_dim` channels are theirs.
-        groups: of heads that share the state's input and output.
-        normed: whether a gated norm comes before the output.
-    """
-
-    inner: int
-    heads: int
-    head_dim: int
-    groups: int
-    states: int
-    kernel: int
-    bias: bool
-    conv_bias: bool
-    out_bias: bool = False
-    normed: bool = True
-    name: str = "mamba"
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution."""
-        return self.inner + 2 * self.groups * self.states
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, conv = self.name, self.conv_width
-        return (
-            *(vector(f"{name}.{part}", self.heads) for part in ("dt_bias", "A_log", "D")),
-            Weight(name=f"{name}.conv1d", shape=(conv, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", conv),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", self.inner + conv + self.heads, hidden, self.bias),
-            *((vector(f"{name}.norm", self.inner),) if self.normed else ()),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.out_bias),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.heads * self.head_dim * self.states,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ShortConvolution(Module):
     """A gated convolution over the last few tokens."""
 
@@ -1178,6 +1136,10 @@ class Experts(Module):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
         width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
@@ -1342,6 +1304,14 @@ def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.softmax(values), places
 
 
+def _chosen_float_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the chosen experts' logits in float32, back in the rows' type: Granite."""
+    ops = run.ops
+    logits = ops.to(run.linear(x, f"{experts.name}.{experts.router}"), FLOAT)
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.to(ops.softmax(values), x.size), places
+
+
 def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
@@ -1352,6 +1322,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "chosen softmax": _chosen_softmax,
+    "chosen float softmax": _chosen_float_softmax,
 }
 
 

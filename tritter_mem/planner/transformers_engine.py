@@ -219,6 +219,8 @@ class PlannedModel:
             if layer not in known or self.model.quantization.method:
                 known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
+            for module in layer:
+                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
