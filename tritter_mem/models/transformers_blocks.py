@@ -106,9 +106,14 @@ class Module(Block):
         """What it keeps of a sequence."""
         return NO_STATE
 
-    def grown_elements(self) -> tuple[int, ...]:
-        """Rows that a further token adds, whatever the context."""
-        return self.rows() if self.reach() is None else ()
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
+        """Rows that a further token adds behind `context` tokens; None: behind a full window."""
+        return () if self._is_full(context) else self.rows()
+
+    def _is_full(self, context: int | None) -> bool:
+        """Whether a window holds as many tokens as it keeps."""
+        window = self.reach()
+        return window is not None and (context is None or context >= window - 1)
 
     def cache_bytes(self, cache: Cache) -> int:
         """What `DynamicCache` holds behind `cache.context` tokens.
@@ -679,9 +684,17 @@ class CompressedAttention(Module):
             return ()
         return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
 
-    def grown_elements(self) -> tuple[int, ...]:
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
         """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
-        return tuple(ceil_div(width, self.rate) for width in self._widths)
+        shares = tuple(ceil_div(width, self.rate) for width in self._widths)
+        if context is None or context >= self.window - 1:
+            return shares
+        return (self._copies * self.head_dim, *shares)
+
+    @property
+    def _copies(self) -> int:
+        """Tensors that the window is kept in: keys are the values where tokens are compressed."""
+        return 1 if self.rate else 2
 
     def cache_bytes(self, cache: Cache) -> int:
         """The window; compressed tokens; and what waits to be compressed, with its gates.
@@ -690,8 +703,7 @@ class CompressedAttention(Module):
         also keep half of the last compressed tokens' inputs.
         """
         tokens, element = cache.context, cache.format.element_bytes
-        copies = 1 if self.rate else 2
-        elements = copies * min(tokens, self.window - 1) * self.head_dim
+        elements = self._copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
