@@ -677,6 +677,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "index_head_dim": 128,
     },
     "nemotron_h": {
+        "chunk_size": 128,
         "vocab_size": 131072,
         "hidden_size": 4096,
         "num_attention_heads": 32,
@@ -696,8 +697,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "moe_shared_expert_intermediate_size": 7688,
         "num_experts_per_tok": 2,
         "num_nextn_predict_layers": 0,
+        "mlp_hidden_act": "relu2",
     },
     "granitemoehybrid": {
+        "mamba_chunk_size": 256,
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -715,6 +718,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "falcon_h1": {
+        "mamba_norm_before_gate": True,
+        "mamba_chunk_size": 256,
         "vocab_size": 128000,
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -750,6 +755,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "bamba": {
+        "mamba_chunk_size": 256,
         "vocab_size": 128000,
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -765,6 +771,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "mamba2": {
+        "chunk_size": 256,
         "num_heads": 128,
         "head_dim": 64,
         "vocab_size": 32768,
@@ -777,6 +784,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_conv_bias": True,
     },
     "zamba2": {
+        "chunk_size": 256,
         "vocab_size": 32000,
         "hidden_size": 2560,
         "num_hidden_layers": 54,

@@ -55,6 +55,7 @@ from tritter_mem.models.attention_families import (
     step_layers,
 )
 from tritter_mem.models.family_parts import (
+    FEED_FORWARD_NORMS,
     POST_NORMS,
     Family,
     Outside,
@@ -74,8 +75,10 @@ from tritter_mem.models.family_parts import (
 )
 from tritter_mem.models.huggingface_keys import FULL
 from tritter_mem.models.hybrid_families import (
+    bamba_dialect,
     bamba_layers,
     falcon_h1_layers,
+    granite_hybrid_dialect,
     granite_hybrid_layers,
     inkling_layers,
     jamba_layers,
@@ -83,6 +86,7 @@ from tritter_mem.models.hybrid_families import (
     lfm3_layers,
     mamba2_layers,
     minimax_layers,
+    nemotron_h_dialect,
     nemotron_h_layers,
     olmo_hybrid_layers,
     qwen4_layers,
@@ -266,12 +270,25 @@ FAMILIES: dict[str, Family] = {
         layers=nemotron_h_layers,
         outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
         float32=_BIAS,
+        dialect=nemotron_h_dialect,
     ),
     "nemotron-nas": Family(layers=nemotron_nas_layers),
-    "granitemoehybrid": Family(layers=granite_hybrid_layers),
-    "falcon_h1": Family(layers=falcon_h1_layers, outside=final_norm("final_layernorm")),
+    "granitemoehybrid": Family(layers=granite_hybrid_layers, dialect=granite_hybrid_dialect),
+    "falcon_h1": Family(
+        layers=falcon_h1_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(
+            order="state space beside",
+            names=FEED_FORWARD_NORMS.names,
+            scales_embedding=True,
+            scales_keys=True,
+            logits_steps=1,
+        ),
+    ),
     "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
-    "bamba": Family(layers=bamba_layers, outside=final_norm("final_layernorm")),
+    "bamba": Family(
+        layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
+    ),
     "mamba2": Family(
         layers=mamba2_layers,
         outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),

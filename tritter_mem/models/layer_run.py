@@ -44,7 +44,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
-        scales_values: whether values are multiplied by a number.
+        scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
         eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
             in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
             gpt-oss writes it.
@@ -72,6 +72,7 @@ class Dialect:
     scales_embedding: bool = False
     logits_steps: int = 0
     half_angles: bool = False
+    scales_keys: bool = False
     scales_values: bool = False
     eager: str = ""
     softcap: bool = False
@@ -218,6 +219,15 @@ def _wide_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     return ops.to(ops.mul(weight, x), given)
 
 
+def _float_weight_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
+    """`(weight.float() * x).to(dtype)`: Nemotron-H."""
+    given = x.size
+    x = ops.to(x, FLOAT)
+    variance = ops.mean(ops.square(x))
+    x = ops.mul(x, ops.rsqrt(ops.shifted(variance)))
+    return ops.to(ops.mul(ops.to(weight, FLOAT), x), given)
+
+
 def _gemma_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     """`(x * (1 + weight.float())).type_as(x)`."""
 
@@ -271,6 +281,7 @@ def _cohere_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
 NORMS: Mapping[str, Callable[[Operations, Tensor, Tensor], Tensor]] = {
     "llama": _llama_norm,
     "wide": _wide_norm,
+    "float weight": _float_weight_norm,
     "gemma": _gemma_norm,
     "llama4": _llama4_norm,
     "gemma 4": _gemma4_norm,

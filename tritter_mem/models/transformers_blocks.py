@@ -83,6 +83,10 @@ class Module(Block):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
         return {
@@ -102,9 +106,14 @@ class Module(Block):
         """What it keeps of a sequence."""
         return NO_STATE
 
-    def grown_elements(self) -> tuple[int, ...]:
-        """Rows that a further token adds, whatever the context."""
-        return self.rows() if self.reach() is None else ()
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
+        """Rows that a further token adds behind `context` tokens; None: behind a full window."""
+        return () if self._is_full(context) else self.rows()
+
+    def _is_full(self, context: int | None) -> bool:
+        """Whether a window holds as many tokens as it keeps."""
+        window = self.reach()
+        return window is not None and (context is None or context >= window - 1)
 
     def cache_bytes(self, cache: Cache) -> int:
         """What `DynamicCache` holds behind `cache.context` tokens.
@@ -212,6 +221,7 @@ class Attention(Module):
             q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
             k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
             v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            k = ops.scaled(k) if run.dialect.scales_keys else k
             v = ops.scaled(v) if run.dialect.scales_values else v
         if run.dialect.heads_first and self.qk_norm[0]:
             q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
@@ -674,9 +684,17 @@ class CompressedAttention(Module):
             return ()
         return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
 
-    def grown_elements(self) -> tuple[int, ...]:
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
         """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
-        return tuple(ceil_div(width, self.rate) for width in self._widths)
+        shares = tuple(ceil_div(width, self.rate) for width in self._widths)
+        if context is None or context >= self.window - 1:
+            return shares
+        return (self._copies * self.head_dim, *shares)
+
+    @property
+    def _copies(self) -> int:
+        """Tensors that the window is kept in: keys are the values where tokens are compressed."""
+        return 1 if self.rate else 2
 
     def cache_bytes(self, cache: Cache) -> int:
         """The window; compressed tokens; and what waits to be compressed, with its gates.
@@ -685,8 +703,7 @@ class CompressedAttention(Module):
         also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
         tokens, element, gates = cache.context, cache.format.element_bytes, 0
-        copies = 1 if self.rate else 2
-        elements = copies * min(tokens, self.window - 1) * self.head_dim
+        elements = self._copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
@@ -808,53 +825,6 @@ class Mamba(Module):
     def state(self) -> State:
         """The convolution's last inputs, and the state of each channel."""
         return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2(Module):
-    """Mamba-2: a state space with one decay a head.
-
-    Attributes:
-        inner: channels; `heads` of `head_dim` channels are theirs.
-        groups: of heads that share the state's input and output.
-        normed: whether a gated norm comes before the output.
-    """
-
-    inner: int
-    heads: int
-    head_dim: int
-    groups: int
-    states: int
-    kernel: int
-    bias: bool
-    conv_bias: bool
-    out_bias: bool = False
-    normed: bool = True
-    name: str = "mamba"
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution."""
-        return self.inner + 2 * self.groups * self.states
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, conv = self.name, self.conv_width
-        return (
-            *(vector(f"{name}.{part}", self.heads) for part in ("dt_bias", "A_log", "D")),
-            Weight(name=f"{name}.conv1d", shape=(conv, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", conv),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", self.inner + conv + self.heads, hidden, self.bias),
-            *((vector(f"{name}.norm", self.inner),) if self.normed else ()),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.out_bias),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.heads * self.head_dim * self.states,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1179,6 +1149,10 @@ class Experts(Module):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
         width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
@@ -1343,6 +1317,14 @@ def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.softmax(values), places
 
 
+def _chosen_float_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the chosen experts' logits in float32, back in the rows' type: Granite."""
+    ops = run.ops
+    logits = ops.to(run.linear(x, f"{experts.name}.{experts.router}"), FLOAT)
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.to(ops.softmax(values), x.size), places
+
+
 def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
@@ -1353,6 +1335,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "chosen softmax": _chosen_softmax,
+    "chosen float softmax": _chosen_float_softmax,
 }
 
 
