@@ -96,13 +96,13 @@ def test_several_are_compared_with_profiles_of_the_bundled_model(folder: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--config", "tiny"), "found MODEL and --config"),
-        (("--kv-dtype", "int2"), "--kv-dtype: found 'int2'; allowed: auto"),
-        (("--context", "0"), "--context: found"),
-        (("--gpu", "voodoo"), "a card in the table"),
+        (("--config", "tiny"), "MODEL and --config mean the same"),
+        (("--kv-dtype", "int2"), "--kv-dtype: got 'int2', expected auto"),
+        (("--context", "0"), "--context: got"),
+        (("--gpu", "voodoo"), "is not a known card"),
         (("--set", "weights.format=int4"), "unknown key"),
-        (("--set", "weights.quantization=int4"), "allowed: auto, none, bitsandbytes-int8"),
-        (("--checkpoint", "segments:8"), "allowed: none, every-layer"),
+        (("--set", "weights.quantization=int4"), "expected auto, none, bitsandbytes-int8"),
+        (("--checkpoint", "segments:8"), "expected none or every-layer"),
         (("--set", "workload.new_tokens=9999"), "fewer than context"),
     ],
 )

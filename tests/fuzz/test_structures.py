@@ -67,8 +67,9 @@ def changed(draw: Callable[..., Any], whole: Any) -> Any:
 
 
 def structures(kind: str) -> st.SearchStrategy[Any]:
-    wholes = [json.loads(path.read_bytes()) for path in sorted((CORPUS / kind).iterdir())
-              if not path.name.startswith("found-")]  # fmt: skip
+    files = [path.read_bytes() for path in sorted((CORPUS / kind).iterdir())
+             if not path.name.startswith("found-")]  # fmt: skip
+    wholes = [json.loads(content) for content in [*files, *TARGETS[kind].more()]]
     return st.sampled_from(wholes).flatmap(changed)
 
 

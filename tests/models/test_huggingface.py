@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
+from tritter_mem.models.huggingface_families import FAMILIES
 
 MIB, GIB = 1024**2, 1024**3
 QWEN3_30B = {
@@ -147,7 +149,7 @@ WRONG: tuple[tuple[Any, str], ...] = (
     ({"model_type": "gemma3", "text_config": {"layer_types": ["full_attention"]}}, "layer_types"),
     ({"model_type": "nemotron_h", "hybrid_override_pattern": "MX"}, "hybrid_override_pattern"),
     ({"model_type": "nemotron-nas", "hidden_size": 8, "vocab_size": 8}, "block_configs"),
-    (NAS | {"block_configs": [{}]}, "wrong value"),
+    (NAS | {"block_configs": [{}]}, "block_configs.0.attention.n_heads_in_group"),
     ({"model_type": "llama", "quantization_config": [1]}, "quantization_config"),
 )
 
@@ -158,6 +160,39 @@ def test_a_wrong_file_is_said_to_be_wrong(values: Any, said: str) -> None:
         read_config(values)
     assert len(error.value.problems) == 1
     assert said in error.value.problems[0]
+
+
+NO_SIZES = (float("inf"), float("nan"), -1, 10**400, "x", {}, [float("inf")] * 100, 1 << 41)
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_a_value_that_is_no_size_is_refused_or_does_not_count(kind: str) -> None:
+    """JSON's numbers may be infinite: none of them gets as far as a formula."""
+    whole = {"model_type": kind, **DEFAULTS.get(kind, {})}
+    for key in whole.keys() - {"model_type"}:
+        for value in NO_SIZES:
+            with suppress(ConfigError):
+                model = read_config({**whole, key: value})
+                sizes = (model.weight_bytes, model.kv_bytes_per_token(), model.cache_bytes(4096, 1))
+                assert all(type(size) is int for size in sizes), (key, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"model_type": "llama", "rope_parameters": {"partial_rotary_factor": float("inf")}},
+         "rope_parameters.partial_rotary_factor"),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"head_dim": 1e400}},
+         "linear_attn_config.head_dim"),
+        ({"model_type": "deepseek_v4", "compress_rates": {"compressed_sparse_attention": 1e400}},
+         "compress_rates.compressed_sparse_attention"),
+        ({"model_type": "step3p7", "moe_layers_enum": [1e400]}, "moe_layers_enum"),
+        ({"model_type": "longcat_flash", "num_layers": 1 << 40}, "num_layers"),
+    ],
+)  # fmt: skip
+def test_a_wrong_number_of_a_section_is_named_with_its_place(values: Any, place: str) -> None:
+    with pytest.raises(ConfigError, match=place):
+        read_config({**DEFAULTS.get(values["model_type"], {}), **values})
 
 
 GROWING: tuple[tuple[dict[str, Any], tuple[str, ...]], ...] = (

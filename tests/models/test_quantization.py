@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -233,6 +234,37 @@ WRONG = (
 def test_a_wrong_section_is_said_to_be_wrong(section: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         read_config(MOE | {"quantization_config": section})
+
+
+NUMBERS = (
+    ("weight_block_size", {"quant_method": "fp8", "weight_block_size": [128, "N"]}),
+    ("bits", {"quant_method": "awq", "bits": "N"}),
+    ("group_size", {"quant_method": "gptq", "bits": 4, "group_size": "N"}),
+    ("weights.num_bits", {"quant_method": "compressed-tensors",
+                          "config_groups": {"a": {"weights": {**W4, "num_bits": "N"}}}}),
+    ("weights.group_size", {"quant_method": "compressed-tensors",
+                            "config_groups": {"a": {"weights": {**W4, "group_size": "N"}}}}),
+    ("num_bits", {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": "N"}}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "1.5", "-7", str(10**30)])
+@pytest.mark.parametrize(("place", "section"), NUMBERS)
+def test_a_number_that_is_no_size_is_named(
+    place: str, section: dict[str, Any], number: str
+) -> None:
+    wrong = json.loads(json.dumps(section).replace('"N"', number))
+    if place.endswith("group_size") and number == "-7":  # below 1, all inputs share a scale
+        read_config(MOE | {"quantization_config": wrong})
+        return
+    with pytest.raises(ConfigError, match=f"quantization_config.*{place}"):
+        read_config(MOE | {"quantization_config": wrong})
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 33, 64])
+def test_bits_that_no_such_scheme_has_are_not_counted(bits: int) -> None:
+    model = read_config(MOE | {"quantization_config": {"quant_method": "awq", "bits": bits}})
+    assert model.unsupported == (f"quantization by AWQ in {bits} bits is not counted",)
 
 
 def test_a_type_of_experts_beside_the_section_counts_as_one_within_it() -> None:

@@ -24,7 +24,10 @@ from tritter_mem.results.run import MemoryUse
 
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
-TRAINED_NOT = ("gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3", "llama4_text")
+TRAINED_NOT = (
+    "gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3", "llama4_text", "qwen3_next",
+    "qwen3_5_text", "qwen3_5_moe_text",
+)  # fmt: skip
 """Families whose training is not planned."""
 CACHES_IN_TRAINING = ("qwen3_vl_text", "qwen3_vl_moe_text")
 """Simulated as part of a model whose own `use_cache` is off and whose language model's is not."""

@@ -272,7 +272,8 @@ def test_no_setting_helps_where_tensors_alone_are_too_much(fragmented: Path) -> 
     (device,) = replay(fragmented, capacity_bytes=100 * MiB).devices
     assert device.advice.conf is None
     assert device.advice.text == (
-        "No setting helps: none of them fits. The live tensors alone need 190.0 MiB, 90.0 MiB more "
+        "No setting helps: none of them fits. The allocated tensors alone need 190.0 MiB, 90.0 MiB "
+        "more "
         "than there is; with expandable_segments:True 200.0 MiB would have to be reserved."
     )
 

@@ -244,7 +244,7 @@ def read_config(
     keys = Keys(values, language_type)
     try:
         return _read(config, keys, family, quantization, unsupported)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             f"config.json: a key of this {model_type} model has a wrong value: {error}"
         ) from error
@@ -304,6 +304,8 @@ def _language_section(config: object) -> tuple[Mapping[str, Any], str]:
         section = config.get(name)
         if isinstance(section, Mapping):
             inner = section.get("text_config", section)
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"config.json: {name}.text_config: a section is wanted")
             own = inner.get("model_type") or SAME_AS.get(str(model_type), str(model_type))
             return inner, str(own)
     if not isinstance(model_type, str):

@@ -86,6 +86,8 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     if is_folder(path):
         return _of_files(name, FolderFiles(path), progress)
     if path.name == "config.json":
+        if not is_there(path):
+            raise InputError(f"{name}: no such file")
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
         return of_keys(name, read_config_file(path))

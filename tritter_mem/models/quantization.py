@@ -10,6 +10,7 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.huggingface_keys import Keys, section_of
 
 Tensors = Callable[[int, int], tuple[int, ...]]
 """Bytes of each tensor of a stored weight of so many outputs and inputs: its codes come first."""
@@ -18,6 +19,7 @@ NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
+AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
@@ -297,12 +299,12 @@ def read_quantization(
         method = "bitsandbytes"
     reader = READERS.get(str(method))
     if reader is None:
-        return Quantization(unsupported=(f"quantization by {method} is not counted",))
+        return Quantization(unsupported=(f"quantization by {method!s:.60} is not counted",))
     try:
-        found = reader(section)
+        found = reader(section_of(section, "quantization_config"))
         found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
         return _noted(found)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
 
 
@@ -319,30 +321,41 @@ def _noted(found: Quantization) -> Quantization:
     return replace(found, unplanned=UNPLANNED.get(found.method, ""))
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name, values)
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"hf_quant_config.json: {name}: a section is wanted")
-    return section
+def _section(values: Mapping[str, Any], name: str) -> Keys:
+    keys = section_of(values, "hf_quant_config.json")
+    return keys.section(name) if name in values else keys
 
 
-def _skipped(section: Mapping[str, Any], *, always_head: bool = False) -> tuple[str, ...]:
+def _skipped(section: Keys, *, always_head: bool = False) -> tuple[str, ...]:
     """`modules_to_not_convert`; without it transformers leaves the output projection."""
-    listed = section.get("modules_to_not_convert")
+    listed = section.names("modules_to_not_convert")
     if listed is None:
-        listed = section.get("llm_int8_skip_modules")
+        listed = section.names("llm_int8_skip_modules")
     if listed is None:
         return ("lm_head",)
     return (*listed, "lm_head") if always_head else tuple(listed)
 
 
-def _fp8(section: Mapping[str, Any]) -> Quantization:
-    block = section.get("weight_block_size")
+def _group_inputs(section: Keys, absent: int) -> int:
+    """Inputs that share a scale: below 1, all of an output do."""
+    size = section.integer("group_size")
+    return absent if size is None else size
+
+
+def _blocks(section: Keys, name: str, scale_bytes: int = 4) -> Scheme:
+    rows, columns = (section.numbers(name, 2) or [0, 0])[:2]
+    if not rows or not columns:
+        raise ConfigError(f"{section.place}{name}: two numbers above 0 are wanted")
+    return fp8_blocks(rows, columns, scale_bytes)
+
+
+def _fp8(section: Keys) -> Quantization:
+    absent = section.get("weight_block_size") is None
     static = 1 if section.get("activation_scheme") == "static" else 0
     scale_bytes = 1 if section.get("scale_fmt") == "ue8m0" else 4
-    scheme = fp8_tensor(1 + static)
-    if block is not None:
-        scheme = fp8_blocks(int(block[0]), int(block[1]), scale_bytes)
+    scheme = (
+        fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
+    )
     scheme = replace(scheme, product="float8")
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
@@ -353,14 +366,20 @@ def _fp8(section: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _fbgemm_fp8(section: Mapping[str, Any]) -> Quantization:
+def _fbgemm_fp8(section: Keys) -> Quantization:
     return Quantization(
         method="fbgemm_fp8", schemes=(("", fp8_channel(4)),), skipped=_skipped(section)
     )
 
 
-def _awq(section: Mapping[str, Any]) -> Quantization:
-    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
+def _not_counted(method: str, bits: int) -> Quantization:
+    return Quantization(unsupported=(f"quantization by {method} in {bits} bits is not counted",))
+
+
+def _awq(section: Keys) -> Quantization:
+    bits, group = section.optional("bits") or 4, _group_inputs(section, 128)
+    if bits not in AWQ_BITS:
+        return _not_counted("AWQ", bits)
     return Quantization(
         method="awq",
         schemes=(("", awq(bits, group)),),
@@ -368,10 +387,12 @@ def _awq(section: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _gptq(section: Mapping[str, Any]) -> Quantization:
-    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
-    skipped = tuple(section.get("modules_to_not_convert") or ())
-    dynamic = section.get("dynamic") or {}
+def _gptq(section: Keys) -> Quantization:
+    bits, group = section.optional("bits") or 4, _group_inputs(section, 128)
+    if bits not in GPTQ_BITS:
+        return _not_counted("GPTQ", bits)
+    skipped = section.names("modules_to_not_convert") or ()
+    dynamic = section.mapping("dynamic")
     left_out = tuple(f"re:{key.removeprefix('-:')}" for key in dynamic if key.startswith("-:"))
     head = () if section.get("lm_head") else ("lm_head",)
     return Quantization(
@@ -379,47 +400,52 @@ def _gptq(section: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _bitsandbytes(section: Mapping[str, Any]) -> Quantization:
+def _bitsandbytes(section: Keys) -> Quantization:
     """Modules of the class `Linear`: experts, which are one tensor, stay as they are.
 
     Products are in float32 unless `bnb_4bit_compute_dtype` says otherwise.
     """
     scheme = bitsandbytes_int8()
     if section.get("load_in_4bit"):
-        kind = str(section.get("bnb_4bit_quant_type", "fp4"))
-        compute = str(section.get("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
+        kind = section.text("bnb_4bit_quant_type") or "fp4"
+        compute = (section.text("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
         if compute not in COMPUTE_TYPES:
-            raise ValueError(f"bnb_4bit_compute_dtype: found {compute}")
+            known = ", ".join(COMPUTE_TYPES)
+            raise ConfigError(
+                f"{section.place}bnb_4bit_compute_dtype: {compute} is none of {known}"
+            )
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)
     skipped = (*_skipped(section), EXPERTS)
     return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
 
 
-def _mxfp4(section: Mapping[str, Any]) -> Quantization:
+def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
     return Quantization(
         method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
     )
 
 
-def _compressed_tensors(section: Mapping[str, Any]) -> Quantization:
-    groups, schemes, unsupported = section.get("config_groups") or {}, [], []
-    for name, group in groups.items():
-        weights = group.get("weights")
-        if weights is None:
+def _compressed_tensors(section: Keys) -> Quantization:
+    groups, schemes, unsupported = section.section("config_groups"), [], []
+    for name in groups.values:
+        group = groups.section(name)
+        weights = group.section("weights")
+        if not weights.values:
             continue
         scheme = _compressed_scheme(weights, group)
         if scheme is None:
-            unsupported.append(f"quantization group {name} is not counted")
+            unsupported.append(f"quantization group {name:.60} is not counted")
             continue
-        schemes += [(_target(target), scheme) for target in group.get("targets", ("Linear",))]
-    cache = section.get("kv_cache_scheme") or {}
-    eight_bit_cache = cache.get("num_bits") == 8
+        targets = group.names("targets")
+        targets = ("Linear",) if targets is None else targets
+        schemes += [(_target(target), scheme) for target in targets]
+    eight_bit_cache = section.section("kv_cache_scheme").optional("num_bits") == 8
     return Quantization(
         method="compressed-tensors",
         schemes=tuple(schemes),
-        skipped=tuple(section.get("ignore") or ()),
+        skipped=section.names("ignore") or (),
         cache="fp8" if eight_bit_cache else "",
         unsupported=tuple(unsupported),
     )
@@ -432,21 +458,20 @@ def _target(target: str) -> str:
     return "" if target == "Linear" else rf"{re.escape(target)}(?:$|\.)"
 
 
-def _compressed_scheme(weights: Mapping[str, Any], group: Mapping[str, Any]) -> Scheme | None:
-    bits, kind = int(weights["num_bits"]), weights.get("type", "int")
-    strategy, size = weights.get("strategy"), int(weights.get("group_size") or 0)
-    activations = group.get("input_activations") or {}
-    static = 1 if activations and not activations.get("dynamic") else 0
+def _compressed_scheme(weights: Keys, group: Keys) -> Scheme | None:
+    bits, kind = weights.number("num_bits"), weights.get("type") or "int"
+    strategy, size = weights.get("strategy"), max(_group_inputs(weights, 0), 0)
+    activations = group.section("input_activations")
+    static = 1 if activations.values and not activations.get("dynamic") else 0
     if kind == "float" and bits == 4:
         return nvfp4(size or 16) if size != MX_BLOCK else mxfp4()
     if kind == "float" and bits == 8:
         if strategy == "block":
-            rows, columns = weights["block_structure"]
-            return fp8_blocks(int(rows), int(columns))
+            return _blocks(weights, "block_structure")
         return fp8_channel(2, static) if strategy == "channel" else fp8_tensor(1 + static)
-    if kind == "int" and bits == 8 and activations:
+    if kind == "int" and bits == 8 and activations.values:
         return int8_channel(2)
-    if kind == "int" and bits in (2, 4, 8):
+    if kind == "int" and bits in PACKED_BITS:
         return packed_integers(
             bits,
             size,
@@ -457,8 +482,8 @@ def _compressed_scheme(weights: Mapping[str, Any], group: Mapping[str, Any]) -> 
     return None
 
 
-def _modelopt(section: Mapping[str, Any]) -> Quantization:
-    algorithm, size = section.get("quant_algo"), int(section.get("group_size") or 16)
+def _modelopt(section: Keys) -> Quantization:
+    algorithm, size = section.get("quant_algo"), section.optional("group_size") or 16
     schemes = {
         "FP8": fp8_tensor(2),
         "NVFP4": nvfp4(size),
@@ -468,13 +493,13 @@ def _modelopt(section: Mapping[str, Any]) -> Quantization:
     scheme = schemes.get(str(algorithm))
     cache = CACHE_TYPES.get(str(section.get("kv_cache_quant_algo")), "")
     if scheme is None:
-        unsupported = (f"quantization by modelopt's {algorithm} is not counted",)
+        unsupported = (f"quantization by modelopt's {algorithm!s:.60} is not counted",)
         return Quantization(cache=cache, unsupported=unsupported)
-    excluded = section.get("exclude_modules", section.get("ignore")) or ()
+    excluded = section.names("exclude_modules") or section.names("ignore") or ()
     return Quantization(
         method="modelopt",
         schemes=(("", scheme),),
-        skipped=tuple(excluded),
+        skipped=excluded,
         globs=True,
         cache=cache,
     )
@@ -500,7 +525,7 @@ UNPLANNED: Mapping[str, str] = {
     "buffers are not planned; weights.quantization=none plans transformers, which dequantises it",
 }
 """By `quant_method`: why what runs with such weights is not planned."""
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = {
+READERS: Mapping[str, Callable[[Keys], Quantization]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
     "awq": _awq,

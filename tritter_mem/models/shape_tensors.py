@@ -99,11 +99,23 @@ class Storage:
     __slots__ = ("_requests", "number")
 
     def __init__(self, requests: Requests, nbytes: int, component: str) -> None:
-        self._requests = requests
+        self._requests: Requests | None = requests
         self.number = requests.came(nbytes, component)
 
+    @classmethod
+    def known(cls, requests: Requests, number: int) -> Storage:
+        """A storage that came already."""
+        storage = cls.__new__(cls)
+        storage._requests, storage.number = requests, number
+        return storage
+
+    def has_gone(self) -> None:
+        """Its end is among the events already."""
+        self._requests = None
+
     def __del__(self) -> None:
-        self._requests.events.append(~self.number)
+        if self._requests is not None:
+            self._requests.events.append(~self.number)
 
 
 class Tensor:
@@ -562,8 +574,9 @@ class Operations:
         return out
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """The same elements in another shape; a copy where they do not lie in order."""
-        return self.view(x if x.is_contiguous else self.clone(x), shape)
+        """The same elements in another shape; a copy where no strides say where they lie."""
+        strides = _view_strides(x.shape, x.strides, shape)
+        return self.view(self.clone(x), shape) if strides is None else self.view(x, shape, strides)
 
     def contiguous(self, x: Tensor) -> Tensor:
         """A copy where its elements do not lie in order."""
@@ -1155,6 +1168,30 @@ def _dependencies(root: Node) -> dict[Node, int]:
                     seen.add(target)
                     stack.append(target)
     return waiting
+
+
+def _view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
+    """Strides by which another shape sees the same elements; None: there are none.
+
+    `computeStride_impl` of `TensorUtils.cpp`: dimensions that lie one in the other are one chunk,
+    and a wanted dimension does not reach over two.
+    """
+    found = [0] * len(wanted)
+    at, step = len(wanted) - 1, strides[-1] if strides else 1
+    elements = seen = 1
+    for d in reversed(range(len(shape))):
+        elements *= shape[d]
+        if d and (shape[d - 1] == 1 or strides[d - 1] == elements * step):
+            continue
+        while at >= 0 and (seen < elements or wanted[at] == 1):
+            found[at] = seen * step
+            seen *= wanted[at]
+            at -= 1
+        if seen != elements:
+            return None
+        if d:
+            step, elements, seen = strides[d - 1], 1, 1
+    return tuple(found)
 
 
 def _joins(shape: Shape, strides: Shape) -> bool:

@@ -89,7 +89,7 @@ def _find(name: str, progress: Progress | None) -> NamedModel:
     found = find_model(name, progress)
     if found is None:
         raise ConfigError(
-            f"{name}: no such model; allowed: a folder, a config.json, a GGUF file, or org/name "
+            f"{name}: no such model, expected a folder, a config.json, a GGUF file, or org/name "
             "on the Hub"
         )
     return found

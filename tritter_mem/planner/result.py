@@ -18,8 +18,8 @@ from tritter_mem.results.run import Components, Environment, ModelFacts, Result
 from tritter_mem.results.verdict import compare
 from tritter_mem.units import GB
 
-NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
-NOT_MEASURED = "`plan` computes by formula only; `profile` measures"
+NOT_SIMULATED = "`plan` only uses formulas; `tritter-mem profile` simulates"
+NOT_MEASURED = "`plan` only uses formulas; `tritter-mem profile` measures"
 
 
 def planned_result(profile: AnyProfile) -> Result:

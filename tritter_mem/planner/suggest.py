@@ -46,7 +46,9 @@ class Change(NamedTuple):
     cost: Cost = Cost.TIME
 
 
-def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+def suggest(
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, planned: MemoryUse | None = None
+) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
 
     They are in the order of what they give up, and then of what they save.
@@ -55,8 +57,14 @@ def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Sugg
 
     Where no single change is enough, the largest savings are put together until they are; where all
     of them are not, the largest context and batch that fit with them are named.
+
+    Args:
+        profile: what does not fit.
+        card: the card that it is planned for.
+        budget_bytes: what may be used.
+        planned: the profile's plan, where it has been made.
     """
-    use = plan(profile, card)
+    use = planned or plan(profile, card)
     need = use.footprint_bytes
     if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
@@ -83,29 +91,30 @@ def judge_with_advice(
     Args:
         profile: what the answers are for.
         card: the card that it is planned for.
-        uses: the kinds of answer; the best one decides.
+        uses: the kinds of answer, the plan among them; the best one decides.
         budget_bytes: what may be used.
     """
-    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes))
-    if verdict is None or verdict.fits:
+    planned = uses["planned"]
+    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes, planned))
+    if verdict is None or verdict.fits or planned.lower_bound_reason is not None:
         return verdict
     need = verdict.budget_bytes - verdict.headroom_bytes
     return replace(verdict, cards=cards_that_fit(profile, need))
 
 
 def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
-    """The smallest cards of the table that hold a profile as it is, each by a plan of its own.
+    """The smallest cards of the same vendor that hold a profile as it is, each by its own plan.
 
     Args:
         profile: what is planned; its own budget is not looked at.
         need_bytes: what it needs on its card. Cards of less memory are not planned.
 
     Returns:
-        Up to four names; none where the plan is a lower bound.
+        Up to four names.
     """
-    if plan(profile, find_gpu(profile.gpu.name), plays=False).lower_bound_reason is not None:
-        return ()
-    large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
+    vendor = find_gpu(profile.gpu.name).vendor
+    cards = [card for card in all_cards() if card.vendor == vendor]
+    large = [card for card in cards if card.default_budget_bytes >= need_bytes]
     large.sort(key=lambda card: (card.default_budget_bytes, card.name))
     fits = (
         card.name
@@ -202,17 +211,17 @@ def _changes(profile: AnyProfile) -> Iterator[Change]:
 def _cache_changes(profile: Profile) -> Iterator[Change]:
     model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
     if model.kv_heads > group and model.num_attention_heads % group == 0:
-        text = f"{group} KV heads (needs a model trained so)"
+        text = f"{group} KV heads (needs a model trained that way)"
         yield Change(text, {"model.num_key_value_heads": group}, Cost.ANOTHER_RESULT)
     yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
-            "4K window, every 4th layer global (needs a model trained so)",
+            "4K window, every 4th layer global (needs a model trained that way)",
             {**window, "model.global_attention_every": 4},
             Cost.ANOTHER_RESULT,
         )
-        text = "4K window and sinks (older tokens are not attended to)"
+        text = "4K window and sinks (older tokens are ignored)"
         yield Change(text, window, Cost.ANOTHER_RESULT)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,7 +21,7 @@ from tritter_mem.recordings.player import (
 )
 from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
 from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, Scenario, ScenarioOutOfMemory
-from tritter_mem.results.run import Timeline
+from tritter_mem.results.run import COMPONENTS, Holding, Timeline, by_module
 from tritter_mem.results.segments import PrivateStream, SegmentState, Stream
 from tritter_mem.units import MiB, format_bytes
 
@@ -119,9 +121,25 @@ def segments_at_peak(
     return tuple(player.allocator.segments())
 
 
+_MODULE_WORDS = re.compile(rf"(?P<component>{'|'.join(COMPONENTS)}): (?P<module>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldAtPeak:
+    """The blocks at a scenario's allocated peak, which they sum to, by who asked for them.
+
+    Attributes:
+        by_stack: None where no call stacks are recorded.
+        by_module: None where the history has no words such as `weights: Llama.model.norm`.
+    """
+
+    by_stack: Allocations | None = None
+    by_module: Allocations | None = None
+
+
 def held_at_peak(
     history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
-) -> Allocations:
+) -> HeldAtPeak:
     """Run a scenario again up to its allocated peak, and read who asked for each block.
 
     Args:
@@ -129,10 +147,41 @@ def held_at_peak(
         plan: the scenario's settings.
         scenario: how it went, with the whole of its timeline.
         capacity_bytes: what segments may take; None: no limit.
-
-    Returns:
-        Live blocks by call stack; they sum to the scenario's allocated peak.
     """
+    if not any(history.stack_numbers):
+        return HeldAtPeak()
+    sizes = _blocks_at_peak(history, plan, scenario, capacity_bytes)
+    return HeldAtPeak(by_stack=_by_stack(history, sizes), by_module=_by_module(history, sizes))
+
+
+def _by_stack(history: History, sizes: Mapping[int, int]) -> Allocations | None:
+    if not any(history.stacks):
+        return None
+    found = (
+        Allocation(path=history.stack(number), allocated_bytes=size)
+        for number, size in sizes.items()
+    )
+    return Allocations(by="stack", allocations=joined(found))
+
+
+def _by_module(history: History, sizes: Mapping[int, int]) -> Allocations | None:
+    """By the words that the code put into the history, `component: module`."""
+    if not any(_MODULE_WORDS.fullmatch(label) for label in history.labels):
+        return None
+    held: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for number, size in sizes.items():
+        words = _MODULE_WORDS.fullmatch(history.label(number))
+        held[(words["module"], words["component"]) if words else ("", "activations")] += size
+    return by_module(
+        [Holding(module=module, component=component, allocated_bytes=size)
+         for (module, component), size in held.items()]
+    )  # fmt: skip
+
+
+def _blocks_at_peak(
+    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
+) -> dict[int, int]:
+    """The bytes of each live block, by its request's number."""
     player = _player(history, plan, capacity_bytes)
     peak = scenario.allocated_peak_bytes
     row = next(at for at, row in enumerate(scenario.timeline.rows) if row[1] == peak)
@@ -145,13 +194,7 @@ def held_at_peak(
                 break
     except OutOfMemoryError:
         pass  # the peak was before
-    return Allocations(
-        by="stack",
-        allocations=joined(
-            Allocation(path=history.stack(number), allocated_bytes=block.size)
-            for number, block in player.blocks.items()
-        ),
-    )
+    return {number: block.size for number, block in player.blocks.items()}
 
 
 def _step_after(history: History, allocations: int) -> int:
@@ -296,9 +339,10 @@ def _nothing_fits(capacity_bytes: int | None, needed: Scenario | None) -> Advice
     allocated = needed.allocated_peak_bytes
     if allocated > capacity_bytes:
         short = format_bytes(allocated - capacity_bytes)
-        why = f"The live tensors alone need {format_bytes(allocated)}, {short} more than there is"
+        needs = format_bytes(allocated)
+        why = f"The allocated tensors alone need {needs}, {short} more than there is"
     else:
-        why = f"The live tensors need {format_bytes(allocated)}"
+        why = f"The allocated tensors need {format_bytes(allocated)}"
     return Advice(
         text=f"{text} {why}; with {_named(needed)} {format_bytes(needed.reserved_peak_bytes)} "
         "would have to be reserved."

@@ -35,6 +35,7 @@ class Left:
     workspaces: tuple[str, ...] = ()
     decided: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     allocator_conf: str = ""
@@ -50,7 +51,9 @@ def collect(folder: Path) -> Left:
         MeasureError: the folder is gone.
     """
     if not folder.is_dir():
-        raise MeasureError(f"{folder} was deleted while the command ran: nothing is known of it")
+        raise MeasureError(
+            f"{folder} was deleted while the command ran, so nothing is known about it"
+        )
     abouts = {about["pid"]: about for about in _abouts(folder)}
     notes = list(_lines(folder / "notes.jsonl"))
     slots = list(_slots(folder / "processes"))
@@ -66,6 +69,7 @@ def collect(folder: Path) -> Left:
         workspaces=_once(name for name in stubs if name.startswith(_WORKSPACE)),
         decided=_once(note["text"] for note in notes if note["kind"] == "decided"),
         assumed=_once(note["text"] for note in notes if note["kind"] == "assumed"),
+        not_followed=_once(note["text"] for note in notes if note["kind"] == "not_followed"),
         uncounted=_once(note["text"] for note in notes if note["kind"] == "uncounted"),
         versions=versions,
         allocator_conf=next((about["allocator_conf"] for about in abouts.values()), ""),
@@ -110,7 +114,7 @@ def _slots(path: Path) -> Iterator[_Slot]:
     data = path.read_bytes()
     magic, count, slot_bytes, first = struct.unpack_from("<QQQQ", data)
     if magic != _MAGIC or slot_bytes != _SLOT.size:
-        raise InputError(f"{path}: no table of a rehearsal's processes")
+        raise InputError(f"{path}: not a table of a rehearsal's processes")
     for at in range(count):
         process, _, *numbers = _SLOT.unpack_from(data, first + at * slot_bytes)
         if not process:

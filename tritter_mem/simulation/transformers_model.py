@@ -68,10 +68,11 @@ def simulate_transformers(
         budget_bytes: what may be used of the card; None: there is no cap.
 
     Raises:
-        SimulationError: transformers is missing or has no class for the model, its weights are
-            stored in a way that does not run here, or its code needs what `meta` does not have;
-            the message says which line.
+        SimulationError: the card does not run CUDA, transformers is missing or has no class for
+            the model, its weights are stored in a way that does not run here, or its code needs
+            what `meta` does not have; the message says which line.
     """
+    card.require_cuda()
     followed = progress or Progress()
     with _explained(run), alone(card):
         model = build_model(run, card)

@@ -69,7 +69,7 @@ def _triton() -> Any:
         import triton.language
     except ImportError as error:
         raise RuntimeError(
-            "found no triton, which the kernels are written in; install it,"
+            "triton, which the kernels are written in; install it,"
             " or set TRITTER_KERNELS=reference to run without them"
         ) from error
     if interpreted():
