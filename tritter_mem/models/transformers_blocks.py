@@ -13,7 +13,13 @@ from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
-from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
+from tritter_mem.models.layer_run import (
+    ROTATIONS,
+    LayerRun,
+    activated,
+    halves,
+    scaled_by_position,
+)
 from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
@@ -229,6 +235,8 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
+        if run.dialect.scales_queries:
+            q = scaled_by_position(run, q)
         k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
