@@ -506,7 +506,7 @@ def test_evidence_of_a_stand_in_does_not_lie_under_reports(
     asked: Path | None, allowed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (gpu.folder_for(card("H100", standin=True), asked) is not None) is allowed
-    assert ("nothing computes" in capsys.readouterr().err) is not allowed
+    assert ("nothing is measured" in capsys.readouterr().err) is not allowed
 
 
 def test_evidence_lies_by_the_name_of_the_card() -> None:
