@@ -24,6 +24,11 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
+from tritter_mem.models.gemma4_blocks import (
+    Gemma4Attention,
+    Gemma4Experts,
+    PerLayerEmbeddings,
+)
 from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
@@ -194,6 +199,7 @@ def gemma3_dialect(keys: Keys) -> Dialect:
         heads_first=True,
         scales_embedding=True,
         rotary_kinds=2,
+        scalars=1,
         logits_steps=3 * capped,
     )(keys)
 
@@ -222,13 +228,8 @@ def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
         linears=(("per_layer_input_gate", width, hidden), ("per_layer_projection", hidden, width)),
         tensors=(("post_per_layer_input_norm", (hidden,)),),
     )
-    vocabulary = keys.number("vocab_size_per_layer_input")
-    outside = Extra(
-        linears=(("per_layer_model_projection", keys.layers * width, hidden),),
-        tensors=(
-            ("embed_tokens_per_layer", (vocabulary, keys.layers * width)),
-            ("per_layer_projection_norm", (width,)),
-        ),
+    outside = PerLayerEmbeddings(
+        vocabulary=keys.number("vocab_size_per_layer_input"), layers=keys.layers, width=width
     )
     return (inside,), (outside,)
 
@@ -285,15 +286,16 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
-    reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
+    reuse, inside, kinds = reuses_keys(keys), per_layer_inputs(keys)[0], gemma4_kinds(keys)
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
-            Experts(
+            Gemma4Experts(
                 count=keys.number("num_experts"),
                 chosen=keys.number("top_k_experts"),
                 inner=keys.number("moe_intermediate_size"),
                 router="router.proj",
+                routing="softmax",
                 vectors=(
                     ("router.scale", keys.hidden),
                     ("router.per_expert_scale", keys.number("num_experts")),
@@ -311,7 +313,7 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         sizes = gemma4_heads(keys, number, kind)
-        own = gemma_attention(
+        plain = gemma_attention(
             keys,
             kind,
             **sizes,
@@ -320,13 +322,37 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
+        own = Gemma4Attention(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
+        )
         inner = keys.number("intermediate_size")
         wide = keys.has("use_double_wide_mlp") and reuse[number]
         mlp = FeedForward(inner=2 * inner if wide else inner)
         scalar = Extra(buffers=(("layer_scalar", (1,)),))
         return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
 
-    return stack(gemma4_kinds(keys), layer)
+    return stack(kinds, layer)
+
+
+def gemma4_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; heads of layers with a window have another width."""
+    kinds = gemma4_kinds(keys)
+    widths = {kind: gemma4_heads(keys, kinds.index(kind), kind)["head_dim"] for kind in set(kinds)}
+    capped = keys.get("final_logit_softcapping") is not None
+    shared = keys.optional("num_kv_shared_layers")
+    return dialect(
+        norm="gemma 4",
+        order="Gemma 4",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        rotary_dim=widths[FULL],
+        rotary_kinds=2,
+        windowed_dim=widths.get(SLIDING, 0),
+        logits_steps=3 * capped,
+        scalars=1 + bool(keys.optional("hidden_size_per_layer_input")),
+        last_token_from=keys.layers - shared if shared else None,
+    )(keys)
 
 
 def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -135,6 +135,10 @@ class HuggingFaceModel:
     def weight_bytes(self) -> int:
         """Bytes of the language model's weights as the file has them stored."""
         return self.weight_bytes_in(self.quantization, self.dtype)
+
+    def held_on(self, capability: tuple[int, int]) -> HuggingFaceModel:
+        """The model with its weights as transformers holds them on a card of a capability."""
+        return replace(self, quantization=self.quantization.held(capability))
 
     @property
     def checkpoint_bytes(self) -> int:

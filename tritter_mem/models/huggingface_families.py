@@ -24,6 +24,7 @@ from tritter_mem.models.attention_families import (
     gemma3_types,
     gemma3n_layers,
     gemma3n_outside,
+    gemma4_dialect,
     gemma4_layers,
     gemma4_unbuilt,
     gemma_attention,
@@ -87,6 +88,7 @@ from tritter_mem.models.hybrid_families import (
     qwen4_layers,
     qwen4_outside,
     qwen_hybrid,
+    qwen_hybrid_dialect,
     qwen_mtp,
     zamba2_layers,
 )
@@ -144,14 +146,16 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
     "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
-    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
+    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True), dialect=qwen_hybrid_dialect(1)),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
         mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
+        dialect=qwen_hybrid_dialect(3),
     ),
     "qwen3_5_moe_text": Family(
         layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
         mtp=qwen_mtp(qwen_experts),
+        dialect=qwen_hybrid_dialect(3),
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
@@ -167,6 +171,7 @@ FAMILIES: dict[str, Family] = {
         layers=gemma4_layers,
         outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
         unbuilt=gemma4_unbuilt,
+        dialect=gemma4_dialect,
     ),
     "deepseek_v3": Family(
         layers=_DEEPSEEK,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -16,6 +16,7 @@ from tritter_mem.models.family_parts import (
     Outside,
     attention,
     dense,
+    dialect,
     first_dense,
     head_norms,
     mixtral_experts,
@@ -23,7 +24,9 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
+from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
+from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
     CacheOnly,
@@ -32,7 +35,6 @@ from tritter_mem.models.transformers_blocks import (
     Extra,
     FeedForward,
     FusedIndexer,
-    GatedDelta,
     LightningAttention,
     Mamba,
     Mamba2,
@@ -71,7 +73,8 @@ def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
 
 def gated_query_attention(keys: Keys) -> Attention:
     """Attention whose query projection makes a gate too."""
-    return attention(keys, query_copies=2, qk_norm=head_norms(keys))
+    plain = attention(keys, query_copies=2, qk_norm=head_norms(keys))
+    return GatedAttention(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
 
 def qwen_hybrid_kinds(keys: Keys, rare: str = FULL) -> list[str]:
@@ -97,6 +100,18 @@ def qwen_hybrid(
         return stack(qwen_hybrid_kinds(keys), layer)
 
     return layers
+
+
+def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
+    """A quarter of a head rotates where the keys do not say how much."""
+
+    def of(keys: Keys) -> Dialect:
+        plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
+        told = keys.get("partial_rotary_factor")
+        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
+        return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
+
+    return of
 
 
 def qwen_mtp(mlp: Callable[[Keys], Module]) -> Callable[[Keys], list[Modules]]:

@@ -58,7 +58,8 @@ class Module(Block):
     """A module that may cache rows of each token, or a state of each sequence.
 
     Attributes:
-        ROLE: where it stands in a layer: `mixer`, `mlp`, `norms`, or nothing of these.
+        ROLE: what it is in a layer: `mixer`, `mlp`, or `weights` that those or the layer use;
+            empty: how it runs is not described.
     """
 
     __slots__ = ()
@@ -72,6 +73,15 @@ class Module(Block):
         """
         del x, run
         raise NotPlannedError(f"activations of {type(self).__name__} are not planned")
+
+    def prepare(self, ids: Tensor, embeds: Tensor, run: LayerRun) -> None:
+        """What it makes before the layers of a call, and leaves in `run.step.shared`.
+
+        Args:
+            ids: of the tokens that run, [B, T].
+            embeds: their embeddings, [B, T, H].
+            run: of what is outside of the layers.
+        """
 
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
@@ -112,7 +122,7 @@ class Module(Block):
 class Norms(Module):
     """Norms over the residual stream."""
 
-    ROLE = "norms"
+    ROLE = "weights"
 
     names: tuple[str, ...]
     bias: bool = False
@@ -672,60 +682,18 @@ class CompressedAttention(Module):
         """The window; compressed tokens; and what waits to be compressed, with its gates.
 
         Keys are the values, in one tensor but for layers with a window alone. Overlapping series
-        also keep half of the last compressed tokens' inputs.
+        also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
-        tokens, element = cache.context, cache.format.element_bytes
+        tokens, element, gates = cache.context, cache.format.element_bytes, 0
         copies = 1 if self.rate else 2
         elements = copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
             if self.index is not None and tokens >= self.rate:
-                elements += 2 * self.rate * width
-        return cache.batch * elements * element
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta(Module):
-    """Linear attention by the gated delta rule.
-
-    Attributes:
-        inputs: outputs of its input projections, by name.
-        out: names of the output projection and of the norm before it.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    inputs: tuple[tuple[str, int], ...]
-    out: tuple[str, str] = ("out_proj", "norm")
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution, and decays of each head."""
-        name, values = "linear_attn", self.value_heads * self.value_dim
-        out, norm = self.out
-        return (
-            vector(f"{name}.dt_bias", self.value_heads),
-            vector(f"{name}.A_log", self.value_heads),
-            Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
-            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
-            vector(f"{name}.{norm}", self.value_dim),
-            *linear(f"{name}.{out}", hidden, values),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each value head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.value_heads * self.key_dim * self.value_dim,
-        )
+                elements += self.rate * width
+                gates += self.rate * width
+        return cache.batch * (elements * element + gates * FLOAT32_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1044,12 +1012,16 @@ class Experts(Module):
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
-        chosen = ROUTINGS[self.routing](self, flat, run)
+        chosen = self.route(flat, run)
         out = ops.view(self._chosen(flat, run, chosen[1], chosen[2]), shape)
         if self.shared:
             del flat
             out = ops.add(out, self._shared_run(x, run))
         return out
+
+    def route(self, x: Tensor, run: LayerRun) -> Routed:
+        """Logits of the router for rows [T, H], and weights and places of their experts."""
+        return ROUTINGS[self.routing](self, x, run)
 
     def _all(self, x: Tensor, run: LayerRun) -> Tensor:
         """Every expert over every token, times its score: `Llama4TextMoe`."""
@@ -1085,7 +1057,7 @@ class Experts(Module):
         """Shared experts first, whose result a gate multiplies: Qwen."""
         ops = run.ops
         shared = self._shared_run(flat, run)
-        chosen = ROUTINGS[self.routing](self, flat, run)
+        chosen = self.route(flat, run)
         out = self._chosen(flat, run, chosen[1], chosen[2])
         gate = run.linear(flat, f"{self.name}.{self.shared_name}_gate")
         shared = ops.mul(ops.pointwise(gate, saves="output"), shared)
@@ -1197,6 +1169,15 @@ class Experts(Module):
             return _clamped_gate(run, made)
         gate, up = halves(run.ops, made)
         return run.ops.mul(activated(run, gate), up)
+
+    def prepare(self, ids: Tensor, embeds: Tensor, run: LayerRun) -> None:
+        """What it makes before the layers of a call, and leaves in `run.step.shared`.
+
+        Args:
+            ids: of the tokens that run, [B, T].
+            embeds: their embeddings, [B, T, H].
+            run: of what is outside of the layers.
+        """
 
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
@@ -1406,6 +1387,7 @@ class Extra(Module):
     tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     integers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """All of them."""

@@ -97,12 +97,13 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
         InputError: what is there cannot be read.
     """
     named, work, training = named_model(profile), profile.workload, profile.training
-    model, config = _stored_as(profile.weights.quantization, named)
-    dtype = profile.weights.dtype
+    name = profile.weights.dtype
+    dtype = named.model.dtype if name == "auto" else storage_format(name)
+    model, config = _stored_as(profile.weights.quantization, named, dtype)
     return TransformersRun(
         model=model,
         config=config,
-        dtype=model.dtype if dtype == "auto" else storage_format(dtype),
+        dtype=dtype,
         work=Workload(
             mode=work.mode, context=work.context, batch=work.batch, new_tokens=work.new_tokens
         ),
@@ -115,11 +116,18 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     )
 
 
-def _stored_as(quantization: str, named: NamedModel) -> tuple[HuggingFaceModel, Mapping[str, Any]]:
-    """The model with its linear layers stored in another way than in the checkpoint."""
+def _stored_as(
+    quantization: str, named: NamedModel, dtype: StorageFormat
+) -> tuple[HuggingFaceModel, Mapping[str, Any]]:
+    """The model with its linear layers stored in another way than in the checkpoint.
+
+    Products with 4-bit weights are in the type of the activations, not in float32.
+    """
     if quantization == "auto":
         return named.model, named.config
     section = QUANTIZATIONS.get(quantization)
+    if section is not None:
+        section = {**section, "bnb_4bit_compute_dtype": dtype.name}
     model = replace(named.model, quantization=read_quantization(section, None))
     others = {key: value for key, value in named.config.items() if key != "quantization_config"}
     return model, others if section is None else {**others, "quantization_config": section}

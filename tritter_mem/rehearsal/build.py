@@ -61,8 +61,9 @@ LIBRARIES = {
     "cublasLt": Stood(prefixes=("cublasLt",), soname="libcublasLt.so.{major}", error=15,
                       quiet=r"cublasLtMatmul|\w+SetAttribute"),
     "cublas": Stood(prefixes=("cublas",), soname="libcublas.so.{major}", error=15,
-                    quiet=r"cublasSet\w+|cublas[SDCZ](?!\w*(asum|nrm2|rotm?g|geqrf|gels))\w+"
-                          r"|cublas\w*(Gemm|gemm|Dot|Scal|Axpy)\w*"),
+                    quiet=r"cublasSet(?!Vector|Matrix)\w+|cublas\w*(Gemm|gemm|Scal|Axpy)\w*"
+                          r"|cublas[SDCZ](?!\w*(asum|nrm2|rotm?g|geqrf|gels|dot|et|hutdown))\w+"
+                    ),
     "cudnn": Stood(prefixes=("cudnn",), soname="libcudnn.so.9", error=3000,
                    quiet=r"cudnn(Set|Destroy)\w+|cudnnConvolution\w+|cudnnBatchNormalization\w+"
                          r"|cudnnPoolingForward"),
@@ -112,7 +113,7 @@ def definitions(source: str) -> set[str]:
     """The functions that a source in C defines, at the beginning of a line."""
     function = r"^(?!static|#|//|\s)[\w \*]+?[ \*](\w+)\([^;{]*\)\s*\{"
     plain = re.findall(function, source, re.MULTILINE)
-    made = re.findall(r"^(?:HANDLE|RELEASE)\((\w+)\)", source, re.MULTILINE)
+    made = re.findall(r"^(?:HANDLE|RELEASE|DOT|DOT_EX|SOLVE)\((\w+)", source, re.MULTILINE)
     return {*plain, *made}
 
 

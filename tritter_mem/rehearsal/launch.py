@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.rehearsal.build import libraries_of, stand_ins_for
+from tritter_mem.rehearsal.engines import LINE, address_of, ask, engine_of
 from tritter_mem.units import MiB
 
 INSIDE = Path(__file__).parent / "inside"
@@ -219,26 +219,23 @@ def stand_ins_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Until:
-    """When a command is ended that would not end: at a text in its output, or after seconds."""
+    """When a command is ended that would not end: at a text in its output, or after seconds.
+
+    Attributes:
+        ask: the address of a server that is sent one small request before.
+    """
 
     text: str = ""
     seconds: float | None = None
-
-
-_READY = {
-    ("vllm", "serve"): "Application startup complete",
-    ("sglang", "serve"): "The server is fired up and ready to roll",
-    ("-m", "vllm.entrypoints.openai.api_server"): "Application startup complete",
-    ("-m", "sglang.launch_server"): "The server is fired up and ready to roll",
-}
-"""Two words of a command that starts a server, and what it prints once it is ready."""
+    ask: str = ""
 
 
 def until_ready(command: Sequence[str]) -> Until:
     """When a command of a known server is ended; of any other: at its own end."""
-    words = [Path(command[0]).name, *command[1:]]
-    found = (_READY[pair] for pair in pairwise(words) if pair in _READY)
-    return Until(text=next(found, ""))
+    engine = engine_of(command)
+    if engine is None:
+        return Until()
+    return Until(text=engine.ready, ask=address_of(engine, command))
 
 
 @dataclass(slots=True)
@@ -248,12 +245,16 @@ class Ended:
     Attributes:
         exit_code: negative: the number of a signal.
         by: `--until` where it was ended for that.
+        lines: what it printed of an engine's figures, where its output was watched.
+        unanswered: why a request to it was not answered; empty: it was, or none was sent.
     """
 
     exit_code: int
     seconds: float
     by: str = ""
     interrupted: bool = False
+    lines: tuple[str, ...] = ()
+    unanswered: str = ""
 
 
 def run(command: Sequence[str], environment: dict[str, str], until: Until,
@@ -288,9 +289,12 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
         ended.interrupted = True
         _end(process, signal.SIGINT)
     if ended.by:
+        if until.ask and watch is not None and watch.seen.is_set():
+            ended.unanswered = ask(until.ask)
         _end(process, signal.SIGTERM)
     if watch is not None:
         watch.join()
+        ended.lines = tuple(watch.lines)
     ended.exit_code = process.returncode
     ended.seconds = time.monotonic() - start
     end_what_is_left(environment[SESSION])
@@ -324,11 +328,12 @@ def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 
 class _Watch:
-    """Passes a command's output on, and looks for a text in it."""
+    """Passes a command's output on, looks for a text in it, and keeps an engine's figures."""
 
     def __init__(self, process: subprocess.Popen[bytes], until: Until,
                  output: IO[bytes] | None) -> None:  # fmt: skip
         self.seen = threading.Event()
+        self.lines: list[str] = []
         self._text = until.text.encode()
         pairs = (
             (process.stdout, output or sys.stdout.buffer),
@@ -344,6 +349,8 @@ class _Watch:
         for line in iter(source.readline, b""):
             to.write(line)
             to.flush()
+            if LINE.search(text := line.decode(errors="replace")):
+                self.lines.append(text)
             if self._text in line:
                 self.seen.set()
 

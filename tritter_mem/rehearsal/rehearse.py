@@ -14,6 +14,7 @@ from typing import IO
 from tritter_mem.config.cards import GpuCard, find_card
 from tritter_mem.errors import OutputError, UsageError
 from tritter_mem.rehearsal.collect import Left, collect
+from tritter_mem.rehearsal.engines import engine_of, figures_of
 from tritter_mem.rehearsal.environment_setup import environment_folder
 from tritter_mem.rehearsal.launch import (
     MOST_DEVICES,
@@ -165,7 +166,7 @@ def _keep(uses: Sequence[RankUse], folder: Path) -> Iterator[RankUse]:
 
 def _record(command: Sequence[str], machine: Machine, options: Options, ended: Ended,
             left: Left) -> Rehearsal:  # fmt: skip
-    most = fullest(left.uses)
+    most, engine = fullest(left.uses), engine_of(command)
     done = Rehearsal(
         **header(),
         gpu=machine.card.name,
@@ -180,7 +181,8 @@ def _record(command: Sequence[str], machine: Machine, options: Options, ended: E
             seconds=round(ended.seconds, 3),
             ended_by=ended.by,
         ),
-        trust=_trust(left, machine),
+        trust=_trust(left, machine, ended),
+        engine=figures_of(engine, ended.lines) if engine is not None else None,
         rehearsed=most,
         ranks=left.uses,
         refusals=left.refusals,
@@ -206,7 +208,7 @@ def _verdict(done: Rehearsal) -> Verdict | None:
     )
 
 
-def _trust(left: Left, machine: Machine) -> Trust:
+def _trust(left: Left, machine: Machine, ended: Ended) -> Trust:
     problems = []
     if left.unwatched:
         problems.append(
@@ -216,6 +218,8 @@ def _trust(left: Left, machine: Machine) -> Trust:
     if left.cpu_torch and not left.uses:
         problems.append(f"torch {left.cpu_torch} is built without CUDA")
     uncounted = [*NOT_COUNTED, *left.workspaces, *left.uncounted]
+    if ended.unanswered:
+        uncounted.append(ended.unanswered)
     ranks = {use.rank for use in left.uses}
     if machine.devices > 1 and len(ranks) > 1:
         uncounted.append(_OF_NCCL)

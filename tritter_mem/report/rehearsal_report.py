@@ -11,7 +11,7 @@ from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.replay_report import device_views
 from tritter_mem.report.table import BLANK, Bars, Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.words import NAME_LIMIT
-from tritter_mem.results.rehearsal import RankUse, Rehearsal
+from tritter_mem.results.rehearsal import EngineFigures, RankUse, Rehearsal
 from tritter_mem.results.replay import Replay
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -39,6 +39,8 @@ def render_rehearsal(done: Rehearsal, console: Console) -> None:
     render_line(console, verdict_words(done), STYLES[tone_of(done)])
     if done.ranks:
         render_table(ranks_table(done), console)
+    if done.engine is not None:
+        render_table(engine_table(done.engine), console)
     for heading, lines in lists(done):
         render_list(console, heading, lines)
 
@@ -134,6 +136,36 @@ def _row(use: RankUse) -> Row:
     )
 
 
+_ENGINE_ROWS = (
+    ("Weights", "weights_bytes"),
+    ("Activations of the largest batch", "activation_peak_bytes"),
+    ("CUDA graphs", "graphs_bytes"),
+    ("KV cache", "kv_cache_bytes"),
+    ("KV cache, tokens", "kv_cache_tokens"),
+    ("Longest request, tokens", "context_tokens"),
+    ("Such requests at once", "max_concurrency"),
+)
+
+
+def engine_table(engine: EngineFigures) -> Table:
+    """What a serving engine printed of itself."""
+    return Table(
+        caption=f"What {engine.name} says of itself",
+        columns=(Column(label="Figure", numeric=False), Column(label="Value")),
+        rows=[
+            Row(cells=(Cell(text=words), _figure(name, value)))
+            for words, name in _ENGINE_ROWS
+            if (value := getattr(engine, name)) is not None
+        ],
+    )
+
+
+def _figure(name: str, value: float) -> Cell:
+    if name.endswith("_bytes"):
+        return bytes_cell(int(value), UNITS)
+    return Cell(text=f"{value:,}", value=value)
+
+
 def lists(done: Rehearsal) -> list[tuple[str, list[str]]]:
     """What a reader must know of the figures, under headings."""
     trust = done.trust
@@ -185,6 +217,7 @@ def render_rehearsal_html(done: Rehearsal, replays: Sequence[tuple[str, Replay]]
         number=_number(done),
         words=verdict_words(done),
         table=ranks_table(done) if done.ranks else None,
+        engine=engine_table(done.engine) if done.engine is not None else None,
         lists=lists(done),
         histories=[
             HistoryView(name=name, devices=device_views(replay)) for name, replay in replays

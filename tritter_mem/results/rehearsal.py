@@ -93,6 +93,30 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFigures:
+    """What a serving engine printed of itself; None where it did not.
+
+    Attributes:
+        weights_bytes: what loading the model took.
+        activation_peak_bytes: the largest batch's, beyond the weights.
+        graphs_bytes: what capturing CUDA graphs took.
+        kv_cache_bytes: what was left for the KV cache.
+        kv_cache_tokens: how many tokens that holds.
+        context_tokens: the longest request.
+        max_concurrency: how many such requests the cache holds.
+    """
+
+    name: str
+    weights_bytes: int | None = None
+    activation_peak_bytes: int | None = None
+    graphs_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_tokens: int | None = None
+    context_tokens: int | None = None
+    max_concurrency: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
     """Why the figures can be trusted, or cannot.
 
@@ -134,6 +158,7 @@ class Rehearsal:
         context_source: where that is from.
         rehearsed: what the fullest process took; None where none used a device.
         ranks: each process and device that was used, by rank.
+        engine: what a serving engine that was started printed of itself.
         versions: what ran, by name.
         accepted: whether a run that cannot be trusted counts all the same.
     """
@@ -152,6 +177,7 @@ class Rehearsal:
     ranks: tuple[RankUse, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     verdict: Verdict | None = None
+    engine: EngineFigures | None = None
     versions: dict[str, str] = field(default_factory=dict)
     allocator_conf: str = ""
     accepted: bool = False

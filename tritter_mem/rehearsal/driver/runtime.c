@@ -338,6 +338,10 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t call
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data) {
     return function(data), cudaSuccess;
 }
+cudaError_t cudaLaunchHostFunc_v2(cudaStream_t stream, cudaHostFn_t function, void *data,
+                                  unsigned mode) {
+    return cudaLaunchHostFunc(stream, function, data);
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, int mode) {
     return checked(capture_begin(stream_of(stream), mode));
 }

@@ -39,7 +39,7 @@ class Inside(NamedTuple):
 
     true_values: ModuleType
     host_values: ModuleType
-    history: ModuleType
+    history_lines: ModuleType
     modules: ModuleType
     one_rank: ModuleType
 
@@ -66,8 +66,8 @@ class Process:
         self._pid = os.getpid()
         self._last: dict[int, Any] = {}
         self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
-        self._requests = inside.history.Requests(torch)
-        self._backward = inside.history.BackwardPasses(torch, self._requests)
+        self._requests = inside.history_lines.Requests(torch)
+        self._backward = inside.history_lines.BackwardPasses(torch, self._requests)
         self._modules = inside.modules.Modules(torch, self._requests)
         driver = ctypes.CDLL("libcuda.so.1")
         self._number = driver.tritter_standin_device_number
@@ -201,7 +201,7 @@ class Process:
         path = os.path.join(self._folder, f"snapshot-{self._pid}.pickle")
         try:
             snapshot = self._torch.cuda.memory._snapshot()
-            self._inside.history.leave_out_own_frames(snapshot)
+            self._inside.history_lines.leave_out_own_frames(snapshot)
             for one in (self._backward, self._modules):
                 one.write_into(snapshot)
             with open(path + ".part", "wb") as file:
