@@ -144,7 +144,7 @@ def test_export_writes_the_numbers_and_prints_nothing(planned: Path) -> None:
     [
         (["--export", "numbers.xlsx"], "expected a file ending in .csv or .parquet"),
         (["--export", "x.csv", "--html", "x.csv"], "--html and --export both write x.csv"),
-        (["--history"], "--history: not with results"),
+        (["--history"], "--history cannot be combined with results"),
     ],
 )
 def test_options_that_cannot_be_are_explained(
