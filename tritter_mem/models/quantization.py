@@ -412,7 +412,7 @@ def _bitsandbytes(section: Keys) -> Quantization:
         if compute not in COMPUTE_TYPES:
             known = ", ".join(COMPUTE_TYPES)
             raise ConfigError(
-                f"{section.place}bnb_4bit_compute_dtype: {compute} is none of {known}"
+                f"{section.place}bnb_4bit_compute_dtype: {compute} is not one of {known}"
             )
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)

@@ -18,8 +18,7 @@ from tritter_mem.results.run import Components, Environment, ModelFacts, Result
 from tritter_mem.results.verdict import compare
 from tritter_mem.units import GB
 
-NOT_SIMULATED = "`plan` only uses formulas; `tritter-mem profile` simulates"
-NOT_MEASURED = "`plan` only uses formulas; `tritter-mem profile` measures"
+ONLY_PLANNED = "`plan` only uses formulas; `tritter-mem profile` does the rest"
 
 
 def planned_result(profile: AnyProfile) -> Result:
@@ -39,8 +38,8 @@ def planned_result(profile: AnyProfile) -> Result:
         profile_hash=content_hash(profile),
         model=model_facts(profile),
         planned=use,
-        simulated_reason=NOT_SIMULATED,
-        measured_reason=NOT_MEASURED,
+        simulated_reason=ONLY_PLANNED,
+        measured_reason=ONLY_PLANNED,
         verdict=judge_with_advice(profile, card, {"planned": use}, budget_of(profile, card)),
         differences=compare({"planned": use}),
     )
