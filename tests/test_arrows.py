@@ -44,6 +44,7 @@ ORDER = (
     "models.layer_orders",
     "models.transformers_blocks",
     "models.gemma4_blocks",
+    "models.indexed_attention_blocks",
     "models.recurrent_parts",
     "models.gated_delta_blocks",
     "models.state_space_blocks",

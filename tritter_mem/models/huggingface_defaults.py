@@ -360,6 +360,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "first_k_dense_replace": 3,
     },
     "deepseek_v32": {
+        "index_topk": 2048,
         "vocab_size": 129280,
         "hidden_size": 7168,
         "intermediate_size": 18432,
@@ -483,6 +484,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "glm_moe_dsa": {
+        "index_topk": 2048,
         "vocab_size": 154880,
         "hidden_size": 6144,
         "intermediate_size": 12288,

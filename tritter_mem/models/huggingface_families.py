@@ -65,7 +65,6 @@ from tritter_mem.models.family_parts import (
     final_norm,
     hyper_head,
     indexer,
-    latent,
     mixtral_experts,
     plain_attention,
     plain_layers,
@@ -104,6 +103,8 @@ from tritter_mem.models.latent_families import (
     glm5_next_layers,
     glm_dsa_layers,
     hy_v4_layers,
+    indexed,
+    indexed_dialect,
     kimi_linear_layers,
     longcat_layers,
     mistral_large4_layers,
@@ -116,7 +117,7 @@ _BIAS = ("e_score_correction_bias",)
 
 _DEEPSEEK = deepseek_layers()
 
-_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (latent(keys), indexer(keys)))
+_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (indexed(keys), indexer(keys)))
 
 _GLM4_MOE = deepseek_layers(attention_of=glm4_moe_attention)
 
@@ -188,6 +189,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(
         layers=_DEEPSEEK_V32,
         mtp=next_token_layers(_DEEPSEEK_V32),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),
@@ -218,6 +220,7 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": Family(
         layers=glm_dsa_layers,
         mtp=next_token_layers(glm_dsa_layers, tables=False),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),

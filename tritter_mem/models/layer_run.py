@@ -53,6 +53,7 @@ class Dialect:
         more_masks: windows for which masks are made though no layer has them.
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
+        always_masks: whether masks are made even where `is_causal` says the same.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
 
@@ -80,6 +81,7 @@ class Dialect:
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
     scalars: int = 0
+    always_masks: bool = False
     last_token_from: int | None = None
 
 
@@ -371,6 +373,12 @@ def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tens
         return result
 
 
+def by_token(ops: Operations, angles: Tensor) -> Tensor:
+    """Angles [B, 1, T, D] for heads behind tokens: [B, T, 1, D]."""
+    batch, _, tokens, width = angles.shape
+    return ops.alias(angles, (batch, tokens, 1, width), (*angles.strides[::2], 0, 1))
+
+
 def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Complex numbers [B, 1, T, width / 2]: `Llama4TextRotaryEmbedding`."""
     ops, (batch, tokens) = step.ops, positions.shape
@@ -529,7 +537,8 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
     eager = step.dialect.eager
-    if not eager and not cut and (step.tokens == 1 or not step.past):
+    always = eager or step.dialect.always_masks
+    if not always and not cut and (step.tokens == 1 or not step.past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):

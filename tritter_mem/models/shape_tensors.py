@@ -858,8 +858,8 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        a, b = self._cast(a), self._cast(b)
-        a, b = self._batched(a), self._batched(b)
+        given = [self._cast(a), self._cast(b)]  # there until the product is
+        a, b = (self._batched(x) for x in given)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -879,6 +879,7 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        del given
         return out
 
     def einsum(self, spec: str, a: Tensor, b: Tensor) -> Tensor:

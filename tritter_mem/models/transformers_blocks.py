@@ -491,13 +491,7 @@ class LatentAttention(Module):
         q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
         q = ops.transpose(q, 1, 2)
         q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
-        compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
-        latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
-        latent = run.norm(latent, f"{name}.kv_a_layernorm")
-        latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
-        shape = (step.batch, 1, step.tokens, self.rope_dim)
-        strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
-        k_rot = ops.view(k_rot, shape, strides)
+        compressed, latent, k_rot = self._compressed(x, run)
         cos, sin = step.angles[False]
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
         latent, k_rot = run.update({"keys": latent, "values": k_rot})
@@ -508,7 +502,19 @@ class LatentAttention(Module):
         out = ops.contiguous(ops.transpose(out, 1, 2))
         out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
         out = run.linear(out, f"{name}.o_proj")
-        return out  # noqa: RET504  (what was attended goes first)
+        del compressed
+        return out
+
+    def _compressed(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+        """What is projected down, and of it the latent and the key that rotates, [B, 1, T, D]."""
+        ops, step, name = run.ops, run.step, self.name
+        compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
+        latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
+        latent = run.norm(latent, f"{name}.kv_a_layernorm")
+        latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
+        shape = (step.batch, 1, step.tokens, self.rope_dim)
+        strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
+        return compressed, latent, ops.view(k_rot, shape, strides)
 
     def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
         """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
@@ -564,6 +570,7 @@ class Indexer(Module):
     vectors: tuple[tuple[str, int], ...] = ()
     pooled: int = 0
     rows_of_token: int | None = None
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections of queries, of one key, and of the heads' weights."""
