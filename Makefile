@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin compare images clean
+.PHONY: demo test lint types docs wheel gpu standin compare images fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf,parquet]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,hf,parquet]'
 	touch $@
 
 # The 7B model as specified does not fit a 16 GB card (exit code 1), with 8 KV heads it does; then a
@@ -27,6 +27,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# The manual, in out/site: a page for each command is written from the code; a link that leads nowhere
+# fails.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q docs out/site
 
 # The built wheel, in an environment that has nothing else and a folder that is not the checkout.
 wheel: $(STAMP)
@@ -62,6 +67,11 @@ images: $(STAMP)
 # wrong joins tests/fuzz/corpus.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
+
+# Whether tests notice small wrong changes of formulas: 500 of them, which takes up to an hour. Goes
+# on where it was; prints what no test noticed, with the reason where there is one.
+mutate: $(STAMP)
+	$(BIN)/python -m tests.mutate
 
 clean:
 	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

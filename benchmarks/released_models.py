@@ -12,19 +12,20 @@ PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 TEXT = """# Bundled models
 
 `tritter-mem plan qwen3-32b --gpu rtx-4090` needs no network: the configurations of {count}
-released models are bundled, one small YAML file each in `profiles/released/`. Names can be written in
-upper or lower case. `tritter-mem models` lists them, and `tritter-mem models qwen3-32b` shows one.
+released models are bundled, one small YAML file each in `profiles/released/`. Names can be written
+in upper or lower case. `tritter-mem models` lists them, and `tritter-mem models qwen3-32b` shows
+one.
 
 Each file has the keys of the model's `config.json` that decide its layers, and their source: a file
 of a package or of a public repository, with its version and date. It also has the number of
 parameters from a second source, usually the total of the checkpoint's safetensors files. A test
-compares every model with that number and allows 0.5%; {exact} of {count} are equal to the parameter.
-If a released checkpoint stores tied embeddings twice, the number is from a repository of the same
+compares every model with that number and allows 0.5%; {exact} of {count} are equal to the last
+digit. If a released checkpoint stores tied embeddings twice, the number is from a repository of the same
 model that stores them once.
 
 - **Parameters** counts everything in the checkpoint, including vision and audio towers and layers
-  for multi-token prediction, but no scales of quantised weights. **Active** counts the parameters of
-  the language model that one token uses.
+  for multi-token prediction, but no scales of quantised weights. **Active** counts the parameters
+  of the language model that one token uses.
 - **bfloat16** is the size of the language model's weights without quantisation, and **stored** is
   the size of the same weights in the checkpoint.
 - **KV per token** is the growth of a bfloat16 cache per token, as a mean from 32K to 64K tokens.

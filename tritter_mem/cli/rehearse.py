@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +92,7 @@ Rank = Annotated[
 WorldSize = Annotated[
     int, typer.Option("--world-size", metavar="W", help="The number of ranks of the real job.")
 ]
+LONGEST_SECONDS = 1_000_000
 MOST_REPLAYED = 2
 """Processes whose history a page shows; each takes some hundred KB of it."""
 
@@ -189,9 +189,12 @@ def _until(text: str | None) -> Until | None:
     if text is None:
         return None
     try:
-        return Until(seconds=float(text))
+        seconds = float(text)
     except ValueError:
         return Until(text=text)
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UsageError(f"--until: got {text:.30} s, expected more than 0 and at most 1,000,000 s")
+    return Until(seconds=seconds)
 
 
 @contextmanager
@@ -200,8 +203,10 @@ def _folder_for(snapshot: Path | None, html: Path | None) -> Iterator[Path | Non
     if snapshot is not None or html is None:
         yield snapshot
         return
-    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
-        yield Path(folder)
+    from tritter_mem.temporary import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _without_snapshots(done: Rehearsal) -> Rehearsal:

@@ -185,6 +185,7 @@ def gemma2_dialect(keys: Keys) -> Dialect:
         scales_embedding=True,
         eager="float32",
         softcap=keys.get("attn_logit_softcapping") is not None,
+        scalars=1,
         logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
     )(keys)
 

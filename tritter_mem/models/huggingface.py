@@ -156,6 +156,8 @@ class HuggingFaceModel:
             quantization: of linear layers.
             dtype: of what it leaves as it is, but for weights that the model keeps in float32.
         """
+        if quantization.file_bytes is not None:
+            return quantization.file_bytes
         return sum(
             self._stored_bytes(name, weight, quantization, dtype)
             for name, weight in self.language_weights()
@@ -181,22 +183,25 @@ class HuggingFaceModel:
             kept += self.family.float32_beside_float16
         return 4 if any(part in f"{name}." for part in kept) else dtype.element_bytes
 
-    def kv_bytes_per_token(self, cache: StorageFormat | None = None) -> int:
-        """Bytes that a further token adds to the cache, whatever the context.
+    def kv_bytes_per_token(
+        self, cache: StorageFormat | None = None, context: int | None = None
+    ) -> int:
+        """Bytes that a further token adds to the cache.
 
-        Layers with a window and layers with a state add nothing. Latent attention adds its latent
-        and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
+        Layers with a full window and layers with a state add nothing. Latent attention adds its
+        latent and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
         transformers 5 cache it, and the key of its indexer.
 
         Args:
             cache: storage of the cache; None: that of the weights.
+            context: tokens that are cached before it; None: so many that each window is full.
         """
         stored = self.dtype if cache is None else cache
         return sum(
             count * stored.weight_bytes(1, width)
             for layer, count in Counter(self.layers).items()
             for module in layer
-            for width in module.grown_elements()
+            for width in module.grown_elements(context)
         )
 
     def cache_bytes(self, context: int, batch: int, dtype: str = "") -> int:

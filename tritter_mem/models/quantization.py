@@ -18,6 +18,8 @@ CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
+GGUF = "gguf"
+"""The method of weights that llama.cpp runs."""
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
@@ -192,6 +194,7 @@ class Quantization:
         cache: type of the key-value cache that the file asks for; empty: none.
         unsupported: what of the file is not understood.
         unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
+        file_bytes: of all weights, where the file has a type for each; None: schemes say it.
     """
 
     method: str = ""
@@ -202,6 +205,7 @@ class Quantization:
     cache: str = ""
     unsupported: tuple[str, ...] = ()
     unplanned: str = ""
+    file_bytes: int | None = None
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -302,6 +306,15 @@ def read_quantization(
         return _noted(found)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
+
+
+def of_gguf(file_bytes: int) -> Quantization:
+    """Weights as a GGUF file has them, each in a type of ggml.
+
+    Args:
+        file_bytes: of all its tensors.
+    """
+    return Quantization(method=GGUF, file_bytes=file_bytes, unplanned=UNPLANNED[GGUF])
 
 
 def _noted(found: Quantization) -> Quantization:
@@ -508,6 +521,8 @@ UNPLANNED: Mapping[str, str] = {
     "TensorRT-LLM; activations are not planned",
     "awq": "what the kernels of gptqmodel for AWQ take is not planned",
     "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+    GGUF: "a GGUF file is for llama.cpp: its weights and a float16 cache are counted, compute "
+    "buffers are not planned; weights.quantization=none plans transformers, which dequantises it",
 }
 """By `quant_method`: why what runs with such weights is not planned."""
 READERS: Mapping[str, Callable[[Keys], Quantization]] = {

@@ -858,8 +858,8 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        a, b = self._cast(a), self._cast(b)
-        a, b = self._batched(a), self._batched(b)
+        given = [self._cast(a), self._cast(b)]  # there until the product is
+        a, b = (self._batched(x) for x in given)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -879,7 +879,36 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        del given
         return out
+
+    def einsum(self, spec: str, a: Tensor, b: Tensor) -> Tensor:
+        """`torch.einsum` of two tensors, without a gradient: one batched product.
+
+        Dimensions of both that stay are its batch; copies of what does not lie so.
+        """
+        inputs, out = spec.split("->")
+        left, right = inputs.split(",")
+        sizes = dict(zip(left + right, a.shape + b.shape, strict=True))
+        batch = [n for n in out if n in left and n in right]
+        rows = [n for n in out if n not in right]
+        columns = [n for n in out if n not in left]
+        summed = sorted(n for n in left if n not in out)
+        one = self._lined_up(a, left, (batch, rows, summed))
+        other = self._lined_up(b, right, (batch, summed, columns))
+        made = self.new((one.shape[0], one.shape[1], other.shape[2]), a.size)
+        self.product()
+        names = [*batch, *rows, *columns]
+        whole = contiguous(tuple(sizes[n] for n in names))
+        strides = dict(zip(names, whole, strict=True))
+        return self.alias(made, tuple(sizes[n] for n in out), tuple(strides[n] for n in out))
+
+    def _lined_up(self, x: Tensor, names: str, groups: tuple[list[str], ...]) -> Tensor:
+        """Dimensions in another order, and those of a group as one."""
+        order = [names.index(name) for group in groups for name in group]
+        turned = self.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+        shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
+        return self.reshape(turned, shape)
 
     def _batched(self, x: Tensor) -> Tensor:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""

@@ -13,7 +13,7 @@ from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
-from tritter_mem.models.quantization import read_quantization
+from tritter_mem.models.quantization import GGUF, read_quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,12 @@ class TransformersRun:
     def trains(self) -> bool:
         """Whether the run is a training step."""
         return self.work.mode == "training"
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: `transformers`, or `llama.cpp` where weights are those of a GGUF file."""
+        is_gguf = self.model.quantization.method == GGUF and not self.trains
+        return "llama.cpp" if is_gguf else "transformers"
 
     @property
     def master(self) -> StorageFormat:

@@ -85,8 +85,9 @@ def _named_facts(profile: NamedProfile) -> ModelFacts:
         language_parameters=model.language_parameters,
         active_parameters=model.active_parameters,
         weight_bytes=model.weight_bytes_in(model.quantization, run.dtype),
-        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype),
+        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype, run.work.context),
         stored_bytes=named.stored_bytes,
+        runtime=run.runtime,
         unsupported=model.unsupported,
     )
 

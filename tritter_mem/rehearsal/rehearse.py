@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -30,6 +29,7 @@ from tritter_mem.rehearsal.launch import (
 from tritter_mem.results.header import header
 from tritter_mem.results.rehearsal import Command, RankUse, Rehearsal, Trust, fullest
 from tritter_mem.results.run import Verdict
+from tritter_mem.temporary import temporary_folder
 
 NOT_COUNTED = (
     "the CUDA context: its size comes from the table of GPUs and was not measured",
@@ -136,14 +136,12 @@ def _resolved(command: Sequence[str], environment: dict[str, str]) -> list[str]:
 @contextmanager
 def _session() -> Iterator[Path]:
     """A folder of this rehearsal's own, which does not stay."""
-    try:
-        folder = tempfile.TemporaryDirectory(
-            prefix="tritter-mem-rehearsal-", ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise OutputError(f"no folder for temporary files: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder())
+        except OSError as error:
+            raise OutputError(f"no folder for temporary files: {error.strerror}") from error
+        yield folder
 
 
 def _keep(uses: Sequence[RankUse], folder: Path) -> Iterator[RankUse]:

@@ -230,8 +230,9 @@ def _model_sentences(result: Result) -> Iterator[str]:
     if model is None:
         return
     active = model.active_parameters < model.language_parameters
+    name, runtime = (printable(text, NAME_LIMIT) for text in (model.architecture, model.runtime))
     yield (
-        f"{printable(model.architecture, NAME_LIMIT)} as transformers runs it: "
+        f"{name} as {runtime} runs it: "
         f"{parameters_words(model.parameters)}"
         + (f", {parameters_words(model.active_parameters)} active per token" if active else "")
         + f"; each token adds {format_bytes(model.kv_bytes_per_token)} of KV cache"
