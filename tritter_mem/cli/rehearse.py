@@ -47,6 +47,14 @@ UntilText = Annotated[
         "seconds; it then counts as done. Default: servers of vLLM and SGLang once ready.",
     ),
 ]
+HostLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--host-limit",
+        metavar="SIZE",
+        help="End the command once its processes hold more of the host's memory, such as 16GiB.",
+    ),
+]
 Snapshots = Annotated[
     Path | None,
     typer.Option("--snapshot", metavar="DIR", help="Keep PyTorch's memory snapshots here."),
@@ -97,6 +105,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
     gpus: Gpus = 1,
     budget: Budget = None,
     until: UntilText = None,
+    host_limit: HostLimit = None,
     snapshot: Snapshots = None,
     accept_untrusted: Accept = False,
     html: Html = None,
@@ -127,6 +136,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
             devices=gpus,
             budget_bytes=size_of(budget, "--budget"),
             until=_until(until),
+            host_bytes=size_of(host_limit, "--host-limit"),
             snapshots=folder,
             accept_untrusted=accept_untrusted,
             environment=env,
