@@ -36,7 +36,8 @@ docs: $(STAMP)
 # The built wheel, in an environment that has nothing else and a folder that is not the checkout.
 wheel: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 	rm -rf out/wheel && $(PYTHON) -m venv out/wheel
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
