@@ -64,6 +64,10 @@ compare: $(STAMP)
 images: $(STAMP)
 	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
 
+# Four tasks of somebody who has just cloned the repository, typed from README; minutes of installing.
+tasks:
+	$(PYTHON) -m tests.tasks
+
 # Damaged and hostile files, for FUZZ_SECONDS; prints its seed, which FUZZ_SEED repeats. What goes
 # wrong joins tests/fuzz/corpus.
 fuzz: $(STAMP)
