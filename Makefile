@@ -36,7 +36,8 @@ docs: $(STAMP)
 # The built wheel, in an environment that has nothing else and a folder that is not the checkout.
 wheel: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 	rm -rf out/wheel && $(PYTHON) -m venv out/wheel
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
@@ -68,6 +69,10 @@ compare: $(STAMP)
 # The pictures of the documents; needs Debian's chromium and chromium-driver.
 images: $(STAMP)
 	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
+
+# Four tasks of somebody who has just cloned the repository, typed from README; minutes of installing.
+tasks:
+	$(PYTHON) -m tests.tasks
 
 # Damaged and hostile files, for FUZZ_SECONDS; prints its seed, which FUZZ_SEED repeats. What goes
 # wrong joins tests/fuzz/corpus.

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tritter_mem.cli.main import COMMANDS, LazyCommand, app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = {"plan", "models", "gpus", "replay"}
 """They compute for a second at most, and need neither a GPU nor an environment of their own."""
 GAP = {"…", "..."}
