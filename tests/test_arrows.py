@@ -39,6 +39,7 @@ ORDER = (
     "models.layer_run",
     "models.layer_orders",
     "models.transformers_blocks",
+    "models.step_blocks",
     "models.gemma4_blocks",
     "models.indexed_attention_blocks",
     "models.recurrent_parts",

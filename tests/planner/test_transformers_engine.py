@@ -26,7 +26,7 @@ PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
 TRAINED_NOT = (
     "gemma2", "gpt_oss", "mimo_v2_flash", "deepseek_v3", "llama4_text", "qwen3_next",
     "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h", "bamba", "granitemoehybrid", "falcon_h1",
-    "deepseek_v32", "glm_moe_dsa",
+    "deepseek_v32", "glm_moe_dsa", "step3p5",
 )  # fmt: skip
 """Families whose training is not planned."""
 NEAR = 0.01

@@ -44,6 +44,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
+        tunes_queries: whether queries that rotated are multiplied by a number of their position.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
         eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
             in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
@@ -73,6 +74,7 @@ class Dialect:
     scales_embedding: bool = False
     logits_steps: int = 0
     half_angles: bool = False
+    tunes_queries: bool = False
     scales_keys: bool = False
     scales_values: bool = False
     eager: str = ""

@@ -229,6 +229,8 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
+        if run.dialect.tunes_queries:
+            q = ops.mul(q, ops.new((step.batch, 1, step.tokens, 1), q.size))
         k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
