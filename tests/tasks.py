@@ -1,8 +1,8 @@
 """Four tasks of somebody who has just cloned the repository: `make tasks`.
 
-Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with its
-answer within two minutes. What is installed takes its own time, which is printed beside. Needs a
-package index and 4 GB of disk.
+Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with
+its answer within two minutes. The time of installations is printed separately. Needs a package
+index and 4 GB of disk.
 """
 
 from __future__ import annotations
