@@ -20,8 +20,8 @@ Each file has the keys of the model's `config.json` that decide its layers, and 
 of a package or of a public repository, with its version and date. It also has the number of
 parameters from a second source, usually the total of the checkpoint's safetensors files. A test
 compares every model with that number and allows 0.5%; {exact} of {count} are equal to the last
-digit. If a released checkpoint stores tied embeddings twice, the number is from a repository of the
-same model that stores them once.
+digit. If a released checkpoint stores tied embeddings twice, the number is from a repository of
+the same model that stores them once.
 
 - **Parameters** counts everything in the checkpoint, including vision and audio towers and layers
   for multi-token prediction, but no scales of quantised weights. **Active** counts the parameters
