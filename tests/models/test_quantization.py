@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
@@ -101,14 +101,23 @@ def test_a_scheme_stores_these_tensors(scheme: q.Scheme, tensors: Any) -> None:
     assert scheme.weight_bytes(OUTPUTS, INPUTS) == size(*tensors)
 
 
-@given(rows=st.integers(1, 700), columns=st.integers(1, 700))
-def test_blocks_are_those_of_transformers(rows: int, columns: int) -> None:
+@settings(deadline=None)  # the first example imports PyTorch
+@given(rows=st.integers(1, 700), columns=st.integers(1, 700), exponents=st.booleans())
+def test_blocks_are_those_of_transformers(rows: int, columns: int, exponents: bool) -> None:
+    """Scales that are exponents alone (`scale_fmt: ue8m0`) take a byte."""
     module = pytest.importorskip("transformers.integrations.finegrained_fp8")
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
-        layer = module.FP8Linear(columns, rows, block_size=(128, 128))
+        layer = module.FP8Linear(
+            columns, rows, block_size=(128, 128), scale_fmt="ue8m0" if exponents else "float"
+        )
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values())
-    assert q.fp8_blocks(128, 128).weight_bytes(rows, columns) == stored
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    if exponents:
+        section["scale_fmt"] = "ue8m0"
+    scheme = q.read_quantization(section, None).scheme_of("model.layers.0.self_attn.q_proj")
+    assert scheme is not None
+    assert scheme.weight_bytes(rows, columns) == stored
 
 
 @given(rows=st.integers(1, 300), columns=st.integers(1, 300), more=st.integers(1, 300))
@@ -151,10 +160,11 @@ COVERED: tuple[tuple[dict[str, Any], set[str]], ...] = (
     ),
     ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["gate"]}, ATTENTION | EXPERTS),
     ({"quant_method": "gptq", "bits": 4, "lm_head": True}, ATTENTION | EXPERTS | {"lm_head"}),
-    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ATTENTION | EXPERTS),
+    # transformers converts modules of the class Linear, and experts are one tensor.
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ATTENTION),
     (
         {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "q_proj"]},
-        ATTENTION - {"self_attn.q_proj"} | EXPERTS,
+        ATTENTION - {"self_attn.q_proj"},
     ),
 )
 W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
@@ -216,6 +226,7 @@ WRONG = (
     {"quant_method": "fp8", "weight_block_size": 128},
     {"quant_method": "awq", "bits": "four"},
     {"quant_method": "fp8", "modules_to_not_convert": ["(", "*"]},
+    {"load_in_4bit": True, "bnb_4bit_compute_dtype": "int3"},
 )
 
 

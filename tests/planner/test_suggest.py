@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.planner.cases import card
 from tritter_mem.config.loading import load_profile
+from tritter_mem.config.named_profile import NamedProfile
+from tritter_mem.config.profile import changed
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import _cache_changes, suggest
 
@@ -32,6 +38,48 @@ def test_the_7b_fits_with_8_kv_heads() -> None:
     heads = next(s for s in found if s.settings == {"model.num_key_value_heads": 8})
     assert heads.fits
     assert heads.text.startswith("8 KV heads")
+
+
+NAMED = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 1000,
+}  # fmt: skip
+
+
+def named(**workload: Any) -> NamedProfile:
+    profile = {"name": "n", "model": NAMED, "workload": workload, "gpu": {"name": "rtx-4090"}}
+    return NamedProfile.model_validate(profile)
+
+
+def simulated_bytes(profile: NamedProfile, budget: int) -> int:
+    pytest.importorskip("transformers")
+    from tritter_mem.simulation.transformers_model import simulate_transformers
+
+    run = transformers_run(profile)
+    return simulate_transformers(run, find_gpu("rtx-4090"), budget_bytes=budget).footprint_bytes
+
+
+@pytest.mark.parametrize("context", [1024, 8192])
+def test_quantised_weights_are_suggested_and_hold_when_simulated(context: int) -> None:
+    """The shorter context fits with 4-bit weights alone; of the longer one less is named too."""
+    profile, gpu = named(context=context), find_gpu("rtx-4090")
+    budget = 620 << 20
+    found = suggest(profile, gpu, budget)
+    kinds = {s.settings.get("weights.quantization") for s in found}
+    assert {"bitsandbytes-int8", "bitsandbytes-nf4"} & kinds
+    fitting = [s for s in found if s.fits]
+    assert any("costs quality" in s.text for s in fitting)
+    for suggestion in fitting:
+        assert simulated_bytes(changed(profile, suggestion.settings), budget) <= budget
+
+
+def test_of_ways_to_store_the_smaller_takes_the_place_of_the_larger() -> None:
+    """Put together with other changes, where one change is not enough."""
+    profile = named(context=8192)
+    first = suggest(profile, find_gpu("rtx-4090"), 660 << 20)[0]
+    assert first.settings["weights.quantization"].startswith("bitsandbytes-nf4")
+    assert len(first.settings) > 1
+    assert first.fits
 
 
 def test_what_fits_needs_no_suggestion() -> None:

@@ -15,13 +15,21 @@ from typer.testing import CliRunner, Result
 from tritter_mem.cli.main import app
 from tritter_mem.config.cards import find_card
 from tritter_mem.errors import InputError, MeasureError, UsageError
-from tritter_mem.rehearsal import environment_setup, launch
+from tritter_mem.rehearsal import engines, environment_setup, launch
 from tritter_mem.rehearsal.build import cache_folder
 from tritter_mem.rehearsal.collect import collect
 from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
 from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
 from tritter_mem.rehearsal.rehearse import Options, rehearse
-from tritter_mem.results.rehearsal import Command, RankUse, Refusal, Rehearsal, Trust, fullest
+from tritter_mem.results.rehearsal import (
+    Command,
+    EngineFigures,
+    RankUse,
+    Refusal,
+    Rehearsal,
+    Trust,
+    fullest,
+)
 from tritter_mem.results.verdict import KINDS
 from tritter_mem.units import GiB, MiB
 
@@ -48,17 +56,17 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no command: write it behind `--`"),
+        ((), "missing COMMAND: write it after `--`"),
         (("--", "python"), "--gpu: name the card"),
-        (("--gpu", "rtx-9999", "--", "python"), "found 'rtx-9999'"),
+        (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
-        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: found 17; allowed: 1 to 16"),
-        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: found 'much'"),
+        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: got 17, expected 1 to 16"),
+        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: got 'much'"),
         (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
-        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "allowed: 0 to 7"),
-        (("--gpu", "h100", "--until", "nan", "--", "python"), "--until: found nan s"),
-        (("--gpu", "h100", "--until", "1e400", "--", "python"), "--until: found 1e400 s"),
-        (("--gpu", "h100", "--until", "-3", "--", "python"), "--until: found -3 s"),
+        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "expected 0 to 7"),
+        (("--gpu", "h100", "--until", "nan", "--", "python"), "--until: got nan s"),
+        (("--gpu", "h100", "--until", "1e400", "--", "python"), "--until: got 1e400 s"),
+        (("--gpu", "h100", "--until", "-3", "--", "python"), "--until: got -3 s"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:
@@ -126,7 +134,31 @@ def test_a_card_shows_less_than_it_has() -> None:
 def test_servers_are_ended_once_they_are_ready() -> None:
     assert until_ready(["/x/bin/vllm", "serve", "model"]).text == "Application startup complete"
     assert until_ready(["python", "-m", "sglang.launch_server"]).text.startswith("The server is")
+    assert until_ready(["vllm", "serve", "m", "--port", "8123"]).ask == "http://127.0.0.1:8123"
     assert until_ready(["python", "serve.py"]) == Until()
+
+
+def test_an_engine_s_figures_are_read_from_its_output() -> None:
+    lines = (
+        "(EngineCore pid=1) INFO [x.py:1] Model loading took 15.27 GiB memory and 3.1 seconds",
+        "INFO [x.py:2] Available KV cache memory: 53.73 GiB",
+        "INFO [x.py:3] GPU KV cache size: 391,216 tokens, Maximum concurrency for 32,768 tokens "
+        "per request: 11.94x",
+        "INFO [x.py:4] Graph capturing finished in 3 secs, took 0.38 GiB",
+        "INFO [x.py:5] Available KV cache memory: 1 GiB",
+    )
+    assert all(engines.LINE.search(line) for line in lines)
+    engine = engines.engine_of(["vllm", "serve", "model"])
+    assert engine is not None
+    assert engines.figures_of(engine, lines) == EngineFigures(
+        name="vllm", weights_bytes=round(15.27 * GiB), graphs_bytes=round(0.38 * GiB),
+        kv_cache_bytes=round(53.73 * GiB), kv_cache_tokens=391_216, context_tokens=32_768,
+        max_concurrency=11.94,
+    )  # fmt: skip
+
+
+def test_a_server_that_does_not_answer_is_said() -> None:
+    assert "was not answered" in engines.ask("http://127.0.0.1:9")
 
 
 def test_empty_distributions_stand_for_nvidia_s(tmp_path: Path) -> None:

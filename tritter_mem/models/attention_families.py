@@ -24,8 +24,18 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
+from tritter_mem.models.gemma4_blocks import (
+    Gemma4Attention,
+    Gemma4Experts,
+    PerLayerEmbeddings,
+)
 from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.step_blocks import (
+    ClampedExperts,
+    ClampedFeedForward,
+    HeadGatedAttention,
+)
 from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
@@ -180,6 +190,7 @@ def gemma2_dialect(keys: Keys) -> Dialect:
         scales_embedding=True,
         eager="float32",
         softcap=keys.get("attn_logit_softcapping") is not None,
+        scalars=1,
         logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
     )(keys)
 
@@ -194,6 +205,7 @@ def gemma3_dialect(keys: Keys) -> Dialect:
         heads_first=True,
         scales_embedding=True,
         rotary_kinds=2,
+        scalars=1,
         logits_steps=3 * capped,
     )(keys)
 
@@ -222,13 +234,8 @@ def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
         linears=(("per_layer_input_gate", width, hidden), ("per_layer_projection", hidden, width)),
         tensors=(("post_per_layer_input_norm", (hidden,)),),
     )
-    vocabulary = keys.number("vocab_size_per_layer_input")
-    outside = Extra(
-        linears=(("per_layer_model_projection", keys.layers * width, hidden),),
-        tensors=(
-            ("embed_tokens_per_layer", (vocabulary, keys.layers * width)),
-            ("per_layer_projection_norm", (width,)),
-        ),
+    outside = PerLayerEmbeddings(
+        vocabulary=keys.number("vocab_size_per_layer_input"), layers=keys.layers, width=width
     )
     return (inside,), (outside,)
 
@@ -285,15 +292,16 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
-    reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
+    reuse, inside, kinds = reuses_keys(keys), per_layer_inputs(keys)[0], gemma4_kinds(keys)
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
-            Experts(
+            Gemma4Experts(
                 count=keys.number("num_experts"),
                 chosen=keys.number("top_k_experts"),
                 inner=keys.number("moe_intermediate_size"),
                 router="router.proj",
+                routing="softmax",
                 vectors=(
                     ("router.scale", keys.hidden),
                     ("router.per_expert_scale", keys.number("num_experts")),
@@ -311,7 +319,7 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         sizes = gemma4_heads(keys, number, kind)
-        own = gemma_attention(
+        plain = gemma_attention(
             keys,
             kind,
             **sizes,
@@ -320,13 +328,37 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
+        own = Gemma4Attention(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
+        )
         inner = keys.number("intermediate_size")
         wide = keys.has("use_double_wide_mlp") and reuse[number]
         mlp = FeedForward(inner=2 * inner if wide else inner)
         scalar = Extra(buffers=(("layer_scalar", (1,)),))
         return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
 
-    return stack(gemma4_kinds(keys), layer)
+    return stack(kinds, layer)
+
+
+def gemma4_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; heads of layers with a window have another width."""
+    kinds = gemma4_kinds(keys)
+    widths = {kind: gemma4_heads(keys, kinds.index(kind), kind)["head_dim"] for kind in set(kinds)}
+    capped = keys.get("final_logit_softcapping") is not None
+    shared = keys.optional("num_kv_shared_layers")
+    return dialect(
+        norm="gemma 4",
+        order="Gemma 4",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        rotary_dim=widths[FULL],
+        rotary_kinds=2,
+        windowed_dim=widths.get(SLIDING, 0),
+        logits_steps=3 * capped,
+        scalars=1 + bool(keys.optional("hidden_size_per_layer_input")),
+        last_token_from=keys.layers - shared if shared else None,
+    )(keys)
 
 
 def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:
@@ -643,22 +675,47 @@ def step_layers(keys: Keys) -> list[Modules]:
         with_experts = [number in chosen for number in range(keys.layers)]
     section = keys.section("attention_other_setting")
     other = keys.optional("num_sliding_attention_heads") or section.optional("num_attention_heads")
-    experts = Experts(
+    experts = ClampedExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("moe_intermediate_size"),
         shared=keys.number("share_expert_dim"),
         correction=CORRECTION,
+        routing="sigmoid",
     )
+    plain_mlp = dense(keys)
+    mlp = ClampedFeedForward(**{f.name: getattr(plain_mlp, f.name) for f in fields(plain_mlp)})
 
     def layer(number: int, kind: str) -> Modules:
         heads = (kind == SLIDING and other) or keys.at(number).heads
         per_head = keys.get("gating") in (None, True, "per-head")
         gate = heads if per_head else heads * keys.head_dim
-        own = attention(keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),))
-        return own, experts if with_experts[number] else dense(keys), LAYER_NORMS
+        plain = attention(
+            keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),)
+        )
+        own = HeadGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        return own, experts if with_experts[number] else mlp, LAYER_NORMS
 
     return stack(keys.layer_types([FULL] * keys.layers), layer)
+
+
+def step_dialect(keys: Keys) -> Dialect:
+    """Angles for each kind of layer, of a part of a head that the keys give for each."""
+    kinds = keys.layer_types([FULL] * keys.layers)
+    listed = keys.factors("partial_rotary_factors", keys.layers)
+    widths = {}
+    for kind in (FULL, SLIDING):
+        share = keys.section("rope_parameters").section(kind).factor("partial_rotary_factor")
+        if listed and kind in kinds:
+            share = listed[kinds.index(kind)]
+        widths[kind] = int(keys.head_dim * (share or 1))
+    return dialect(
+        norm="gemma",
+        rotary="partial later",
+        rotary_kinds=2,
+        rotary_dim=widths[FULL],
+        windowed_dim=widths[SLIDING],
+    )(keys)
 
 
 def nemotron_nas_layers(keys: Keys) -> list[Modules]:

@@ -56,14 +56,15 @@ class Stood:
 
 LIBRARIES = {
     "cuda": Stood(prefixes=("cu",), soname="libcuda.so.1", error=801,
-                  sources=("driver.c", "capture.c", "session.c")),
+                  sources=("driver.c", "capture.c", "session.c", "host.c")),
     "cudart": Stood(prefixes=("__cuda", "cuda"), soname="libcudart.so.{major}", error=801,
                     sources=("runtime.c",)),
     "cublasLt": Stood(prefixes=("cublasLt",), soname="libcublasLt.so.{major}", error=15,
                       quiet=r"cublasLtMatmul|\w+SetAttribute"),
     "cublas": Stood(prefixes=("cublas",), soname="libcublas.so.{major}", error=15,
-                    quiet=r"cublasSet\w+|cublas[SDCZ](?!\w*(asum|nrm2|rotm?g|geqrf|gels))\w+"
-                          r"|cublas\w*(Gemm|gemm|Dot|Scal|Axpy)\w*"),
+                    quiet=r"cublasSet(?!Vector|Matrix)\w+|cublas\w*(Gemm|gemm|Scal|Axpy)\w*"
+                          r"|cublas[SDCZ](?!\w*(asum|nrm2|rotm?g|geqrf|gels|dot|et|hutdown))\w+"
+                    ),
     "cudnn": Stood(prefixes=("cudnn",), soname="libcudnn.so.9", error=3000,
                    quiet=r"cudnn(Set|Destroy)\w+|cudnnConvolution\w+|cudnnBatchNormalization\w+"
                          r"|cudnnPoolingForward"),
@@ -113,7 +114,7 @@ def definitions(source: str) -> set[str]:
     """The functions that a source in C defines, at the beginning of a line."""
     function = r"^(?!static|#|//|\s)[\w \*]+?[ \*](\w+)\([^;{]*\)\s*\{"
     plain = re.findall(function, source, re.MULTILINE)
-    made = re.findall(r"^(?:HANDLE|RELEASE)\((\w+)\)", source, re.MULTILINE)
+    made = re.findall(r"^(?:HANDLE|RELEASE|DOT|DOT_EX|SOLVE)\((\w+)", source, re.MULTILINE)
     return {*plain, *made}
 
 
@@ -155,7 +156,7 @@ def cuda_of(torch: Path) -> CudaOfTorch:
     if majors[0] not in _BY_MAJOR:
         known = ", ".join(map(str, _BY_MAJOR))
         raise UsageError(
-            f"{torch}: built for CUDA {majors[0]}; stand-ins are there for CUDA {known}"
+            f"{torch}: built for CUDA {majors[0]}; there are stand-ins for CUDA {known}"
         )
     return CudaOfTorch(
         major=majors[0], machine=libraries[0].machine, functions=_functions(libraries)
