@@ -315,3 +315,25 @@ def test_modelopt_s_blocks_are_of_128() -> None:
     section = {"quant_algo": "FP8_PB_WO"}
     [(_, scheme)] = read_config(MOE, {"quantization": section}).quantization.schemes
     assert scheme.weight_bytes(129, 129) == 129 * 129 + 4 * 4
+
+
+ENDLESS = (r"re:(\w+\.?)*!", r"re:([a-z_.0-9]+)+!", r"re:(?:.|.){20,}!", "re:" + ".*" * 7 + "!")
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+def test_patterns_that_match_for_ever_are_refused(pattern: str) -> None:
+    weights = {"weights": {"num_bits": 4, "type": "int"}, "targets": [pattern]}
+    sections: tuple[dict[str, Any], ...] = (
+        {"quant_method": "fp8", "modules_to_not_convert": [pattern]},
+        {"quant_method": "gptq", "dynamic": {f"-:{pattern.removeprefix('re:')}": {}}},
+        {"quant_method": "compressed-tensors", "config_groups": {"a": weights}},
+    )
+    for section in sections:
+        with pytest.raises(ConfigError, match="a pattern repeats no group"):
+            read_config(MOE | {"quantization_config": section})
+
+
+def test_patterns_as_released_models_have_them_are_read() -> None:
+    patterns = [r"re:.*\.layers\.\d+\.mlp\.experts\.\d+\..*", "re:.*lm_head", "re:.*(q|k)_proj?"]
+    section = {"quant_method": "fp8", "modules_to_not_convert": patterns}
+    assert read_config(MOE | {"quantization_config": section}).quantization.method == "fp8"

@@ -17,6 +17,7 @@ Tensors = Callable[[int, int], tuple[int, ...]]
 CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
+MOST_REPEATS = 6
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
@@ -262,6 +263,7 @@ class Quantization:
         return frozenset(plain), tuple(patterns)
 
     def _compiled(self, item: str, name: str) -> re.Pattern[str]:
+        _refuse_endless(name)
         if self.globs:
             return re.compile(_from_glob(name))
         try:
@@ -270,6 +272,19 @@ class Quantization:
             )
         except re.error as error:
             raise ConfigError(f"quantization_config: {item!r} is no pattern: {error}") from error
+
+
+def _refuse_endless(pattern: str) -> None:
+    """Refuse what could match for longer than anybody waits: repeats of repeats, or many of them.
+
+    Raises:
+        ConfigError: the pattern is such a one.
+    """
+    if re.search(r"\)[*+{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MOST_REPEATS:
+        raise ConfigError(
+            f"quantization_config: {pattern!r:.80}: a pattern repeats no group, and has at most "
+            f"{MOST_REPEATS} repeats"
+        )
 
 
 def _from_glob(pattern: str) -> str:
@@ -454,6 +469,7 @@ def _compressed_tensors(section: Keys) -> Quantization:
 def _target(target: str) -> str:
     """A pattern of a target: a class of modules is all of them."""
     if target.startswith("re:"):
+        _refuse_endless(target)
         return target.removeprefix("re:")
     return "" if target == "Linear" else rf"{re.escape(target)}(?:$|\.)"
 
