@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin compare images fuzz mutate clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,7 +36,8 @@ docs: $(STAMP)
 # The built wheel, in an environment that has nothing else and a folder that is not the checkout.
 wheel: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 	rm -rf out/wheel && $(PYTHON) -m venv out/wheel
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
@@ -55,6 +56,12 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
+# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# runs those whose names have it, TORCH=2.14.0 those of a release.
+rehearsals: $(STAMP)
+	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
+		$(if $(ROWS),--rows "$(ROWS)") $(if $(AGAIN),--again)
+
 # What is planned of named models, beside what their simulated run takes: docs/formulas.md.
 compare: $(STAMP)
 	$(BIN)/python -m benchmarks.named_models
@@ -62,6 +69,10 @@ compare: $(STAMP)
 # The pictures of the documents; needs Debian's chromium and chromium-driver.
 images: $(STAMP)
 	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
+
+# Four tasks of somebody who has just cloned the repository, typed from README; minutes of installing.
+tasks:
+	$(PYTHON) -m tests.tasks
 
 # Damaged and hostile files, for FUZZ_SECONDS; prints its seed, which FUZZ_SEED repeats. What goes
 # wrong joins tests/fuzz/corpus.

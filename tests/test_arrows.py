@@ -43,6 +43,7 @@ ORDER = (
     "models.layer_repeats",
     "models.layer_orders",
     "models.transformers_blocks",
+    "models.step_blocks",
     "models.gemma4_blocks",
     "models.indexed_attention_blocks",
     "models.recurrent_parts",
@@ -88,7 +89,9 @@ def module_of(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-TOOL = {module_of(path, ROOT): path for path in sorted((ROOT / "tritter_mem").rglob("*.py"))}
+WRITTEN_BY_THE_BUILD = ROOT / "tritter_mem" / "_version.py"
+FILES = sorted(set((ROOT / "tritter_mem").rglob("*.py")) - {WRITTEN_BY_THE_BUILD})
+TOOL = {module_of(path, ROOT): path for path in FILES}
 MODEL = {module_of(path, ROOT / "model"): path for path in sorted((ROOT / "model").rglob("*.py"))}
 
 

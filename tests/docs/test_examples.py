@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tritter_mem.cli.main import COMMANDS, LazyCommand, app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUICK = {"plan", "models", "gpus", "replay"}
 """They compute for a second at most, and need neither a GPU nor an environment of their own."""
 GAP = {"…", "..."}
@@ -31,7 +31,7 @@ class Shown:
 
 
 def blocks(page: Path, *languages: str) -> Iterator[str]:
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace(" \\\n", " ")  # one line, as a shell reads it
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         if language in languages:
             yield body.replace("\\\n", " ")
