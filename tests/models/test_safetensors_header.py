@@ -73,7 +73,7 @@ VALID = {"a": entry("F32", [2], 0, 8), "b": entry("U8", [8], 8, 16)}
         (b"\x10\0", "truncated: the file ends at byte 2"),
         (safetensors(VALID, 16)[:40], "truncated: the file ends at byte 40"),
         (safetensors(VALID, 15), r"truncated: got \d+ of \d+ bytes"),
-        (safetensors(VALID, 17), r"got \d+ bytes, but its header describes \d+"),
+        (safetensors(VALID, 17), r"has \d+ bytes, but its header describes \d+"),
         ((10**18).to_bytes(8, "little") + b"{}", "claims 1,000,000,000,000,000,000 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"GGUF\3\0\0\0" + bytes(16), "this is a GGUF file"),
