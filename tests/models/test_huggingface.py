@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat
+from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
-from tritter_mem.models.transformers_blocks import Attention, DeltaAttention, GatedDelta, Indexer
+from tritter_mem.models.transformers_blocks import Attention, DeltaAttention, Indexer
 
 MIB, GIB = 1024**2, 1024**3
 QWEN3_30B = {
