@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -192,6 +193,14 @@ def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "processes").write_bytes(b"x" * 64)
     with pytest.raises(InputError, match="no table"):
         collect(tmp_path)
+
+
+def test_what_the_rehearsal_s_own_request_draws_decides_only_its_end(tmp_path: Path) -> None:
+    notes = [{"kind": "decided", "text": text, "at": at} for text, at in (("a", 1.0), ("b", 3.0))]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    found = collect(tmp_path, asked_at=2.0)
+    assert (found.decided, found.assumed) == (("a",), ("b",))
+    assert collect(tmp_path).decided == ("a", "b")
 
 
 def use(rank: int, peak: int) -> RankUse:
