@@ -337,7 +337,7 @@ def test_a_test_that_the_baseline_does_not_have_fails_and_a_changed_budget_chang
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--memory-update-baseline"], "*only with --memory-baseline FILE"),
+        (["--memory-update-baseline"], "*needs --memory-baseline FILE*"),
         (["--memory-baseline", "none.json"], "*none.json: no such baseline; create it: pytest *"),
         (["--memory-baseline", "broken.json"], "*broken.json: no JSON: *"),
         (["--memory-report", "folder"], "*folder: cannot be written: *"),

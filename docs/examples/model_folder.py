@@ -4,14 +4,11 @@
     tritter-mem rehearse --gpu h100 -- vllm serve ./qwen3-8b --load-format dummy
 
 The shape is Qwen3-8B's. The tokenizer knows single bytes: enough to start a server and to answer.
-Needs the package tokenizers, which transformers and vLLM bring along.
 """
 
 import json
 import sys
 from pathlib import Path
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -31,21 +28,37 @@ CONFIG = {
     "eos_token_id": 256,
 }
 END = "<|endoftext|>"
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def letters() -> list[str]:
+    """How byte-level tokenizers write each byte: itself where it can be seen, else a letter."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = iter(range(256, 512))
+    return [chr(byte if byte in seen else next(other)) for byte in range(256)]
+
+
+def tokenizer() -> dict[str, object]:
+    """`tokenizer.json` of a tokenizer with a token for each byte, and one for the end."""
+    end = {"id": 256, "content": END, "single_word": False, "lstrip": False, "rstrip": False,
+           "normalized": False, "special": True}  # fmt: skip
+    vocabulary = {letter: number for number, letter in enumerate(letters())}
+    return {
+        "version": "1.0",
+        "added_tokens": [end],
+        "pre_tokenizer": BYTES,
+        "decoder": BYTES,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
 
 
 def main(folder: Path) -> None:
     """Write the three files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END])
-    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    files = {"config": CONFIG, "tokenizer": tokenizer(), "tokenizer_config": settings}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_shortcuts_and_settings_change_the_profile_and_the_marks_budget_replaces
         (("1 GiB",), {"device": "gpu"}, "device: got 'gpu', expected cpu, cuda or cuda:1"),
         (("1 GiB",), {"module": "train.py"}, "module: got 'train.py', expected FILE.py:FUNCTION"),
         (("1 GiB",), {"module": "no.py:build"}, "module: no.py: there is no such file in "),
-        (("1 GiB",), {"profile": "7b", "module": f"{__file__}:f"}, "profile and module; give one"),
+        (("1 GiB",), {"profile": "7b", "module": f"{__file__}:f"}, "profile and module cannot"),
         (("1 GiB",), {"context": 4096}, "context: not for the test's own body; for profile"),
         (("1 GiB",), {"profile": "7b", "device": "cpu"}, "device: not for profile; for the test's"),
     ],

@@ -190,13 +190,13 @@ def test_measuring_what_the_baseline_has_only_simulated_is_no_pass(baseline: Pat
     ("arguments", "words"),
     [
         ((), "reports/baseline.json: no such baseline"),
-        (("--fast",), "only with MODEL or --config"),
-        (("--context", "4k"), "only with MODEL or --config"),
+        (("--fast",), "--fast and options that change a profile need MODEL or --config"),
+        (("--context", "4k"), "need MODEL or --config"),
         (("--relative", "x"), "--relative: got 'x', expected 0% to 100%"),
         (("--absolute", "16 parsecs"), "--absolute: got '16 parsecs'"),
-        (("--device", "cpu"), "--device: only with --measured"),
-        (("--update-baseline", "--gate", "reserved"), "not with --update-baseline"),
-        (("--results", "a.json", "--config", "7b"), "--results: not with --config"),
+        (("--device", "cpu"), "--device needs --measured"),
+        (("--update-baseline", "--gate", "reserved"), "cannot be combined with --update-baseline"),
+        (("--results", "a.json", "--config", "7b"), "--results cannot be combined with --config"),
         (("--update-baseline",), "no such baseline"),
     ],
 )

@@ -59,8 +59,8 @@ def test_units_and_the_place_of_the_chart_library_are_as_asked(tmp_path: Path) -
     asked = ("--units", "GB", "--plotlyjs", "directory", "--html", html)
     done = run("--config", "tiny", "--fast", *asked)
     assert done.exit_code == EXIT_OK, done.stderr
-    assert "budget 16.11 GB" in done.stdout
-    assert "budget 16.11 GB" in html.read_text()
+    assert "the budget of 16.11 GB" in done.stdout
+    assert "the budget of 16.11 GB" in html.read_text()
     assert (tmp_path / "plotly.min.js").exists()
 
 

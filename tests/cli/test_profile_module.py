@@ -159,9 +159,9 @@ def test_values_are_there_on_the_cpu(code: Path) -> None:
         (["--module", "{code}:build", "--device", "tpu"], "device: got 'tpu'"),
         (
             ["--module", "{code}:build", "--config", "tiny", "--kv-dtype", "int4"],
-            "--config, --kv-dtype: not with --module",
+            "--config, --kv-dtype cannot be combined with --module",
         ),
-        (["--args", "{{}}", "--steps", "3"], "--args, --steps: only with --module"),
+        (["--args", "{{}}", "--steps", "3"], "--args, --steps needs --module"),
     ],
 )
 def test_wrong_usage_exits_2_with_one_line(arguments: list[str], message: str, code: Path) -> None:

@@ -50,7 +50,7 @@ def test_several_files_and_lists_are_compared_in_their_order(planned: Path) -> N
 
 
 def test_units_are_as_asked(planned: Path) -> None:
-    assert "budget 16.11 GB" in run(planned, "--units", "GB").stdout
+    assert "the budget of 16.11 GB" in run(planned, "--units", "GB").stdout
 
 
 def test_json_is_all_records_in_one_list_and_nothing_else(planned: Path) -> None:
@@ -144,7 +144,7 @@ def test_export_writes_the_numbers_and_prints_nothing(planned: Path) -> None:
     [
         (["--export", "numbers.xlsx"], "expected a file ending in .csv or .parquet"),
         (["--export", "x.csv", "--html", "x.csv"], "--html and --export both write x.csv"),
-        (["--history"], "--history: not with results"),
+        (["--history"], "--history cannot be combined with results"),
     ],
 )
 def test_options_that_cannot_be_are_explained(

@@ -78,7 +78,7 @@ def test_signs_of_bytes() -> None:
 def test_headroom_is_said_in_words() -> None:
     assert headroom_words(2 * GiB, "GiB") == "2.00 GiB to spare"
     assert headroom_words(-2 * GiB, "GiB") == "2.00 GiB over budget"
-    assert headroom_words(-2 * 10**9, "GB") == "2.00 GB over"
+    assert headroom_words(-2 * 10**9, "GB") == "2.00 GB over budget"
 
 
 def test_the_verdict_names_need_budget_and_difference() -> None:
@@ -137,8 +137,7 @@ def test_notes_give_devices_peaks_and_what_is_missing() -> None:
     assert notes(planned_7b()) == [
         "planned for rtx-5080",
         "planned peak at prefill: MLP of a layer",
-        "not simulated: this command only plans",
-        "not measured: this command only plans",
+        "not simulated and not measured: this command only plans",
     ]
     assert notes(tiny_on_cpu()) == [
         "planned for rtx-5080, measured on cpu",

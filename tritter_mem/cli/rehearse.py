@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +46,14 @@ UntilText = Annotated[
         metavar="TEXT|SECONDS",
         help="Stop a command that does not end by itself, such as a server, when its output has "
         "this text or after these seconds. vLLM and SGLang servers stop once they are ready.",
+    ),
+]
+HostLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--host-limit",
+        metavar="SIZE",
+        help="End the command once its processes hold more of the host's memory, such as 16GiB.",
     ),
 ]
 Snapshots = Annotated[
@@ -93,6 +100,7 @@ Rank = Annotated[
 WorldSize = Annotated[
     int, typer.Option("--world-size", metavar="W", help="The number of ranks of the real job.")
 ]
+LONGEST_SECONDS = 1_000_000
 MOST_REPLAYED = 2
 """Processes whose history a page shows; each takes some hundred KB of it."""
 
@@ -103,6 +111,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
     gpus: Gpus = 1,
     budget: Budget = None,
     until: UntilText = None,
+    host_limit: HostLimit = None,
     snapshot: Snapshots = None,
     accept_untrusted: Accept = False,
     html: Html = None,
@@ -136,6 +145,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
             devices=gpus,
             budget_bytes=size_of(budget, "--budget"),
             until=_until(until),
+            host_bytes=size_of(host_limit, "--host-limit"),
             snapshots=folder,
             accept_untrusted=accept_untrusted,
             environment=env,
@@ -189,9 +199,12 @@ def _until(text: str | None) -> Until | None:
     if text is None:
         return None
     try:
-        return Until(seconds=float(text))
+        seconds = float(text)
     except ValueError:
         return Until(text=text)
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UsageError(f"--until: got {text:.30} s, expected more than 0 and at most 1,000,000 s")
+    return Until(seconds=seconds)
 
 
 @contextmanager
@@ -200,8 +213,10 @@ def _folder_for(snapshot: Path | None, html: Path | None) -> Iterator[Path | Non
     if snapshot is not None or html is None:
         yield snapshot
         return
-    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
-        yield Path(folder)
+    from tritter_mem.temporary import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _without_snapshots(done: Rehearsal) -> Rehearsal:

@@ -29,9 +29,9 @@ def default_budget_bytes(total_bytes: int) -> int:
 
 
 AMD_CAVEAT = (
-    "this is an AMD card: weights, KV cache and activations are counted as on an NVIDIA card. What "
-    "ROCm's context takes is not known and 512 MiB stand for it; workspaces of hipBLASLt and "
-    "AOTriton's attention are not counted. No run on ROCm was compared with this plan"
+    "this is an AMD card. Tensors are counted as on an NVIDIA card, 512 MiB are assumed for ROCm's "
+    "context, and workspaces of hipBLASLt and AOTriton are not counted. No plan was compared with "
+    "a run on ROCm yet"
 )
 
 

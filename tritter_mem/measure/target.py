@@ -47,7 +47,7 @@ class MeasureOptions:
             problems.append(f"device: got {self.device!r}, expected auto, cuda, cuda:1, cpu, none")
         if not 0 < self.time_limit_seconds <= 1e6:
             problems.append(
-                f"time limit: got {self.time_limit_seconds:g} s; "
+                f"time limit: got {self.time_limit_seconds:g} s, "
                 "expected above 0, up to 1,000,000 s"
             )
         if not 1 <= self.repeat <= MOST_RUNS:

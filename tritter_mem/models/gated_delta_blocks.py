@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, halves
+from tritter_mem.models.recurrent_parts import STATE, convolved, goes_on, keep_state, remembered
 from tritter_mem.models.shape_tensors import BOOL, FLOAT, NotPlannedError, Operations, Tensor
 from tritter_mem.models.transformers_blocks import Attention, Module, State, linear, vector
 
@@ -19,8 +20,6 @@ CHUNK = 64
 """Tokens that the rule takes at once."""
 CHUNKS_RUN = 3
 """Of a prompt's chunks: from the second on, each takes what the one before left."""
-CONVOLUTION, STATE = "convolution", "state"
-"""What a layer caches."""
 
 
 class _Inputs(NamedTuple):
@@ -111,18 +110,17 @@ class GatedDelta(Module):
             raise NotPlannedError("training with the gated delta rule is not planned")
         ops, (batch, tokens, _) = run.ops, x.shape
         mixed, z, b, a, held, parts = self._inputs(x, run)
-        decodes = CONVOLUTION in run.cache and tokens == 1
+        decodes = goes_on(run)
         if not decodes:
-            mixed = self._remembered(mixed, run)
-        mixed = self._convolved(mixed, run, tokens)
+            mixed = remembered(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, self.kernel)
         q, k, v = self._heads_of(ops, mixed)
         parts.clear()
         beta = ops.pointwise(b)
         decay = self._decay(a, run)
         rule = self._recurrent if decodes else self._chunked
         out, state = rule(run, (q, k, v, beta, decay))
-        if STATE not in run.cache:
-            run.cache[STATE] = ops.new(state.shape, state.size, component="kv_cache")
+        keep_state(state, run)
         flat = (out.elements // self.value_dim, self.value_dim)
         out = self._gated(run, ops.view(out, flat), ops.view(z, flat))
         out = ops.view(out, (batch, tokens, self.value_heads * self.value_dim))
@@ -164,27 +162,6 @@ class GatedDelta(Module):
         ]
         mixed = ops.transpose(ops.cat(parts, -1), 1, 2)
         return _Inputs(mixed, z, b, a, [whole, small], parts)
-
-    def _remembered(self, mixed: Tensor, run: LayerRun) -> Tensor:
-        """What is convolved: the last inputs before, and the new ones: `update_conv_state`."""
-        ops, (batch, width, tokens) = run.ops, mixed.shape
-        if CONVOLUTION in run.cache:
-            return ops.cat([run.cache[CONVOLUTION], mixed], -1)
-        shape = (batch, width, self.kernel)
-        run.cache[CONVOLUTION] = ops.new(shape, mixed.size, component="kv_cache")
-        return mixed if tokens >= self.kernel else ops.new(shape, mixed.size)
-
-    def _convolved(self, mixed: Tensor, run: LayerRun, tokens: int) -> Tensor:
-        """`causal_conv1d_fn`, and `causal_conv1d_update` of one token, with the activation."""
-        ops, (batch, width, length) = run.ops, mixed.shape
-        if CONVOLUTION in run.cache and length == tokens == 1:
-            mixed = ops.cat([run.cache[CONVOLUTION], mixed], -1)
-            out = ops.new((batch, width, mixed.shape[2] - self.kernel + 1), mixed.size)
-        else:
-            out = ops.new((batch, width, length + self.kernel - 1), mixed.size)
-            out = ops.slice(out, 2, length)
-        out = ops.new(out.shape, out.size)
-        return ops.slice(out, 2, tokens)
 
     def _heads_of(self, ops: Operations, mixed: Tensor) -> list[Tensor]:
         """Views [B, T, H, D] of queries, keys and values."""

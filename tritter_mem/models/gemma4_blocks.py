@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_orders import PER_LAYER
-from tritter_mem.models.layer_run import LayerRun, normalised, rotated
+from tritter_mem.models.layer_run import LayerRun, by_token, normalised, rotated
 from tritter_mem.models.shape_tensors import FLOAT, Tensor
 from tritter_mem.models.transformers_blocks import (
     Attention,
@@ -55,12 +55,7 @@ class Gemma4Attention(Attention):
     def _turned(self, run: LayerRun, x: Tensor) -> Tensor:
         """Rotated as [B, T, H, D]."""
         ops = run.ops
-        cos, sin = (
-            ops.alias(
-                a, (a.shape[0], a.shape[2], 1, a.shape[3]), (a.strides[0], a.strides[2], 0, 1)
-            )
-            for a in run.step.angles[self.window is not None]
-        )
+        cos, sin = (by_token(ops, angle) for angle in run.step.angles[self.window is not None])
         return rotated(ops, x, cos, sin)
 
     def _keys(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:

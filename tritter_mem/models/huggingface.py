@@ -183,22 +183,25 @@ class HuggingFaceModel:
             kept += self.family.float32_beside_float16
         return 4 if any(part in f"{name}." for part in kept) else dtype.element_bytes
 
-    def kv_bytes_per_token(self, cache: StorageFormat | None = None) -> int:
-        """Bytes that a further token adds to the cache, whatever the context.
+    def kv_bytes_per_token(
+        self, cache: StorageFormat | None = None, context: int | None = None
+    ) -> int:
+        """Bytes that a further token adds to the cache.
 
-        Layers with a window and layers with a state add nothing. Latent attention adds its latent
-        and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
+        Layers with a full window and layers with a state add nothing. Latent attention adds its
+        latent and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
         transformers 5 cache it, and the key of its indexer.
 
         Args:
             cache: storage of the cache; None: that of the weights.
+            context: tokens that are cached before it; None: so many that each window is full.
         """
         stored = self.dtype if cache is None else cache
         return sum(
             count * stored.weight_bytes(1, width)
             for layer, count in Counter(self.layers).items()
             for module in layer
-            for width in module.grown_elements()
+            for width in module.grown_elements(context)
         )
 
     def cache_bytes(self, context: int, batch: int, dtype: str = "") -> int:
@@ -257,7 +260,7 @@ def _read(
     quantization: Mapping[str, Any] | None,
     unsupported: list[str],
 ) -> HuggingFaceModel:
-    outside = family.outside(keys)
+    outside, is_known = family.outside(keys), not unsupported
     towers, missing = tower_weights(config, keys)
     tied = keys.has("tie_word_embeddings")
     if "tie_word_embeddings" in config and "tie_word_embeddings" not in keys.values:
@@ -286,7 +289,7 @@ def _read(
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
-        dialect=None if family.dialect is None or unsupported else family.dialect(keys),
+        dialect=family.dialect(keys) if family.dialect and is_known else None,
         unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 

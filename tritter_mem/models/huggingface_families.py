@@ -52,9 +52,11 @@ from tritter_mem.models.attention_families import (
     qwen_types,
     seed_oss_attention,
     smollm3_layers,
+    step_dialect,
     step_layers,
 )
 from tritter_mem.models.family_parts import (
+    FEED_FORWARD_NORMS,
     POST_NORMS,
     Family,
     Outside,
@@ -64,7 +66,6 @@ from tritter_mem.models.family_parts import (
     final_norm,
     hyper_head,
     indexer,
-    latent,
     mixtral_experts,
     plain_attention,
     plain_layers,
@@ -74,8 +75,10 @@ from tritter_mem.models.family_parts import (
 )
 from tritter_mem.models.huggingface_keys import FULL
 from tritter_mem.models.hybrid_families import (
+    bamba_dialect,
     bamba_layers,
     falcon_h1_layers,
+    granite_hybrid_dialect,
     granite_hybrid_layers,
     inkling_layers,
     jamba_layers,
@@ -83,6 +86,7 @@ from tritter_mem.models.hybrid_families import (
     lfm3_layers,
     mamba2_layers,
     minimax_layers,
+    nemotron_h_dialect,
     nemotron_h_layers,
     olmo_hybrid_layers,
     qwen4_layers,
@@ -100,6 +104,8 @@ from tritter_mem.models.latent_families import (
     glm5_next_layers,
     glm_dsa_layers,
     hy_v4_layers,
+    indexed,
+    indexed_dialect,
     kimi_linear_layers,
     longcat_layers,
     mistral_large4_layers,
@@ -112,7 +118,7 @@ _BIAS = ("e_score_correction_bias",)
 
 _DEEPSEEK = deepseek_layers()
 
-_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (latent(keys), indexer(keys)))
+_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (indexed(keys), indexer(keys)))
 
 _GLM4_MOE = deepseek_layers(attention_of=glm4_moe_attention)
 
@@ -184,6 +190,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(
         layers=_DEEPSEEK_V32,
         mtp=next_token_layers(_DEEPSEEK_V32),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),
@@ -214,6 +221,7 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": Family(
         layers=glm_dsa_layers,
         mtp=next_token_layers(glm_dsa_layers, tables=False),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),
@@ -268,12 +276,25 @@ FAMILIES: dict[str, Family] = {
         layers=nemotron_h_layers,
         outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
         float32=_BIAS,
+        dialect=nemotron_h_dialect,
     ),
     "nemotron-nas": Family(layers=nemotron_nas_layers),
-    "granitemoehybrid": Family(layers=granite_hybrid_layers),
-    "falcon_h1": Family(layers=falcon_h1_layers, outside=final_norm("final_layernorm")),
+    "granitemoehybrid": Family(layers=granite_hybrid_layers, dialect=granite_hybrid_dialect),
+    "falcon_h1": Family(
+        layers=falcon_h1_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(
+            order="state space beside",
+            names=FEED_FORWARD_NORMS.names,
+            scales_embedding=True,
+            scales_keys=True,
+            logits_steps=1,
+        ),
+    ),
     "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
-    "bamba": Family(layers=bamba_layers, outside=final_norm("final_layernorm")),
+    "bamba": Family(
+        layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
+    ),
     "mamba2": Family(
         layers=mamba2_layers,
         outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
@@ -339,7 +360,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
     "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
-    "step3p5": Family(layers=step_layers),
+    "step3p5": Family(layers=step_layers, dialect=step_dialect),
 }
 
 """A `model_type` of a language model to how it is read. A new one is a row here."""

@@ -27,6 +27,7 @@ from tritter_mem.models.family_parts import (
 from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
     Attention,
     CacheOnly,
@@ -37,7 +38,6 @@ from tritter_mem.models.transformers_blocks import (
     FusedIndexer,
     LightningAttention,
     Mamba,
-    Mamba2,
     Module,
     Norms,
     ShortConvolution,
@@ -107,8 +107,8 @@ def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
 
     def of(keys: Keys) -> Dialect:
         plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
-        told = keys.get("partial_rotary_factor")
-        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
+        told = keys.factor("partial_rotary_factor")
+        told = told or keys.section("rope_parameters").factor("partial_rotary_factor")
         return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
 
     return of
@@ -227,10 +227,11 @@ def nemotron_h_module(keys: Keys, kind: str) -> Module:
             bias=keys.has("mamba_proj_bias") or keys.has("use_bias"),
             conv_bias=keys.has("use_conv_bias"),
             out_bias=keys.has("use_bias"),
+            chunk=keys.optional("mamba_chunk_size") or keys.number("chunk_size"),
             name="mixer",
         )
     if kind == FULL:
-        own = attention(keys, name="mixer", bias=False, out_bias=False)
+        own = attention(keys, name="mixer", bias=False, out_bias=False, rotates=False)
         own_width = keys.optional("head_dim") or keys.optional("attention_head_dim")
         return replace(own, head_dim=own_width or own.head_dim)
     if kind == "moe":
@@ -263,6 +264,17 @@ def nemotron_h_layers(keys: Keys) -> list[Modules]:
     ]
 
 
+def nemotron_h_dialect(keys: Keys) -> Dialect:
+    """One norm and one part a layer; nothing rotates."""
+    return dialect(
+        norm="float weight",
+        order="single",
+        names=("norm",),
+        rotary="",
+        activation=keys.get("mlp_hidden_act"),
+    )(keys)
+
+
 def mamba2_of(keys: Keys, inner: int, **more: Any) -> Mamba2:
     """Mamba-2 with the keys of IBM's and Falcon's models."""
     heads = keys.number("mamba_n_heads")
@@ -276,6 +288,7 @@ def mamba2_of(keys: Keys, inner: int, **more: Any) -> Mamba2:
         bias=keys.has("mamba_proj_bias"),
         out_bias=keys.has("mamba_proj_bias"),
         conv_bias=keys.has("mamba_conv_bias"),
+        chunk=keys.number("mamba_chunk_size"),
     )
     return replace(plain, **more)
 
@@ -289,7 +302,11 @@ def granite_hybrid_layers(keys: Keys) -> list[Modules]:
     """Mamba-2 or attention; experts beside a shared MLP."""
     experts: Modules = ()
     if keys.optional("num_local_experts"):
-        experts = (mixtral_experts(keys, router="router", name="block_sparse_moe"),)
+        experts = (
+            mixtral_experts(
+                keys, router="router", name="block_sparse_moe", routing="chosen float softmax"
+            ),
+        )
     shared = FeedForward(
         inner=keys.number("shared_intermediate_size"),
         fused="input_linear",
@@ -300,10 +317,32 @@ def granite_hybrid_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         del number
-        own: Module = state_space if kind == LINEAR else attention(keys)
+        own: Module = state_space if kind == LINEAR else attention(keys, rotates=_rotates(keys))
         return own, *experts, shared, LAYER_NORMS
 
     return stack(_hybrid_types(keys, [LINEAR] * keys.layers), layer)
+
+
+def _rotates(keys: Keys) -> bool:
+    return bool(keys.get("position_embedding_type") == "rope")
+
+
+def granite_hybrid_dialect(keys: Keys) -> Dialect:
+    """Granite's factors; positions may have no angles."""
+    return dialect(
+        order="experts first",
+        rotary="halves" if _rotates(keys) else "",
+        scales_embedding=True,
+        scales_residual=True,
+        logits_steps=1,
+    )(keys)
+
+
+def bamba_dialect(keys: Keys) -> Dialect:
+    """Half of a head rotates, whatever the keys say."""
+    return dialect(
+        names=FEED_FORWARD_NORMS.names, rotary="partial later", rotary_dim=keys.head_dim // 2
+    )(keys)
 
 
 def _hybrid_types(keys: Keys, derived: Sequence[str]) -> list[str]:
@@ -321,9 +360,12 @@ def falcon_h1_layers(keys: Keys) -> list[Modules]:
         keys,
         inner,
         normed=keys.has("mamba_rms_norm"),
+        before_gate=keys.has("mamba_norm_before_gate"),
+        scaled=True,
         out_bias=keys.has("projectors_bias"),
     )
-    mlp = dense(keys, name="feed_forward")
+    plain = dense(keys, name="feed_forward")
+    mlp = ScaledFeedForward(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     return [(state_space, attention(keys), mlp, FEED_FORWARD_NORMS)] * keys.layers
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -23,6 +24,7 @@ from tritter_mem.models.family_parts import (
     with_indexer,
 )
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
+from tritter_mem.models.indexed_attention_blocks import IndexedAttention
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     CompressedAttention,
@@ -94,12 +96,30 @@ def next_token_layers(
     return mtp
 
 
+def indexed(keys: Keys, **more: Any) -> IndexedAttention:
+    """Latent attention with an indexer."""
+    plain = latent(keys)
+    own = IndexedAttention(
+        **{field.name: getattr(plain, field.name) for field in fields(plain)},
+        index_heads=keys.number("index_n_heads"),
+        index_dim=keys.number("index_head_dim"),
+        chosen=keys.number("index_topk"),
+    )
+    return replace(own, **more)
+
+
+def indexed_dialect(keys: Keys) -> Dialect:
+    """DeepSeek's; an indexer takes a mask even where attention needs none."""
+    return replace(deepseek_dialect(keys), always_masks=True)
+
+
 def glm_dsa_layers(keys: Keys) -> list[Modules]:
     """Latent attention with indexers, of which some layers share one."""
+    own = indexed(keys, hands_on=True, index_rotary="interleaved")
     with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
     return [
         (
-            *with_indexer(keys, kind, latent(keys), indexer(keys)),
+            *with_indexer(keys, kind, replace(own, chooses=kind != "shared"), indexer(keys)),
             routed_experts(keys) if mixed else dense(keys),
             LAYER_NORMS,
         )

@@ -116,6 +116,60 @@ def _beside(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return ops.add(ops.add(residual, attended), passed)
 
 
+def _state_space_beside(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """A state space and attention of the same norm's result, each scaled: Falcon-H1."""
+    ops, (first, second) = run.ops, run.dialect.names
+    (space, attention), (mlp,) = parts.mixers, parts.mlps
+    residual = x
+    x = run.norm(x, first)
+    states = space(x, run)
+    states = ops.scaled(states)
+    attended = attention(ops.scaled(x), run)
+    attended = ops.scaled(attended)
+    x = ops.add(states, attended)
+    x = ops.add(residual, x)
+    residual = x
+    x = run.norm(x, second)
+    x = mlp(x, run)
+    total = ops.add(residual, x)
+    del states, attended
+    return total
+
+
+def _experts_first(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Experts, where there are any, and a shared MLP of the same norm's result: Granite."""
+    ops, (first, second) = run.ops, run.dialect.names
+    (mixer,), (*experts, shared) = parts.mixers, parts.mlps
+    residual = x
+    x = run.norm(x, first)
+    x = mixer(x, run)
+    x = ops.add(residual, _scaled(run, x))
+    residual = x
+    x = run.norm(x, second)
+    for part in experts:
+        routed = part(x, run)
+        run.returned.append(routed)
+        x = ops.add(routed, shared(x, run))
+    if not experts:
+        x = shared(x, run)
+    return ops.add(residual, _scaled(run, x))
+
+
+def _single(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """One part a layer, with a norm before it: Nemotron-H.
+
+    Raises:
+        NotPlannedError: there are several.
+    """
+    ops, found = run.ops, (*parts.mixers, *parts.mlps)
+    if len(found) != 1:
+        raise NotPlannedError("a layer of several parts with one norm is not planned")
+    residual = x
+    x = run.norm(x, run.dialect.names[0])
+    x = found[0](x, run)
+    return ops.add(residual, x)
+
+
 def _gemma4(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     """Norms around each part; experts beside the MLP; an embedding of the layer behind them."""
     ops, (first, second, third, fourth) = run.ops, run.dialect.names
@@ -163,5 +217,8 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "behind": _behind,
     "around": _around,
     "beside": _beside,
+    "state space beside": _state_space_beside,
+    "experts first": _experts_first,
+    "single": _single,
     "Gemma 4": _gemma4,
 }

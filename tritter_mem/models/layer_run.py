@@ -44,7 +44,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
-        scales_values: whether values are multiplied by a number.
+        scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
         scales_queries: whether queries are multiplied by a number of their position.
         eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
             in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
@@ -53,6 +53,7 @@ class Dialect:
         more_masks: windows for which masks are made though no layer has them.
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
+        always_masks: whether masks are made even where `is_causal` says the same.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
 
@@ -73,12 +74,14 @@ class Dialect:
     scales_embedding: bool = False
     logits_steps: int = 0
     half_angles: bool = False
+    scales_keys: bool = False
     scales_values: bool = False
     scales_queries: bool = False
     eager: str = ""
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
     scalars: int = 0
+    always_masks: bool = False
     last_token_from: int | None = None
 
 
@@ -220,6 +223,15 @@ def _wide_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     return ops.to(ops.mul(weight, x), given)
 
 
+def _float_weight_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
+    """`(weight.float() * x).to(dtype)`: Nemotron-H."""
+    given = x.size
+    x = ops.to(x, FLOAT)
+    variance = ops.mean(ops.square(x))
+    x = ops.mul(x, ops.rsqrt(ops.shifted(variance)))
+    return ops.to(ops.mul(ops.to(weight, FLOAT), x), given)
+
+
 def _gemma_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     """`(x * (1 + weight.float())).type_as(x)`."""
 
@@ -273,6 +285,7 @@ def _cohere_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
 NORMS: Mapping[str, Callable[[Operations, Tensor, Tensor], Tensor]] = {
     "llama": _llama_norm,
     "wide": _wide_norm,
+    "float weight": _float_weight_norm,
     "gemma": _gemma_norm,
     "llama4": _llama4_norm,
     "gemma 4": _gemma4_norm,
@@ -358,6 +371,12 @@ def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tens
         result = ops.to(cos, step.size), ops.to(sin, step.size)
         del freqs, cos, sin
         return result
+
+
+def by_token(ops: Operations, angles: Tensor) -> Tensor:
+    """Angles [B, 1, T, D] for heads behind tokens: [B, T, 1, D]."""
+    batch, _, tokens, width = angles.shape
+    return ops.alias(angles, (batch, tokens, 1, width), (*angles.strides[::2], 0, 1))
 
 
 def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -518,7 +537,8 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
     eager = step.dialect.eager
-    if not eager and not cut and (step.tokens == 1 or not step.past):
+    always = eager or step.dialect.always_masks
+    if not always and not cut and (step.tokens == 1 or not step.past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):

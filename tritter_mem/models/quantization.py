@@ -17,11 +17,11 @@ Tensors = Callable[[int, int], tuple[int, ...]]
 CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
+AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
 UNPACKED_BITS = 4
 """Of packed integers, of which it is known what unpacking takes."""
-AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 UNPACKED = "unpacked in the first call"
 """A `Scheme.product`: rows are multiplied with what the weight has become."""
@@ -427,7 +427,7 @@ def _bitsandbytes(section: Keys) -> Quantization:
         if compute not in COMPUTE_TYPES:
             known = ", ".join(COMPUTE_TYPES)
             raise ConfigError(
-                f"{section.place}bnb_4bit_compute_dtype: {compute} is none of {known}"
+                f"{section.place}bnb_4bit_compute_dtype: {compute} is not one of {known}"
             )
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)

@@ -767,14 +767,13 @@ class Operations:
         if size is not None and size != x.size:
             x = self.copy(x, size)
         out = self.new(x.shape, x.size, _like(x, x.shape))
-
-        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            of_x = self.new(saved[0].shape, saved[0].size)
-            self.inside([of_x.nbytes])
-            return [of_x]
-
-        self.record([x], [out], rule, out)
+        self.record([x], [out], self._of_softmax, out)
         return out
+
+    def _of_softmax(self, saved: Saved, grads: Grads) -> list[Tensor | None]:
+        of_x = self.new(saved[0].shape, saved[0].size)
+        self.inside([of_x.nbytes])
+        return [of_x]
 
     # Joining
 
@@ -793,6 +792,22 @@ class Operations:
             return [self.alias(grad, shape, grad.strides) for shape in shapes]
 
         self.record(parts, [], rule, out)
+        return out
+
+    def filled(self, parts: Sequence[Tensor]) -> Tensor:
+        """Parts of the last dimension, copied into an empty tensor one after another."""
+        first = parts[0]
+        out = self.new((*first.shape[:-1], sum(part.shape[-1] for part in parts)), first.size)
+        for part in parts:
+            shape = part.shape
+
+            def rule(saved: Saved, grads: Grads, shape: Shape = shape) -> list[Tensor | None]:
+                whole = self.copy(_one(grads))
+                of_part = self.new(shape, whole.size)
+                self.inside([of_part.nbytes])
+                return [whole, of_part]
+
+            self.record([out, part], [], rule, out)
         return out
 
     # Products
@@ -858,8 +873,8 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        a, b = self._cast(a), self._cast(b)
-        a, b = self._batched(a), self._batched(b)
+        given = [self._cast(a), self._cast(b)]  # there until the product is
+        a, b = (self._batched(x) for x in given)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -879,7 +894,36 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        del given
         return out
+
+    def einsum(self, spec: str, a: Tensor, b: Tensor) -> Tensor:
+        """`torch.einsum` of two tensors, without a gradient: one batched product.
+
+        Dimensions of both that stay are its batch; copies of what does not lie so.
+        """
+        inputs, out = spec.split("->")
+        left, right = inputs.split(",")
+        sizes = dict(zip(left + right, a.shape + b.shape, strict=True))
+        batch = [n for n in out if n in left and n in right]
+        rows = [n for n in out if n not in right]
+        columns = [n for n in out if n not in left]
+        summed = sorted(n for n in left if n not in out)
+        one = self._lined_up(a, left, (batch, rows, summed))
+        other = self._lined_up(b, right, (batch, summed, columns))
+        made = self.new((one.shape[0], one.shape[1], other.shape[2]), a.size)
+        self.product()
+        names = [*batch, *rows, *columns]
+        whole = contiguous(tuple(sizes[n] for n in names))
+        strides = dict(zip(names, whole, strict=True))
+        return self.alias(made, tuple(sizes[n] for n in out), tuple(strides[n] for n in out))
+
+    def _lined_up(self, x: Tensor, names: str, groups: tuple[list[str], ...]) -> Tensor:
+        """Dimensions in another order, and those of a group as one."""
+        order = [names.index(name) for group in groups for name in group]
+        turned = self.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+        shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
+        return self.reshape(turned, shape)
 
     def _batched(self, x: Tensor) -> Tensor:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
@@ -1119,8 +1163,7 @@ class Operations:
             scores.elements, scores.elements // scores.shape[-1],
             -(scores.elements // scores.shape[-1]), -scores.elements,
         ])  # fmt: skip
-        if self.grad and query.node is not None:
-            raise NotPlannedError("training with attention that no kernel takes is not planned")
+        self.record([scores], [probabilities], self._of_softmax, probabilities)
         scores = probabilities
         del probabilities
         returned = self.to(scores, given)

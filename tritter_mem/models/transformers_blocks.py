@@ -89,6 +89,10 @@ class Module(Block):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
         return {
@@ -108,9 +112,14 @@ class Module(Block):
         """What it keeps of a sequence."""
         return NO_STATE
 
-    def grown_elements(self) -> tuple[int, ...]:
-        """Rows that a further token adds, whatever the context."""
-        return self.rows() if self.reach() is None else ()
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
+        """Rows that a further token adds behind `context` tokens; None: behind a full window."""
+        return () if self._is_full(context) else self.rows()
+
+    def _is_full(self, context: int | None) -> bool:
+        """Whether a window holds as many tokens as it keeps."""
+        window = self.reach()
+        return window is not None and (context is None or context >= window - 1)
 
     def cache_bytes(self, cache: Cache) -> int:
         """What `DynamicCache` holds behind `cache.context` tokens.
@@ -218,6 +227,7 @@ class Attention(Module):
             q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
             k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
             v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            k = ops.scaled(k) if run.dialect.scales_keys else k
             v = ops.scaled(v) if run.dialect.scales_values else v
         if run.dialect.heads_first and self.qk_norm[0]:
             q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
@@ -467,9 +477,9 @@ class LatentAttention(Module):
         """Cache the latent, and expand it to keys and values of all heads: `DeepseekV3Attention`.
 
         Raises:
-            NotPlannedError: it trains, or has parts that DeepSeek's has not.
+            NotPlannedError: it has parts that DeepSeek's has not.
         """
-        if self.gate or self.sinks or not self.has_latent or run.ops.grad:
+        if self.gate or self.sinks or not self.has_latent:
             raise NotPlannedError(f"activations of {run.kind} attention are not planned")
         ops, step, name = run.ops, run.step, self.name
         if self.query_rank:
@@ -481,32 +491,39 @@ class LatentAttention(Module):
         q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
         q = ops.transpose(q, 1, 2)
         q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        compressed, latent, k_rot = self._compressed(x, run)
+        cos, sin = step.angles[False]
+        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
+        latent, k_rot = run.update({"keys": latent, "values": k_rot})
+        query = ops.cat([q_pass, q_rot], -1)
+        k, v = self._expanded(latent, k_rot, run)
+        mask = step.masks[None]
+        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
+        out = ops.contiguous(ops.transpose(out, 1, 2))
+        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
+        out = run.linear(out, f"{name}.o_proj")
+        del compressed
+        return out
+
+    def _compressed(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+        """What is projected down, and of it the latent and the key that rotates, [B, 1, T, D]."""
+        ops, step, name = run.ops, run.step, self.name
         compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
         latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
         latent = run.norm(latent, f"{name}.kv_a_layernorm")
         latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
         shape = (step.batch, 1, step.tokens, self.rope_dim)
         strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
-        k_rot = ops.view(k_rot, shape, strides)
-        cos, sin = step.angles[False]
-        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        latent, k_rot = run.update({"keys": latent, "values": k_rot})
-        query = ops.cat([q_pass, q_rot], -1)
-        k, v = self._expanded(latent, run)
-        mask = step.masks[None]
-        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
-        out = ops.contiguous(ops.transpose(out, 1, 2))
-        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
-        out = run.linear(out, f"{name}.o_proj")
-        return out  # noqa: RET504  (what was attended goes first)
+        return compressed, latent, ops.view(k_rot, shape, strides)
 
-    def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+    def _expanded(self, latent: Tensor, k_rot: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
         """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
         ops, (batch, _, keys, _) = run.ops, latent.shape
         made = run.linear(latent, f"{self.name}.kv_b_proj")
         made = ops.view(made, (batch, keys, self.heads, self.nope_dim + self.value_dim))
-        _, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
-        return ops.new((batch, self.heads, keys, self.nope_dim + self.rope_dim), made.size), v
+        k, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
+        wide = ops.expand(k_rot, (batch, self.heads, keys, self.rope_dim))
+        return ops.filled([k, wide]), v
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections down and up, and the norms between them."""
@@ -554,6 +571,7 @@ class Indexer(Module):
     vectors: tuple[tuple[str, int], ...] = ()
     pooled: int = 0
     rows_of_token: int | None = None
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections of queries, of one key, and of the heads' weights."""
@@ -682,9 +700,17 @@ class CompressedAttention(Module):
             return ()
         return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
 
-    def grown_elements(self) -> tuple[int, ...]:
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
         """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
-        return tuple(ceil_div(width, self.rate) for width in self._widths)
+        shares = tuple(ceil_div(width, self.rate) for width in self._widths)
+        if context is None or context >= self.window - 1:
+            return shares
+        return (self._copies * self.head_dim, *shares)
+
+    @property
+    def _copies(self) -> int:
+        """Tensors that the window is kept in: keys are the values where tokens are compressed."""
+        return 1 if self.rate else 2
 
     def cache_bytes(self, cache: Cache) -> int:
         """The window; compressed tokens; and what waits to be compressed, with its gates.
@@ -693,8 +719,7 @@ class CompressedAttention(Module):
         also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
         tokens, element, gates = cache.context, cache.format.element_bytes, 0
-        copies = 1 if self.rate else 2
-        elements = copies * min(tokens, self.window - 1) * self.head_dim
+        elements = self._copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
@@ -816,53 +841,6 @@ class Mamba(Module):
     def state(self) -> State:
         """The convolution's last inputs, and the state of each channel."""
         return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2(Module):
-    """Mamba-2: a state space with one decay a head.
-
-    Attributes:
-        inner: channels; `heads` of `head_dim` channels are theirs.
-        groups: of heads that share the state's input and output.
-        normed: whether a gated norm comes before the output.
-    """
-
-    inner: int
-    heads: int
-    head_dim: int
-    groups: int
-    states: int
-    kernel: int
-    bias: bool
-    conv_bias: bool
-    out_bias: bool = False
-    normed: bool = True
-    name: str = "mamba"
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution."""
-        return self.inner + 2 * self.groups * self.states
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, conv = self.name, self.conv_width
-        return (
-            *(vector(f"{name}.{part}", self.heads) for part in ("dt_bias", "A_log", "D")),
-            Weight(name=f"{name}.conv1d", shape=(conv, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", conv),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", self.inner + conv + self.heads, hidden, self.bias),
-            *((vector(f"{name}.norm", self.inner),) if self.normed else ()),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.out_bias),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.heads * self.head_dim * self.states,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1187,6 +1165,10 @@ class Experts(Module):
             run: of what is outside of the layers.
         """
 
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
         width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
@@ -1351,6 +1333,14 @@ def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.softmax(values), places
 
 
+def _chosen_float_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the chosen experts' logits in float32, back in the rows' type: Granite."""
+    ops = run.ops
+    logits = ops.to(run.linear(x, f"{experts.name}.{experts.router}"), FLOAT)
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.to(ops.softmax(values), x.size), places
+
+
 def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
@@ -1361,6 +1351,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "chosen softmax": _chosen_softmax,
+    "chosen float softmax": _chosen_float_softmax,
 }
 
 

@@ -111,17 +111,13 @@ def kv_cache_bytes(case: Case) -> int:
     return sum(count * layer.cache_bytes(case.cache) for layer, count in layers.items())
 
 
-LONG = 1 << 21
-"""Tokens beyond every window."""
-
-
 def kv_bytes_per_token(case: Case) -> int:
-    """What a further token adds to the cache of one sequence, with its part of scales.
+    """What a token behind the context adds to the cache of one sequence, with its part of scales.
 
     Layers with a window add nothing once it is full.
     """
     group = case.cache.group
-    start = case.cache.sinks + LONG * group
+    start = case.cache.sinks + case.work.context
     short, long = (replace(case.cache, batch=1, context=start + n) for n in (0, group))
     layers = case.architecture.counted_layers
     return sum(

@@ -226,6 +226,8 @@ class PlannedModel:
                 known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
             self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
+            for module in layer:
+                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)

@@ -140,7 +140,12 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
         capacity_bytes=capacity,
         capacity_source=source,
         scenarios=tuple(scenarios),
-        advice=advise(scenarios, capacity, _needed(history, plans, scenarios)),
+        advice=advise(
+            scenarios,
+            capacity,
+            _needed(history, plans, scenarios),
+            ran_out=bool(history.failures),
+        ),
         warnings=tuple(history.warnings),
         held_at_peak=_shortened(held.by_stack),
         held_by_module=_shortened(held.by_module),

@@ -50,6 +50,7 @@ LABELS = {
     "device_peak": "Device peak",
     "resident_peak": "Resident peak",
     "budget": "Budget",
+    "least": "Lower bound",
     "headroom": "Headroom",
 }
 MISSING = "\N{EN DASH}"
@@ -163,12 +164,15 @@ def cards_sentence(verdict: Verdict | None) -> str:
 
 
 def missing_kinds(result: Result) -> list[str]:
-    """Why each kind of number that is not there is not there."""
-    reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
+    """Why kinds of answer are missing, those with one reason in one line."""
+    missing: dict[str, list[str]] = {}
+    for kind in KINDS:
+        reason = getattr(result, f"{kind}_reason")
+        if reason and getattr(result, kind) is None:
+            missing.setdefault(reason, []).append(f"not {kind}")
     return [
-        f"not {kind}: {printable(reason, TEXT_LIMIT)}"
-        for kind, reason in reasons.items()
-        if reason and getattr(result, kind) is None
+        f"{' and '.join(kinds)}: {printable(reason, TEXT_LIMIT)}"
+        for reason, kinds in missing.items()
     ]
 
 

@@ -576,7 +576,8 @@ class ModelFacts:
             without layers for multi-token prediction.
         active_parameters: of these, what one token passes through.
         weight_bytes: of the language model, as it is stored.
-        kv_bytes_per_token: of the layers whose cache grows, in the cache's type.
+        kv_bytes_per_token: what a token behind the context adds, in the cache's type: nothing in
+            layers whose window is full.
         stored_bytes: of all tensors, as the headers of its files have them, where there are files.
         unsupported: what of its configuration is not counted, in one sentence each.
         runtime: what runs it, of a named model: `transformers` or `llama.cpp`.

@@ -343,7 +343,8 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
 
 def _train(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Two steps of `Trainer`; the first one, which makes the optimizer's state, does not count."""
-    model.config.use_cache = False
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.use_cache = False
     if run.training.checkpointing.policy != "none":
         model.activation_checkpointing_enable()
     _load(model, watch)

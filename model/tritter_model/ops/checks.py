@@ -23,7 +23,7 @@ def expect(
     if not fits or tensor.dtype not in allowed:
         sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
         raise ValueError(
-            f"got {name} of {_name(tensor.dtype)} {list(tensor.shape)};"
+            f"got {name} of {_name(tensor.dtype)} {list(tensor.shape)},"
             f" expected {' or '.join(map(_name, allowed))} [{sizes}]"
         )
 
@@ -40,7 +40,7 @@ def expect_heads(sequences: int, heads: int) -> None:
     """
     if sequences * heads > MOST_HEADS:
         raise ValueError(
-            f"got {sequences} sequences of {heads} heads, {sequences * heads} heads in all;"
+            f"got {sequences} sequences of {heads} heads, {sequences * heads} heads in all,"
             f" expected {MOST_HEADS} in all; take fewer sequences at a time"
         )
 

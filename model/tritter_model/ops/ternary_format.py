@@ -60,7 +60,7 @@ def digits(packed: Tensor, in_features: int) -> int:
         if packed.shape[1] == width:
             return PER_BYTE[form]
     raise ValueError(
-        f"got packed rows of {packed.shape[1]} bytes for {in_features} inputs;"
+        f"got packed rows of {packed.shape[1]} bytes for {in_features} inputs,"
         f" expected {widths['ternary-2bit']} (2 bits) or {widths['ternary-1.6bit']} (1.6 bits)"
     )
 
