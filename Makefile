@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin compare images fuzz mutate clean
+.PHONY: demo test lint types docs wheel gpu standin compare images tasks fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,7 @@
 """Four tasks of somebody who has just cloned the repository: `make tasks`.
 
-Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with its
-answer within two minutes. What is installed takes its own time, which is printed beside. Needs a
-package index and 4 GB of disk.
+Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with
+its answer within two minutes. Installing is timed apart. It needs a package index and 5 GB of disk.
 """
 
 from __future__ import annotations
