@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images fuzz mutate coverage
-.PHONY: clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images tasks fuzz mutate
+.PHONY: coverage clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
