@@ -941,10 +941,12 @@ class Operations:
         return values, places
 
     def largest(self, x: Tensor) -> Tensor:
-        """Of each row, without a gradient; its place is found too."""
-        shape = (*x.shape[:-1], 1)
-        values = self.new(shape, x.size)
-        self.inside([values.elements * LONG])
+        """Of each row; its place is found too, and kept for the gradient."""
+        whole, shape = x.shape, (*x.shape[:-1], 1)
+        values, places = self.new(shape, x.size), self.new(shape, LONG)
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], values
+        )  # fmt: skip
         return values
 
     def picked(self, x: Tensor, places: Tensor) -> Tensor:
@@ -1039,7 +1041,10 @@ class Operations:
         )
         if efficient:
             return self._efficient(query, key, value, mask, sizes)
-        return self._math(query, key, value, mask, causal)
+        autocast, self.autocast = self.autocast, 0  # inside of the operator nothing is cast
+        out = self._math(query, key, value, mask, causal)
+        self.autocast = autocast
+        return out
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
         if sizes.width % 8:

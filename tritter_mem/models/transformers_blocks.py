@@ -289,14 +289,13 @@ class Attention(Module):
     def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
         ops = run.ops
-        if ops.grad:
-            raise NotPlannedError("training with attention that is written out is not planned")
         keys = ops.repeated(k, self.heads // self.kv_heads)
         values = ops.repeated(v, self.heads // self.kv_heads)
         scores = self._scores(run, q, keys)
         before = scores
         if self.vectors:
-            scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
+            sinks = ops.view(run.weights[f"{self.name}.sinks"], (1, self.heads, 1, 1))
+            scores = ops.cat([scores, ops.expand(sinks, (*scores.shape[:3], 1))], -1)
         if run.dialect.eager != "sinks":  # gpt-oss gives what has sinks a name by itself
             del before
         if run.dialect.eager == "float32":
@@ -304,19 +303,22 @@ class Attention(Module):
             return self._read(run, scores, values)
         scores = ops.add(scores, ops.largest(scores))
         chances = ops.softmax(scores)
-        if run.dialect.eager == "sinks":
-            before = chances
-        else:
-            scores = chances
         if self.vectors:
             chances = ops.slice(chances, -1, chances.shape[3] - 1)
-        return self._read(run, chances, values)
+        weights = ops.to(chances, values.size)
+        if run.dialect.eager == "sinks":
+            before = weights
+        else:
+            scores = weights
+        return self._read(run, weights, values)
 
     def _scores(self, run: LayerRun, q: Tensor, keys: Tensor) -> Tensor:
         """Scaled, capped and masked."""
         ops = run.ops
         scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
-        for _ in range(3 * run.dialect.softcap):
+        if run.dialect.softcap:
+            scores = ops.scaled(scores)
+            scores = ops.pointwise(scores, saves="output")
             scores = ops.scaled(scores)
         mask = run.step.masks[self.window]
         return scores if mask is None else ops.add(scores, mask)
