@@ -24,7 +24,7 @@ from tritter_mem.results.run import MemoryUse
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
 TRAINED_NOT = (
-    "llama4_text", "qwen3_next",
+    "qwen3_next",
     "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h", "bamba", "granitemoehybrid", "falcon_h1",
     "deepseek_v32", "glm_moe_dsa", "step3p5",
 )  # fmt: skip

@@ -956,6 +956,27 @@ class Operations:
         self.record([x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
         return out
 
+    def scattered(self, x: Tensor, places: Tensor, shape: Shape) -> Tensor:
+        """A full tensor with numbers at places: `full_like(...).scatter_(1, places, x)`."""
+        out = self.new(shape, x.size)
+        picked = x.shape
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(picked, _one(grads).size)], out
+        )  # fmt: skip
+        return out
+
+    def stacked(self, x: Tensor, times: int) -> Tensor:
+        """`x.repeat(times, 1)`."""
+        rows, width = x.shape
+        out = self.new((times * rows, width), x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            parts = self.view(_one(grads), (times, rows, width))
+            return [self.view(self.sum(parts, [0]), (rows, width))]
+
+        self.record([x], [], rule, out)
+        return out
+
     def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
         """`x[index]`: rows, which may repeat."""
         out = self.new((*index.shape, *x.shape[1:]), x.size)

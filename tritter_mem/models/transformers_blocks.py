@@ -395,14 +395,8 @@ class ComplexAttention(Attention):
     tuned: bool = False
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
-        """`Llama4TextAttention`.
-
-        Raises:
-            NotPlannedError: it trains.
-        """
+        """`Llama4TextAttention`."""
         ops, step, name = run.ops, run.step, self.name
-        if ops.grad:
-            raise NotPlannedError("training with complex rotation is not planned")
         shape = (step.batch, step.tokens, -1, self.head_dim)
         q = ops.view(run.linear(x, f"{name}.q_proj"), (*shape[:2], self.heads, self.head_dim))
         k = ops.view(run.linear(x, f"{name}.k_proj"), (*shape[:2], self.kv_heads, self.head_dim))
@@ -1007,32 +1001,38 @@ class Experts(Module):
     def _all(self, x: Tensor, run: LayerRun) -> Tensor:
         """Every expert over every token, times its score: `Llama4TextMoe`."""
         ops, (batch, tokens, width) = run.ops, x.shape
-        if ops.grad:
-            raise NotPlannedError("training with all experts is not planned")
         rows = batch * tokens
         flat = ops.view(x, (rows, width))
         logits = run.linear(flat, f"{self.name}.{self.router}")
-        best = ops.topk(logits, self.chosen)
-        scores = ops.new(logits.shape, logits.size)
-        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves=""), logits.size)
-        del best
-        routed = ops.new((self.count * rows, width), x.size)
-        routed = ops.mul(routed, ops.new((self.count * rows, 1), x.size))
+        best, places = ops.topk(logits, self.chosen)
+        scores = ops.scattered(best, places, logits.shape)
+        del best, places
+        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves="output"), logits.size)
+        routed = ops.stacked(flat, self.count)
+        column = ops.reshape(ops.transpose(scores, 0, 1), (self.count * rows, 1))
+        routed = ops.mul(routed, column)
+        del column
         out = self._every_expert(run, ops.view(routed, (self.count, rows, width)))
         shared = self._shared_run(flat, run)
         summed = ops.sum(ops.view(out, (self.count, rows, width)), [0])
+        ops.added_in_place(shared, ops.view(summed, (rows, width)))
         del summed, logits, scores, routed, out
         return ops.view(shared, x.shape)
 
     def _every_expert(self, run: LayerRun, x: Tensor) -> Tensor:
         """Rows [E, T, H] of each expert, in batched products."""
-        ops, (count, rows, width) = run.ops, x.shape
-        made = ops.new((count, rows, 2 * self.inner), x.size)
-        ops.product()
-        gate, up = halves(ops, made)
-        out = ops.mul(up, activated(run, gate))
-        ops.product()
-        return ops.new((count, rows, width), out.size)
+        ops, (count, _, width) = run.ops, x.shape
+        up, down = (
+            ops.view(run.weights[f"{self.name}.experts.{part}"], shape)
+            for part, shape in (
+                (self._up, (count, width, 2 * self.inner)),
+                ("down_proj", (count, self.inner, width)),
+            )
+        )
+        made = ops.matmul(x, up)
+        gate, raised = halves(ops, made)
+        out = ops.mul(raised, activated(run, gate))
+        return ops.matmul(out, down)
 
     def _with_gated(self, flat: Tensor, run: LayerRun) -> Tensor:
         """Shared experts first, whose result a gate multiplies: Qwen."""
