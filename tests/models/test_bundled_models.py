@@ -197,7 +197,7 @@ def test_a_file_with_other_keys_is_an_error(
     path = tmp_path / "wrong.yaml"
     path.write_text("description: it\nmodell: {}\n")
     monkeypatch.setattr(released, "find_released", lambda name: path)
-    with pytest.raises(ConfigError, match="found description, modell; allowed: description, hub"):
+    with pytest.raises(ConfigError, match="got description, modell, expected description, hub"):
         read_released("wrong")
 
 

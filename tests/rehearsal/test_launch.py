@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import struct
 import sys
 from pathlib import Path
 
@@ -13,12 +15,21 @@ from typer.testing import CliRunner, Result
 from tritter_mem.cli.main import app
 from tritter_mem.config.cards import find_card
 from tritter_mem.errors import InputError, MeasureError, UsageError
-from tritter_mem.rehearsal import environment_setup, launch
+from tritter_mem.rehearsal import engines, environment_setup, launch
+from tritter_mem.rehearsal.build import cache_folder
 from tritter_mem.rehearsal.collect import collect
 from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
 from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
 from tritter_mem.rehearsal.rehearse import Options, rehearse
-from tritter_mem.results.rehearsal import Command, RankUse, Refusal, Rehearsal, Trust, fullest
+from tritter_mem.results.rehearsal import (
+    Command,
+    EngineFigures,
+    RankUse,
+    Refusal,
+    Rehearsal,
+    Trust,
+    fullest,
+)
 from tritter_mem.results.verdict import KINDS
 from tritter_mem.units import GiB, MiB
 
@@ -45,14 +56,17 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no command: write it behind `--`"),
+        ((), "missing COMMAND: write it after `--`"),
         (("--", "python"), "--gpu: name the card"),
-        (("--gpu", "rtx-9999", "--", "python"), "found 'rtx-9999'"),
+        (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
-        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: found 17; allowed: 1 to 16"),
-        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: found 'much'"),
+        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: got 17, expected 1 to 16"),
+        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: got 'much'"),
         (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
-        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "allowed: 0 to 7"),
+        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "expected 0 to 7"),
+        (("--gpu", "h100", "--until", "nan", "--", "python"), "--until: got nan s"),
+        (("--gpu", "h100", "--until", "1e400", "--", "python"), "--until: got 1e400 s"),
+        (("--gpu", "h100", "--until", "-3", "--", "python"), "--until: got -3 s"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:
@@ -120,7 +134,31 @@ def test_a_card_shows_less_than_it_has() -> None:
 def test_servers_are_ended_once_they_are_ready() -> None:
     assert until_ready(["/x/bin/vllm", "serve", "model"]).text == "Application startup complete"
     assert until_ready(["python", "-m", "sglang.launch_server"]).text.startswith("The server is")
+    assert until_ready(["vllm", "serve", "m", "--port", "8123"]).ask == "http://127.0.0.1:8123"
     assert until_ready(["python", "serve.py"]) == Until()
+
+
+def test_an_engine_s_figures_are_read_from_its_output() -> None:
+    lines = (
+        "(EngineCore pid=1) INFO [x.py:1] Model loading took 15.27 GiB memory and 3.1 seconds",
+        "INFO [x.py:2] Available KV cache memory: 53.73 GiB",
+        "INFO [x.py:3] GPU KV cache size: 391,216 tokens, Maximum concurrency for 32,768 tokens "
+        "per request: 11.94x",
+        "INFO [x.py:4] Graph capturing finished in 3 secs, took 0.38 GiB",
+        "INFO [x.py:5] Available KV cache memory: 1 GiB",
+    )
+    assert all(engines.LINE.search(line) for line in lines)
+    engine = engines.engine_of(["vllm", "serve", "model"])
+    assert engine is not None
+    assert engines.figures_of(engine, lines) == EngineFigures(
+        name="vllm", weights_bytes=round(15.27 * GiB), graphs_bytes=round(0.38 * GiB),
+        kv_cache_bytes=round(53.73 * GiB), kv_cache_tokens=391_216, context_tokens=32_768,
+        max_concurrency=11.94,
+    )  # fmt: skip
+
+
+def test_a_server_that_does_not_answer_is_said() -> None:
+    assert "was not answered" in engines.ask("http://127.0.0.1:9")
 
 
 def test_empty_distributions_stand_for_nvidia_s(tmp_path: Path) -> None:
@@ -160,6 +198,67 @@ def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
     (tmp_path / "processes").write_bytes(b"x" * 64)
     with pytest.raises(InputError, match="no table"):
         collect(tmp_path)
+
+
+def test_what_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "process-1.json").write_text('{"pid": 1, "ra')
+    (tmp_path / "process-2.json").write_text('{"pid": 2}\n[1]\n')
+    (tmp_path / "notes.jsonl").write_text("[" * 100_000)
+    assert collect(tmp_path).versions == {}
+    head = struct.pack("<QQQQ", 0x7472697474657231, 1 << 62, 1416, 32)
+    for table in (b"", head[:20], head):
+        (tmp_path / "processes").write_bytes(table)
+        with pytest.raises(InputError, match="no table"):
+            collect(tmp_path)
+
+
+def test_a_command_ends_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    environment = {**os.environ, launch.SESSION: str(tmp_path)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb", buffering=0) as output:
+        ended = launch.run(["yes"], environment, Until(text="never"), output)
+    assert ended.exit_code == -signal.SIGPIPE
+
+
+def test_a_text_is_seen_in_a_line_without_an_end(tmp_path: Path) -> None:
+    """The line is not kept whole, however long it grows; the text lies over two of its pieces."""
+    environment = {**os.environ, launch.SESSION: str(tmp_path)}
+    script = "head -c 65533 /dev/zero; printf ready; exec sleep 300 >/dev/null 2>&1"
+    with Path(os.devnull).open("wb") as output:
+        ended = launch.run(["sh", "-c", script], environment, Until(text="ready"), output)
+    assert ended.by == "--until"
+    assert ended.seconds < 200
+
+
+def test_the_folder_that_we_are_in_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    found = torch_of(sys.executable)
+    assert found.torch is None or found.torch != tmp_path / "torch"
+
+
+def test_nothing_is_preloaded_from_where_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"tritter-mem-{os.getuid()}"
+    assert cache_folder() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(MeasureError, match="others may write there"):
+        cache_folder()
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MeasureError, match="others may write there"):
+        cache_folder()
 
 
 def use(rank: int, peak: int) -> RankUse:

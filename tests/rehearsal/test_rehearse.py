@@ -95,6 +95,30 @@ def test_a_script_s_peaks_are_those_that_pytorch_counted(rehearse: Any, tmp_path
     assert [again.record["rehearsed"][name] for name in figures] == [use[name] for name in figures]
 
 
+def test_who_holds_the_peak_is_known_by_line_and_by_module(rehearse: Any, tmp_path: Path) -> None:
+    found = rehearse("modules.py", options=f"--snapshot {tmp_path}")
+    peak = found.record["rehearsed"]["allocated_peak_bytes"]
+    from tritter_mem.recordings.replay_snapshot import replay
+    from tritter_mem.report.charts.flame_graph import tree_of
+
+    [device] = replay(found.record["rehearsed"]["snapshot"]).devices
+    by_line, by_module = device.held_at_peak, device.held_by_module
+    assert by_line is not None
+    assert by_module is not None
+    for one in (by_line, by_module):
+        assert tree_of(one).total_bytes == one.total_bytes == peak
+    held = {(".".join(frame.name for frame in one.path), one.component): one.allocated_bytes
+            for one in by_module.allocations}  # fmt: skip
+    weights = 4 * 4 * 1024 * 4096
+    assert held["Model.layers.*.up", "weights"] == weights + 4 * 4 * 4096
+    assert held["Model.layers.*.down", "optimizer_state"] == 2 * (weights + 4 * 4 * 1024)
+    assert held["Model.layers.*.up", "activations"] > 0
+    heaviest = by_line.allocations[0]
+    assert any(frame.file.endswith("modules.py") for frame in heaviest.path)
+    files = {frame.file for one in by_line.allocations for frame in one.path}
+    assert not [file for file in files if "tritter_mem/rehearsal/inside" in file]
+
+
 def test_what_few_elements_need_is_computed(rehearse: Any) -> None:
     found = rehearse("true_values.py")
     assert found.exit_code == 0, found.printed
@@ -110,7 +134,10 @@ def test_lines_at_which_uncomputed_values_decide_are_named(rehearse: Any) -> Non
     decided = lines_of(found.trust["values_decided_shapes"], "decisions.py")
     assert decided == lines_with("decisions.py", "DECIDES")
     assert lines_of(found.trust["assumed"], "decisions.py") == lines_with("decisions.py", "assumed")
+    left = lines_of(found.trust["not_followed"], "decisions.py")
+    assert left == lines_with("decisions.py", "not followed")
     assert "known [4, 5, 6, 7, 8, 9] 45" in found.printed
+    assert "host known" in found.printed
 
 
 def test_out_of_memory_has_pytorch_s_words_and_the_line(rehearse: Any) -> None:
@@ -134,7 +161,9 @@ def test_two_ranks_exchange_small_values_truly(rehearse: Any) -> None:
     ranks = found.record["ranks"]
     assert [(use["rank"], use["device"]) for use in ranks] == [(0, 0), (1, 1)]
     counted = dict(re.findall(r"rank (\d) fine (\d+)", found.printed))
-    assert {str(use["rank"]): str(use["allocated_peak_bytes"]) for use in ranks} == counted
+    assert {str(use["rank"]): str(use["allocated_peak_bytes"]) for use in ranks} == counted, (
+        found.printed
+    )
     assert any("NCCL" in line for line in found.trust["uncounted"])
 
 
@@ -182,6 +211,7 @@ def test_other_libraries_answer_by_rule_or_fail_with_their_name(rehearse: Any) -
     assert found.trust["stubs_called"] == ["cufftCreate"]
     assert "fft: cuFFT error" in found.printed
     assert "workspace of cudnnConvolutionForward" in found.trust["uncounted"]
+    assert any("autotuners take the first" in line for line in found.trust["uncounted"])
     assert [use["device"] for use in found.record["ranks"]] == [0, 1]
 
 
@@ -192,6 +222,19 @@ def test_a_server_is_ended_at_a_text(rehearse: Any) -> None:
     assert found.exit_code == 0, found.printed
     assert found.record["command"]["ended_by"] == "--until"
     assert found.record["rehearsed"]["allocated_peak_bytes"] == 5 * MiB
+
+
+@pytest.mark.parametrize(
+    ("options", "ended_by", "exit_code"),
+    [("--until 2", "--until", 3), ("--host-limit 40MiB", "--host-limit", 2)],
+)
+def test_what_hangs_or_takes_the_host_s_memory_is_ended(
+    options: str, ended_by: str, exit_code: int, rehearse: Any
+) -> None:
+    code = "import time; kept = bytearray(50 << 20); time.sleep(600)"
+    found = rehearse("", "-c", code, options=options)
+    assert found.exit_code == exit_code, found.printed
+    assert found.record["command"]["ended_by"] == ended_by
 
 
 @pytest.mark.parametrize(

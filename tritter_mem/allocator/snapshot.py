@@ -48,7 +48,7 @@ ACTIONS = {
     "oom": OOM,
 }
 _ACTION_NAMES = {action: name for name, action in ACTIONS.items()}
-_IGNORED = {"snapshot", "user_defined"}  # they change no memory
+_IGNORED = {"snapshot", "user_defined", "annotate"}  # they change no memory
 _STATES = {
     "active_allocated": ALLOCATED,
     "active_pending_free": WAITING,  # as older versions call it
@@ -130,6 +130,8 @@ class DeviceSnapshot:
         warnings: what was found and left out, one line each.
         stacks: the call stacks from which memory was asked for, each outermost first. The one of
             number `NO_STACK` is empty.
+        labels: for each of `stacks`, what the code called it (`user_metadata`); stacks that
+            are alike and called otherwise are two.
         block_stacks: number of the stack of each block in `segments`, by its address, where it is
             recorded.
     """
@@ -140,6 +142,7 @@ class DeviceSnapshot:
     settings: AllocatorSettings
     warnings: tuple[str, ...] = ()
     stacks: Sequence[tuple[Frame, ...]] = ((),)
+    labels: Sequence[str] = ("",)
     block_stacks: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -165,7 +168,7 @@ def devices_of(snapshot: Any) -> list[DeviceSnapshot]:
     for device in range(count):
         entries = traces[device] if device < len(traces) else []
         if not isinstance(entries, list):
-            raise InputError(f"device_traces[{device}]: found {_kind(entries)}, expected a list")
+            raise InputError(f"device_traces[{device}]: got {_kind(entries)}, expected a list")
         own = segments.get(device, ())
         if not entries and not own:
             continue
@@ -179,6 +182,7 @@ def devices_of(snapshot: Any) -> list[DeviceSnapshot]:
                 settings=settings,
                 warnings=(*warnings, *unknown),
                 stacks=stacks.found,
+                labels=stacks.labels,
                 block_stacks=block_stacks.get(device, {}),
             )
         )
@@ -190,29 +194,33 @@ class _Stacks:
 
     def __init__(self) -> None:
         self.found: list[tuple[Frame, ...]] = [()]
-        self._numbers: dict[tuple[Frame, ...], int] = {(): NO_STACK}
+        self.labels = [""]
+        self._numbers: dict[tuple[tuple[Frame, ...], str], int] = {((), ""): NO_STACK}
         # PyTorch dumps one dict for a frame that many stacks have. The lists are kept, so that no
         # other frame gets the address of one of theirs.
-        self._by_identity: dict[tuple[int, ...], tuple[int, list[Any]]] = {}
+        self._by_identity: dict[tuple[str, tuple[int, ...]], tuple[int, list[Any]]] = {}
 
-    def number_of(self, frames: Any) -> int:
-        """The number of a stack as PyTorch dumps it, innermost frame first.
+    def number_of(self, frames: Any, label: Any = "") -> int:
+        """The number of a stack as PyTorch dumps it, innermost frame first, and of its label.
 
         Raises:
             TypeError, AttributeError: it is no list of frames.
         """
-        if frames is None or frames == []:
+        label = label[:FRAME_TEXT_LIMIT] if isinstance(label, str) else ""
+        if not label and (frames is None or frames == []):
             return NO_STACK
+        frames = [] if frames is None else frames
         if not isinstance(frames, list):
             raise TypeError(f"'frames' is {_kind(frames)}")
-        key = tuple(map(id, frames))
+        key = label, tuple(map(id, frames))
         known = self._by_identity.get(key)
         if known is not None:
             return known[0]
         stack = _python_frames([_read_frame(frame) for frame in reversed(frames)])
-        number = self._numbers.setdefault(stack, len(self.found))
+        number = self._numbers.setdefault((stack, label), len(self.found))
         if number == len(self.found):
             self.found.append(stack)
+            self.labels.append(label)
         self._by_identity[key] = number, frames
         return number
 
@@ -336,14 +344,14 @@ def _read_trace(
             address = entry["device_free" if action == OOM else "addr"]
             size, stream = entry["size"], entry.get("stream", 0)
             if not type(address) is type(size) is type(stream) is int:
-                raise TypeError(f"found {_kind(address)}, {_kind(size)} and {_kind(stream)}")
+                raise TypeError(f"got {_kind(address)}, {_kind(size)} and {_kind(stream)}")
             most = MAX_ASKED_BYTES if action == OOM else MAX_BYTES
             if not (0 <= address < MAX_ADDRESS and 0 <= size < most and abs(stream) < MAX_STREAM):
-                raise ValueError("found a number that is too large, or below 0")
+                raise ValueError("got a number that is too large, or below 0")
             if not size and SEGMENT_ALLOC <= action <= SEGMENT_UNMAP:
                 raise ValueError("a segment, or pages, of 0 bytes")
             pool = _read_pool(entry) or (private and private.pool_at(address))
-            stack = stacks.number_of(entry.get("frames"))
+            stack = stacks.number_of(entry.get("frames"), entry.get("user_metadata"))
             append(action, address, size, PrivateStream(stream, pool) if pool else stream, stack)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
@@ -430,20 +438,20 @@ def _is_division(steps: int) -> bool:
 
 def _read_number(value: Any, limit: int) -> int:
     if type(value) is not int or not 0 <= value < limit:
-        raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
+        raise ValueError(f"expected a whole number from 0, got {_kind(value)}")
     return value
 
 
 def _read_whole(value: Any) -> int:
     """A stream, or a part of a pool's id."""
     if type(value) is not int or abs(value) >= MAX_STREAM:
-        raise TypeError(f"expected a whole number, found {_kind(value)}")
+        raise TypeError(f"expected a whole number, got {_kind(value)}")
     return value
 
 
 def _read_text(value: Any) -> str:
     if type(value) is not str:
-        raise TypeError(f"expected text, found {_kind(value)}")
+        raise TypeError(f"expected text, got {_kind(value)}")
     return value[:40]
 
 
@@ -454,10 +462,10 @@ def _checked_root(found: Any) -> dict[str, Any]:
             "record with torch.cuda.memory._record_memory_history() and use _dump_snapshot()"
         )
     if not isinstance(found, dict):
-        raise InputError(f"found {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
+        raise InputError(f"got {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
     for key in ("segments", "device_traces"):
         if not isinstance(found.get(key, []), list):
-            raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
+            raise InputError(f"'{key}': got {_kind(found[key])}, expected a list")
     if "segments" not in found:
         keys = ", ".join(sorted(_shown_key(key) for key in islice(found, 8)))
         raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")

@@ -96,7 +96,7 @@ def _opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
     try:
         with open_input(path) as file:
             if not is_file(path):
-                raise InputError("cannot be read: it is no regular file")
+                raise InputError("cannot be read: it is not a regular file")
             _refuse_unfit(file, os.fstat(file.fileno()).st_size, max_bytes)
             yield file
     except OSError as error:
@@ -255,6 +255,7 @@ def _encoded(devices: list[DeviceSnapshot]) -> Iterator[bytes]:
             "devices": [_head(device) for device in devices],
             "frames": [[frame.name, frame.file, frame.line] for frame in frames],
             "stacks": [len(stack) for stack in stacks],
+            "labels": list(devices[0].labels) if devices else [],
         }
     )
     yield array("i", (frames[frame] for stack in stacks for frame in stack)).tobytes()
@@ -306,7 +307,8 @@ def _decoded(answer: IO[bytes]) -> list[DeviceSnapshot]:
     frames = [Frame(name=name, file=file, line=line) for name, file, line in head["frames"]]
     numbers = iter(_column(answer, "i", sum(head["stacks"])))
     stacks = [tuple(frames[n] for n in islice(numbers, length)) for length in head["stacks"]]
-    return [_device(one, stacks, answer) for one in head["devices"]]
+    labels = head["labels"]
+    return [_device(one, stacks, labels, answer) for one in head["devices"]]
 
 
 def _exactly(answer: IO[bytes], count: int) -> bytes:
@@ -323,7 +325,7 @@ def _column(answer: IO[bytes], kind: str, count: int) -> array[int]:
 
 
 def _device(
-    head: dict[str, Any], stacks: list[tuple[Frame, ...]], answer: IO[bytes]
+    head: dict[str, Any], stacks: list[tuple[Frame, ...]], labels: list[str], answer: IO[bytes]
 ) -> DeviceSnapshot:
     trace, events = Trace(), head["events"]
     trace.actions = bytearray(_exactly(answer, events))
@@ -342,6 +344,7 @@ def _device(
         settings=from_plain(AllocatorSettings, head["settings"]),
         warnings=tuple(head["warnings"]),
         stacks=stacks,
+        labels=labels,
         block_stacks=dict(zip(of_blocks, of_blocks, strict=True)),
     )
 

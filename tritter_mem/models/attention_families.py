@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from tritter_mem.models.family_parts import (
     head_norms,
     mixtral_experts,
     qwen3,
+    rotated_layers,
     routed_experts,
     stack,
 )
@@ -27,7 +29,7 @@ from tritter_mem.models.gemma4_blocks import (
     Gemma4Experts,
     PerLayerEmbeddings,
 )
-from tritter_mem.models.huggingface_keys import FULL, SLIDING, Keys
+from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.step_blocks import (
     ClampedExperts,
@@ -145,10 +147,7 @@ def gpt_oss_attention(keys: Keys, kind: str) -> Attention:
 
 def llama4_layers(keys: Keys) -> list[Modules]:
     """Chunks but on layers without rotation; experts on listed layers."""
-    period = keys.optional("no_rope_layer_interval") or 4
-    rotated = keys.list_of("no_rope_layers") or [
-        int((n + 1) % period != 0) for n in range(keys.layers)
-    ]
+    rotated = rotated_layers(keys)
     derived = ["chunked_attention" if flag else FULL for flag in rotated[: keys.layers]]
     step = keys.optional("interleave_moe_layer_step") or 1
     listed = keys.list_of("moe_layers")
@@ -243,10 +242,12 @@ def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
 
 def gemma3n_layers(keys: Keys) -> list[Modules]:
     """Several residual streams, low-rank residuals, and keys shared by the last layers."""
-    streams, hidden = keys.number("altup_num_inputs"), keys.hidden
+    streams, hidden = keys.number("altup_num_inputs", MOST_LAYERS), keys.hidden
     rank, reuse = keys.number("laurel_rank"), reuses_keys(keys)
-    inner = keys.get("intermediate_size")
-    widths = inner if isinstance(inner, list) else [inner] * keys.layers
+    if isinstance(keys.get("intermediate_size"), list):
+        widths = keys.numbers("intermediate_size", keys.layers) or []
+    else:
+        widths = [keys.number("intermediate_size")] * keys.layers
     mixing = Extra(
         linears=(
             ("altup.correction_coefs", streams, streams),
@@ -279,7 +280,7 @@ def gemma3n_outside(keys: Keys) -> Outside:
     square = tuple(
         (f"{name}.{number}", keys.hidden, keys.hidden)
         for name in ("altup_projections", "altup_unembed_projections")
-        for number in range(keys.number("altup_num_inputs") - 1)
+        for number in range(keys.number("altup_num_inputs", MOST_LAYERS) - 1)
     )
     return Outside(more=(*outside, Extra(linears=square)))
 
@@ -395,10 +396,10 @@ def mimo_layers(keys: Keys) -> list[Modules]:
     derived = [FULL if n == 0 or not (n + 1) % 6 else SLIDING for n in range(keys.layers)]
     if pattern is not None:
         derived = [SLIDING if flag else FULL for flag in pattern[: keys.layers]]
-    frequency = keys.get("moe_layer_freq")
     with_experts = first_dense(keys, 1)
-    if isinstance(frequency, list) and keys.get("mlp_layer_types") is None:
-        with_experts = [bool(flag) for flag in frequency[: keys.layers]]
+    if isinstance(keys.get("moe_layer_freq"), list) and keys.get("mlp_layer_types") is None:
+        frequency = keys.list_of("moe_layer_freq", keys.layers) or []
+        with_experts = [bool(flag) for flag in frequency]
     size = keys.optional("sliding_window_size")
 
     def layer(number: int, kind: str) -> Modules:
@@ -423,17 +424,17 @@ def minimax_m2_attention(keys: Keys, kind: str) -> Attention:
 
 def minimax_m3_layers(keys: Keys) -> list[Modules]:
     """Attention over chosen blocks on some layers; shared experts."""
-    section = keys.mapping("sparse_attention_config")
-    flags = section.get("sparse_attention_freq")
+    section = keys.section("sparse_attention_config")
+    flags = section.list_of("sparse_attention_freq") or [0] * keys.layers
     sparse = "minimax_m3_sparse"
-    derived = [sparse if flag else FULL for flag in flags or [0] * keys.layers]
-    frequency = keys.list_of("moe_layer_freq")
+    derived = [sparse if flag else FULL for flag in flags]
+    frequency = keys.list_of("moe_layer_freq", keys.layers)
     with_experts = first_dense(keys, 0)
     if frequency is not None and keys.get("mlp_layer_types") is None:
         with_experts = [bool(flag) for flag in frequency]
     chooser = BlockIndexer(
-        heads=section.get("sparse_num_index_heads") or keys.number("index_n_heads"),
-        head_dim=section.get("sparse_index_dim") or keys.number("index_head_dim"),
+        heads=section.optional("sparse_num_index_heads") or keys.number("index_n_heads"),
+        head_dim=section.optional("sparse_index_dim") or keys.number("index_head_dim"),
     )
     experts = mixtral_experts(
         keys,
@@ -474,7 +475,7 @@ def cohere2_attention(keys: Keys, kind: str) -> Attention:
 
 def cohere2_moe_layers(keys: Keys) -> list[Modules]:
     """One norm a layer; experts behind the first dense layers."""
-    first = keys.optional("first_k_dense_replace") or 0
+    first = min(keys.optional("first_k_dense_replace") or 0, keys.layers)
     before, behind = (
         keys.number("prefix_dense_sliding_window_pattern"),
         keys.number("sliding_window_pattern"),
@@ -506,7 +507,7 @@ def exaone4_types(keys: Keys) -> list[str]:
         return [FULL] * keys.layers
     if isinstance(pattern, str):
         return [SLIDING if pattern[n % len(pattern)] == "L" else FULL for n in range(keys.layers)]
-    return keys.every(pattern)
+    return keys.every(keys.number("sliding_window_pattern"))
 
 
 def ernie_layers(keys: Keys) -> list[Modules]:
@@ -521,7 +522,7 @@ def ernie_layers(keys: Keys) -> list[Modules]:
         shared_bias=bias,
         correction=("gate.moe_statics.e_score_correction_bias", True),
     )
-    first, last = keys.optional("moe_layer_start_index") or 0, keys.get("moe_layer_end_index")
+    first, last = keys.optional("moe_layer_start_index") or 0, keys.integer("moe_layer_end_index")
     if last is None or last == -1:
         last = keys.layers - 1
     interval = keys.optional("moe_layer_interval") or 1
@@ -554,8 +555,7 @@ def hy_v3_experts(keys: Keys) -> Experts:
 
 def smollm3_layers(keys: Keys) -> list[Modules]:
     """Some layers do not rotate; they have a window, where it is switched on."""
-    period = keys.optional("no_rope_layer_interval") or 4
-    rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
+    rotated = rotated_layers(keys)
     windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
     derived = [SLIDING if windowed and not rotated[n] else FULL for n in range(keys.layers)]
 
@@ -658,16 +658,23 @@ def bitnet_mlp(keys: Keys) -> FeedForward:
     return FeedForward(inner=inner, vectors=(("ffn_sub_norm", inner),))
 
 
+def _step_experts(keys: Keys) -> list[int]:
+    """Layers with experts: `moe_layers_enum`, a list or text with commas."""
+    listed = keys.get("moe_layers_enum")
+    if not isinstance(listed, str):
+        return keys.numbers("moe_layers_enum") or []
+    if not re.fullmatch(r"[0-9]{0,9}(\s*,\s*[0-9]{0,9})*", listed.strip(), re.ASCII):
+        raise ConfigError(f"moe_layers_enum: numbers with commas are wanted, not {listed!r:.60}")
+    return [int(item) for item in re.findall("[0-9]+", listed)]
+
+
 def step_layers(keys: Keys) -> list[Modules]:
     """Other query heads on layers with a window; a gate for each head; one shared expert."""
-    listed = keys.get("moe_layers_enum")
-    items = listed.split(",") if isinstance(listed, str) else listed
-    with_experts = first_dense(keys, 3)
-    if items and keys.get("mlp_layer_types") is None:
-        chosen = {int(item) for item in items if str(item).strip()}
+    chosen, with_experts = _step_experts(keys), first_dense(keys, 3)
+    if chosen and keys.get("mlp_layer_types") is None:
         with_experts = [number in chosen for number in range(keys.layers)]
-    section = keys.mapping("attention_other_setting")
-    other = keys.optional("num_sliding_attention_heads") or section.get("num_attention_heads")
+    section = keys.section("attention_other_setting")
+    other = keys.optional("num_sliding_attention_heads") or section.optional("num_attention_heads")
     experts = ClampedExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("num_experts_per_tok"),
@@ -694,11 +701,11 @@ def step_layers(keys: Keys) -> list[Modules]:
 
 def step_dialect(keys: Keys) -> Dialect:
     """Angles for each kind of layer, of a part of a head that the keys give for each."""
-    kinds, listed = keys.layer_types([FULL] * keys.layers), keys.list_of("partial_rotary_factors")
+    kinds = keys.layer_types([FULL] * keys.layers)
+    listed = keys.factors("partial_rotary_factors", keys.layers)
     widths = {}
     for kind in (FULL, SLIDING):
-        section = keys.mapping("rope_parameters").get(kind) or {}
-        share = section.get("partial_rotary_factor")
+        share = keys.section("rope_parameters").section(kind).factor("partial_rotary_factor")
         if listed and kind in kinds:
             share = listed[kinds.index(kind)]
         widths[kind] = int(keys.head_dim * (share or 1))
@@ -713,31 +720,35 @@ def step_dialect(keys: Keys) -> Dialect:
 
 def nemotron_nas_layers(keys: Keys) -> list[Modules]:
     """`block_configs` has each layer's heads and MLP; either may be absent or one linear layer."""
-    configs = keys.list_of("block_configs")
-    if configs is None:
+    blocks = keys.sections("block_configs")
+    if not blocks:
         raise ConfigError("block_configs: a nemotron-nas model needs it, and it is missing")
     return [
-        _nas_attention(keys, block["attention"]) + _nas_mlp(keys, block["ffn"]) for block in configs
+        _nas_attention(keys, block.section("attention")) + _nas_mlp(keys, block.section("ffn"))
+        for block in blocks
     ]
 
 
-def _nas_attention(keys: Keys, block: dict[str, Any]) -> Modules:
-    if block.get("no_op"):
+def _nas_attention(keys: Keys, block: Keys) -> Modules:
+    if block.has("no_op"):
         return ()
     norm = Norms(("input_layernorm",))
-    if block.get("replace_with_linear"):
+    if block.has("replace_with_linear"):
         return Extra(linears=(("self_attn.linear_attn", keys.hidden, keys.hidden),)), norm
-    own = attention(keys, kv_heads=keys.heads // block["n_heads_in_group"])
-    return replace(own, window=block.get("window_length")), norm
+    own = attention(keys, kv_heads=keys.heads // block.number("n_heads_in_group"))
+    return replace(own, window=block.optional("window_length")), norm
 
 
-def _nas_mlp(keys: Keys, block: dict[str, Any]) -> Modules:
-    if block.get("no_op"):
+def _nas_mlp(keys: Keys, block: Keys) -> Modules:
+    if block.has("no_op"):
         return ()
     norm = Norms(("post_attention_layernorm",))
-    if block.get("replace_with_linear"):
+    if block.has("replace_with_linear"):
         return Extra(linears=(("mlp.linear_mlp", keys.hidden, keys.hidden),)), norm
-    inner = 256 * -(-int(2 * block["ffn_mult"] * keys.hidden / 3) // 256)
+    multiple = block.factor("ffn_mult")
+    if multiple is None:
+        raise ConfigError("block_configs: ffn_mult is missing")
+    inner = 256 * -(-int(2 * multiple * keys.hidden / 3) // 256)
     return FeedForward(inner=inner, bias=keys.has("mlp_bias")), norm
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -136,6 +136,10 @@ class HuggingFaceModel:
         """Bytes of the language model's weights as the file has them stored."""
         return self.weight_bytes_in(self.quantization, self.dtype)
 
+    def held_on(self, capability: tuple[int, int]) -> HuggingFaceModel:
+        """The model with its weights as transformers holds them on a card of a capability."""
+        return replace(self, quantization=self.quantization.held(capability))
+
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of all that a checkpoint holds."""
@@ -152,6 +156,8 @@ class HuggingFaceModel:
             quantization: of linear layers.
             dtype: of what it leaves as it is, but for weights that the model keeps in float32.
         """
+        if quantization.file_bytes is not None:
+            return quantization.file_bytes
         return sum(
             self._stored_bytes(name, weight, quantization, dtype)
             for name, weight in self.language_weights()
@@ -241,7 +247,7 @@ def read_config(
     keys = Keys(values, language_type)
     try:
         return _read(config, keys, family, quantization, unsupported)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             f"config.json: a key of this {model_type} model has a wrong value: {error}"
         ) from error
@@ -301,6 +307,8 @@ def _language_section(config: object) -> tuple[Mapping[str, Any], str]:
         section = config.get(name)
         if isinstance(section, Mapping):
             inner = section.get("text_config", section)
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"config.json: {name}.text_config: a section is wanted")
             own = inner.get("model_type") or SAME_AS.get(str(model_type), str(model_type))
             return inner, str(own)
     if not isinstance(model_type, str):

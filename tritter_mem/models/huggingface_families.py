@@ -134,7 +134,7 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(layers=plain_layers(), dialect=dialect()),
     "mistral": Family(layers=plain_layers(attention_of=plain_attention), dialect=dialect()),
     "ministral3": Family(
-        layers=plain_layers(attention_of=plain_attention), dialect=dialect(tunes_queries=True)
+        layers=plain_layers(attention_of=plain_attention), dialect=dialect(scales_queries=True)
     ),
     "mixtral": Family(
         layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts), dialect=dialect()

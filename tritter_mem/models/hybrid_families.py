@@ -25,7 +25,7 @@ from tritter_mem.models.family_parts import (
     stack,
 )
 from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
-from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, SLIDING, Keys
+from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
@@ -107,8 +107,8 @@ def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
 
     def of(keys: Keys) -> Dialect:
         plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
-        told = keys.get("partial_rotary_factor")
-        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
+        told = keys.factor("partial_rotary_factor")
+        told = told or keys.section("rope_parameters").factor("partial_rotary_factor")
         return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
 
     return of
@@ -118,7 +118,7 @@ def qwen_mtp(mlp: Callable[[Keys], Module]) -> Callable[[Keys], list[Modules]]:
     """Qwen3.5's layers for multi-token prediction, with full attention."""
 
     def layers(keys: Keys) -> list[Modules]:
-        count = keys.optional("mtp_num_hidden_layers") or 0
+        count = keys.optional("mtp_num_hidden_layers", MOST_LAYERS) or 0
         joined = Extra(
             linears=(("fc", keys.hidden, 2 * keys.hidden),),
             tensors=tuple(
@@ -202,10 +202,11 @@ def minimax_layers(keys: Keys) -> list[Modules]:
 def nemotron_h_kinds(keys: Keys) -> list[str]:
     """`layers_block_type`, or the letters of `hybrid_override_pattern`."""
     letters = {"M": LINEAR, "E": "moe", "*": FULL, "-": "mlp"}
-    listed, pattern = keys.list_of("layers_block_type"), keys.get("hybrid_override_pattern")
+    listed = keys.list_of("layers_block_type")
     if listed is not None:
         return [{"mamba": LINEAR, "attention": FULL}.get(kind, kind) for kind in listed]
-    if not isinstance(pattern, str):
+    pattern = keys.text("hybrid_override_pattern")
+    if pattern is None:
         return [LINEAR, "moe", FULL, "mlp"]
     if unknown := set(pattern) - set(letters):
         raise ConfigError(f"hybrid_override_pattern: unknown letters {''.join(sorted(unknown))}")
@@ -512,7 +513,7 @@ def lfm2_inner(keys: Keys) -> int:
     if not keys.has("block_auto_adjust_ff_dim"):
         return inner
     inner = int(2 * inner / 3)
-    factor = keys.get("block_ffn_dim_multiplier")
+    factor = keys.factor("block_ffn_dim_multiplier")
     if factor is None:
         return inner
     unit = keys.number("block_multiple_of")

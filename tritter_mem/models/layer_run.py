@@ -44,8 +44,8 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
-        tunes_queries: whether queries that rotated are multiplied by a number of their position.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
+        scales_queries: whether queries are multiplied by a number of their position.
         eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
             in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
             gpt-oss writes it.
@@ -75,9 +75,9 @@ class Dialect:
     scales_embedding: bool = False
     logits_steps: int = 0
     half_angles: bool = False
-    tunes_queries: bool = False
     scales_keys: bool = False
     scales_values: bool = False
+    scales_queries: bool = False
     eager: str = ""
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
@@ -394,6 +394,17 @@ def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, T
     numbers = ops.new(half, 2 * FLOAT)
     del freqs
     return numbers, numbers
+
+
+def scaled_by_position(run: LayerRun, q: Tensor) -> Tensor:
+    """Queries [B, H, T, D] times a number of their position: `get_llama_4_attn_scale`."""
+    ops, step = run.ops, run.step
+    with ops.without_gradients():
+        numbers = ops.new((step.batch if step.caches else 1, 1, step.tokens, 1), FLOAT)
+        for _ in range(5):
+            numbers = ops.scaled(numbers)
+        numbers = ops.to(numbers, q.size)
+    return ops.mul(q, numbers)
 
 
 def _rotate_half(ops: Operations, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _read(path: Path) -> ReleasedModel:
     document = read_document(path, label_of(path))
     values = document.values
     if document.problems or set(values) != set(_KEYS):
-        keys = f"{label_of(path)}: found {', '.join(values)}; allowed: {', '.join(_KEYS)}"
+        keys = f"{label_of(path)}: got {', '.join(values)}, expected {', '.join(_KEYS)}"
         raise ConfigError(*(document.problems or [keys]))
     return ReleasedModel(
         name=path.stem,

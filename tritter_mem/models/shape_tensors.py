@@ -38,7 +38,7 @@ from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
 QUANTISED = 1
-"""Bytes of an element of a float8 weight."""
+"""Bytes of an element of a float8 weight; what other quantised weights take is not by element."""
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -99,11 +99,23 @@ class Storage:
     __slots__ = ("_requests", "number")
 
     def __init__(self, requests: Requests, nbytes: int, component: str) -> None:
-        self._requests = requests
+        self._requests: Requests | None = requests
         self.number = requests.came(nbytes, component)
 
+    @classmethod
+    def known(cls, requests: Requests, number: int) -> Storage:
+        """A storage that came already."""
+        storage = cls.__new__(cls)
+        storage._requests, storage.number = requests, number
+        return storage
+
+    def has_gone(self) -> None:
+        """Its end is among the events already."""
+        self._requests = None
+
     def __del__(self) -> None:
-        self._requests.events.append(~self.number)
+        if self._requests is not None:
+            self._requests.events.append(~self.number)
 
 
 class Tensor:
@@ -176,19 +188,22 @@ class Parameter(Tensor):
     Attributes:
         grad: its gradient.
         cast: itself in the type of autocast, while that keeps it.
-        copies: how many weights of this shape it stands for.
+        product: how rows are multiplied with it, where its numbers are quantised; else None.
     """
 
-    __slots__ = ("cast", "grad")
+    __slots__ = ("cast", "grad", "product")
 
     def __init__(self, shape: Shape, size: int, storage: Storage | None, trains: bool) -> None:
         super().__init__(shape, contiguous(shape), size, storage)
         self.grad: Tensor | None = None
         self.cast: Tensor | None = None
+        self.product: Product | None = None
         if trains:
             self.node = Leaf(self)
 
 
+Product: TypeAlias = "Callable[[Operations, Tensor, Parameter, Tensor | None], Tensor]"
+"""Of rows [..., K], a weight [N, K] and a bias [N]: [..., N]."""
 Grads: TypeAlias = "list[Tensor | None]"
 Saved: TypeAlias = "list[Tensor]"
 Rule: TypeAlias = Callable[[Saved, Grads], "Sequence[Tensor | None]"]
@@ -329,6 +344,19 @@ class Operations:
         nbytes = prod(shape) * size
         storage = Storage(self.requests, nbytes, component) if nbytes else None
         return Parameter(shape, size, storage, trains)
+
+    def quantised_weight(
+        self, shape: Shape, nbytes: int, product: Product, component: str = "weights"
+    ) -> Parameter:
+        """A weight whose numbers take so many bytes, and how rows are multiplied with it."""
+        weight = Parameter(shape, QUANTISED, Storage(self.requests, nbytes, component), False)
+        weight.product = product
+        return weight
+
+    def replace(self, weight: Tensor, size: int) -> None:
+        """`weight.data = weight.data.to(...)`: it stays in another type."""
+        other = self.new(weight.shape, size, component="weights")
+        weight.storage, weight.size = other.storage, size
 
     def account(self, x: Tensor, component: str) -> None:
         """Say what a tensor's memory is for."""
@@ -801,12 +829,9 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added.
-
-        The kernel for float8 weights quantises as it goes: it allocates the result alone.
-        """
-        if weight.size == QUANTISED:
-            return self.new((*x.shape[:-1], weight.shape[0]), x.size)
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        if isinstance(weight, Parameter) and weight.product is not None:
+            return weight.product(self, x, weight, bias)
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)

@@ -13,7 +13,13 @@ from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
-from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
+from tritter_mem.models.layer_run import (
+    ROTATIONS,
+    LayerRun,
+    activated,
+    halves,
+    scaled_by_position,
+)
 from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
@@ -229,8 +235,8 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
-        if run.dialect.tunes_queries:
-            q = ops.mul(q, ops.new((step.batch, 1, step.tokens, 1), q.size))
+        if run.dialect.scales_queries:
+            q = scaled_by_position(run, q)
         k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
@@ -706,16 +712,17 @@ class CompressedAttention(Module):
         """The window; compressed tokens; and what waits to be compressed, with its gates.
 
         Keys are the values, in one tensor but for layers with a window alone. Overlapping series
-        also keep half of the last compressed tokens' inputs.
+        also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
-        tokens, element = cache.context, cache.format.element_bytes
+        tokens, element, gates = cache.context, cache.format.element_bytes, 0
         elements = self._copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
             if self.index is not None and tokens >= self.rate:
-                elements += 2 * self.rate * width
-        return cache.batch * elements * element
+                elements += self.rate * width
+                gates += self.rate * width
+        return cache.batch * (elements * element + gates * FLOAT32_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

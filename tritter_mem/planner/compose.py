@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tritter_mem import torch_release
+from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.planner.case import Case
@@ -44,11 +45,17 @@ def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse
             split.
         plays: whether to play the tensors through the allocator. Without, what is reserved is
             unknown, and the plan is made several times as fast.
+
+    Raises:
+        ConfigError: the allocator's settings are wrong.
     """
+    parse_alloc_conf(profile.allocator.conf)  # whether or not this plan plays the allocator
     if isinstance(profile, NamedProfile):
-        return _plan_named(profile, card, plays=plays)
-    budget = budget_of(profile, card) if plays else None
-    return plan_case(Case.of(profile, card), budget, plays=plays)
+        use = _plan_named(profile, card, plays=plays)
+    else:
+        budget = budget_of(profile, card) if plays else None
+        use = plan_case(Case.of(profile, card), budget, plays=plays)
+    return replace(use, caveat=card.caveat) if card.caveat else use
 
 
 def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:

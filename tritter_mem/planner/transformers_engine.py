@@ -21,6 +21,7 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
     LayerCache,
@@ -31,6 +32,8 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
+from tritter_mem.models.quantised_products import product_of
+from tritter_mem.models.quantization import Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -48,8 +51,6 @@ from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
 """Tokens that are run of those that are generated: the first ones, and the last with its cache."""
-FLOAT8 = (8, 9)
-"""Capability from which transformers keeps float8 weights."""
 EXPERTS_DIMENSIONS = 3
 DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
@@ -161,14 +162,14 @@ class _Made(NamedTuple):
     Attributes:
         size: bytes of an element.
         trains: whether training changes it.
-        scales: bytes of what quantised numbers are multiplied by.
+        scheme: how its numbers are stored; None: one by one, each of `size` bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     size: int
     trains: bool
-    scales: int
+    scheme: Scheme | None
 
 
 class PlannedModel:
@@ -181,12 +182,12 @@ class PlannedModel:
 
     def __init__(self, run: TransformersRun, ops: Operations) -> None:
         self.run, self.ops = run, ops
-        self.model: HuggingFaceModel = run.model
+        self.model: HuggingFaceModel = run.model.held_on(ops.card.compute_capability)
         dialect = self.model.dialect
         if dialect is None:
             kind = self.model.language_type
             raise NotPlannedError(f"activations of {kind} models are not planned")
-        self._refuse_quantised(ops)
+        self._refuse_quantised()
         self.dialect: Dialect = dialect
         if run.trains:
             _refuse_dropout(run)
@@ -198,16 +199,19 @@ class PlannedModel:
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
-        self._steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        self._steps = [steps[layer] for layer in self.model.layers]
+        self._kinds: list[int] = []
 
-    def _refuse_quantised(self, ops: Operations) -> None:
-        method = self.model.quantization.method
-        if self.run.trains or not method:
+    def _refuse_quantised(self) -> None:
+        stored = self.model.quantization
+        if self.run.trains:
             return
-        if method != "fp8":
-            raise NotPlannedError(f"activations of weights in {method} are not planned")
-        if ops.card.compute_capability < FLOAT8:
-            raise NotPlannedError("float8 weights on a card without float8 are not planned")
+        if stored.unplanned:
+            raise NotPlannedError(stored.unplanned)
+        for scheme in stored.all_schemes:
+            if product_of(scheme, self.run.dtype) is None:
+                raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -215,10 +219,12 @@ class PlannedModel:
         embedding, *others = self._shapes(self.model.outside, prefix)
         self.outside[embedding.name] = self._weight(embedding, "embeddings")
         known: dict[tuple[Module, ...], list[_Made]] = {}
+        kinds: dict[tuple[object, ...], int] = {}
         for number, layer in enumerate(self.model.layers):
             if layer not in known or self.model.quantization.method:
                 known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
+            self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
             for module in layer:
                 self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
@@ -241,31 +247,36 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scales = self.model.element_bytes(name, dtype), 0
+                size, scheme = self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
                 if is_matrix and not self.run.trains:
-                    size, scales = self._quantised(f"{prefix}.{name}", shape, size)
-                found.append(_Made(name, shape, size, trains, scales))
+                    scheme = self._scheme(f"{prefix}.{name}")
+                found.append(_Made(name, shape, size, trains, scheme))
         return found
 
-    def _quantised(self, name: str, shape: tuple[int, ...], size: int) -> tuple[int, int]:
-        """Bytes of an element, and of all scales."""
+    def _scheme(self, name: str) -> Scheme | None:
         if name.startswith(f"{self.model.names.prefix}.lm_head"):
             name = "lm_head"
-        scheme = self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
-        if scheme is None:
-            return size, 0
-        *copies, outputs, inputs = shape
-        return 1, prod(copies) * (scheme.weight_bytes(outputs, inputs) - outputs * inputs)
+        return self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
 
     def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        if made.scheme is not None:
+            return self._quantised(made.shape, made.scheme, component)
         trains = self.run.trains and made.trains
         weight = self.ops.weight(made.shape, made.size, component, trains)
         if trains:
             self.parameters.append(weight)
-        if made.scales:
-            scales = self.ops.new((made.scales // FLOAT,), FLOAT, component="weights")
-            self._beside.append(scales)
+        return weight
+
+    def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
+        """Codes, whose scales stay beside them."""
+        *copies, outputs, inputs = shape
+        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        product = product_of(scheme, self.run.dtype)
+        if product is None:
+            raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+        weight = self.ops.quantised_weight(shape, codes, product, component)
+        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
@@ -286,7 +297,8 @@ class PlannedModel:
 
     def windows(self) -> list[int | None]:
         """Windows of its layers, each once; layers without one come first."""
-        found = {module.reach() for layer in self._steps for module in layer if module.rows()}
+        layers = dict.fromkeys(self.model.layers)
+        found = {module.reach() for layer in layers for module in layer if module.rows()}
         return sorted(found, key=lambda window: window or 0)
 
     def _rotate(self, step: Step, positions: Tensor) -> None:
@@ -345,7 +357,16 @@ class PlannedModel:
             step.masks[window] = make_mask(step, window)
         x = embeds
         self._rotate(step, positions)
-        for number, layer in enumerate(self.model.layers):
+        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        ops.requests.enter("last norm")
+        return outside.norm(x, self.model.names.norm)
+
+    def _through_layers(
+        self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
+    ) -> Tensor:
+        ops = self.ops
+        repeats = Repeats(ops.requests)
+        for number, part in enumerate(self._steps):
             if number == self.dialect.last_token_from and step.caches and step.tokens > 1:
                 x, step = self.last_token(x), step.of_last_token()
             run = LayerRun(
@@ -354,15 +375,15 @@ class PlannedModel:
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
             )
-            part = self._steps[layer]
             ops.requests.enter(f"layer {number}")
             if checkpoints:
                 x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
-            else:
+            elif ops.grad:
                 x = part(x, run)
+            else:
+                x = repeats.run(self._kinds[number], part, x, run)
             run.returned.clear()
-        ops.requests.enter("last norm")
-        return outside.norm(x, self.model.names.norm)
+        return x
 
     def last_token(self, x: Tensor) -> Tensor:
         """A view [B, 1, H] of hidden states [B, T, H]."""

@@ -76,7 +76,7 @@ class History:
     release, with which entry of `releases`, for pages with which of `new_segments`), and
     `events[i]` the recorded event that it stands for. `starts` are the lowest addresses of the
     expandable segments that are there at the beginning. `stack_numbers` says from which of `stacks`
-    each request was made.
+    each request was made, and `labels` what the code called that.
     """
 
     device: int
@@ -92,6 +92,7 @@ class History:
     streams: list[Stream]
     stack_numbers: array[int]
     stacks: Sequence[tuple[Frame, ...]]
+    labels: Sequence[str]
     live_at_start: int
     waiting_at_start: list[int]
     new_segments: list[NewSegment]
@@ -108,6 +109,10 @@ class History:
     def stack(self, number: int) -> tuple[Frame, ...]:
         """The call stack of a request, outermost first; empty where it is not recorded."""
         return self.stacks[self.stack_numbers[number]]
+
+    def label(self, number: int) -> str:
+        """What the code called a request (`user_metadata`); empty where it called it nothing."""
+        return self.labels[self.stack_numbers[number]]
 
 
 def make_history(snapshot: DeviceSnapshot) -> History:
@@ -298,10 +303,12 @@ class _Builder:
     def warnings(self) -> list[str]:
         found = []
         if self._unknown_frees:
-            found.append(f"frees of what was never allocated, left out: {self._unknown_frees:,}")
+            found.append(
+                f"frees of memory that was never allocated, ignored: {self._unknown_frees:,}"
+            )
         if self._overwritten:
             found.append(
-                "allocations at the address of a live block, whose missing free was added: "
+                "allocations at the address of an allocated block, whose missing free was added: "
                 f"{self._overwritten:,}"
             )
         return found
@@ -329,6 +336,7 @@ class _Builder:
             streams=self._stream_list,
             stack_numbers=self._stacks,
             stacks=self._snapshot.stacks,
+            labels=self._snapshot.labels,
             live_at_start=self._live_at_start,
             waiting_at_start=self._waiting_at_start,
             new_segments=self._new_segments,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,7 +21,7 @@ from tritter_mem.recordings.player import (
 )
 from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
 from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, Scenario, ScenarioOutOfMemory
-from tritter_mem.results.run import Timeline
+from tritter_mem.results.run import COMPONENTS, Holding, Timeline, by_module
 from tritter_mem.results.segments import PrivateStream, SegmentState, Stream
 from tritter_mem.units import MiB, format_bytes
 
@@ -119,9 +121,25 @@ def segments_at_peak(
     return tuple(player.allocator.segments())
 
 
+_MODULE_WORDS = re.compile(rf"(?P<component>{'|'.join(COMPONENTS)}): (?P<module>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldAtPeak:
+    """The blocks at a scenario's allocated peak, which they sum to, by who asked for them.
+
+    Attributes:
+        by_stack: None where no call stacks are recorded.
+        by_module: None where the history has no words such as `weights: Llama.model.norm`.
+    """
+
+    by_stack: Allocations | None = None
+    by_module: Allocations | None = None
+
+
 def held_at_peak(
     history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
-) -> Allocations:
+) -> HeldAtPeak:
     """Run a scenario again up to its allocated peak, and read who asked for each block.
 
     Args:
@@ -129,10 +147,41 @@ def held_at_peak(
         plan: the scenario's settings.
         scenario: how it went, with the whole of its timeline.
         capacity_bytes: what segments may take; None: no limit.
-
-    Returns:
-        Live blocks by call stack; they sum to the scenario's allocated peak.
     """
+    if not any(history.stack_numbers):
+        return HeldAtPeak()
+    sizes = _blocks_at_peak(history, plan, scenario, capacity_bytes)
+    return HeldAtPeak(by_stack=_by_stack(history, sizes), by_module=_by_module(history, sizes))
+
+
+def _by_stack(history: History, sizes: Mapping[int, int]) -> Allocations | None:
+    if not any(history.stacks):
+        return None
+    found = (
+        Allocation(path=history.stack(number), allocated_bytes=size)
+        for number, size in sizes.items()
+    )
+    return Allocations(by="stack", allocations=joined(found))
+
+
+def _by_module(history: History, sizes: Mapping[int, int]) -> Allocations | None:
+    """By the words that the code put into the history, `component: module`."""
+    if not any(_MODULE_WORDS.fullmatch(label) for label in history.labels):
+        return None
+    held: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for number, size in sizes.items():
+        words = _MODULE_WORDS.fullmatch(history.label(number))
+        held[(words["module"], words["component"]) if words else ("", "activations")] += size
+    return by_module(
+        [Holding(module=module, component=component, allocated_bytes=size)
+         for (module, component), size in held.items()]
+    )  # fmt: skip
+
+
+def _blocks_at_peak(
+    history: History, plan: Plan, scenario: Scenario, capacity_bytes: int | None
+) -> dict[int, int]:
+    """The bytes of each live block, by its request's number."""
     player = _player(history, plan, capacity_bytes)
     peak = scenario.allocated_peak_bytes
     row = next(at for at, row in enumerate(scenario.timeline.rows) if row[1] == peak)
@@ -145,13 +194,7 @@ def held_at_peak(
                 break
     except OutOfMemoryError:
         pass  # the peak was before
-    return Allocations(
-        by="stack",
-        allocations=joined(
-            Allocation(path=history.stack(number), allocated_bytes=block.size)
-            for number, block in player.blocks.items()
-        ),
-    )
+    return {number: block.size for number, block in player.blocks.items()}
 
 
 def _step_after(history: History, allocations: int) -> int:
@@ -237,8 +280,18 @@ def _scenario(
     )
 
 
+RAN_OUT = (
+    " The job ran out of memory while it was recorded: what it would have asked for next is "
+    "unknown."
+)
+
+
 def advise(
-    scenarios: Sequence[Scenario], capacity_bytes: int | None, needed: Scenario | None = None
+    scenarios: Sequence[Scenario],
+    capacity_bytes: int | None,
+    needed: Scenario | None = None,
+    *,
+    ran_out: bool = False,
 ) -> Advice:
     """Say which setting to use, and when none helps.
 
@@ -246,13 +299,14 @@ def advise(
         scenarios: the recorded settings first.
         capacity_bytes: what segments may take; None: no limit.
         needed: where nothing fits, the scenario that needs least, run without a limit.
+        ran_out: the job ran out of memory while it was recorded.
     """
     recorded = scenarios[0]
     if recorded.fits:
         return _saving(scenarios, "" if capacity_bytes is None else _room(recorded, capacity_bytes))
     fitting = [scenario for scenario in scenarios if scenario.fits]
     if capacity_bytes is not None and fitting:
-        return _one_that_fits(fitting, capacity_bytes)
+        return _one_that_fits(fitting, capacity_bytes, ran_out)
     return _nothing_fits(capacity_bytes, needed)
 
 
@@ -279,12 +333,13 @@ def _saving(scenarios: Sequence[Scenario], room: str) -> Advice:
     )
 
 
-def _one_that_fits(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
+def _one_that_fits(fitting: Sequence[Scenario], capacity_bytes: int, ran_out: bool) -> Advice:
     best = _least(fitting)
     spare = format_bytes(capacity_bytes - best.reserved_peak_bytes)
     return Advice(
-        text=f"The recorded settings do not fit. Use {_named(best)}: every request is served, "
-        f"{format_bytes(best.reserved_peak_bytes)} reserved at the peak, {spare} to spare.",
+        text=f"The recorded settings do not fit. Use {_named(best)}: every recorded request is "
+        f"served, {format_bytes(best.reserved_peak_bytes)} reserved at the peak, {spare} to spare."
+        + (RAN_OUT if ran_out else ""),
         conf=best.conf,
     )
 
@@ -296,9 +351,10 @@ def _nothing_fits(capacity_bytes: int | None, needed: Scenario | None) -> Advice
     allocated = needed.allocated_peak_bytes
     if allocated > capacity_bytes:
         short = format_bytes(allocated - capacity_bytes)
-        why = f"The live tensors alone need {format_bytes(allocated)}, {short} more than there is"
+        needs = format_bytes(allocated)
+        why = f"The allocated tensors alone need {needs}, {short} more than there is"
     else:
-        why = f"The live tensors need {format_bytes(allocated)}"
+        why = f"The allocated tensors need {format_bytes(allocated)}"
     return Advice(
         text=f"{text} {why}; with {_named(needed)} {format_bytes(needed.reserved_peak_bytes)} "
         "would have to be reserved."

@@ -14,13 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.rehearsal.build import libraries_of, stand_ins_for
+from tritter_mem.rehearsal.engines import LINE, address_of, ask, engine_of
 from tritter_mem.units import MiB
 
 INSIDE = Path(__file__).parent / "inside"
@@ -32,7 +32,9 @@ _NOT_SHOWN = 0.015
 """Of the memory that nvidia-smi lists, PyTorch's errors show 0.6% to 2% less: RTX 3090 and 4090,
 A100, H100, L4, L40S, T4, RTX 5090, in published out-of-memory messages."""
 _ASK = """
-import importlib.util, json, re, sys
+import sys
+sys.path[:] = [path for path in sys.path if path]  # `-c` puts first the folder that we are in
+import importlib.util, json, re
 spec = importlib.util.find_spec("torch")
 found = {"python": sys.executable, "torch": None, "version": None, "cuda": None}
 if spec and spec.submodule_search_locations:
@@ -48,6 +50,10 @@ if spec and spec.submodule_search_locations:
 print(json.dumps(found))
 """
 _GRACE_SECONDS = 10.0
+_LONGEST_PIECE = 1 << 16
+_OFTEN_SECONDS = 0.2
+UNTIL, HOST_LIMIT = "--until", "--host-limit"
+_HELD = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def shown_bytes(card: GpuCard) -> int:
@@ -204,6 +210,8 @@ def stand_ins_of(
     if folder is not None:
         there = torch_of(str(folder / "bin" / "python"))
         program_of(command, os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", "")]))
+    elif shutil.which(command[0]) is None and shutil.which(command[0], path=str(made / "bin")):
+        folder, there = made, torch_of(str(made / "bin" / "python"))  # it is installed there alone
     else:
         there = torch_of(python_of(program_of(command)))
         if there.cuda is None and (made / "bin" / "python").exists():
@@ -219,26 +227,25 @@ def stand_ins_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Until:
-    """When a command is ended that would not end: at a text in its output, or after seconds."""
+    """When a command is ended that would not end: at a text in its output, or after seconds.
+
+    Attributes:
+        ask: the address of a server that is sent one small request before.
+        host_bytes: also once all of its processes together hold more of the host's memory.
+    """
 
     text: str = ""
     seconds: float | None = None
-
-
-_READY = {
-    ("vllm", "serve"): "Application startup complete",
-    ("sglang", "serve"): "The server is fired up and ready to roll",
-    ("-m", "vllm.entrypoints.openai.api_server"): "Application startup complete",
-    ("-m", "sglang.launch_server"): "The server is fired up and ready to roll",
-}
-"""Two words of a command that starts a server, and what it prints once it is ready."""
+    ask: str = ""
+    host_bytes: int | None = None
 
 
 def until_ready(command: Sequence[str]) -> Until:
     """When a command of a known server is ended; of any other: at its own end."""
-    words = [Path(command[0]).name, *command[1:]]
-    found = (_READY[pair] for pair in pairwise(words) if pair in _READY)
-    return Until(text=next(found, ""))
+    engine = engine_of(command)
+    if engine is None:
+        return Until()
+    return Until(text=engine.ready, ask=address_of(engine, command))
 
 
 @dataclass(slots=True)
@@ -247,13 +254,17 @@ class Ended:
 
     Attributes:
         exit_code: negative: the number of a signal.
-        by: `--until` where it was ended for that.
+        by: `--until` or `--host-limit` where it was ended for that.
+        lines: what it printed of an engine's figures, where its output was watched.
+        unanswered: why a request to it was not answered; empty: it was, or none was sent.
     """
 
     exit_code: int
     seconds: float
     by: str = ""
     interrupted: bool = False
+    lines: tuple[str, ...] = ()
+    unanswered: str = ""
 
 
 def run(command: Sequence[str], environment: dict[str, str], until: Until,
@@ -283,14 +294,17 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
     watch = _Watch(process, until, output) if watched else None
     ended = Ended(0, 0.0)
     try:
-        ended.by = _wait(process, until, watch, start)
+        ended.by = _wait(process, until, watch, start, environment[SESSION])
     except KeyboardInterrupt:
         ended.interrupted = True
         _end(process, signal.SIGINT)
     if ended.by:
+        if until.ask and watch is not None and watch.seen.is_set():
+            ended.unanswered = ask(until.ask)
         _end(process, signal.SIGTERM)
     if watch is not None:
         watch.join()
+        ended.lines = tuple(watch.lines)
     ended.exit_code = process.returncode
     ended.seconds = time.monotonic() - start
     end_what_is_left(environment[SESSION])
@@ -298,15 +312,18 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
 
 
 def _wait(process: subprocess.Popen[bytes], until: Until, watch: _Watch | None,
-          start: float) -> str:  # fmt: skip
+          start: float, session: str) -> str:  # fmt: skip
+    often = _OFTEN_SECONDS if watch is not None or until.host_bytes is not None else None
     while True:
         if watch is not None and watch.seen.is_set():
-            return "--until"
+            return UNTIL
+        if until.host_bytes is not None and _host_bytes(session) > until.host_bytes:
+            return HOST_LIMIT
         left = None if until.seconds is None else start + until.seconds - time.monotonic()
         if left is not None and left <= 0:
-            return "--until"
+            return UNTIL
         try:
-            process.wait(0.2 if watch is not None else left)
+            process.wait(min(filter(None, (often, left)), default=None))
         except subprocess.TimeoutExpired:
             continue
         return ""
@@ -324,11 +341,12 @@ def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 
 class _Watch:
-    """Passes a command's output on, and looks for a text in it."""
+    """Passes a command's output on, looks for a text in it, and keeps an engine's figures."""
 
     def __init__(self, process: subprocess.Popen[bytes], until: Until,
                  output: IO[bytes] | None) -> None:  # fmt: skip
         self.seen = threading.Event()
+        self.lines: list[str] = []
         self._text = until.text.encode()
         pairs = (
             (process.stdout, output or sys.stdout.buffer),
@@ -341,11 +359,20 @@ class _Watch:
             thread.start()
 
     def _pass_on(self, source: IO[bytes], to: IO[bytes]) -> None:
-        for line in iter(source.readline, b""):
-            to.write(line)
-            to.flush()
-            if self._text in line:
+        before = b""
+        # A line without an end comes in pieces, over which the text may lie.
+        for line in iter(lambda: source.readline(_LONGEST_PIECE), b""):
+            try:
+                to.write(line)
+                to.flush()
+            except OSError:  # nobody reads any more: nor does the command find anybody who does
+                source.close()
+                return
+            if LINE.search(text := line.decode(errors="replace")):
+                self.lines.append(text)
+            if self._text in before + line:
                 self.seen.set()
+            before = b"" if line.endswith(b"\n") else (before + line)[-len(self._text) :]
 
     def join(self) -> None:
         """Wait for what is left of the output; children may keep it open."""
@@ -368,14 +395,31 @@ def end_what_is_left(session: str) -> None:
             time.sleep(0.1)
 
 
+def _host_bytes(session: str) -> int:
+    """What a session's processes hold of the host's memory, but for what files have."""
+    found = 0
+    for process in _processes_of(session):
+        try:
+            status = Path(f"/proc/{process}/status").read_bytes()
+        except OSError:
+            continue
+        found += sum(int(size) for size in _HELD.findall(status)) << 10
+    return found
+
+
 def _processes_of(session: str) -> Iterator[int]:
-    mark = f"{SESSION}={session}".encode()
+    """Those with its variable.
+
+    A process that names itself anew may write over that: it is told by the table that it shares.
+    """
+    mark, table = f"{SESSION}={session}".encode(), f"{session}/processes".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
+            is_own = mark in (entry / "environ").read_bytes().split(b"\0")
+            is_own = is_own or table in (entry / "maps").read_bytes()
         except OSError:
             continue
-        if mark in variables:
+        if is_own:
             yield int(entry.name)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -14,6 +13,7 @@ from typing import IO
 from tritter_mem.config.cards import GpuCard, find_card
 from tritter_mem.errors import OutputError, UsageError
 from tritter_mem.rehearsal.collect import Left, collect
+from tritter_mem.rehearsal.engines import engine_of, figures_of
 from tritter_mem.rehearsal.environment_setup import environment_folder
 from tritter_mem.rehearsal.launch import (
     MOST_DEVICES,
@@ -29,13 +29,14 @@ from tritter_mem.rehearsal.launch import (
 from tritter_mem.results.header import header
 from tritter_mem.results.rehearsal import Command, RankUse, Rehearsal, Trust, fullest
 from tritter_mem.results.run import Verdict
+from tritter_mem.temporary import temporary_folder
 
 NOT_COUNTED = (
-    "the CUDA context is taken from the table of cards, not measured",
+    "the CUDA context: its size comes from the table of GPUs and was not measured",
     "kernels that are loaded later, CUDA graphs' memory in the driver, and streams' timing: events "
     "complete at once",
 )
-_OF_NCCL = "NCCL's buffers, several hundred MiB of each process on a card"
+_OF_NCCL = "NCCL's buffers: several hundred MiB per process on a real GPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,8 @@ class Options:
         budget_bytes: a cap on the memory of each; None: what the card has.
         until: when to end a command that would not end; None: a server that is known, once it is
             ready, any other at its own end.
+        host_bytes: a cap on what the command's processes hold of the host's memory together; beyond
+            it the command is ended and has failed.
         snapshots: where the allocators' histories are kept; None: nowhere.
         accept_untrusted: whether a run counts that cannot be trusted.
         environment: the root of the environment to run in; None: that of the command.
@@ -58,6 +61,7 @@ class Options:
     devices: int = 1
     budget_bytes: int | None = None
     until: Until | None = None
+    host_bytes: int | None = None
     snapshots: Path | None = None
     accept_untrusted: bool = False
     environment: Path | None = None
@@ -85,12 +89,13 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
     card = find_card(gpu)
     machine = _machine(card, options)
     if not command:
-        raise UsageError("no command: write it behind `--`")
+        raise UsageError("missing COMMAND: write it after `--`")
     libraries, folder = stand_ins_of(command, options.environment, environment_folder())
     with _session() as session:
         environment = environment_for(machine, libraries, session, folder)
         argv = _resolved(command, environment)
-        ended = run(argv, environment, options.until or until_ready(command), options.output)
+        until = replace(options.until or until_ready(command), host_bytes=options.host_bytes)
+        ended = run(argv, environment, until, options.output)
         left = collect(session)
         if options.snapshots is not None:
             left.uses = tuple(_keep(left.uses, options.snapshots))
@@ -100,15 +105,20 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
 
 
 def _machine(card: GpuCard, options: Options) -> Machine:
+    if card.vendor != "nvidia":
+        raise UsageError(
+            f"--gpu: {card.name} is an AMD card; a rehearsal runs PyTorch's CUDA build, which has "
+            "none. `tritter-mem plan` plans a model on it"
+        )
     if not 1 <= options.devices <= MOST_DEVICES:
-        raise UsageError(f"--gpus: found {options.devices}; allowed: 1 to {MOST_DEVICES}")
+        raise UsageError(f"--gpus: got {options.devices}, expected 1 to {MOST_DEVICES}")
     memory = shown_bytes(card)
     if options.budget_bytes is not None:
         if options.budget_bytes <= card.context_bytes:
-            raise UsageError("--budget: less than the CUDA context takes")
+            raise UsageError("--budget: the CUDA context alone needs more")
         memory = min(memory, options.budget_bytes)
     if options.rank is not None and not 0 <= options.rank < options.world_size:
-        raise UsageError(f"--rank: found {options.rank}; allowed: 0 to {options.world_size - 1}")
+        raise UsageError(f"--rank: got {options.rank}, expected 0 to {options.world_size - 1}")
     return Machine(
         card=card,
         devices=options.devices,
@@ -122,21 +132,20 @@ def _resolved(command: Sequence[str], environment: dict[str, str]) -> list[str]:
     """The command with its program as the environment's path finds it."""
     found = shutil.which(command[0], path=environment["PATH"])
     if found is None:
-        raise UsageError(f"{command[0]}: no such command")
+        advice = f"; to run it: -- python {command[0]}" if command[0].endswith(".py") else ""
+        raise UsageError(f"{command[0]}: no such command{advice}")
     return [found, *command[1:]]
 
 
 @contextmanager
 def _session() -> Iterator[Path]:
     """A folder of this rehearsal's own, which does not stay."""
-    try:
-        folder = tempfile.TemporaryDirectory(
-            prefix="tritter-mem-rehearsal-", ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise OutputError(f"no folder for temporary files: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder())
+        except OSError as error:
+            raise OutputError(f"no folder for temporary files: {error.strerror}") from error
+        yield folder
 
 
 def _keep(uses: Sequence[RankUse], folder: Path) -> Iterator[RankUse]:
@@ -159,7 +168,7 @@ def _keep(uses: Sequence[RankUse], folder: Path) -> Iterator[RankUse]:
 
 def _record(command: Sequence[str], machine: Machine, options: Options, ended: Ended,
             left: Left) -> Rehearsal:  # fmt: skip
-    most = fullest(left.uses)
+    most, engine = fullest(left.uses), engine_of(command)
     done = Rehearsal(
         **header(),
         gpu=machine.card.name,
@@ -174,7 +183,8 @@ def _record(command: Sequence[str], machine: Machine, options: Options, ended: E
             seconds=round(ended.seconds, 3),
             ended_by=ended.by,
         ),
-        trust=_trust(left, machine),
+        trust=_trust(left, machine, ended),
+        engine=figures_of(engine, ended.lines) if engine is not None else None,
         rehearsed=most,
         ranks=left.uses,
         refusals=left.refusals,
@@ -200,7 +210,7 @@ def _verdict(done: Rehearsal) -> Verdict | None:
     )
 
 
-def _trust(left: Left, machine: Machine) -> Trust:
+def _trust(left: Left, machine: Machine, ended: Ended) -> Trust:
     problems = []
     if left.unwatched:
         problems.append(
@@ -209,7 +219,9 @@ def _trust(left: Left, machine: Machine) -> Trust:
         )
     if left.cpu_torch and not left.uses:
         problems.append(f"torch {left.cpu_torch} is built without CUDA")
-    uncounted = [*NOT_COUNTED, *left.workspaces, *left.uncounted]
+    uncounted = [*NOT_COUNTED, *left.by_rule, *left.uncounted]
+    if ended.unanswered:
+        uncounted.append(ended.unanswered)
     ranks = {use.rank for use in left.uses}
     if machine.devices > 1 and len(ranks) > 1:
         uncounted.append(_OF_NCCL)
@@ -220,6 +232,7 @@ def _trust(left: Left, machine: Machine) -> Trust:
         stubs_called=left.stubs,
         values_decided_shapes=left.decided,
         assumed=left.assumed,
+        not_followed=left.not_followed,
         uncounted=tuple(uncounted),
         problems=tuple(problems),
     )

@@ -11,7 +11,7 @@ from tritter_mem.report.page import PlotlyJs, render_page
 from tritter_mem.report.replay_report import device_views
 from tritter_mem.report.table import BLANK, Bars, Cell, Column, Row, Table, Tone, bytes_cell
 from tritter_mem.report.words import NAME_LIMIT
-from tritter_mem.results.rehearsal import RankUse, Rehearsal
+from tritter_mem.results.rehearsal import EngineFigures, RankUse, Rehearsal
 from tritter_mem.results.replay import Replay
 from tritter_mem.text import printable
 from tritter_mem.units import format_bytes
@@ -39,6 +39,8 @@ def render_rehearsal(done: Rehearsal, console: Console) -> None:
     render_line(console, verdict_words(done), STYLES[tone_of(done)])
     if done.ranks:
         render_table(ranks_table(done), console)
+    if done.engine is not None:
+        render_table(engine_table(done.engine), console)
     for heading, lines in lists(done):
         render_list(console, heading, lines)
 
@@ -60,10 +62,10 @@ def untrusted_sentence(done: Rehearsal) -> str:
     if count:
         lines = "a line" if count == 1 else f"{count} lines"
         why.append(
-            f"values that nothing computed decided a shape or a branch at {lines}, see below"
+            f"values that no kernel computed decided a shape or a branch at {lines}, see below"
         )
     accepted = "accepted" if done.accepted else "--accept-untrusted lets it count"
-    return f"not to be trusted ({accepted}): {'; '.join(why)}"
+    return f"cannot be trusted ({accepted}): {'; '.join(why)}"
 
 
 def verdict_words(done: Rehearsal) -> str:
@@ -72,6 +74,12 @@ def verdict_words(done: Rehearsal) -> str:
         return "interrupted"
     if done.out_of_memory:
         return _refused(done)
+    if done.over_host_limit:
+        return (
+            "ended: its processes held more of the host's memory than --host-limit allows; make "
+            'the model on the device, or on `meta` and then `to_empty(device="cuda")`: what is '
+            "made on the host takes its size there"
+        )
     if done.failed:
         code = done.command.exit_code
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
@@ -80,7 +88,7 @@ def verdict_words(done: Rehearsal) -> str:
         return "nothing used a device"
     peak = format_bytes(done.rehearsed.device_peak_bytes, UNITS)
     spare = format_bytes(done.total_bytes - done.rehearsed.device_peak_bytes, UNITS)
-    caught = " (it ran out of memory and went on)" if done.refusals else ""
+    caught = " (it ran out of memory and continued)" if done.refusals else ""
     return f"fits: the fullest process takes {peak}, {spare} to spare (rehearsed){caught}"
 
 
@@ -109,7 +117,7 @@ def ranks_table(done: Rehearsal) -> Table:
             Column(label="Reserved peak"),
             Column(label="Device peak"),
             Column(label="Active peak", wide=True),
-            Column(label="Live at the end", wide=True),
+            Column(label="Allocated at the end", wide=True),
             Column(label="Retries", wide=True),
         ),
         rows=[_row(use) for use in done.ranks],
@@ -134,13 +142,48 @@ def _row(use: RankUse) -> Row:
     )
 
 
+_ENGINE_ROWS = (
+    ("Weights", "weights_bytes"),
+    ("Activations of the largest batch", "activation_peak_bytes"),
+    ("CUDA graphs", "graphs_bytes"),
+    ("KV cache", "kv_cache_bytes"),
+    ("KV cache, tokens", "kv_cache_tokens"),
+    ("Longest request, tokens", "context_tokens"),
+    ("Such requests at once", "max_concurrency"),
+)
+
+
+def engine_table(engine: EngineFigures) -> Table:
+    """What a serving engine printed of itself."""
+    return Table(
+        caption=f"What {engine.name} says of itself",
+        columns=(Column(label="Figure", numeric=False), Column(label="Value")),
+        rows=[
+            Row(cells=(Cell(text=words), _figure(name, value)))
+            for words, name in _ENGINE_ROWS
+            if (value := getattr(engine, name)) is not None
+        ],
+    )
+
+
+def _figure(name: str, value: float) -> Cell:
+    if name.endswith("_bytes"):
+        return bytes_cell(int(value), UNITS)
+    return Cell(text=f"{value:,}", value=value)
+
+
 def lists(done: Rehearsal) -> list[tuple[str, list[str]]]:
     """What a reader must know of the figures, under headings."""
     trust = done.trust
     found = [
-        ("Decided by values that nothing computed", trust.values_decided_shapes),
-        ("Decided by values that follow a rule (balanced routing, finite numbers)", trust.assumed),
-        ("Functions that the stand-ins do not have, and that failed", trust.stubs_called),
+        ("Decided by values that no kernel computed", trust.values_decided_shapes),
+        ("Decided by assumed values (balanced routing, finite numbers)", trust.assumed),
+        (
+            "Values that no kernel computed left PyTorch here and cannot be followed: check that "
+            "they decide no shape and no branch",
+            trust.not_followed,
+        ),
+        ("CUDA functions that have no stand-in and failed", trust.stubs_called),
         ("Not counted", trust.uncounted),
     ]
     return [(heading, _shown(lines)) for heading, lines in found if lines]
@@ -180,6 +223,7 @@ def render_rehearsal_html(done: Rehearsal, replays: Sequence[tuple[str, Replay]]
         number=_number(done),
         words=verdict_words(done),
         table=ranks_table(done) if done.ranks else None,
+        engine=engine_table(done.engine) if done.engine is not None else None,
         lists=lists(done),
         histories=[
             HistoryView(name=name, devices=device_views(replay)) for name, replay in replays

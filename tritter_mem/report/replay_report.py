@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -186,7 +186,7 @@ def notes(device: DeviceReplay) -> list[str]:
         )
     if device.capacity_bytes is None and any(_collects(s) for s in device.scenarios):
         found.append(
-            "garbage_collection_threshold acts only under a limit: give --capacity to see it."
+            "garbage_collection_threshold only acts under a limit: add --capacity to see it act."
         )
     return found + [printable(warning) for warning in device.warnings]
 
@@ -205,7 +205,7 @@ def _failures(device: DeviceReplay) -> list[str]:
             same = replace(failure, allocated_bytes=0, reserved_bytes=0, segment_bytes=0)
             names.setdefault(same, []).append(state)
     lines = [f"{_failure(failure, device)}: {'; '.join(at)}." for failure, at in names.items()]
-    return [*lines, "The peaks of these rows are those up to there."] if lines else []
+    return [*lines, "The peaks of these rows end there."] if lines else []
 
 
 def _failure(failure: ScenarioOutOfMemory, device: DeviceReplay) -> str:
@@ -259,7 +259,7 @@ class DeviceView:
     fidelity: str
     table: Table
     notes: Sequence[str]
-    holders: Holders | None
+    holders: Sequence[Holders]
     scenarios: Sequence[ScenarioView]
 
 
@@ -301,21 +301,20 @@ def _device_view(replay: Replay, device: DeviceReplay) -> DeviceView:
         fidelity=fidelity_sentence(device),
         table=_with_bars(scenario_table(device), device),
         notes=notes(device),
-        holders=_holders(device),
+        holders=list(_holders(device)),
         scenarios=[_scenario_view(device, scenario) for scenario in device.scenarios],
     )
 
 
-def _holders(device: DeviceReplay) -> Holders | None:
-    found = device.held_at_peak
-    chart = flame_graph(found, UNITS) if found is not None else None
-    if found is None or chart is None:
-        return None
-    table = top_allocators(found, UNITS, HOLDERS_ON_A_PAGE)
-    return Holders(
-        table=replace(table, search="Find a line", first_rows=HOLDERS),
-        chart=chart,
-    )
+def _holders(device: DeviceReplay) -> Iterator[Holders]:
+    """Who held what at the peak: by module where that is known, and by call stack."""
+    for found in (device.held_by_module, device.held_at_peak):
+        chart = flame_graph(found, UNITS) if found is not None else None
+        if found is not None and chart is not None:
+            table = top_allocators(found, UNITS, HOLDERS_ON_A_PAGE)
+            yield Holders(
+                table=replace(table, search="Find a line", first_rows=HOLDERS), chart=chart
+            )
 
 
 def _tone(device: DeviceReplay) -> Tone:

@@ -83,13 +83,37 @@ class Command:
 
     Attributes:
         exit_code: its own; negative: the number of the signal that ended it.
-        ended_by: why it was ended from outside: `--until`, or empty.
+        ended_by: why it was ended from outside: `--until`, `--host-limit`, or empty.
     """
 
     argv: tuple[str, ...]
     exit_code: int
     seconds: float
     ended_by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFigures:
+    """What a serving engine printed of itself; None where it did not.
+
+    Attributes:
+        weights_bytes: what loading the model took.
+        activation_peak_bytes: the largest batch's, beyond the weights.
+        graphs_bytes: what capturing CUDA graphs took.
+        kv_cache_bytes: what was left for the KV cache.
+        kv_cache_tokens: how many tokens that holds.
+        context_tokens: the longest request.
+        max_concurrency: how many such requests the cache holds.
+    """
+
+    name: str
+    weights_bytes: int | None = None
+    activation_peak_bytes: int | None = None
+    graphs_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_tokens: int | None = None
+    context_tokens: int | None = None
+    max_concurrency: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +125,9 @@ class Trust:
         values_decided_shapes: lines at which a value that nothing computed decided a shape or a
             branch.
         assumed: lines at which a value decided that follows a stated rule.
+        not_followed: lines at which such a value left PyTorch, as for an array of NumPy or
+            `float(loss)`: what it decides from there on is not seen. That is said, and the run
+            counts, since nearly every script shows its loss.
         uncounted: what takes memory on a card and is not counted here.
         problems: why else the run cannot be trusted.
     """
@@ -108,6 +135,7 @@ class Trust:
     stubs_called: tuple[str, ...] = ()
     values_decided_shapes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    not_followed: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -130,6 +158,7 @@ class Rehearsal:
         context_source: where that is from.
         rehearsed: what the fullest process took; None where none used a device.
         ranks: each process and device that was used, by rank.
+        engine: what a serving engine that was started printed of itself.
         versions: what ran, by name.
         accepted: whether a run that cannot be trusted counts all the same.
     """
@@ -148,6 +177,7 @@ class Rehearsal:
     ranks: tuple[RankUse, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     verdict: Verdict | None = None
+    engine: EngineFigures | None = None
     versions: dict[str, str] = field(default_factory=dict)
     allocator_conf: str = ""
     accepted: bool = False
@@ -157,12 +187,17 @@ class Rehearsal:
     @property
     def failed(self) -> bool:
         """Whether the command ended with an error that nobody asked for."""
-        return self.command.exit_code != 0 and not self.command.ended_by
+        return self.over_host_limit or (self.command.exit_code != 0 and not self.command.ended_by)
+
+    @property
+    def over_host_limit(self) -> bool:
+        """Whether it was ended for what it held of the host's memory."""
+        return self.command.ended_by == "--host-limit"
 
     @property
     def out_of_memory(self) -> bool:
         """Whether it failed for want of memory."""
-        return self.failed and bool(self.refusals)
+        return self.failed and bool(self.refusals) and not self.over_host_limit
 
     @property
     def exit_code(self) -> int:

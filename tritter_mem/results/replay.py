@@ -132,6 +132,8 @@ class DeviceReplay:
         capacity_source: `given`, `recorded` (from an out-of-memory event) or None.
         held_at_peak: who asked for the blocks that were live at the allocated peak of the recorded
             settings; None where no call stacks are recorded.
+        held_by_module: the same blocks by module and what they are of it; None where the history
+            does not say, as only a rehearsal's does.
     """
 
     device: int
@@ -146,6 +148,7 @@ class DeviceReplay:
     advice: Advice
     warnings: tuple[str, ...]
     held_at_peak: Allocations | None = None
+    held_by_module: Allocations | None = None
 
     @property
     def fits(self) -> bool:

@@ -56,7 +56,5 @@ for l in n:
 fully_shard(n)
 n(torch.randn(8, 2048, device="cuda")).sum().backward()
 torch.optim.AdamW(n.parameters()).step()
-print(
-    "rank", rank, "fine", torch.cuda.max_memory_allocated(), torch.cuda.device_count(), flush=True
-)
+print(f"rank {rank} fine {torch.cuda.max_memory_allocated()}\n", end="", flush=True)
 dist.destroy_process_group()

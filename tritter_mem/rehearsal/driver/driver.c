@@ -342,9 +342,12 @@ CUresult cuCtxPopCurrent(CUcontext *context) {
 }
 CUresult cuCtxPopCurrent_v2(CUcontext *context) { return cuCtxPopCurrent(context); }
 CUresult cuCtxGetDevice(CUdevice *device) { return *device = current, CUDA_SUCCESS; }
+// CUDA 13.1 adds a context, which older callers do not pass: it is not read.
+CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext context) { return cuCtxGetDevice(device); }
 CUresult cuCtxGetLimit(size_t *value, int limit) { return *value = 0, CUDA_SUCCESS; }
 CUresult cuCtxSetLimit(int limit, size_t value) { return CUDA_SUCCESS; }
 CUresult cuCtxSynchronize(void) { return refuse_device_wait(); }
+CUresult cuCtxSynchronize_v2(CUcontext context) { return cuCtxSynchronize(); }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     return *context = CONTEXT(device), CUDA_SUCCESS;
 }

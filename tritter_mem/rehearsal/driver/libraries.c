@@ -22,6 +22,47 @@ int cublasGetMathMode(void *handle, int *mode) { return *mode = math_mode, 0; }
 int cublasSetMathMode(void *handle, int mode) { return math_mode = mode, 0; }
 int cublasGetPointerMode_v2(void *handle, int *mode) { return *mode = pointer_mode, 0; }
 int cublasSetPointerMode_v2(void *handle, int mode) { return pointer_mode = mode, 0; }
+
+// A product of vectors may be written to the host, and whether a system was solved always is.
+static int zero_result(void *result, size_t bytes) {
+    if (address_device(result) < 0) memset(result, 0, bytes);
+    return 0;
+}
+#define DOT(function, bytes)                                                                        \
+    int function(void *handle, int64_t n, const void *x, int64_t x_step, const void *y,             \
+                 int64_t y_step, void *result) {                                                    \
+        return zero_result(result, bytes);                                                          \
+    }
+#define DOT_EX(function)                                                                            \
+    int function(void *handle, int64_t n, const void *x, int x_type, int64_t x_step, const void *y, \
+                 int y_type, int64_t y_step, void *result, int type, int computed_in) {             \
+        return zero_result(result, type == 0 ? 4 : type == 1 || type == 4 ? 8 : type == 5 ? 16 : 2); \
+    }
+#define SOLVE(function)                                                                             \
+    int function(void *handle, int how, int n, int sides, const void *a, int a_step,                \
+                 const int *pivots, void *b, int b_step, int *info, int batch) {                    \
+        return *info = 0, 0;                                                                        \
+    }
+DOT(cublasSdot_v2, 4)
+DOT(cublasSdot_v2_64, 4)
+DOT(cublasDdot_v2, 8)
+DOT(cublasDdot_v2_64, 8)
+DOT(cublasCdotu_v2, 8)
+DOT(cublasCdotu_v2_64, 8)
+DOT(cublasCdotc_v2, 8)
+DOT(cublasCdotc_v2_64, 8)
+DOT(cublasZdotu_v2, 16)
+DOT(cublasZdotu_v2_64, 16)
+DOT(cublasZdotc_v2, 16)
+DOT(cublasZdotc_v2_64, 16)
+DOT_EX(cublasDotEx)
+DOT_EX(cublasDotEx_64)
+DOT_EX(cublasDotcEx)
+DOT_EX(cublasDotcEx_64)
+SOLVE(cublasSgetrsBatched)
+SOLVE(cublasDgetrsBatched)
+SOLVE(cublasCgetrsBatched)
+SOLVE(cublasZgetrsBatched)
 int cublasGetVersion_v2(void *handle, int *version) { return *version = CUDA_MAJOR * 10000, 0; }
 #endif
 

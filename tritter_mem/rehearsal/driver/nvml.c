@@ -33,16 +33,24 @@ static int text(char *to, unsigned length, const char *from) {
 
 int nvmlInitWithFlags(unsigned flags) { return SUCCESS; }
 int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+int nvmlInit(void) { return nvmlInitWithFlags(0); }
 int nvmlShutdown(void) { return SUCCESS; }
 const char *nvmlErrorString(int error) { return error == NOT_FOUND ? "Not Found" : "Stand-in"; }
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
     return text(version, length, "stand-in");
 }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { return *version = CUDA_MAJOR * 1000, SUCCESS; }
+int nvmlSystemGetCudaDriverVersion(int *version) {
+    return nvmlSystemGetCudaDriverVersion_v2(version);
+}
 int nvmlDeviceGetCount_v2(unsigned *count) { return *count = device_count(), SUCCESS; }
+int nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     *device = HANDLE(index);
     return index < (unsigned)device_count() ? SUCCESS : NOT_FOUND;
+}
+int nvmlDeviceGetHandleByIndex(unsigned index, void **device) {
+    return nvmlDeviceGetHandleByIndex_v2(index, device);
 }
 static void uuid_text(int device, char *to, unsigned length) {
     char bytes[16];
@@ -69,6 +77,9 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *id, void **device) {
             return *device = HANDLE(at), SUCCESS;
     }
     return NOT_FOUND;
+}
+int nvmlDeviceGetHandleByPciBusId(const char *id, void **device) {
+    return nvmlDeviceGetHandleByPciBusId_v2(id, device);
 }
 int nvmlDeviceGetName(void *device, char *name, unsigned length) {
     return text(name, length, device_name());

@@ -43,5 +43,6 @@ def _run_the_other() -> None:
 
 _leave_the_path()
 if os.environ.get("STANDIN_SESSION"):
-    _load("watched_process").watch(_load("true_values"), _load("one_rank"))
+    _process = _load("watched_process")
+    _process.watch(_process.Inside(*map(_load, _process.Inside._fields)))
 _run_the_other()

@@ -38,6 +38,8 @@ _SHAPED_BY_VALUES = {
     "aten::_unique2", "aten::_unique", "aten::unique_dim", "aten::unique_consecutive",
     "aten::unique_dim_consecutive",
 }  # fmt: skip
+_OWN = ("aten::", "c10d::", "prim", "_c10d_functional::", "higher_order")
+"""How the names of operators begin that are PyTorch's own."""
 _FINITE = {"aten::isnan": False, "aten::isinf": False, "aten::isfinite": True}
 _UNSCALE = "aten::_amp_foreach_non_finite_check_and_unscale_"
 
@@ -47,8 +49,13 @@ Where = Callable[[], str]
 class Values:
     """The replaced kernels of this process."""
 
-    def __init__(self, torch: Any, sync: Callable[[int], None], note: Callable[..., None]) -> None:
+    def __init__(self, torch: Any, host_values: Any, sync: Callable[[int], None],
+                 note: Callable[..., None]) -> None:  # fmt: skip
         self.torch = torch
+        self._on_the_host = host_values.HostValues(
+            torch, self.decided, self._read_by_host, _Operator, _LEFT_OUT
+        )
+        self._quietly = host_values.quietly
         self.problem = ""
         self.capturing = 0
         self._sync = sync
@@ -73,7 +80,7 @@ class Values:
         """Replace the kernels; what this torch does not allow is said in `problem`."""
         torch = self.torch
         if not hasattr(torch.library, "get_kernel"):
-            self.problem = "this PyTorch is too old for true values: none is computed (before 2.10)"
+            self.problem = "PyTorch before 2.10: small tensors are not computed either"
             return
         everywhere = ctypes.CDLL(None)
         self._answer = everywhere.tritter_standin_answer
@@ -94,9 +101,11 @@ class Values:
             warnings.simplefilter("ignore")
             for name in names:
                 self._replace(name)
+        self._on_the_host.install()
         self._patch_tensors()
         self._patch_graphs()
         self._patch_compiled()
+        self._patch_other_operators()
 
     def _replace(self, name: str) -> None:
         torch = self.torch
@@ -135,8 +144,11 @@ class Values:
 
     def state(self, tensor: Any) -> int:
         """Whether the values of a tensor's storage are known, assumed or unknown."""
-        if tensor.numel() == 0 or tensor.device.type == "cpu":
-            return UNKNOWN if getattr(tensor, "_tritter_unknown", False) else KNOWN
+        if tensor.numel() == 0:
+            return KNOWN
+        if tensor.device.type != "cuda":
+            found: int = self._on_the_host.state(tensor)
+            return found
         key = self._key(tensor)
         state = self._states.get(key, UNKNOWN)
         parts = self._parts.get(key)
@@ -434,14 +446,21 @@ class Values:
         found = operator.kernel.call_boxed(keyset, tensor)
         if state == KNOWN:
             return found
-        deciding = getattr(self._thread, "deciding", False)
-        is_real = tensor.dtype not in self._whole
+        self._read_by_host(tensor, state)
+        if state == ASSUMED:
+            return found
+        return type(found)(0) if self._of_large(tensor) else found
+
+    def _read_by_host(self, tensor: Any, state: int) -> None:
+        """A number of a tensor becomes one of Python: note what that decides."""
+        if state == KNOWN:
+            return
         if state == ASSUMED:
             self.decided("assumed")
-            return found
-        if deciding or not is_real:
+        elif tensor.dtype in self._whole or getattr(self._thread, "deciding", False):
             self.decided("decided")
-        return type(found)(0) if self._of_large(tensor) else found
+        elif not getattr(self._thread, "followed", False):
+            self.decided("not_followed")
 
     def _of_large(self, tensor: Any) -> bool:
         """Whether it is a part of something in which anything may lie."""
@@ -589,38 +608,40 @@ class Values:
 
     def _given_to_host(self, to: Any, source: Any, state: int) -> None:
         """Values on the host that are not known: integers decide, real numbers are shown."""
-        if state == UNKNOWN:
-            if self._of_large(source):
-                to.zero_()
-            if to.numel() <= FEW:
-                to._tritter_unknown = True
+        if state == UNKNOWN and self._of_large(source):
+            to.zero_()
+        self._on_the_host.mark(to, state)
         if to.dtype in self._whole and to.numel() <= FEW:
             self.decided("assumed" if state == ASSUMED else "decided")
 
     # What of Python's side is watched
 
     def _patch_tensors(self) -> None:
-        values, Tensor = self, self.torch.Tensor
-        item, truth = Tensor.item, Tensor.__bool__
+        values, Tensor, thread = self, self.torch.Tensor, self._thread
+        item, truth, shown = Tensor.item, Tensor.__bool__, Tensor.__repr__
 
         def item_of(tensor: Any) -> Any:
-            found = item(tensor)
+            thread.followed = True
+            try:
+                found = item(tensor)
+            finally:
+                thread.followed = False
             if type(found) is float and values.state_of_any(tensor) == UNKNOWN:
-                return values.uncomputed(found)
+                return values._on_the_host.number(found)
             return found
 
         def truth_of(tensor: Any) -> Any:
-            if tensor.device.type == "cpu":
-                if getattr(tensor, "_tritter_unknown", False):
-                    values.decided("decided")
-                return truth(tensor)
-            values._thread.deciding = True
+            thread.deciding = True
             try:
                 return truth(tensor)
             finally:
-                values._thread.deciding = False
+                thread.deciding = False
 
-        Tensor.item, Tensor.__bool__ = item_of, truth_of
+        def shown_of(tensor: Any, **kwargs: Any) -> str:
+            with values._quietly(thread):
+                return str(shown(tensor, **kwargs))
+
+        Tensor.item, Tensor.__bool__, Tensor.__repr__ = item_of, truth_of, shown_of
 
     def state_of_any(self, tensor: Any) -> int:
         """`state`, of tensors that are no plain ones too."""
@@ -628,10 +649,6 @@ class Values:
             return self.state(tensor)
         except Exception:
             return KNOWN
-
-    def uncomputed(self, value: float) -> float:
-        """A number that nothing computed, which says so where it is compared."""
-        return _uncomputed_class(self)(value)
 
     def _patch_graphs(self) -> None:
         """What is captured runs again with other values."""
@@ -665,6 +682,47 @@ class Values:
             return made
 
         guards._empty_strided_cuda = empty_strided  # type: ignore[union-attr]
+
+    def _patch_other_operators(self) -> None:
+        """Operators of other packages compute nothing: what they write is not known."""
+        values, torch = self, self.torch
+        written: dict[str, tuple[set[int], set[str]]] = {}
+
+        def writes(name: str, overloads: Iterable[Any]) -> tuple[set[int], set[str]]:
+            if name not in written:
+                found = [
+                    (at, one.name)
+                    for overload in overloads
+                    for at, one in enumerate(overload._schema.arguments)
+                    if _is_written(one)
+                ]
+                written[name] = {at for at, _ in found}, {word for _, word in found}
+            return written[name]
+
+        def after(places: tuple[set[int], set[str]], args: Any, kwargs: Any) -> None:
+            for at, value in [*enumerate(args), *kwargs.items()]:
+                if at in places[at.__class__ is str]:
+                    for tensor in values._tensors_of(value):
+                        values._mark_written(tensor, UNKNOWN)
+
+        def watched(kind: Any, named: str, overloads: Callable[[Any], Iterable[Any]]) -> None:
+            plain = kind.__call__
+
+            def call(operator: Any, /, *args: Any, **kwargs: Any) -> Any:
+                result = plain(operator, *args, **kwargs)
+                name = getattr(operator, named)
+                if not name.startswith(_OWN) and not torch.compiler.is_compiling():
+                    after(writes(name, overloads(operator)), args, kwargs)
+                return result
+
+            kind.__call__ = call
+
+        watched(torch._ops.OpOverload, "_name", lambda one: (one,))
+        watched(
+            torch._ops.OpOverloadPacket,
+            "_qualified_op_name",
+            lambda packet: [getattr(packet, name) for name in packet.overloads()],
+        )
 
     # Lines
 
@@ -820,50 +878,3 @@ def _span(tensor: Any) -> tuple[int, int]:
 
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
-
-
-_CLASSES: dict[int, type[float]] = {}
-
-
-def _uncomputed_class(values: Values) -> type[float]:
-    """Numbers that carry on in sums and products, and note the line where they are compared."""
-    if id(values) in _CLASSES:
-        return _CLASSES[id(values)]
-
-    class Uncomputed(float):
-        __slots__ = ()
-
-        def __reduce__(self) -> Any:
-            return float, (float(self),)
-
-        def __bool__(self) -> bool:
-            values.decided("decided")
-            return float.__bool__(self)
-
-        __hash__ = float.__hash__
-
-    def carried(name: str) -> Any:
-        plain = getattr(float, name)
-
-        def run(self: Any, *others: Any) -> Any:
-            found = plain(self, *others)
-            return Uncomputed(found) if type(found) is float else found
-
-        return run
-
-    def compared(name: str) -> Any:
-        plain = getattr(float, name)
-
-        def run(self: Any, other: Any) -> Any:
-            values.decided("decided")
-            return plain(self, other)
-
-        return run
-
-    for name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "rpow",
-                 "floordiv", "rfloordiv", "mod", "rmod", "neg", "pos", "abs"):  # fmt: skip
-        setattr(Uncomputed, f"__{name}__", carried(f"__{name}__"))
-    for name in ("lt", "le", "gt", "ge", "eq", "ne"):
-        setattr(Uncomputed, f"__{name}__", compared(f"__{name}__"))
-    _CLASSES[id(values)] = Uncomputed
-    return Uncomputed

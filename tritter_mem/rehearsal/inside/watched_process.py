@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 SESSION = "STANDIN_SESSION"
 MOST_DEVICES, FIGURES = 16, 8
@@ -34,6 +34,16 @@ _NAMED = (
 )
 
 
+class Inside(NamedTuple):
+    """The other files of this folder, as modules."""
+
+    true_values: ModuleType
+    host_values: ModuleType
+    history_lines: ModuleType
+    modules: ModuleType
+    one_rank: ModuleType
+
+
 class _Slot(ctypes.Structure):
     """As `struct slot` of `driver/device.h`."""
 
@@ -49,12 +59,16 @@ class _Slot(ctypes.Structure):
 class Process:
     """This process, once it uses a device."""
 
-    def __init__(self, torch: Any, values: ModuleType) -> None:
+    def __init__(self, torch: Any, inside: Inside) -> None:
         self._torch = torch
+        self._inside = inside
         self._folder = os.environ[SESSION]
         self._pid = os.getpid()
         self._last: dict[int, Any] = {}
-        self._values = values.Values(torch, self.sync, self.note)
+        self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
+        self._requests = inside.history_lines.Requests(torch)
+        self._backward = inside.history_lines.BackwardPasses(torch, self._requests)
+        self._modules = inside.modules.Modules(torch, self._requests)
         driver = ctypes.CDLL("libcuda.so.1")
         self._number = driver.tritter_standin_device_number
         self._slot = self._own_slot(driver)
@@ -73,6 +87,8 @@ class Process:
         self._record_history()
         torch._C._cuda_attach_out_of_memory_observer(self._out_of_memory)
         self._values.install()
+        for one in (self._requests, self._backward, self._modules):
+            one.install()
         if self._values.problem:
             self.note("uncounted", self._values.problem)
         self._write_about()
@@ -172,6 +188,7 @@ class Process:
         if self._written or os.getpid() != self._pid:
             return
         self._written = True
+        self._modules.look()
         for device in range(self._torch.cuda.device_count()):
             if self._torch._C._cuda_memoryStats(device):
                 self._last.pop(device, None)
@@ -184,6 +201,9 @@ class Process:
         path = os.path.join(self._folder, f"snapshot-{self._pid}.pickle")
         try:
             snapshot = self._torch.cuda.memory._snapshot()
+            self._inside.history_lines.leave_out_own_frames(snapshot)
+            for one in (self._backward, self._modules):
+                one.write_into(snapshot)
             with open(path + ".part", "wb") as file:
                 pickle.dump(snapshot, file, protocol=4)
             os.replace(path + ".part", path)
@@ -205,12 +225,12 @@ def _title() -> str:
         return ""
 
 
-def watch(values: ModuleType, one_rank: ModuleType) -> None:
+def watch(inside: Inside) -> None:
     """See to it that torch, once it is imported, tells when a device is first used."""
 
     def then(torch: Any) -> None:
-        _prepare(torch, values)
-        one_rank.stand_alone(torch)
+        _prepare(torch, inside)
+        inside.one_rank.stand_alone(torch)
 
     sys.meta_path.insert(0, _Finder(then))
 
@@ -220,20 +240,25 @@ class _Finder:
 
     def __init__(self, then: Callable[[Any], None]) -> None:
         self._then = then
+        self._within = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Torch's own spec, whose loader does a little more."""
-        if name != "torch":
+        """Torch's own spec, whose loader does a little more; many only look for it at first."""
+        if name != "torch" or self._within:
             return None
-        sys.meta_path.remove(self)
         import importlib.util
 
-        spec = importlib.util.find_spec(name)
+        self._within = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._within = False
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
 
         def run_and_then(module: ModuleType) -> None:
+            sys.meta_path.remove(self)
             run(module)
             self._then(module)
 
@@ -241,7 +266,7 @@ class _Finder:
         return spec
 
 
-def _prepare(torch: Any, values: ModuleType) -> None:
+def _prepare(torch: Any, inside: Inside) -> None:
     """Wait for the first use of a device; remember errors that end the process."""
     folder = os.environ[SESSION]
     if torch.version.cuda is None:
@@ -253,7 +278,7 @@ def _prepare(torch: Any, values: ModuleType) -> None:
 
     def begin() -> None:
         if not process or process[0]._pid != os.getpid():
-            process[:] = [Process(torch, values)]
+            process[:] = [Process(torch, inside)]
             process[0].start()
 
     torch.cuda._lazy_call(begin)
