@@ -250,7 +250,8 @@ class PlannedModel:
                 trains = weight is None or weight.is_parameter
                 size, scheme = self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
-                if is_matrix and not self.run.trains:
+                quantises = is_matrix and not self.model.stays_unquantised(name)
+                if quantises and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
