@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types wheel gpu standin rehearsals compare images clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,hf,parquet]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,hf,parquet]'
 	touch $@
 
 # The 7B model as specified does not fit a 16 GB card (exit code 1), with 8 KV heads it does; then a
@@ -28,10 +28,16 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# The manual, in out/site: a page for each command is written from the code; a link that leads nowhere
+# fails.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q docs out/site
+
 # The built wheel, in an environment that has nothing else and a folder that is not the checkout.
 wheel: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --quiet --wheel
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 	rm -rf out/wheel && $(PYTHON) -m venv out/wheel
 	out/wheel/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd / && $(CURDIR)/out/wheel/bin/tritter-mem plan --config 7b || test $$? -eq 1
@@ -50,7 +56,7 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
-# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# Commands over the stand-ins, beside what is known of them: reports/rehearsals.md. It resumes; ROWS="8B"
 # runs those whose names have it, TORCH=2.14.0 those of a release.
 rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
@@ -64,10 +70,19 @@ compare: $(STAMP)
 images: $(STAMP)
 	TRITTER_MEM_HISTORY=off $(BIN)/python -m tests.browser.screenshots
 
+# Four tasks of somebody who has just cloned the repository, typed from README; minutes of installing.
+tasks:
+	$(PYTHON) -m tests.tasks
+
 # Damaged and hostile files, for FUZZ_SECONDS; prints its seed, which FUZZ_SEED repeats. What goes
 # wrong joins tests/fuzz/corpus.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
+
+# Whether tests notice small wrong changes of formulas: 500 of them, which takes up to an hour. Goes
+# on where it was; prints what no test noticed, with the reason where there is one.
+mutate: $(STAMP)
+	$(BIN)/python -m tests.mutate
 
 clean:
 	rm -rf .venv .standin .rehearsal .rehearsal.lock out dist build

@@ -82,7 +82,7 @@ def main() -> int:
     import torch
 
     if not torch.cuda.is_available():
-        print("found no CUDA device; this runs what needs one", file=sys.stderr)
+        print("no CUDA device; this script needs one", file=sys.stderr)
         return 3
     print(json.dumps({"card": asdict(_first()), "torch": torch.__version__}))
     return 0

@@ -341,8 +341,8 @@ def folder_for(card: Card, asked: Path | None) -> Path | None:
     folder = (asked or ROOT / "reports" / name).resolve()
     if card.standin and folder.is_relative_to((ROOT / "reports").resolve()):
         print(
-            f"found stand-ins for the CUDA libraries, and {folder} to write to; nothing computes"
-            " here, so evidence may not lie under reports/: name another folder (OUT=out/standin)",
+            f"CUDA's libraries are stand-ins here, and nothing is measured: {folder} is below "
+            "reports/, so name another folder (OUT=out/standin)",
             file=sys.stderr,
         )
         return None
@@ -358,7 +358,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     asked = parser.parse_args(arguments)
     unknown = [part for part in asked.parts if part not in PARTS]
     if unknown:
-        parser.error(f"found part {unknown[0]}; allowed: {', '.join(PARTS)}")
+        parser.error(f"got part {unknown[0]}, expected {', '.join(PARTS)}")
     return asked
 
 

@@ -29,13 +29,6 @@ CARD = find_gpu("h100")
 TRAINED_PARAMETERS = 10_000_000_000
 TARGETS = {"inference": 0.02, "training": 0.05}
 """How far the allocated peak may be off."""
-KNOWN = {
-    (
-        "qwen3_vl",
-        "training",
-    ): "simulated with a cache, which the language model's own key leaves on",
-}
-"""Why a plan is off, by `model_type` and mode."""
 TINY = 0.01
 """The same for tiny models, whose peak is mostly what libraries take."""
 
@@ -45,7 +38,7 @@ class Compared(NamedTuple):
 
     Attributes:
         planned, simulated: allocated peak and reserved peak; None with a reason.
-        reason: why there is no plan or no simulation, or why it is known to be off.
+        reason: why there is no plan or no simulation.
     """
 
     name: str
@@ -64,8 +57,8 @@ class Compared(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the plan is near, and reserves no less, or is known not to."""
-        if self.planned is None or self.simulated is None or self.reason:
+        """Whether the plan is near, and reserves no less."""
+        if self.planned is None or self.simulated is None:
             return True
         return abs(self.error) <= self.target and self.planned[1] >= self.simulated[1]
 
@@ -155,7 +148,6 @@ def _compare(
     except SimulationError as error:
         return compared._replace(reason=f"not simulated: {str(error)[:120]}")
     return compared._replace(
-        reason=KNOWN.get((model.model_type, run.work.mode), ""),
         planned=(planned.allocated_peak_bytes, planned.reserved_peak_bytes or 0),
         simulated=(simulated.allocated_peak_bytes, simulated.reserved_peak_bytes or 0),
     )
@@ -167,7 +159,7 @@ def _row(compared: Compared) -> str:
         return f"{start} {compared.reason}"
     (planned, reserved), (simulated, wanted) = compared.planned, compared.simulated
     numbers = f"{planned / GiB:9.2f} {simulated / GiB:9.2f} {100 * compared.error:+7.3f}%"
-    verdict = compared.reason if compared.holds else "further off than the target"
+    verdict = "" if compared.holds else "further off than the target"
     return f"{start} {numbers} {reserved / GiB:9.2f} {wanted / GiB:9.2f}  {verdict}".rstrip()
 
 

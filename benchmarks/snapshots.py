@@ -193,7 +193,7 @@ def main() -> int:
         if device.standin:
             refuse_rehearsed_evidence(folder)
     except MeasureError as error:
-        print(f"found no CUDA device to record on: {error}", file=sys.stderr)
+        print(f"no CUDA device to record on: {error}", file=sys.stderr)
         return EXIT_NOT_MEASURED
     except UsageError as error:
         print(error, file=sys.stderr)

@@ -7,11 +7,15 @@ They run in turn, so that a machine that slows down slows all. `hf-mem` reads a 
 the network: without one its run ends at the first request, and its time is then what it takes to
 get there. Its `--help` is what it takes to start and do nothing. Run with
 `python -m benchmarks.startup`; `hf-mem` is left out where it is not installed.
+
+Both run from compiled bytecode, as after any installation by pip. A checkout has none where
+PYTHONDONTWRITEBYTECODE is set, so that is left out of the environment.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -28,6 +32,7 @@ MODEL = "qwen3-8b"
 BY_NAME = f"tritter-mem plan {MODEL}"
 BY_FILE = "tritter-mem plan config.json"
 PEER = "hf-mem --model-id openai-community/gpt2"
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -52,8 +57,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def seconds(command: list[str]) -> float:
     """Wall-clock seconds of one run."""
+    nothing = subprocess.DEVNULL
     start = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(command, stdout=nothing, stderr=nothing, env=ENVIRONMENT, check=False)
     return time.perf_counter() - start
 
 

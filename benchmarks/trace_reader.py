@@ -70,7 +70,7 @@ class _Reader:
         except ValueError as error:
             raise ValueError(f"no JSON: {error}") from error
         if not isinstance(record, dict):
-            raise ValueError(f"found {_shown(record)}, expected an object")
+            raise ValueError(f"got {_shown(record)}, expected an object")
         if self.line == 1:
             self._take_header(record)
         elif "alloc" in record:
@@ -85,15 +85,15 @@ class _Reader:
             ValueError: there are other than so many events as the header says.
         """
         if not self._header:
-            raise ValueError("found an empty file")
+            raise ValueError("got an empty file")
         expected = self._header["events"]
         if len(self._log) != expected:
-            raise ValueError(f"found the end after {len(self._log)} of {expected} events")
+            raise ValueError(f"got the end after {len(self._log)} of {expected} events")
         return self._log
 
     def _take_header(self, record: dict[str, Any]) -> None:
         if record.get("schema") != SCHEMA:
-            raise ValueError(f"schema: found {_shown(record.get('schema'))}, expected '{SCHEMA}'")
+            raise ValueError(f"schema: got {_shown(record.get('schema'))}, expected '{SCHEMA}'")
         events = _number(record, "events")
         self._header = record
         self._log.spans = list(_spans(record.get("phases"), events))
@@ -102,7 +102,7 @@ class _Reader:
     def _take_alloc(self, record: dict[str, Any]) -> None:
         storage, expected = _number(record, "alloc"), self._log.storages
         if storage != expected:
-            raise ValueError(f"alloc: found storage {storage}, expected {expected}, the next")
+            raise ValueError(f"alloc: got storage {storage}, expected {expected}, the next")
         self._log.alloc(
             _number(record, "bytes"),
             operator=_text(record, "operator"),
@@ -116,7 +116,7 @@ class _Reader:
     def _take_free(self, record: dict[str, Any]) -> None:
         storage = _number(record, "free")
         if storage not in self._live:
-            raise ValueError(f"free: found storage {storage}, which is not allocated")
+            raise ValueError(f"free: got storage {storage}, which is not allocated")
         self._live.remove(storage)
         self._log.free(storage, module=_text(record, "module"))
 
@@ -130,7 +130,7 @@ def _spans(phases: Any, events: int) -> Iterator[Span]:
                 position = end
             case _:
                 raise ValueError(
-                    f"phases: found {_shown(phase)}, expected a name and the range of its events, "
+                    f"phases: got {_shown(phase)}, expected a name and the range of its events, "
                     f"within {position} and {events}"
                 )
 
@@ -142,14 +142,14 @@ def _notes(notes: Any) -> dict[str, int]:
 
 def _of(kind: type, value: Any, name: str) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{name}: found {_shown(value)}, expected a {kind.__name__}")
+        raise ValueError(f"{name}: got {_shown(value)}, expected a {kind.__name__}")
     return value
 
 
 def _number(record: dict[str, Any], key: str) -> int:
     value = record.get(key)
     if type(value) is not int or not 0 <= value <= MAX_STORAGE_BYTES:
-        raise ValueError(f"{key}: found {_shown(value)}, expected 0 to {MAX_STORAGE_BYTES}")
+        raise ValueError(f"{key}: got {_shown(value)}, expected 0 to {MAX_STORAGE_BYTES}")
     return value
 
 
@@ -161,7 +161,7 @@ def _text(record: dict[str, Any], key: str) -> str:
 def _place(record: dict[str, Any]) -> str:
     place = _text(record, "place")
     if place not in (SIDE_STREAM, GRAPH_POOL):
-        raise ValueError(f"place: found {_shown(place)}, expected {SIDE_STREAM} or {GRAPH_POOL}")
+        raise ValueError(f"place: got {_shown(place)}, expected {SIDE_STREAM} or {GRAPH_POOL}")
     return place
 
 

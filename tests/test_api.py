@@ -36,9 +36,9 @@ def test_all_three_take_the_same_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"contxt": 3}, "contxt: no such option; allowed: context, batch"),
+        ({"contxt": 3}, "contxt: no such option; the options are context, batch"),
         ({"checkpoint": "every-nth:x"}, "checkpoint"),
-        ({"context": "much"}, "context: found 'much'"),
+        ({"context": "much"}, "context: got 'much'"),
     ],
 )
 def test_a_wrong_option_is_one_clear_error(options: dict[str, object], words: str) -> None:

@@ -31,15 +31,24 @@ ORDER = (
     "models.architecture",
     "models.attention_blocks",
     "models.mlp_blocks",
+    "models.huggingface_defaults",
+    "models.huggingface_keys",
     "models.quantization",
     "models.cuda_reductions",
     "models.cuda_attention",
     "models.cuda_indexing",
     "models.shape_tensors",
+    "models.quantised_products",
     "models.layer_run",
+    "models.layer_repeats",
+    "models.layer_orders",
     "models.transformers_blocks",
-    "models.huggingface_defaults",
-    "models.huggingface_keys",
+    "models.step_blocks",
+    "models.gemma4_blocks",
+    "models.indexed_attention_blocks",
+    "models.recurrent_parts",
+    "models.gated_delta_blocks",
+    "models.state_space_blocks",
     "models.huggingface_towers",
     "models.family_parts",
     "models.attention_families",
@@ -80,7 +89,9 @@ def module_of(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-TOOL = {module_of(path, ROOT): path for path in sorted((ROOT / "tritter_mem").rglob("*.py"))}
+WRITTEN_BY_THE_BUILD = ROOT / "tritter_mem" / "_version.py"
+FILES = sorted(set((ROOT / "tritter_mem").rglob("*.py")) - {WRITTEN_BY_THE_BUILD})
+TOOL = {module_of(path, ROOT): path for path in FILES}
 MODEL = {module_of(path, ROOT / "model"): path for path in sorted((ROOT / "model").rglob("*.py"))}
 
 

@@ -130,11 +130,11 @@ def test_over_budget_fails_before_the_body_and_says_what_holds_most_and_what_to_
     result.stdout.re_match_lines(
         [
             r"memory_budget: does not fit: needs .* \(simulated\), budget 500\.0 MiB, .* over",
-            r"  needed is the device peak: .* reserved by PyTorch, 384\.0 MiB CUDA context",
+            r"  the need is the device peak: .* reserved by PyTorch, 384\.0 MiB CUDA context",
             r"  component \w+.*: .* of .* allocated at the peak",
             r"  phase \w+: .* allocated, the peak at \w+: Transformer",
             r"  module Transformer.*: .*",
-            r"  what to change, as planned:",
+            r"  what to change, by the plan:",
             rf"    .*: {MINUS}.* MiB, (fits with|still) .*",
             r"      --set \w+\.\w+=.*",
         ]
@@ -145,11 +145,11 @@ def test_over_budget_fails_before_the_body_and_says_what_holds_most_and_what_to_
 @pytest.mark.parametrize(
     ("mark", "expected"),
     [
-        ('"1 GiB", profile="tinny"', "tinny: no such file or bundled profile; did you mean tiny"),
-        ('"1 GB!", profile="tiny"', "budget: found '1 GB!'; expected a memory size"),
-        ('"1 GiB", profile="tiny", context="1z"', "context: found '1z'; allowed: a whole number"),
-        ('"1 GiB", profile="tiny", gpu="rtx-508"', "gpu: found 'rtx-508'; allowed: a card in the"),
-        ('"80 GiB", profile="tiny"', "budget: found '80 GiB'; allowed: up to 17,094,934,528 bytes"),
+        ('"1 GiB", profile="tinny"', "tinny: no bundled model and no file of this name; did"),
+        ('"1 GB!", profile="tiny"', "budget: got '1 GB!', expected a memory size"),
+        ('"1 GiB", profile="tiny", context="1z"', "context: got '1z', expected a whole number"),
+        ('"1 GiB", profile="tiny", gpu="rtx-508"', "gpu: 'rtx-508' is not a known card; did you"),
+        ('"80 GiB", profile="tiny"', "budget: got '80 GiB', expected up to 17,094,934,528 bytes"),
         ('"1 GiB", module="none.py:build"', "module: none.py: there is no such file"),
         ('"1 GiB", module="net.py:build", args={"x": 1}', "arguments that it takes: width"),
         ('"1 GiB", module="net.py:reads"', "needs the values of a tensor, and a simulation has"),
@@ -197,7 +197,7 @@ def test_several_marks_on_one_test_are_an_error_and_its_own_comes_before_its_cla
     result.assert_outcomes(passed=1, failed=1, errors=1)
     result.stdout.fnmatch_lines(
         [
-            "memory_budget: found several on one test; allowed: one; *",
+            "memory_budget: got several on one test, expected one; *",
             "memory_budget: does not fit: needs 2.0 KiB (measured), budget 1.0 KiB, 1.0 KiB over",
         ]
     )
@@ -294,7 +294,7 @@ def test_a_baseline_is_made_under_xdist_and_holds_without_it(
     under_xdist = ["-n2", "--dist=loadgroup", "--memory-report=results.json"]
     made = session.run_apart(*options, "--memory-update-baseline", *under_xdist)
     made.assert_outcomes(passed=2)
-    made.stdout.fnmatch_lines(["memory.json: 2 of 2 entries made anew"])
+    made.stdout.fnmatch_lines(["memory.json: 2 of 2 entries written again"])
     ids = ["test_body.py::test_body", "test_profile.py::test_profile"]
     assert [result.name for result in results_in(Path("results.json"))] == ids
     baseline = json.loads(Path("memory.json").read_text())
@@ -313,7 +313,7 @@ def test_a_baseline_is_made_under_xdist_and_holds_without_it(
     )
     again = session.run(*options, "--memory-update-baseline", "test_body.py")
     again.assert_outcomes(passed=1)
-    again.stdout.fnmatch_lines(["memory.json: 1 of 2 entries made anew"])
+    again.stdout.fnmatch_lines(["memory.json: 1 of 2 entries written again"])
     monkeypatch.setenv("ROWS", "1024")
     shrunk = session.run(*options)
     shrunk.assert_outcomes(passed=2)
@@ -330,15 +330,15 @@ def test_a_test_that_the_baseline_does_not_have_fails_and_a_changed_budget_chang
     result = session.run(*options)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
-        ["memory_budget: no entry: not in the baseline; where that is meant: pytest --memory-base*"]
+        ["memory_budget: no entry: not in the baseline; if that is intended: pytest --memory-base*"]
     )
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--memory-update-baseline"], "*only with --memory-baseline FILE"),
-        (["--memory-baseline", "none.json"], "*none.json: no such baseline; make it: pytest *"),
+        (["--memory-update-baseline"], "*needs --memory-baseline FILE*"),
+        (["--memory-baseline", "none.json"], "*none.json: no such baseline; create it: pytest *"),
         (["--memory-baseline", "broken.json"], "*broken.json: no JSON: *"),
         (["--memory-report", "folder"], "*folder: cannot be written: *"),
     ],

@@ -57,6 +57,7 @@ def test_importing_the_library_imports_next_to_nothing() -> None:
     modules = imported_by("import tritter_mem")
     assert {name for name in modules if name.startswith("tritter_mem")} == {
         "tritter_mem",
+        "tritter_mem._version",
         "tritter_mem.version",
     }
     assert not heavy(modules)

@@ -39,6 +39,7 @@ class Options(TypedDict, total=False):
         batch: sequences.
         mode: `inference` or `training`.
         checkpoint: the activation checkpointing, such as `every-layer` or `every-nth:4`.
+        dtype: type of weights and activations of a named model, as `from_pretrained` takes it.
         kv_dtype: storage of the key-value cache.
         alloc_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         settings: any others, by dotted key.
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     batch: int
     mode: str
     checkpoint: str
+    dtype: str
     kv_dtype: str
     alloc_conf: str
     settings: Mapping[str, Any]
@@ -65,7 +67,7 @@ def load(model: Model, **options: Unpack[Options]) -> AnyProfile:
     """
     if unknown := [name for name in options if name not in {*KEYS, "settings"}]:
         allowed = ", ".join([*KEYS, "settings"])
-        raise UsageError(f"{', '.join(unknown)}: no such option; allowed: {allowed}")
+        raise UsageError(f"{', '.join(unknown)}: no such option; the options are {allowed}")
     settings = overrides(options, options.get("settings"))
     if isinstance(model, Profile | NamedProfile):
         return changed(model, settings) if settings else model

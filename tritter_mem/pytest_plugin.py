@@ -172,7 +172,7 @@ def _closest_mark(item: pytest.Item) -> pytest.Mark:
     """A test's own mark comes before its class's and module's."""
     (closest, mark), *others = item.iter_markers_with_node(MARK)
     if any(node is closest for node, _ in others):
-        _fail("found several on one test; allowed: one; write a test for each")
+        _fail("got several on one test, expected one; write a test for each")
     return mark
 
 
@@ -234,7 +234,7 @@ class Files:
             pytest.UsageError: it cannot be read, or a file not be written; known before tests run.
         """
         if self.update and self.baseline is None:
-            raise pytest.UsageError("--memory-update-baseline: only with --memory-baseline FILE")
+            raise pytest.UsageError("--memory-update-baseline needs --memory-baseline FILE")
         try:
             self._check_writable()
             return None if self.baseline is None else self._read(self.baseline)
@@ -243,7 +243,7 @@ class Files:
 
     def _check_writable(self) -> None:
         if self.report and self.baseline and self.report.absolute() == self.baseline.absolute():
-            raise UsageError("--memory-report and --memory-baseline: found one file; name two")
+            raise UsageError("--memory-report and --memory-baseline name the same file; name two")
         for path in filter(None, (self.report, self.baseline if self.update else None)):
             from tritter_mem.results.writing import check_writable
 
@@ -258,7 +258,7 @@ class Files:
         if self.update:
             return Baseline()
         make = f"pytest --memory-baseline {path} --memory-update-baseline"
-        raise InputError(f"{path}: no such baseline; make it: {make}")
+        raise InputError(f"{path}: no such baseline; create it: {make}")
 
 
 class MarkedResults:
@@ -345,7 +345,7 @@ class MarkedResults:
             new, outcomes = accepted(results, before)
             write_baseline(path, new)
         self._outcomes = {outcome.label: outcome for outcome in outcomes}
-        self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries made anew")
+        self._notes.append(f"{path}: {len(outcomes)} of {len(new.entries)} entries written again")
 
 
 def _read_result(text: str) -> Result:

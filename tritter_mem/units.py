@@ -36,6 +36,23 @@ def parse_bytes(text: str | int) -> int:
     return _parse(text, _BYTE_UNITS, "a memory size such as '15 GiB', '15 GB' or a number of bytes")
 
 
+class NoUnitError(ValueError):
+    """A size of memory without a unit, too small for bytes to be meant."""
+
+
+def parse_memory(text: str | int) -> int:
+    """Read a memory size as `parse_bytes` does, and refuse numbers that nobody means as bytes.
+
+    Raises:
+        NoUnitError: a number below 1 MiB, above 0 and without a unit, such as `16`.
+        ValueError: the text is not a size, or not a whole number of bytes.
+    """
+    found = parse_bytes(text)
+    if 0 < found < MiB and not (typed := str(text).strip())[-1].isalpha():
+        raise NoUnitError(f"{typed} would be {typed} bytes; for gibibytes, write {typed}GiB")
+    return found
+
+
 def parse_count(text: str | int) -> int:
     """Read a token count such as `128k`, `1M` or `4096`; k is 1024 and M is 1024².
 

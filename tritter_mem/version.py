@@ -1,3 +1,8 @@
-"""The version of the tool."""
+"""The version of the tool: the tag's, which building and installing write into a file."""
 
-__version__ = "0.1.0"
+try:
+    from tritter_mem._version import __version__
+except ImportError:  # a checkout that nothing installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__"]

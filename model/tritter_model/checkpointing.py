@@ -44,7 +44,7 @@ def run_layers(layers: Sequence[Layer], x: Tensor, policy: str, n: int) -> Tenso
         ValueError: the policy is none of `POLICIES`.
     """
     if policy not in POLICIES:
-        raise ValueError(f"found checkpointing policy {policy!r}; allowed: {', '.join(POLICIES)}")
+        raise ValueError(f"got checkpointing policy {policy!r}, expected {', '.join(POLICIES)}")
     if policy == "segments":
         for start in range(0, len(layers), n):
             x = _checkpointed(_chain(layers[start : start + n]), x, policy)

@@ -38,7 +38,7 @@ class DecodeGraph:
         device = cache.position.device
         if device.type not in ("cuda", "meta"):
             raise ValueError(
-                f"found a CUDA graph to be made on {device.type}; allowed: cuda, meta;"
+                f"got a CUDA graph to be made on {device.type}, expected cuda, meta;"
                 " set workload.cuda_graph to false"
             )
         self._model, self._cache, self._multiprocessors = model, cache, run.multiprocessors

@@ -158,7 +158,7 @@ class KVCache:
         """
         if self.length + tokens > self.context:
             raise ValueError(
-                f"found {tokens} tokens behind {self.length}; allowed: {self.context} in all; "
+                f"got {tokens} tokens behind {self.length}, expected {self.context} in all; "
                 "make the cache for a longer context"
             )
 

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
             ValueError: the weights are not ternary.
         """
         if not self.config.is_ternary:
-            raise ValueError(f"found {self.config.weight_format} weights; only ternary ones pack")
+            raise ValueError(f"got {self.config.weight_format} weights; only ternary ones pack")
         device = self.norm.weight.device
         model = Transformer(self.config, torch.device("meta")).to_empty(device=device)
         state = {k: v for k, v in self.state_dict().items() if k in model.state_dict()}

@@ -70,7 +70,7 @@ def test_the_large_segment_counts_whatever_its_place() -> None:
     assert parse_alloc_conf("max_split_size_mb:40,large_segment_size_mb:40") == first
     assert first.max_non_split_rounding_bytes == 40 * MiB
     assert problems("max_split_size_mb:30,large_segment_size_mb:40") == [
-        "max_split_size_mb: found '30', expected a whole number of at least 40"
+        "max_split_size_mb: got '30', expected a whole number of at least 40"
     ]
 
 
@@ -78,10 +78,10 @@ def test_every_problem_is_named_at_once() -> None:
     assert problems(
         "expandible_segments:True,max_split_size_mb:19,expandable_segments:yes,oops"
     ) == [
-        "found 'oops', expected key:value",
+        "got 'oops', expected key:value",
         "unknown key 'expandible_segments'; did you mean expandable_segments?",
-        "max_split_size_mb: found '19', expected a whole number of at least 20",
-        "expandable_segments: found 'yes', expected True or False, written so",
+        "max_split_size_mb: got '19', expected a whole number of at least 20",
+        "expandable_segments: got 'yes', expected True or False, written so",
     ]
 
 

@@ -80,8 +80,8 @@ def test_every_problem_is_named_with_its_place(tmp_path: Path) -> None:
     record["entries"][1]["kind"] = "planned"
     del record["entries"][2]["torch"]
     assert sorted(problems(tmp_path, record)) == [
-        "entries[0].figures.allocated_peak_bytes: found '8 GiB', expected a valid integer",
-        "entries[1].kind: found 'planned', expected 'simulated' or 'measured'",
+        "entries[0].figures.allocated_peak_bytes: got '8 GiB', expected a valid integer",
+        "entries[1].kind: got 'planned', expected 'simulated' or 'measured'",
         "entries[2].torch: missing",
         "tolerence: unknown key",
     ]
@@ -93,17 +93,17 @@ def test_what_has_the_right_type_and_cannot_be_is_named_too(tmp_path: Path) -> N
     record["tolerance"]["relative"] = 1.5
     record["entries"][0]["figures"]["reserved_peak_bytes"] = -1
     lines = problems(tmp_path, record)
-    assert lines[0] == "tolerance.relative: found 1.5; allowed: 0 to 1, 0.01 is 1%"
-    assert lines[1] == "entries: found 2 of 125m, measured, cpu, 2.13.0; keep one"
-    assert "entries[0].figures.reserved_peak_bytes: found -1; allowed: 0 or more" in lines
+    assert lines[0] == "tolerance.relative: got 1.5, expected 0 to 1, 0.01 is 1%"
+    assert lines[1] == "entries: got 2 of 125m, measured, cpu, 2.13.0; keep one"
+    assert "entries[0].figures.reserved_peak_bytes: got -1, expected 0 or more" in lines
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("<<<<<<< HEAD\n{}", "no JSON"),
-        ("[]", "schema: found None, expected 'tritter-mem.baseline/1'"),
-        ('{"schema": "tritter-mem.result/1"}', "schema: found 'tritter-mem.result/1'"),
+        ("[]", "schema: got None, expected 'tritter-mem.baseline/1'"),
+        ('{"schema": "tritter-mem.result/1"}', "schema: got 'tritter-mem.result/1'"),
     ],
 )
 def test_what_is_no_baseline_says_so(tmp_path: Path, text: str, words: str) -> None:

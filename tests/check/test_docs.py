@@ -35,7 +35,7 @@ def test_every_option_that_is_shown_exists(name: str) -> None:
 
 
 def test_the_workflow_needs_no_rights_and_runs_the_check() -> None:
-    workflow, _ = blocks("yaml")
+    workflow, _, _ = blocks("yaml")
     assert workflow["permissions"] == {"contents": "read"}
     steps = workflow["jobs"]["memory"]["steps"]
     assert steps[-1] == {"run": "tritter-mem check --format github"}
@@ -43,8 +43,14 @@ def test_the_workflow_needs_no_rights_and_runs_the_check() -> None:
     assert any(f"torch=={pinned[0]} " in step.get("run", "") for step in steps)
 
 
+def test_the_action_takes_what_the_page_gives_it() -> None:
+    _, action, _ = blocks("yaml")
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    assert action["steps"][-1]["with"].keys() <= inputs.keys()
+
+
 def test_the_hook_of_the_page_is_the_one_that_is_defined() -> None:
-    _, config = blocks("yaml")
+    _, _, config = blocks("yaml")
     assert [hook["id"] for hook in config["repos"][0]["hooks"]] == [hook["id"] for hook in HOOKS]
     assert {"id", "name", "entry", "language"} <= set(HOOKS[0])
 

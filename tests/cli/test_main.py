@@ -75,7 +75,7 @@ def test_python_m_is_the_same_command_line() -> None:
         (["profils"], "No such command 'profils'. Did you mean 'profiles', 'profile'?"),
         (["gpus", "--jsn"], "No such option"),
         (["gpus", "--jsn"], "--json"),
-        (["gpus", "extra"], "Got unexpected extra argument"),
+        (["doctor", "extra"], "Got unexpected extra argument"),
         (["profiles", "--show"], "Option '--show' requires an argument"),
     ],
 )
@@ -100,14 +100,15 @@ def test_wrong_usage_is_explained_with_exit_code_2(arguments: list[str], words: 
         (
             ModuleNotFoundError("No module named 'tritter_mem.odd'", name="tritter_mem.odd"),
             EXIT_BUG,
-            "error: a bug in tritter-mem: ModuleNotFoundError: No module named 'tritter_mem.odd'; "
-            "--debug shows where\n",
+            "error: this is a bug in tritter-mem: ModuleNotFoundError: No module named "
+            "'tritter_mem.odd'; "
+            "run it again with --debug to see where\n",
         ),
         (
             ZeroDivisionError("division\nby zero"),
             EXIT_BUG,
-            "error: a bug in tritter-mem: ZeroDivisionError: division by zero; "
-            "--debug shows where\n",
+            "error: this is a bug in tritter-mem: ZeroDivisionError: division by zero; "
+            "run it again with --debug to see where\n",
         ),
     ],
     ids=lambda value: type(value).__name__,

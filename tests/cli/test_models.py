@@ -89,5 +89,6 @@ def test_the_schema_is_one_json_document(arguments: list[str]) -> None:
 def test_an_unknown_profile_is_one_line_and_exit_code_2() -> None:
     done = run("--show", "7b-128k")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: 7b-128k: no such file or bundled profile; did you mean ")
+    message = "error: 7b-128k: no bundled model and no file of this name; did you mean "
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.models import hub_server
+from tests.models.header_files import gguf, string, u32
 from tests.models.hub_server import HubServer, Repository
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_USAGE
@@ -95,13 +96,13 @@ def test_several_are_compared_with_profiles_of_the_bundled_model(folder: Path) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--config", "tiny"), "found MODEL and --config"),
-        (("--kv-dtype", "int2"), "--kv-dtype: found 'int2'; allowed: auto"),
-        (("--context", "0"), "--context: found"),
-        (("--gpu", "voodoo"), "a card in the table"),
+        (("--config", "tiny"), "MODEL and --config mean the same"),
+        (("--kv-dtype", "int2"), "--kv-dtype: got 'int2', expected auto"),
+        (("--context", "0"), "--context: got"),
+        (("--gpu", "voodoo"), "is not a known card"),
         (("--set", "weights.format=int4"), "unknown key"),
-        (("--set", "weights.quantization=int4"), "allowed: auto, none, bitsandbytes-int8"),
-        (("--checkpoint", "segments:8"), "allowed: none, every-layer"),
+        (("--set", "weights.quantization=int4"), "expected auto, none, bitsandbytes-int8"),
+        (("--checkpoint", "segments:8"), "expected none or every-layer"),
         (("--set", "workload.new_tokens=9999"), "fewer than context"),
     ],
 )
@@ -151,6 +152,47 @@ def test_weights_are_stored_as_the_profile_says(folder: Path) -> None:
     )
     assert whole == 2 * PARAMETERS
     assert 0.25 * whole < quantised < 0.4 * whole  # embedding and output projection stay
+
+
+def a_gguf_file(folder: Path) -> tuple[Path, int]:
+    """A small model, its embedding in Q6_K and a matrix in Q4_K; the bytes of its weights."""
+    metadata = {
+        "general.architecture": string("llama"),
+        "llama.embedding_length": u32(256),
+        "llama.block_count": u32(1),
+        "llama.feed_forward_length": u32(512),
+        "llama.attention.head_count": u32(4),
+        "llama.attention.head_count_kv": u32(2),
+        "llama.vocab_size": u32(1024),
+    }
+    tensors = {
+        "token_embd.weight": ("Q6_K", (256, 1024), 1024 * 210),
+        "blk.0.attn_q.weight": ("Q4_K", (256, 256), 256 * 144),
+        "output_norm.weight": ("F32", (256,), 1024),
+    }
+    path = folder / "model-Q4_K_M.gguf"
+    path.write_bytes(gguf(metadata, tensors))
+    return path, sum(size for _, _, size in tensors.values())
+
+
+def test_a_gguf_file_is_planned_as_llama_cpp_runs_it(tmp_path: Path) -> None:
+    path, stored = a_gguf_file(tmp_path)
+    found = planned(path, "--context", "4k")
+    assert found["model"]["runtime"] == "llama.cpp"
+    assert found["model"]["weight_bytes"] == weights_of(found) == stored
+    assert found["planned"]["components"]["kv_cache_bytes"] == 4096 * 2 * 2 * 64 * 2
+    assert "compute buffers are not planned" in found["planned"]["lower_bound_reason"]
+    code, output = plan(path)
+    assert "llama as llama.cpp runs it" in " ".join(output.split())
+    assert code == 0
+
+
+def test_a_gguf_file_s_model_is_planned_as_transformers_dequantises_it(tmp_path: Path) -> None:
+    path, stored = a_gguf_file(tmp_path)
+    found = planned(path, "--set", "weights.quantization=none")
+    assert found["model"]["runtime"] == "transformers"
+    assert found["planned"].get("lower_bound_reason") is None
+    assert weights_of(found) == 2 * found["model"]["parameters"] > stored
 
 
 def test_a_bundled_name_is_a_profile() -> None:

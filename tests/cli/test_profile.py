@@ -59,8 +59,8 @@ def test_units_and_the_place_of_the_chart_library_are_as_asked(tmp_path: Path) -
     asked = ("--units", "GB", "--plotlyjs", "directory", "--html", html)
     done = run("--config", "tiny", "--fast", *asked)
     assert done.exit_code == EXIT_OK, done.stderr
-    assert "budget 16.11 GB" in done.stdout
-    assert "budget 16.11 GB" in html.read_text()
+    assert "the budget of 16.11 GB" in done.stdout
+    assert "the budget of 16.11 GB" in html.read_text()
     assert (tmp_path / "plotly.min.js").exists()
 
 
@@ -119,8 +119,8 @@ def test_named_cuda_device_that_is_missing_exits_3() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "tiny", "--device", "tpu"], "device: found 'tpu'; allowed: auto"),
-        (["--config", "tiny", "--time-limit", "-3"], "time limit: found -3 s"),
+        (["--config", "tiny", "--device", "tpu"], "device: got 'tpu', expected auto"),
+        (["--config", "tiny", "--time-limit", "-3"], "time limit: got -3 s"),
         (["--config", "tinny"], "tiny"),
         (["--config", "tiny", "--context", "-5"], "--context"),
     ],
@@ -236,7 +236,7 @@ def test_without_a_profile_7b_stands_beside_the_routes(asked: list[str], tmp_pat
     assert asked == ["7b", "7b-128k-gqa", "7b-128k-hybrid", "7b-128k-int2", "7b-streaming-4k"]
     assert html.exists()
     lines = [line for line in done.stdout.splitlines() if line.startswith("not measured")]
-    assert lines == ["not measured: nothing was to be measured (--device none)"]
+    assert lines == ["not measured: measurement was turned off (--device none)"]
 
 
 def test_without_a_profile_7b_alone_is_trained(asked: list[str]) -> None:
@@ -268,8 +268,8 @@ def test_repeated_runs_show_median_and_spread() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--repeat", "0"], "repeat: found 0; allowed: 1 to 100"),
-        (["--snapshot", "{folder}/s", "--device", "cpu"], "snapshot: found --device cpu"),
+        (["--repeat", "0"], "repeat: got 0, expected 1 to 100"),
+        (["--snapshot", "{folder}/s", "--device", "cpu"], "snapshot: got --device cpu"),
         (["--snapshot", "{folder}/s", "--config", "125m"], "a file holds the snapshot of one"),
     ],
 )
@@ -322,7 +322,7 @@ def test_trace_is_written(tmp_path: Path) -> None:
 def test_a_file_holds_one_trace(tmp_path: Path) -> None:
     done = run("--config", "tiny", "--config", "125m", "--trace", tmp_path / "trace.gz")
     assert done.exit_code == EXIT_USAGE
-    assert "--trace: found 2 profiles; a file holds the trace of one" in done.stderr
+    assert "--trace: got 2 profiles, but a file holds the trace of one" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

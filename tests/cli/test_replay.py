@@ -72,8 +72,8 @@ def test_html_is_written_beside_the_table(fragmented: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--capacity", "much"], "--capacity: found 'much'; expected a memory size"),
-        (["--capacity", "0"], "capacity: found 0 bytes, expected a positive size"),
+        (["--capacity", "much"], "--capacity: got 'much', expected a memory size"),
+        (["--capacity", "0"], "capacity: got 0 bytes, expected a positive size"),
         (["--alloc-conf", "expandible_segments:True"], "did you mean expandable_segments?"),
         (["--html", "/proc/no/page.html"], "cannot be written"),
     ],
@@ -124,7 +124,7 @@ def test_frees_of_what_was_never_allocated_are_a_counted_warning(tmp_path: Path)
     made = snapshot([], [*never, event("oom", 0, 512)])
     done = run(dump(tmp_path / "s.pickle", made))
     assert done.exit_code == EXIT_OK
-    assert "frees of what was never allocated, left out: 1" in done.stdout
+    assert "frees of memory that was never allocated, ignored: 1" in done.stdout
 
 
 def test_a_bar_is_shown_on_standard_error_once_work_takes_a_second(

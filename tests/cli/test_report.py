@@ -50,7 +50,7 @@ def test_several_files_and_lists_are_compared_in_their_order(planned: Path) -> N
 
 
 def test_units_are_as_asked(planned: Path) -> None:
-    assert "budget 16.11 GB" in run(planned, "--units", "GB").stdout
+    assert "the budget of 16.11 GB" in run(planned, "--units", "GB").stdout
 
 
 def test_json_is_all_records_in_one_list_and_nothing_else(planned: Path) -> None:
@@ -91,14 +91,14 @@ def test_the_problems_of_all_files_are_told_at_once(planned: Path) -> None:
     assert done.exit_code == EXIT_USAGE
     assert done.stderr.splitlines() == [
         f"error: {planned.with_name('none.json')}: cannot be read: No such file or directory",
-        f"error: {bad}: schema: found None, expected 'tritter-mem.result/1'",
+        f"error: {bad}: schema: got None, expected 'tritter-mem.result/1'",
     ]
 
 
 def test_an_output_that_cannot_be_written_is_an_error(planned: Path) -> None:
     done = run(planned, "--html", planned.parent)
     assert done.exit_code == EXIT_USAGE
-    assert "cannot be written: it is there and is no regular file" in done.stderr
+    assert "cannot be written: it exists and is not a regular file" in done.stderr
 
 
 def test_a_page_never_replaces_a_result(planned: Path) -> None:
@@ -142,9 +142,9 @@ def test_export_writes_the_numbers_and_prints_nothing(planned: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--export", "numbers.xlsx"], "allowed: a file ending in .csv or .parquet"),
-        (["--export", "x.csv", "--html", "x.csv"], "--html and --export: found x.csv for both"),
-        (["--history"], "--history: not with results"),
+        (["--export", "numbers.xlsx"], "expected a file ending in .csv or .parquet"),
+        (["--export", "x.csv", "--html", "x.csv"], "--html and --export both write x.csv"),
+        (["--history"], "--history cannot be combined with results"),
     ],
 )
 def test_options_that_cannot_be_are_explained(
@@ -159,7 +159,7 @@ def test_without_results_there_is_a_history_or_a_word_of_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "found no RESULT" in run().stderr
+    assert "missing RESULT" in run().stderr
     assert "`tritter-mem profile` and `check` write it" in run("--history").stderr
     monkeypatch.setenv(VARIABLE, "on")
     remember([planned_7b()])

@@ -71,7 +71,7 @@ def test_runs_on_the_cpu_are_held_against_the_plan_and_kept(tmp_path: Path) -> N
     out, configs = tmp_path / "out", profiles(tmp_path, graph=GRAPH, short=SHORT)
     done = run(out, *configs, "--html", out / "page.html")
     assert done.exit_code == EXIT_NOT_MEASURED, done.output
-    assert "graph: not measured: workload.cuda_graph: found true" in done.stdout
+    assert "graph: not measured: workload.cuda_graph: got true" in done.stdout
     assert "1 of 2 within" in done.stdout
     assert finished(out) == ["short"]
     (kept,) = read_results(next((out / "cases").iterdir()))
@@ -165,9 +165,9 @@ def test_without_a_gpu_it_says_what_can_be_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--device", "none"], "--device: found none"),
-        (["--device", "tpu"], "found 'tpu'"),
-        (["--time-limit", "0"], "time limit: found 0 s"),
+        (["--device", "none"], "--device: got none"),
+        (["--device", "tpu"], "got 'tpu'"),
+        (["--time-limit", "0"], "time limit: got 0 s"),
         (["--budget", "much"], "--budget: "),
         (["--config", "nonesuch"], "nonesuch"),
         (["--html", "/dev/null"], "cannot be written"),

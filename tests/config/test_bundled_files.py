@@ -27,21 +27,21 @@ def test_bundled_names_are_found_in_both_folders(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("7b-128-gqa", "7b-128-gqa: no such file or bundled profile; did you mean 7b-128k-gqa"),
+        ("7b-128-gqa", "7b-128-gqa: no bundled model and no file of this name; did you mean 7b-"),
         (
             "7b-128k",
-            "7b-128k: no such file or bundled profile; did you mean 7b-128k-gqa or 7b-128k-",
+            "7b-128k: no bundled model and no file of this name; did you mean 7b-128k-gqa, ",
         ),
-        ("tinny", "tinny: no such file or bundled profile; did you mean tiny?"),
-        ("zzzzz", "zzzzz: no such file or bundled profile; `tritter-mem models` lists those"),
-        ("", "'': no such file or bundled profile; `tritter-mem models` lists those"),
-        ("Qwen3-23B", "Qwen3-23B: no such file or bundled profile; did you mean qwen3-32b"),
+        ("tinny", "tinny: no bundled model and no file of this name; did you mean tiny?"),
+        ("zzzzz", "zzzzz: no bundled model and no file of this name; `tritter-mem models` lists"),
+        ("", "'': no bundled model and no file of this name; `tritter-mem models` lists"),
+        ("Qwen3-23B", "Qwen3-23B: no bundled model and no file of this name; did you mean qwen3-3"),
         ("Qwen3-32B", "Qwen3-32B: a model, not a profile; `tritter-mem plan Qwen3-32B` plans it"),
         ("models/7b", "models/7b: no such file"),
         ("../profiles/7b", "../profiles/7b: no such file"),
-        ("a\x1b[31mb", r"'a\x1b[31mb': no such file or bundled profile;"),
-        ("x" * 5000, "x" * 200 + "…: no such file or bundled profile;"),
-        ("a\0b", r"'a\x00b': no such file or bundled profile;"),
+        ("a\x1b[31mb", r"'a\x1b[31mb': no bundled model and no file of this name;"),
+        ("x" * 5000, "x" * 200 + "…: no bundled model and no file of this name;"),
+        ("a\0b", r"'a\x00b': no bundled model and no file of this name;"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -54,7 +54,7 @@ def test_unknown_names_say_what_was_looked_for(name: str, problem: str) -> None:
 def test_a_folder_is_no_profile_but_hides_no_bundled_one() -> None:
     Path("mine").mkdir()
     Path("7b").mkdir()
-    with pytest.raises(ConfigError, match="mine: found a directory; allowed: a YAML file"):
+    with pytest.raises(ConfigError, match="mine: got a directory, expected a YAML file"):
         find_profile("mine")
     assert find_profile("7b").name == "7b.yaml"
 

@@ -84,9 +84,9 @@ def test_refuses_the_rest(kind: Kind, value: object) -> None:
     ("kind", "words"),
     [
         (Whole(1, 4096), "a whole number from 1 to 4,096"),
-        (count(1, 8), "a whole number from 1 to 8, or text such as 128k or 1M"),
+        (count(1, 8), "a whole number such as 4096, 128k or 1M, from 1 to 8"),
         (Real(0, 1), "a number above 0 and below 1"),
-        (Choice(("a", "b")), "a, b"),
+        (Choice(("a", "b", "c")), "a, b or c"),
         (OrNull(Flag()), "true or false, or null"),
         (Many(Flag()), "a list, each item true or false"),
     ],

@@ -68,30 +68,30 @@ def test_a_wrong_single_value_is_named_by_its_option(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_value(text, "--set a.b")
     assert caught.value.problems == (
-        f"--set a.b: found {text!r}; allowed: one YAML value; quote text that holds brackets, "
-        "braces, colons or other marks of YAML",
+        f"--set a.b: got {text!r}, expected one YAML value; quote text that holds brackets, "
+        "braces, colons or other YAML syntax",
     )
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "p.yaml: found nothing; allowed: a mapping of keys to values"),
-        ("# only a comment\n", "p.yaml: found nothing; allowed: a mapping of keys to values"),
-        ("- a\n- b\n", "p.yaml: found a list; allowed: a mapping of keys to values"),
-        ("7b\n", "p.yaml: found a single value; allowed: a mapping of keys to values"),
-        (b"PK\x03\x04\0\0", "p.yaml: found a binary file; allowed: YAML, as UTF-8 text"),
-        (b"a: 1\nb: caf\xe9\n", "p.yaml:2: found the byte 0xe9; allowed: UTF-8 text"),
-        ("a: !!python/object/apply:os.system [ls]\n", "p.yaml:1: found the tag"),
-        ("a: !!str 5\n", "p.yaml:1: found the tag 'tag:yaml.org,2002:str'; write the value alone"),
-        ("a: &x 1\nb: *x\n", "p.yaml:2: found the alias *x; write the value out"),
-        ("? [a, b]\n: 1\n", "p.yaml:1: found a key that is not plain text"),
-        ('"\\e[31m": 1\n', "p.yaml:1: found a key that is not plain text"),
+        ("", "p.yaml: got nothing, expected a mapping of keys to values"),
+        ("# only a comment\n", "p.yaml: got nothing, expected a mapping of keys to values"),
+        ("- a\n- b\n", "p.yaml: got a list, expected a mapping of keys to values"),
+        ("7b\n", "p.yaml: got a single value, expected a mapping of keys to values"),
+        (b"PK\x03\x04\0\0", "p.yaml: got a binary file, expected YAML, as UTF-8 text"),
+        (b"a: 1\nb: caf\xe9\n", "p.yaml:2: got the byte 0xe9, expected UTF-8 text"),
+        ("a: !!python/object/apply:os.system [ls]\n", "p.yaml:1: tags are not allowed, got"),
+        ("a: !!str 5\n", "p.yaml:1: tags are not allowed, got 'tag:yaml.org,2002:str'; write"),
+        ("a: &x 1\nb: *x\n", "p.yaml:2: aliases are not allowed, got *x; write the value out"),
+        ("? [a, b]\n: 1\n", "p.yaml:1: a key is not plain text"),
+        ('"\\e[31m": 1\n', "p.yaml:1: a key is not plain text"),
         ("a: [1, 2\nb: 3\n", "p.yaml:2: not YAML: "),
         ("a:\n\tb: 1\n", "p.yaml:2: not YAML: "),
         ("a: \x07\n", "p.yaml: not YAML: "),
-        ("[" * 100_000, "p.yaml:1: found more than 16 levels of nesting"),
-        (BOMB, "p.yaml:2: found the alias *a; write the value out"),
+        ("[" * 100_000, "p.yaml:1: more than 16 levels of nesting"),
+        (BOMB, "p.yaml:2: aliases are not allowed, got *a; write the value out"),
     ],
     ids=lambda value: repr(value)[:30],
 )
@@ -112,31 +112,31 @@ def test_duplicate_keys_and_second_documents_are_all_reported(tmp_path: Path) ->
     assert read_document(write(tmp_path, content), "p.yaml").problems == [
         "p.yaml:2: b.c: duplicate key, first at p.yaml:2",
         "p.yaml:3: a: duplicate key, first at p.yaml:1",
-        "p.yaml:4: found a second document; allowed: one",
+        "p.yaml:4: got a second document, expected only one",
     ]
 
 
 def test_files_beyond_the_limit_are_refused_without_reading_on(tmp_path: Path) -> None:
     [found] = refused(write(tmp_path, "a: 1\n" + "#" * MAX_BYTES))
-    assert found == "p.yaml: found more than 1,048,576 bytes; allowed: a YAML profile"
+    assert found == "p.yaml: got more than 1,048,576 bytes, expected a YAML profile"
 
 
 def test_an_endless_file_is_refused() -> None:
     assert refused(Path("/dev/zero")) == [
-        "p.yaml: found more than 1,048,576 bytes; allowed: a YAML profile"
+        "p.yaml: got more than 1,048,576 bytes, expected a YAML profile"
     ]
 
 
 def test_more_values_than_any_profile_has_are_refused(tmp_path: Path) -> None:
     content = "".join(f"k{i}: 1\n" for i in range(MAX_VALUES + 1))
     [found] = refused(write(tmp_path, content))
-    assert found == "p.yaml:1000: found more than 1,000 values"
+    assert found == "p.yaml:1000: more than 1,000 values"
 
 
 def test_a_missing_file_a_folder_and_a_file_in_a_file_are_named(tmp_path: Path) -> None:
     inside_a_file = write(tmp_path, "a: 1") / "p.yaml"
     assert refused(tmp_path / "none.yaml") == ["p.yaml: no such file"]
-    assert refused(tmp_path) == ["p.yaml: found a directory; allowed: a YAML file"]
+    assert refused(tmp_path) == ["p.yaml: got a directory, expected a YAML file"]
     assert refused(inside_a_file) == ["p.yaml: cannot be read: Not a directory"]
 
 

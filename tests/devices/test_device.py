@@ -21,19 +21,19 @@ def test_room_is_in_the_cache_and_on_the_device() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_the_way_out_is_named() -> None:
-    with pytest.raises(MeasureError, match="no CUDA device was found: hand over SimulatedDevice"):
+    with pytest.raises(MeasureError, match="no CUDA device was found: pass SimulatedDevice"):
         MemoryManager()
 
 
 @pytest.mark.parametrize("name", ["cpu", "meta", "cuda:", "cudda", "gpu"])
 def test_what_is_no_cuda_device_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"device: found '{name}'; allowed: cuda, cuda:1"):
+    with pytest.raises(UsageError, match=f"device: got '{name}', expected cuda, cuda:1"):
         cuda_device(name, "")
 
 
 @pytest.mark.gpu
 def test_a_device_that_is_not_there_is_named() -> None:
-    with pytest.raises(MeasureError, match="device: found cuda:99; there is cuda:0"):
+    with pytest.raises(MeasureError, match="device: got cuda:99, but there is cuda:0"):
         cuda_device("cuda:99", "")
 
 

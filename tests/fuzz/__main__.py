@@ -61,7 +61,7 @@ def _ends_well(name: str, seed: int, seconds: float) -> bool:
 def fuzz(name: str, seed: int, seconds: float, current: Path) -> None:
     """Run one target until its time is over, or something goes wrong with the file at `current`."""
     target, random = TARGETS[name], Random(f"{name} {seed}")  # noqa: S311
-    seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
+    seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())] + target.more()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end:

@@ -6,6 +6,7 @@ are safe to print.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typer.testing import CliRunner
 from tritter_mem.cli.main import app
 from tritter_mem.errors import TritterMemError
 from tritter_mem.models.byte_source import LocalFile
+from tritter_mem.models.huggingface_defaults import DEFAULTS
+from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.safetensors_header import read_index, read_safetensors
 from tritter_mem.text import printable
 
@@ -32,11 +35,13 @@ class Target(NamedTuple):
         file: what it is called.
         run: reads it; raises where something is wrong with us.
         text: whether it is text, whose values are replaced as a whole.
+        more: files to change beside those of the corpus.
     """
 
     file: str
     run: Callable[[Path], None]
     text: bool
+    more: Callable[[], list[bytes]] = list
 
 
 def command(*words: str) -> Callable[[Path], None]:
@@ -79,12 +84,19 @@ def _refusing(read: Callable[[LocalFile], object], path: Path) -> None:
         check(2, "\n".join(error.problems))
 
 
+def every_family() -> list[bytes]:
+    """A config.json of each model family: all keys that have a default, and few layers."""
+    few = {"num_hidden_layers": 4, "vocab_size": 1000}
+    return [json.dumps({**DEFAULTS.get(kind, {}), **few, "model_type": kind}, indent=1).encode()
+            for kind in sorted(FAMILIES)]  # fmt: skip
+
+
 TARGETS = {
     "snapshot": Target("s.pickle", command("replay", "FILE"), False),
     "safetensors": Target("model.safetensors", read_header, False),
     "index": Target("model.safetensors.index.json", read_shards, True),
     "gguf": Target("model.gguf", command("plan", "FILE"), False),
-    "config": Target("config.json", command("plan", "FILE", "--context", "4k"), True),
+    "config": Target("config.json", command("plan", "FILE", "--context", "4k"), True, every_family),
     "profile": Target("p.yaml", command("plan", "--config", "FILE", "--json"), True),
     "record": Target("r.json", command("report", "FILE"), True),
     "baseline": Target(

@@ -125,7 +125,7 @@ def test_too_many_heads_for_a_grid_are_refused() -> None:
     with torch.device("meta"):
         cache = layer("bfloat16", (40_000, 2, 20))
         qkv, position = some_tokens(cache, 1), torch.empty(1, dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"found 40000 sequences of 2 heads.*allowed: 65535"):
+    with pytest.raises(ValueError, match=r"got 40000 sequences of 2 heads.*expected 65535"):
         _append.launch(qkv, position, 4, cache.layout(), cache.tensors())
 
 
@@ -203,19 +203,19 @@ def test_a_token_may_be_appended_before_it_attends(
     ("call", "message"),
     [
         (lambda cache: append(torch.ones(2, 4, 20), cache, at(0), 2),
-         r"found the new tokens of float32 \[2, 4, 20\]; allowed: bfloat16 \[any, 4, 20\]"),
+         r"got the new tokens of float32 \[2, 4, 20\], expected bfloat16 \[any, 4, 20\]"),
         (lambda cache: append(torch.ones(2, 4, 16).bfloat16(), cache, at(0), 2),
-         r"found the new tokens of bfloat16 \[2, 4, 16\]"),
+         r"got the new tokens of bfloat16 \[2, 4, 16\]"),
         (lambda cache: append(torch.ones(2, 4, 20).bfloat16(), cache, at(0).long(), 2),
-         r"found the position of int64 \[1\]; allowed: int32 \[1\]"),
+         r"got the position of int64 \[1\], expected int32 \[1\]"),
         (lambda cache: append(torch.ones(3, 4, 20).bfloat16(), cache, at(0), 2),
-         "found 3 tokens for 2 sequences; allowed: as many of each"),
+         "got 3 tokens for 2 sequences, expected as many of each"),
         (lambda cache: append(
             torch.ones(2, 4, 20).bfloat16(), replace(cache, keys=cache.keys.mT), at(0), 2),
-         "found the cache with strides"),
+         "got the cache with strides"),
         (lambda cache: rotate_append_(
             torch.ones(4, 4, 20).bfloat16(), None, Heads(2, 2, 1, 1e4, 1e-5), at(0), cache),
-         "found 4 tokens for 2 sequences; allowed: one of each; a chunk attends before"),
+         "got 4 tokens for 2 sequences, expected one of each; a chunk attends before"),
     ],
 )  # fmt: skip
 def test_what_a_kernel_does_not_take_is_refused(

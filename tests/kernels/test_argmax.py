@@ -38,5 +38,5 @@ def test_equals_infinities_and_nan(
 
 @pytest.mark.parametrize("logits", [torch.ones(2, 3).int(), torch.ones(3)])
 def test_what_it_does_not_take_is_refused(logits: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"found logits of .* \[any, any\]"):
+    with pytest.raises(ValueError, match=r"got logits of .* \[any, any\]"):
         argmax(logits)

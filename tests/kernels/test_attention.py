@@ -137,16 +137,16 @@ def test_large_scores_do_not_overflow(device: torch.device, kernels: None) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: {}, "heads 300 wide; allowed: at most 256"),
-        (lambda: {"q": torch.ones(6, 300, 4).mT}, "found queries with strides.*adjacent"),
+        (lambda: {}, "heads 300 wide, expected at most 256"),
+        (lambda: {"q": torch.ones(6, 300, 4).mT}, "got queries with strides.*adjacent"),
         (
             lambda: {"q": torch.ones(6, 3, 300)},
-            "found 3 query heads, 2 key-value heads and 6 tokens of 2",
+            "got 3 query heads, 2 key-value heads and 6 tokens of 2",
         ),
-        (lambda: {"batch": 4}, "6 tokens of 4 sequences; allowed: a multiple"),
+        (lambda: {"batch": 4}, "6 tokens of 4 sequences, expected a multiple"),
         (
             lambda: {"v": torch.ones(6, 2, 300).half()},
-            r"found values of float16.*allowed: float32",
+            r"got values of float16.*expected float32",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_too_many_heads_for_a_grid_are_refused() -> None:
     """CUDA would refuse the launch without saying why."""
     q = torch.empty((40_000, 2, 16), device="meta")
     lse = torch.empty((40_000, 2), device="meta")
-    with pytest.raises(ValueError, match=r"found 40000 sequences of 2 heads.*allowed: 65535"):
+    with pytest.raises(ValueError, match=r"got 40000 sequences of 2 heads.*expected 65535"):
         operators._attention.launch(q, q, q, 40_000, True, 0, 0, q, lse)
 
 

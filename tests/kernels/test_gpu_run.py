@@ -487,7 +487,7 @@ def test_without_a_gpu_it_is_said_and_the_exit_code_is_3(tmp_path: Path) -> None
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(command, cwd=ROOT, env=hidden, capture_output=True, text=True, check=False)
     assert ran.returncode == 3, ran.stderr
-    assert ran.stderr.startswith("found no CUDA device")
+    assert ran.stderr.startswith("no CUDA device")
     assert not any(tmp_path.iterdir())
 
 
@@ -495,7 +495,7 @@ def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu.parse(["kernel"])
     assert ended.value.code == 2
-    assert "found part kernel; allowed: compile, smoke, step" in capsys.readouterr().err
+    assert "got part kernel, expected compile, smoke, step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_evidence_of_a_stand_in_does_not_lie_under_reports(
     asked: Path | None, allowed: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (gpu.folder_for(card("H100", standin=True), asked) is not None) is allowed
-    assert ("nothing computes" in capsys.readouterr().err) is not allowed
+    assert ("nothing is measured" in capsys.readouterr().err) is not allowed
 
 
 def test_evidence_lies_by_the_name_of_the_card() -> None:

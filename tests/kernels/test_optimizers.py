@@ -93,10 +93,10 @@ def test_every_code_is_read_as_what_it_stands_for(device: torch.device, kernels:
 @pytest.mark.parametrize(
     ("compute", "message"),
     [
-        (lambda p, m: adamw_(p.int(), p, m, RATES, 1), r"found the parameter of int32 \[4, 6\]"),
-        (lambda p, m: adamw_(p, p[:3], m, RATES, 1), r"found its gradient of float32 \[3, 6\]"),
-        (lambda p, m: adamw_(p.T, p.T, m, RATES, 1), "found the parameter with strides"),
-        (lambda p, m: adamw_(p, p, m[::-1], RATES, 1), "found the first moment with strides"),
+        (lambda p, m: adamw_(p.int(), p, m, RATES, 1), r"got the parameter of int32 \[4, 6\]"),
+        (lambda p, m: adamw_(p, p[:3], m, RATES, 1), r"got its gradient of float32 \[3, 6\]"),
+        (lambda p, m: adamw_(p.T, p.T, m, RATES, 1), "got the parameter with strides"),
+        (lambda p, m: adamw_(p, p, m[::-1], RATES, 1), "got the first moment with strides"),
         (lambda p, m: adamw_8bit_(p, p, Moments.zero(p[1:]), RATES, 1), r"moment of int8 \[18\]"),
     ],
 )

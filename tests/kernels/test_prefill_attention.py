@@ -116,7 +116,7 @@ def test_too_many_heads_for_a_grid_are_refused() -> None:
     """CUDA would refuse the launch without saying why."""
     cache = KVCache(case((4, 2, 16), batch=20_000), torch.device("meta")).layers[0]
     qkv = torch.empty((40_000, 8, 16), dtype=torch.bfloat16, device="meta")
-    with pytest.raises(ValueError, match=r"found 20000 sequences of 4 heads.*allowed: 65535"):
+    with pytest.raises(ValueError, match=r"got 20000 sequences of 4 heads.*expected 65535"):
         prefill_attention._prefill_attention.launch(
             qkv, cache.tensors(), cache.layout(), 0, 4, [], qkv
         )

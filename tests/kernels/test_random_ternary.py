@@ -39,5 +39,5 @@ def test_every_code_of_three_becomes_zero_and_no_other_changes(
 
 
 def test_rows_with_gaps_are_refused() -> None:
-    with pytest.raises(ValueError, match="found packed weights with strides"):
+    with pytest.raises(ValueError, match="got packed weights with strides"):
         fill_packed(torch.empty(4, 6, dtype=torch.uint8).T, torch.Generator(), True)

@@ -93,7 +93,7 @@ def test_the_reference_takes_angles_at_hand_too() -> None:
 
 def test_angles_of_other_tokens_are_refused() -> None:
     case = some((1, 2, 1, 1, 20), True, torch.float32)
-    with pytest.raises(ValueError, match="found the angles"):
+    with pytest.raises(ValueError, match="got the angles"):
         rotated(*case, at(0), rotary_angles(at(0), 3, 20, THETA))
 
 
@@ -175,19 +175,19 @@ def test_gradients_of_the_norms_are_the_same_bits_each_time(
     ("call", "message"),
     [
         (lambda: rotated(torch.ones(4, 3, 6).int(), None, Heads(1, 1, 1, THETA, EPS), None),
-         r"found the projection of int32 \[4, 3, 6\]; allowed:.*\[any, 3, any\]"),
+         r"got the projection of int32 \[4, 3, 6\], expected .*\[any, 3, any\]"),
         (lambda: rotated(torch.ones(4, 4, 6), None, Heads(1, 1, 1, THETA, EPS), None),
-         r"found the projection of float32 \[4, 4, 6\]"),
+         r"got the projection of float32 \[4, 4, 6\]"),
         (lambda: rotated(torch.ones(4, 3, 7), None, Heads(1, 1, 1, THETA, EPS), None),
-         r"found a projection of \[4, 3, 7\].*heads of an even width"),
+         r"got a projection of \[4, 3, 7\].*heads of an even width"),
         (lambda: rotated(torch.ones(4, 3, 6), None, Heads(3, 1, 1, THETA, EPS), None),
-         "for 3 sequences; allowed: as many tokens of each"),
+         "for 3 sequences, expected as many tokens of each"),
         (lambda: rotated(torch.ones(4, 3, 6), torch.ones(6), Heads(1, 1, 1, THETA, EPS), None),
-         r"found the norms' weights of float32 \[6\]; allowed:.*\[2, 6\]"),
+         r"got the norms' weights of float32 \[6\], expected .*\[2, 6\]"),
         (lambda: rotated(torch.ones(4, 3, 6), None, Heads(1, 1, 1, THETA, EPS), torch.ones(1)),
-         r"found the position of float32 \[1\]; allowed: int32 \[1\]"),
+         r"got the position of float32 \[1\], expected int32 \[1\]"),
         (lambda: rotated(torch.ones(4, 6, 3).mT, None, Heads(1, 1, 1, THETA, EPS), None),
-         "found the projection with strides.*call contiguous"),
+         "got the projection with strides.*call contiguous"),
     ],
 )  # fmt: skip
 def test_what_a_kernel_does_not_take_is_refused(

@@ -194,15 +194,15 @@ def added(x: Tensor, delta: Tensor) -> QuantisedRows:
 @pytest.mark.parametrize(
     ("compute", "message"),
     [
-        (lambda: quantise_rows(torch.ones(2, 70_000)), "found rows 70000 wide.*at most 65536"),
-        (lambda: quantise_rows(torch.ones(2, 7).int()), r"found rows of int32 \[2, 7\]"),
-        (lambda: quantise_rows(torch.ones(7, 2).T), "found rows with strides.*contiguous"),
+        (lambda: quantise_rows(torch.ones(2, 70_000)), "got rows 70000 wide.*at most 65536"),
+        (lambda: quantise_rows(torch.ones(2, 7).int()), r"got rows of int32 \[2, 7\]"),
+        (lambda: quantise_rows(torch.ones(7, 2).T), "got rows with strides.*contiguous"),
         (lambda: rms_norm_rows(torch.ones(2, 7), torch.ones(8), EPS), r"of float32 \[8\].*\[7\]"),
         (lambda: rms_norm(torch.ones(2, 7), torch.ones(8), EPS), r"of float32 \[8\].*\[7\]"),
         (lambda: added(torch.ones(2, 7), torch.ones(2, 8)), r"added to them of float32 \[2, 8\]"),
         (lambda: added(torch.ones(2, 7), torch.ones(2, 7).half()), "added to them of float16"),
         (lambda: added(torch.ones(2, 7), torch.ones(7, 2).T), "added to them with strides"),
-        (lambda: gated_relu2_rows(torch.ones(2, 7)), r"found gate and up of float32 \[2, 7\].*6"),
+        (lambda: gated_relu2_rows(torch.ones(2, 7)), r"got gate and up of float32 \[2, 7\].*6"),
     ],
 )  # fmt: skip
 def test_what_a_kernel_does_not_take_is_refused(

@@ -92,12 +92,12 @@ def test_the_environment_chooses_interpreted_kernels() -> None:
 @pytest.mark.parametrize(
     ("code", "environment", "message"),
     [
-        (QUANTISE, {"TRITTER_KERNELS": "fast"}, "allowed: auto, triton, reference"),
-        (QUANTISE + RUN, {"TRITTER_KERNELS": "triton"}, "found tensors on cpu.*TRITON_INTERPRET=1"),
+        (QUANTISE, {"TRITTER_KERNELS": "fast"}, "expected auto, triton, reference"),
+        (QUANTISE + RUN, {"TRITTER_KERNELS": "triton"}, "got tensors on cpu.*TRITON_INTERPRET=1"),
         (
             WITHOUT_TRITON + QUANTISE + RUN,
             {"TRITTER_KERNELS": "triton", "TRITON_INTERPRET": "1"},
-            "found no triton.*TRITTER_KERNELS=reference",
+            "the kernels need triton.*TRITTER_KERNELS=reference",
         ),
     ],
 )

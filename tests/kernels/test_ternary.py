@@ -119,11 +119,11 @@ def odd_calls() -> list[tuple[Callable[[], Any], str]]:
         return ternary_linear(rows, packed, scale, torch.bfloat16)
 
     return [
-        (lambda: call(inputs=44), "found packed rows of 10 bytes for 44 inputs; allowed: 11.*or 9"),
-        (lambda: call(packed=lambda p: p.int()), r"found packed weights of int32 \[6, 10\]"),
-        (lambda: call(packed=lambda p: p.T.contiguous().T), "found packed weights with strides"),
-        (lambda: call(scale=lambda s: s[:5]), r"scale of float32 \[5\]; allowed: float32 \[6\]"),
-        (lambda: call(scale=lambda s: s.half()), r"scale of float16 \[6\]; allowed: float32 \[6\]"),
+        (lambda: call(inputs=44), "got packed rows of 10 bytes for 44 inputs, expected 11.*or 9"),
+        (lambda: call(packed=lambda p: p.int()), r"got packed weights of int32 \[6, 10\]"),
+        (lambda: call(packed=lambda p: p.T.contiguous().T), "got packed weights with strides"),
+        (lambda: call(scale=lambda s: s[:5]), r"scale of float32 \[5\], expected float32 \[6\]"),
+        (lambda: call(scale=lambda s: s.half()), r"scale of float16 \[6\], expected float32 \[6\]"),
     ]
 
 

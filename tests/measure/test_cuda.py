@@ -73,7 +73,7 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
     ("said", "words"),
     [
         (
-            "The NVIDIA driver on your system is too old (found version 11040). Please update",
+            "The NVIDIA driver on your system is too old (got version 11040). Please update",
             r"the NVIDIA driver \(470.57\) is too old for this PyTorch, .*: update the driver",
         ),
         ("No CUDA GPUs are available", "no CUDA device"),

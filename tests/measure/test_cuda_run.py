@@ -264,7 +264,7 @@ def test_without_a_budget_there_is_no_cap() -> None:
 
 
 def test_budget_that_the_context_takes_is_an_error() -> None:
-    with pytest.raises(MeasureError, match=r"found 200\.0 MiB, of which the CUDA context alone"):
+    with pytest.raises(MeasureError, match=r"got 200\.0 MiB, of which the CUDA context alone"):
         measured(INFERENCE, budget_bytes=200 * MiB)
 
 

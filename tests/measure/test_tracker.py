@@ -109,7 +109,7 @@ def test_a_tracker_that_is_entered_again_begins_anew() -> None:
 
 @pytest.mark.parametrize("device", ["xpu", "cuda0", "cpu:1", "", "nope"])
 def test_a_device_that_cannot_be_tracked_is_refused(device: str) -> None:
-    with pytest.raises(UsageError, match=f"device: found '{device}'; allowed: cuda, cuda:1, cpu"):
+    with pytest.raises(UsageError, match=f"device: got '{device}', expected cuda, cuda:1, cpu"):
         MemoryTracker(device)
 
 

@@ -103,7 +103,7 @@ def test_packing_rounds_tables_to_int8_where_that_is_asked(trained: Transformer)
 
 def test_only_ternary_weights_pack(config: ModelConfig) -> None:
     model = Transformer(replace(config, weight_format="bfloat16"), META, trainable=True)
-    with pytest.raises(ValueError, match="found bfloat16 weights; only ternary ones pack"):
+    with pytest.raises(ValueError, match="got bfloat16 weights; only ternary ones pack"):
         model.packed()
 
 
@@ -217,6 +217,6 @@ def test_a_tied_table_has_one_weight_and_the_sum_of_both_gradients(
 def test_a_full_cache_refuses_another_token(config: ModelConfig, run: RunConfig) -> None:
     model, cache = Transformer(config, META), KVCache(run, META)
     model.extend(torch.zeros(1, 56, dtype=torch.int64, device=META), cache, 3)
-    with pytest.raises(ValueError, match="found 1 tokens behind 56; allowed: 56 in all"):
+    with pytest.raises(ValueError, match="got 1 tokens behind 56, expected 56 in all"):
         model.extend(torch.zeros(1, 1, dtype=torch.int64, device=META), cache, 3)
     assert cache.length == 56

@@ -121,7 +121,10 @@ def test_a_checkpoint_has_keys_that_its_layers_do_not_use() -> None:
 def test_the_cache_of_a_token_counts_windows_that_still_grow() -> None:
     """Phi-3.5's window is 256K tokens: its 32 layers of 32 heads of 96 channels all grow."""
     assert read("phi-3.5-mini").kv_bytes_per_token == 32 * 2 * 32 * 96 * 2
-    assert read("phi-3.5-mini").model.kv_bytes_per_token() == 0
+    phi = read("phi-3.5-mini").model
+    assert phi.kv_bytes_per_token() == 0
+    assert phi.kv_bytes_per_token(context=4096) == 32 * 2 * 32 * 96 * 2
+    assert phi.kv_bytes_per_token(context=phi.layers[0][0].reach()) == 0
     for name in ("qwen3-32b", "gpt-oss-20b", "gemma-3-4b", "deepseek-v3"):
         assert read(name).kv_bytes_per_token == read(name).model.kv_bytes_per_token()
 
@@ -194,7 +197,7 @@ def test_a_file_with_other_keys_is_an_error(
     path = tmp_path / "wrong.yaml"
     path.write_text("description: it\nmodell: {}\n")
     monkeypatch.setattr(released, "find_released", lambda name: path)
-    with pytest.raises(ConfigError, match="found description, modell; allowed: description, hub"):
+    with pytest.raises(ConfigError, match="got description, modell, expected description, hub"):
         read_released("wrong")
 
 

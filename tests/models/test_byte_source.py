@@ -40,18 +40,18 @@ def test_all_reads_together_stay_within_the_bound(path: Path) -> None:
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="found a pipe; allowed: a regular file"):
+    with pytest.raises(InputError, match="got a pipe, expected a regular file"):
         LocalFile(tmp_path / "pipe")
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found a directory"):
+    with pytest.raises(InputError, match="got a directory"):
         LocalFile(tmp_path)
-    with pytest.raises(InputError, match="found a device"):
+    with pytest.raises(InputError, match="got a device"):
         LocalFile(Path("/dev/zero"))
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
-        with pytest.raises(InputError, match="found a socket"):
+        with pytest.raises(InputError, match="got a socket"):
             LocalFile(tmp_path / "s")
 
 

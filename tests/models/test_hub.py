@@ -238,7 +238,7 @@ def test_a_wrong_token_is_named_and_not_shown(
         (hub_server.status(502), "answered 502, asked for config.json; try again later"),
         (hub_server.half(MODEL["config.json"]), "bytes; try again"),
         (hub_server.endless, "such a file has at most 16.0 MiB"),
-        (lambda handler: handler.send(b"<html>sign in</html>"), "found a web page"),
+        (lambda handler: handler.send(b"<html>sign in</html>"), "got a web page"),
     ],
 )
 def test_refusals_and_half_answers_are_named(
@@ -268,7 +268,7 @@ def test_an_endpoint_that_is_no_address_is_named(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "huggingface.co")
-    assert "found no web address" in refusal("org/name")
+    assert "got no web address" in refusal("org/name")
 
 
 def test_what_the_cache_holds_is_not_asked_for(hub: HubServer) -> None:

@@ -17,8 +17,8 @@ SOURCE = LocalFile(Path(__file__), label="config.json")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "found an empty file; allowed: a JSON object"),
-        (b"[1]", "found a file that starts with 5b 31 5d"),
+        (b"", "got an empty file, expected a JSON object"),
+        (b"[1]", "got a file that starts with 5b 31 5d"),
         (b"\x89PNG\r\n", "starts with 89 50"),
         (b'{"a": ', "the file is truncated"),
         (b'{"a": "b', "the file is truncated"),
@@ -57,7 +57,7 @@ def test_a_large_file_is_refused_by_its_size(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(10**9)
     with LocalFile(path) as source:
-        with pytest.raises(InputError, match=r"found 953.7 MiB; .* at most 16.0 MiB"):
+        with pytest.raises(InputError, match=r"got 953.7 MiB; .* at most 16.0 MiB"):
             read_object(source, 16 << 20)
         assert source.left > 200 << 20
 

@@ -48,7 +48,7 @@ def test_configuration_with_and_without_quantisation(tmp_path: Path) -> None:
         ("params.json", "no config.json, but params.json: the original format"),
         ("adapter_config.json", "but a LoRA adapter; name the model that it adapts"),
         ("model_index.json", "but a diffusers pipeline"),
-        ("README.md", "no config.json; allowed: a model as Hugging Face stores it, or a GGUF"),
+        ("README.md", "no config.json, expected a model as Hugging Face stores it, or a GGUF"),
     ],
 )
 def test_a_folder_without_a_configuration_says_what_it_has(
@@ -92,10 +92,10 @@ def test_a_configuration_may_name_its_tokenizer(tmp_path: Path) -> None:
 def test_a_configuration_of_a_gigabyte_or_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "large").touch()
     os.truncate(tmp_path / "large", 1 << 30)
-    with pytest.raises(InputError, match=r"found 1\.00 GiB; such a file has at most 16\.0 MiB"):
+    with pytest.raises(InputError, match=r"got 1\.00 GiB, expected at most 16\.0 MiB"):
         read_config_file(tmp_path / "large")
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(InputError, match="found a pipe"):
+    with pytest.raises(InputError, match="got a pipe"):
         read_model_config(FolderFiles(tmp_path))
 
 

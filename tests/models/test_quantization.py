@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
@@ -100,14 +101,23 @@ def test_a_scheme_stores_these_tensors(scheme: q.Scheme, tensors: Any) -> None:
     assert scheme.weight_bytes(OUTPUTS, INPUTS) == size(*tensors)
 
 
-@given(rows=st.integers(1, 700), columns=st.integers(1, 700))
-def test_blocks_are_those_of_transformers(rows: int, columns: int) -> None:
+@settings(deadline=None)  # the first example imports PyTorch
+@given(rows=st.integers(1, 700), columns=st.integers(1, 700), exponents=st.booleans())
+def test_blocks_are_those_of_transformers(rows: int, columns: int, exponents: bool) -> None:
+    """Scales that are exponents alone (`scale_fmt: ue8m0`) take a byte."""
     module = pytest.importorskip("transformers.integrations.finegrained_fp8")
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
-        layer = module.FP8Linear(columns, rows, block_size=(128, 128))
+        layer = module.FP8Linear(
+            columns, rows, block_size=(128, 128), scale_fmt="ue8m0" if exponents else "float"
+        )
     stored = sum(tensor.nbytes for tensor in layer.state_dict().values())
-    assert q.fp8_blocks(128, 128).weight_bytes(rows, columns) == stored
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    if exponents:
+        section["scale_fmt"] = "ue8m0"
+    scheme = q.read_quantization(section, None).scheme_of("model.layers.0.self_attn.q_proj")
+    assert scheme is not None
+    assert scheme.weight_bytes(rows, columns) == stored
 
 
 @given(rows=st.integers(1, 300), columns=st.integers(1, 300), more=st.integers(1, 300))
@@ -150,10 +160,11 @@ COVERED: tuple[tuple[dict[str, Any], set[str]], ...] = (
     ),
     ({"quant_method": "awq", "bits": 4, "modules_to_not_convert": ["gate"]}, ATTENTION | EXPERTS),
     ({"quant_method": "gptq", "bits": 4, "lm_head": True}, ATTENTION | EXPERTS | {"lm_head"}),
-    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ATTENTION | EXPERTS),
+    # transformers converts modules of the class Linear, and experts are one tensor.
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, ATTENTION),
     (
         {"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head", "q_proj"]},
-        ATTENTION - {"self_attn.q_proj"} | EXPERTS,
+        ATTENTION - {"self_attn.q_proj"},
     ),
 )
 W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
@@ -215,6 +226,7 @@ WRONG = (
     {"quant_method": "fp8", "weight_block_size": 128},
     {"quant_method": "awq", "bits": "four"},
     {"quant_method": "fp8", "modules_to_not_convert": ["(", "*"]},
+    {"load_in_4bit": True, "bnb_4bit_compute_dtype": "int3"},
 )
 
 
@@ -222,6 +234,37 @@ WRONG = (
 def test_a_wrong_section_is_said_to_be_wrong(section: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         read_config(MOE | {"quantization_config": section})
+
+
+NUMBERS = (
+    ("weight_block_size", {"quant_method": "fp8", "weight_block_size": [128, "N"]}),
+    ("bits", {"quant_method": "awq", "bits": "N"}),
+    ("group_size", {"quant_method": "gptq", "bits": 4, "group_size": "N"}),
+    ("weights.num_bits", {"quant_method": "compressed-tensors",
+                          "config_groups": {"a": {"weights": {**W4, "num_bits": "N"}}}}),
+    ("weights.group_size", {"quant_method": "compressed-tensors",
+                            "config_groups": {"a": {"weights": {**W4, "group_size": "N"}}}}),
+    ("num_bits", {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": "N"}}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "1.5", "-7", str(10**30)])
+@pytest.mark.parametrize(("place", "section"), NUMBERS)
+def test_a_number_that_is_no_size_is_named(
+    place: str, section: dict[str, Any], number: str
+) -> None:
+    wrong = json.loads(json.dumps(section).replace('"N"', number))
+    if place.endswith("group_size") and number == "-7":  # below 1, all inputs share a scale
+        read_config(MOE | {"quantization_config": wrong})
+        return
+    with pytest.raises(ConfigError, match=f"quantization_config.*{place}"):
+        read_config(MOE | {"quantization_config": wrong})
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 33, 64])
+def test_bits_that_no_such_scheme_has_are_not_counted(bits: int) -> None:
+    model = read_config(MOE | {"quantization_config": {"quant_method": "awq", "bits": bits}})
+    assert model.unsupported == (f"quantization by AWQ in {bits} bits is not counted",)
 
 
 def test_a_type_of_experts_beside_the_section_counts_as_one_within_it() -> None:
@@ -232,3 +275,43 @@ def test_a_type_of_experts_beside_the_section_counts_as_one_within_it() -> None:
     assert beside.weight_bytes == within.weight_bytes
     assert beside.weight_bytes < read_config({**MOE, "quantization_config": section}).weight_bytes
     assert read_config({**MOE, "expert_dtype": "fp4"}).weight_bytes == read_config(MOE).weight_bytes
+
+
+def test_packed_integers_by_hand() -> None:
+    """4 bits of 512 x 1024 in groups of 128: codes, scales, zeros of each group, the shape."""
+    scheme = q.packed_integers(4, 128, 2, zeros=True, order=True)
+    words, scales, zeros = 4 * 512 * 128, 2 * 512 * 8, 4 * 64 * 8
+    assert scheme.weight_bytes(512, 1024) == words + scales + zeros + 4 * 1024 + 16
+    scheme = q.packed_integers(4, 128, 2, zeros=False, order=False)
+    assert scheme.weight_bytes(512, 1024) == words + scales + 16
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ({"type": "int", "num_bits": 8}, "int8 packed"),
+        ({"type": "float", "num_bits": 8}, "fp8"),
+        ({"type": "float", "num_bits": 8, "strategy": "channel"}, "fp8 per channel"),
+        ({"type": "float", "num_bits": 4}, "NVFP4"),
+        ({"type": "float", "num_bits": 4, "group_size": 32}, "MXFP4"),
+    ],
+)
+def test_groups_of_compressed_tensors_have_the_scheme_of_type_and_bits(
+    section: dict[str, Any], name: str
+) -> None:
+    group = {"config_groups": {"a": {"weights": section}}, "quant_method": "compressed-tensors"}
+    found = read_config(MOE | {"quantization_config": group}).quantization.schemes
+    assert [scheme.name for _, scheme in found] == [name]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_has_the_type_that_the_file_names(kind: str) -> None:
+    section = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    found = read_config(MOE | {"quantization_config": section}).quantization.schemes
+    assert [scheme.name for _, scheme in found] == [f"bitsandbytes {kind}"]
+
+
+def test_modelopt_s_blocks_are_of_128() -> None:
+    section = {"quant_algo": "FP8_PB_WO"}
+    [(_, scheme)] = read_config(MOE, {"quantization": section}).quantization.schemes
+    assert scheme.weight_bytes(129, 129) == 129 * 129 + 4 * 4

@@ -173,7 +173,7 @@ def test_a_redirect_from_https_to_http_is_refused() -> None:
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://h/f", "http://h", "https:///f", "f"])
 def test_what_is_no_web_address_is_refused(url: str) -> None:
-    with pytest.raises(InputError, match="found no web address; allowed: https://host/path"):
+    with pytest.raises(InputError, match="not a web address, expected https://host/path"):
         RemoteFile(url)
 
 

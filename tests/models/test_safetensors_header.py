@@ -72,14 +72,14 @@ VALID = {"a": entry("F32", [2], 0, 8), "b": entry("U8", [8], 8, 16)}
         (b"", "truncated: the file ends at byte 0"),
         (b"\x10\0", "truncated: the file ends at byte 2"),
         (safetensors(VALID, 16)[:40], "truncated: the file ends at byte 40"),
-        (safetensors(VALID, 15), r"truncated: found \d+ of \d+ bytes"),
-        (safetensors(VALID, 17), r"found \d+ bytes; its header describes \d+"),
+        (safetensors(VALID, 15), r"truncated: got \d+ of \d+ bytes"),
+        (safetensors(VALID, 17), r"got \d+ bytes; its header describes \d+"),
         ((10**18).to_bytes(8, "little") + b"{}", "claims 1,000,000,000,000,000,000 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"GGUF\3\0\0\0" + bytes(16), "this is a GGUF file"),
         (b"PK\3\4\0\0\0\0\0\0\0\0", "this is a ZIP archive"),
         (with_length(b"[]"), "no safetensors file: this is a file that starts with 02"),
-        (with_length(b""), "found an empty file; allowed: a JSON object"),
+        (with_length(b""), "got an empty file, expected a JSON object"),
         (with_length(b'{"a": '), "not JSON"),
         (with_length(b'{"a": {}, "a": {}}'), "the key 'a' is there twice"),
         (safetensors({"a": [1]}, 0), r"tensor a: expected data_offsets \[begin, end\]"),
@@ -186,5 +186,5 @@ def test_an_index_names_no_file_outside_its_folder(tmp_path: Path, name: str) ->
 
 
 def test_another_file_is_no_index(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="found no weight_map"):
+    with pytest.raises(InputError, match="got no weight_map"):
         index(tmp_path, {"model_type": "llama"})

@@ -96,7 +96,7 @@ def test_can_allocate_within_budget_and_device() -> None:
         assert not MemoryManager(1, 0, device).can_allocate(0.2)  # the device
         assert MemoryManager(2 * size, 0, device).can_allocate(size)
         assert not MemoryManager(2 * size, size / 2, device).can_allocate(size)  # the headroom
-        with pytest.raises(UsageError, match="size_gb: found -1"):
+        with pytest.raises(UsageError, match="size_gb: got -1"):
             MemoryManager(1, 0, device).can_allocate(-1)
 
 
@@ -347,7 +347,7 @@ def test_a_result_that_cannot_be_joined_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.sum()
 
-    with pytest.raises(UsageError, match="found a result of type Tensor, which pieces"):
+    with pytest.raises(UsageError, match="got a result of type Tensor, which pieces"):
         inference_job(Scalar(), torch.randn(4, 2)).run(Settings(micro_batch=2))
 
 
@@ -494,12 +494,12 @@ def test_where_nothing_is_predicted_to_fit_the_last_rung_is_tried(device: Simula
 def test_gradients_from_before_are_refused() -> None:
     model, batch = make()
     loss(model, *batch).backward()
-    with pytest.raises(UsageError, match=r"found gradients already, of layers\.0\.up\.weight"):
+    with pytest.raises(UsageError, match=r"there are gradients already, of layers\.0\.up\.weight"):
         training_job(model, loss, batch)
 
 
 def test_a_batch_of_unequal_tensors_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"batch: found shapes \(2, 3\), \(3,\)"):
+    with pytest.raises(UsageError, match=r"batch: got shapes \(2, 3\), \(3,\)"):
         training_job(Net(), loss, (torch.zeros(2, 3), torch.zeros(3)))
 
 
@@ -529,7 +529,7 @@ def test_one_module_in_two_threads_is_refused(settings: Settings) -> None:
     try:
         assert inside.wait(30)
         for other in others:
-            with pytest.raises(UsageError, match=r"runs in another ladder.*; allowed: in one"):
+            with pytest.raises(UsageError, match=r"runs in another ladder.*, expected in one"):
                 other.run(settings)
     finally:
         done.set()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.planner.cases import card
 from tritter_mem.config.loading import load_profile
+from tritter_mem.config.named_profile import NamedProfile
+from tritter_mem.config.profile import changed
+from tritter_mem.devices.nvml import find_gpu
+from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.suggest import _cache_changes, suggest
 
 BUDGET = 15 << 30
 CASES = [
@@ -34,6 +40,48 @@ def test_the_7b_fits_with_8_kv_heads() -> None:
     assert heads.text.startswith("8 KV heads")
 
 
+NAMED = {
+    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 2,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 1000,
+}  # fmt: skip
+
+
+def named(**workload: Any) -> NamedProfile:
+    profile = {"name": "n", "model": NAMED, "workload": workload, "gpu": {"name": "rtx-4090"}}
+    return NamedProfile.model_validate(profile)
+
+
+def simulated_bytes(profile: NamedProfile, budget: int) -> int:
+    pytest.importorskip("transformers")
+    from tritter_mem.simulation.transformers_model import simulate_transformers
+
+    run = transformers_run(profile)
+    return simulate_transformers(run, find_gpu("rtx-4090"), budget_bytes=budget).footprint_bytes
+
+
+@pytest.mark.parametrize("context", [1024, 8192])
+def test_quantised_weights_are_suggested_and_hold_when_simulated(context: int) -> None:
+    """The shorter context fits with 4-bit weights alone; of the longer one less is named too."""
+    profile, gpu = named(context=context), find_gpu("rtx-4090")
+    budget = 620 << 20
+    found = suggest(profile, gpu, budget)
+    kinds = {s.settings.get("weights.quantization") for s in found}
+    assert {"bitsandbytes-int8", "bitsandbytes-nf4"} & kinds
+    fitting = [s for s in found if s.fits]
+    assert any("costs quality" in s.text for s in fitting)
+    for suggestion in fitting:
+        assert simulated_bytes(changed(profile, suggestion.settings), budget) <= budget
+
+
+def test_of_ways_to_store_the_smaller_takes_the_place_of_the_larger() -> None:
+    """Put together with other changes, where one change is not enough."""
+    profile = named(context=8192)
+    first = suggest(profile, find_gpu("rtx-4090"), 660 << 20)[0]
+    assert first.settings["weights.quantization"].startswith("bitsandbytes-nf4")
+    assert len(first.settings) > 1
+    assert first.fits
+
+
 def test_what_fits_needs_no_suggestion() -> None:
     assert suggest(load_profile("7b-128k-gqa"), card(), BUDGET) == ()
 
@@ -52,3 +100,27 @@ def test_training_that_no_change_makes_fit_says_so_by_what_is_left() -> None:
     found = suggest(load_profile("spec-train-full-context"), card(), BUDGET)
     assert found
     assert not any(suggestion.fits for suggestion in found)
+
+
+def test_batch_1_is_suggested_where_there_is_more() -> None:
+    for batch, there in ((1, False), (2, True)):
+        profile = load_profile("spec-train-development", {"workload.batch": batch})
+        settings = [found.settings for found in suggest(profile, card(), 6 << 30)]
+        assert ({"workload.batch": 1} in settings) is there
+
+
+def test_the_largest_context_is_named_as_all_stands_and_with_what_costs_time_alone() -> None:
+    profile = load_profile("7b", {"workload.batch": 2})
+    found = [
+        s.settings for s in suggest(profile, card(), BUDGET) if "workload.context" in s.settings
+    ]
+    assert len(found) == 2
+    assert set(found[0]) == {"workload.context"}
+    assert set(found[1]) == {"workload.context", "workload.prefill_chunk"}
+    assert found[1]["workload.context"] >= found[0]["workload.context"]
+
+
+def test_a_window_is_suggested_from_4097_tokens_on() -> None:
+    for context, there in ((4096, False), (4097, True)):
+        found = _cache_changes(load_profile("7b", {"workload.context": context}))
+        assert any("model.sliding_window" in change.settings for change in found) is there

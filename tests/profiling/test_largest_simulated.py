@@ -26,6 +26,14 @@ def test_the_search_ends_at_the_last_value_that_fits(last: int, guess: int, limi
     assert last < high <= low + max(1, low // 200)
 
 
+def test_where_more_fits_again_one_percent_more_does_not() -> None:
+    """As reserved memory does, what is needed rises and falls."""
+    fits = {*range(10, 1001), *range(1004, 1011), *range(1014, 1022)}
+    low, high = search(lambda value: -1 if value in fits else 1, 10, 990, 5000)
+    assert (low, high) == (1021, 1026)
+    assert low + low // 100 not in fits
+
+
 @pytest.mark.parametrize("guess", [10, 500, 1000])
 def test_where_all_fits_the_limit_is_the_answer(guess: int) -> None:
     assert search(lambda value: -1, 10, guess, 1000) == (1000, None)

@@ -104,7 +104,7 @@ def test_budget_of_the_profile_decides() -> None:
 def test_device_none_measures_nothing_and_says_so() -> None:
     result = profile(TINY, device="none")
     assert result.measured is None
-    assert result.measured_reason == "nothing was to be measured (--device none)"
+    assert result.measured_reason == "measurement was turned off (--device none)"
     assert set(result.by_kind()) == {"planned", "simulated"}
 
 
@@ -133,13 +133,13 @@ def test_named_cuda_device_that_is_missing_is_an_error(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "cuda:1\n"])
 def test_unknown_device_names_the_allowed_ones(device: str) -> None:
-    with pytest.raises(UsageError, match="allowed: auto, cuda, cuda:1, cpu, none"):
+    with pytest.raises(UsageError, match="expected auto, cuda, cuda:1, cpu, none"):
         profile(TINY, device=device)
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
 def test_time_limit_must_be_a_time(limit: float) -> None:
-    with pytest.raises(UsageError, match=r"time limit: found .* s; allowed: above 0"):
+    with pytest.raises(UsageError, match=r"time limit: got .* s, expected above 0"):
         profile(TINY, device="none", time_limit_seconds=limit)
 
 

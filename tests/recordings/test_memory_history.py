@@ -217,7 +217,7 @@ def test_frees_of_what_was_never_allocated_are_counted() -> None:
         [event("segment_alloc", BASE, 2 * MiB), alloc(BASE, 512), *free(BASE + 64 * MiB, 512)],
     )
     history = history_of(made)
-    assert history.warnings == ["frees of what was never allocated, left out: 1"]
+    assert history.warnings == ["frees of memory that was never allocated, ignored: 1"]
     assert list(history.steps) == [DO_ALLOC]
 
 
@@ -232,7 +232,7 @@ def test_a_second_free_of_the_same_block_is_counted() -> None:
         ],
     )
     history = history_of(made)
-    assert "frees of what was never allocated, left out: 1" in history.warnings
+    assert "frees of memory that was never allocated, ignored: 1" in history.warnings
     assert list(history.steps) == [DO_ALLOC, DO_FREE]
 
 
@@ -244,8 +244,8 @@ def test_a_missing_free_is_added_and_counted() -> None:
     history = history_of(made)
     assert list(history.steps) == [DO_ALLOC, DO_FREE, DO_ALLOC]
     assert history.warnings == [
-        "allocations neither freed in the history nor live at its end: 1",
-        "allocations at the address of a live block, whose missing free was added: 1",
+        "allocations neither freed in the history nor allocated at its end: 1",
+        "allocations at the address of an allocated block, whose missing free was added: 1",
     ]
 
 

@@ -263,16 +263,25 @@ def test_the_setting_that_saves_most_is_advised(fragmented: Path) -> None:
 def test_a_setting_that_helps_where_the_recorded_one_fails(fragmented: Path) -> None:
     (device,) = replay(fragmented, capacity_bytes=210 * MiB).devices
     assert device.advice.text == (
-        "The recorded settings do not fit. Use expandable_segments:True: every request is served, "
-        "200.0 MiB reserved at the peak, 10.0 MiB to spare."
+        "The recorded settings do not fit. Use expandable_segments:True: every recorded request is "
+        "served, 200.0 MiB reserved at the peak, 10.0 MiB to spare."
     )
+
+
+def test_what_a_job_that_ran_out_of_memory_asks_for_next_is_not_promised() -> None:
+    example = Path(__file__).parents[2] / "docs" / "examples" / "out-of-memory.pickle"
+    (device,) = replay(example).devices
+    assert device.advice.conf == "expandable_segments:True"
+    assert "every recorded request" in device.advice.text
+    assert device.advice.text.endswith("what it would have asked for next is unknown.")
 
 
 def test_no_setting_helps_where_tensors_alone_are_too_much(fragmented: Path) -> None:
     (device,) = replay(fragmented, capacity_bytes=100 * MiB).devices
     assert device.advice.conf is None
     assert device.advice.text == (
-        "No setting helps: none of them fits. The live tensors alone need 190.0 MiB, 90.0 MiB more "
+        "No setting helps: none of them fits. The allocated tensors alone need 190.0 MiB, 90.0 MiB "
+        "more "
         "than there is; with expandable_segments:True 200.0 MiB would have to be reserved."
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import struct
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tritter_mem.cli.main import app
 from tritter_mem.config.cards import find_card
 from tritter_mem.errors import InputError, MeasureError, UsageError
 from tritter_mem.rehearsal import engines, environment_setup, launch
+from tritter_mem.rehearsal.build import cache_folder
 from tritter_mem.rehearsal.collect import collect
 from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
 from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
@@ -54,14 +57,17 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "no command: write it behind `--`"),
+        ((), "missing COMMAND: write it after `--`"),
         (("--", "python"), "--gpu: name the card"),
-        (("--gpu", "rtx-9999", "--", "python"), "found 'rtx-9999'"),
+        (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
-        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: found 17; allowed: 1 to 16"),
-        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: found 'much'"),
+        (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: got 17, expected 1 to 16"),
+        (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: got 'much'"),
         (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
-        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "allowed: 0 to 7"),
+        (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "expected 0 to 7"),
+        (("--gpu", "h100", "--until", "nan", "--", "python"), "--until: got nan s"),
+        (("--gpu", "h100", "--until", "1e400", "--", "python"), "--until: got 1e400 s"),
+        (("--gpu", "h100", "--until", "-3", "--", "python"), "--until: got -3 s"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:
@@ -201,6 +207,67 @@ def test_what_the_rehearsal_s_own_request_draws_decides_only_its_end(tmp_path: P
     found = collect(tmp_path, asked_at=2.0)
     assert (found.decided, found.assumed) == (("a",), ("b",))
     assert collect(tmp_path).decided == ("a", "b")
+
+
+def test_what_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "process-1.json").write_text('{"pid": 1, "ra')
+    (tmp_path / "process-2.json").write_text('{"pid": 2}\n[1]\n')
+    (tmp_path / "notes.jsonl").write_text("[" * 100_000)
+    assert collect(tmp_path).versions == {}
+    head = struct.pack("<QQQQ", 0x7472697474657231, 1 << 62, 1416, 32)
+    for table in (b"", head[:20], head):
+        (tmp_path / "processes").write_bytes(table)
+        with pytest.raises(InputError, match="no table"):
+            collect(tmp_path)
+
+
+def test_a_command_ends_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    environment = {**os.environ, launch.SESSION: str(tmp_path)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb", buffering=0) as output:
+        ended = launch.run(["yes"], environment, Until(text="never"), output)
+    assert ended.exit_code == -signal.SIGPIPE
+
+
+def test_a_text_is_seen_in_a_line_without_an_end(tmp_path: Path) -> None:
+    """The line is not kept whole, however long it grows; the text lies over two of its pieces."""
+    environment = {**os.environ, launch.SESSION: str(tmp_path)}
+    script = "head -c 65533 /dev/zero; printf ready; exec sleep 300 >/dev/null 2>&1"
+    with Path(os.devnull).open("wb") as output:
+        ended = launch.run(["sh", "-c", script], environment, Until(text="ready"), output)
+    assert ended.by == "--until"
+    assert ended.seconds < 200
+
+
+def test_the_folder_that_we_are_in_is_not_imported_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    found = torch_of(sys.executable)
+    assert found.torch is None or found.torch != tmp_path / "torch"
+
+
+def test_nothing_is_preloaded_from_where_others_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / f"tritter-mem-{os.getuid()}"
+    assert cache_folder() == folder
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(MeasureError, match="others may write there"):
+        cache_folder()
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MeasureError, match="others may write there"):
+        cache_folder()
 
 
 def use(rank: int, peak: int) -> RankUse:

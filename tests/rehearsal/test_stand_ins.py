@@ -114,7 +114,7 @@ def test_a_torch_that_cannot_be_rehearsed_is_refused(tmp_path: Path) -> None:
     compiled(tmp_path / "cpu/torch/lib/libtorch_cpu.so", "int use(void) { return 1; }")
     with pytest.raises(UsageError, match="built without CUDA"):
         build.cuda_of(tmp_path / "cpu/torch")
-    with pytest.raises(UsageError, match="built for CUDA 11; stand-ins are there for CUDA 12, 13"):
+    with pytest.raises(UsageError, match="built for CUDA 11; there are stand-ins for CUDA 12, 13"):
         build.cuda_of(torch_for(tmp_path / "old", 11))
 
 

@@ -29,8 +29,8 @@ def test_the_figure_is_the_device_peak_and_its_parts_are_said() -> None:
     assert result.verdict is not None
     text = over_budget(result, result.verdict)
     assert text.splitlines()[:3] == [
-        "does not fit: needs 23.00 GiB (simulated), budget 22.00 GiB, 1.00 GiB over",
-        "  needed is the device peak: 22.50 GiB reserved by PyTorch, 512.0 MiB CUDA context",
+        "does not fit: needs 23.00 GiB (simulated), 1.00 GiB over the budget of 22.00 GiB",
+        "  the need is the device peak: 22.50 GiB reserved by PyTorch, 512.0 MiB CUDA context",
         "  component KV cache: 17.00 GiB of 19.81 GiB allocated at the peak",
     ]
 
@@ -52,7 +52,7 @@ def test_a_regression_names_what_grew_and_all_else_says_how_to_accept_it() -> No
     assert set(told) == {"no entry", "other torch", "other profile"}
     for status, text in told.items():
         assert text.startswith(f"{status}: ")
-        assert text.endswith(f"; where that is meant: {UPDATE}")
+        assert text.endswith(f"; if that is intended: {UPDATE}")
         assert "check --update-baseline" not in text
 
 

@@ -55,7 +55,7 @@ def test_a_regression_is_told_with_its_size_its_tolerance_and_what_grew() -> Non
 
 def test_a_gain_asks_to_tighten_the_baseline() -> None:
     gain = every_status().with_status(["gain"])[0]
-    assert headline(gain).endswith("grow back unseen: tritter-mem check --update-baseline")
+    assert headline(gain).endswith("grow back unnoticed: tritter-mem check --update-baseline")
 
 
 @pytest.mark.parametrize("width", [80, 120])

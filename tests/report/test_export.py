@@ -68,7 +68,7 @@ def test_parquet_without_pyarrow_says_what_to_install(
 
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"allowed: a file ending in \.csv or \.parquet"):
+    with pytest.raises(UsageError, match=r"expected a file ending in \.csv or \.parquet"):
         export(tmp_path / "numbers.xlsx", [training_1b()])
 
 

@@ -57,7 +57,7 @@ def test_what_is_not_shown_is_summed_in_the_last_row() -> None:
 def test_what_no_module_allocated_says_so_and_a_hostile_name_is_printable() -> None:
     table = holdings_table(held_by(holding("", 2), holding("\u202e<script>", 1)), "GiB")
     assert table
-    assert [row.cells[0].text for row in table.rows] == ["outside of any module", "\\u202e<script>"]
+    assert [row.cells[0].text for row in table.rows] == ["outside any module", "\\u202e<script>"]
 
 
 def test_without_modules_there_is_no_table() -> None:

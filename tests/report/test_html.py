@@ -89,7 +89,7 @@ def test_pages_are_well_formed(case: str) -> None:
 def test_the_verdict_comes_first_with_one_number() -> None:
     text = " ".join(render(planned_7b()).text.split())
     assert "7b-128k inference · 128K tokens" in text
-    assert "5.33 GiB over does not fit: needs 20.33 GiB (planned), budget 15.00 GiB" in text
+    assert "5.33 GiB over budget does not fit: needs 20.33 GiB (planned), 5.33 GiB" in text
     assert text.index("5.33 GiB over") < text.index("Budget by component")
 
 
@@ -272,5 +272,5 @@ def test_thinning_keeps_the_peaks_in_the_page() -> None:
 
 def test_units_are_as_asked() -> None:
     page = html.unescape(render_html([planned_7b()], plotlyjs="directory", units="GB"))
-    assert "needs 21.83 GB (planned), budget 16.11 GB" in page
+    assert "needs 21.83 GB (planned), 5.72 GB over the budget of 16.11 GB" in page
     assert "GiB" not in page.split("<main")[1].split("</main>")[0]

@@ -79,7 +79,7 @@ def test_terminal_and_page_show_the_ladder() -> None:
     assert "Out-of-memory ladder, simulated" in out.getvalue()
     out = io.StringIO()
     render_results([cured(), planned_7b()], make_console(out))
-    assert "Where the out-of-memory ladder ends" in out.getvalue()
+    assert "Where the out-of-memory ladder stops" in out.getvalue()
     page = render_html([cured()], plotlyjs="cdn")
     assert "4 of 8 sequences at a time" in page
     assert "\x1b" not in page

@@ -57,14 +57,14 @@ def test_figures_that_were_read_have_a_row_each() -> None:
     rows = values(measured_table(measured(run=RUN), "GiB"))
     assert rows["Requested peak, before rounding"] == "3.00 GiB"
     assert rows["Other processes before, not counted"] == "9.00 GiB"
-    assert rows["Requests served after a retry"] == "2"
-    assert rows["Segments taken from the driver"] == "1,234"
-    assert "Cap on what PyTorch may reserve" not in rows
+    assert rows["Allocations that needed a retry"] == "2"
+    assert rows["Segments allocated from the driver"] == "1,234"
+    assert "Limit of what PyTorch may reserve" not in rows
 
 
 def test_spread_shows_least_median_and_most() -> None:
     rows = values(measured_table(measured(spread=SPREAD), "GiB"))
-    over = "over 5 runs (least, median, most)"
+    over = "over 5 runs (minimum, median, maximum)"
     assert rows[f"Allocated peak {over}"] == "1.00 GiB each"
     assert rows[f"Reserved peak {over}"] == "1.00 GiB, 1.00 GiB, 2.00 GiB"
     assert rows[f"Seconds {over}"] == "1, 2, 3"
@@ -76,14 +76,14 @@ def test_there_is_no_table_without_anything_to_say() -> None:
 
 
 def test_page_has_the_table() -> None:
-    assert "Requests served after a retry" in render_html([measured(run=RUN)])
+    assert "Allocations that needed a retry" in render_html([measured(run=RUN)])
 
 
 def test_out_of_memory_is_said_with_its_place() -> None:
     [line] = [note for note in notes(measured(out_of_memory=REFUSED)) if "out of memory" in note]
     assert line == (
-        "measured: out of memory in decode, Transformer.layers.3 (mlp.py:7): 1.00 GiB more, with "
-        "14.00 GiB reserved of 14.00 GiB; its figures are those up to there"
+        "measured: out of memory in decode, Transformer.layers.3 (mlp.py:7): asked for 1.00 GiB "
+        "with 14.00 GiB of 14.00 GiB reserved; its figures end there"
     )
 
 

@@ -98,7 +98,7 @@ def test_notes_name_the_failing_request_once_for_all_settings(limited: Replay) -
         f"max_split_size_mb:256 {same}; "
         "roundup_power2_divisions:4 (192.0 MiB reserved, 156.0 MiB allocated); "
         f"garbage_collection_threshold:0.8 {same}.",
-        "The peaks of these rows are those up to there.",
+        "The peaks of these rows end there.",
     ]
 
 

@@ -51,8 +51,8 @@ def test_a_segment_is_a_row_largest_first_and_blocks_lie_where_they_begin() -> N
 def test_a_segment_far_longer_than_most_goes_on_in_the_next_rows() -> None:
     chart = drawn(segment((160 * MiB, "embeddings")), *[MIXED] * 9)
     assert trace(chart, "Embeddings")["x"] == [80.0, 80.0]
-    assert "goes on in the next row" in chart.title
-    assert "goes on" not in drawn(MIXED).title
+    assert "continues in the next row" in chart.title
+    assert "continues" not in drawn(MIXED).title
 
 
 blocks = st.lists(

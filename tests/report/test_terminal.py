@@ -106,7 +106,7 @@ def test_exact_bytes_are_for_json_only() -> None:
 
 
 def test_units_are_as_asked() -> None:
-    assert "needs 21.83 GB (planned), budget 16.11 GB" in render([planned_7b()], 80, "GB")
+    assert "over the budget of 16.11 GB" in render([planned_7b()], 80, "GB")
 
 
 @pytest.mark.parametrize("case", ["planned", "measured", "training", "compared"])

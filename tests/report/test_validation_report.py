@@ -64,8 +64,8 @@ def test_what_was_kept_left_out_or_interrupted_is_told() -> None:
     left = LeftOut(name="3b-training", needs_bytes=40 * GiB, budget_bytes=15 * GiB)
     shown = validation(validated(kept=True), left_out=(left,), interrupted=True)
     text = "\n".join(drawn(shown, 200))
-    assert "3b-training: left out: needs 40.00 GiB of 15.00 GiB" in text
-    assert "1 kept from before" in text
+    assert "3b-training: skipped: needs 40.00 GiB of 15.00 GiB" in text
+    assert "1 kept from an earlier run" in text
     assert "interrupted" in text
 
 

@@ -77,16 +77,16 @@ def test_signs_of_bytes() -> None:
 
 def test_headroom_is_said_in_words() -> None:
     assert headroom_words(2 * GiB, "GiB") == "2.00 GiB to spare"
-    assert headroom_words(-2 * GiB, "GiB") == "2.00 GiB over"
-    assert headroom_words(-2 * 10**9, "GB") == "2.00 GB over"
+    assert headroom_words(-2 * GiB, "GiB") == "2.00 GiB over budget"
+    assert headroom_words(-2 * 10**9, "GB") == "2.00 GB over budget"
 
 
 def test_the_verdict_names_need_budget_and_difference() -> None:
     assert verdict_of(planned_7b(), "GiB") == (
-        "does not fit: needs 20.33 GiB (planned), budget 15.00 GiB, 5.33 GiB over"
+        "does not fit: needs 20.33 GiB (planned), 5.33 GiB over the budget of 15.00 GiB"
     )
     assert verdict_of(training_1b(), "GiB") == (
-        "fits: needs 12.08 GiB (measured), budget 15.00 GiB, 2.92 GiB to spare"
+        "fits: needs 12.08 GiB (measured), 2.92 GiB less than the budget of 15.00 GiB"
     )
 
 
@@ -104,7 +104,7 @@ def suggest(**changes: object) -> Suggestion:
 def test_a_suggestion_says_whether_it_is_enough() -> None:
     assert suggestion_sentence(suggest(), "GiB") == "t: −1.00 GiB, fits with 1.00 GiB to spare"  # noqa: RUF001
     less = suggest(fits=False, headroom_bytes=-MiB)
-    assert suggestion_sentence(less, "GiB") == "t: −1.00 GiB, still 1.0 MiB over"  # noqa: RUF001
+    assert suggestion_sentence(less, "GiB") == "t: −1.00 GiB, still 1.0 MiB over budget"  # noqa: RUF001
 
 
 def test_a_suggestion_can_be_pasted_into_a_shell() -> None:
@@ -137,14 +137,13 @@ def test_notes_give_devices_peaks_and_what_is_missing() -> None:
     assert notes(planned_7b()) == [
         "planned for rtx-5080",
         "planned peak at prefill: MLP of a layer",
-        "not simulated: this command only plans",
-        "not measured: this command only plans",
+        "not simulated and not measured: this command only plans",
     ]
     assert notes(tiny_on_cpu()) == [
         "planned for rtx-5080, measured on cpu",
         "not simulated: simulation was not asked for",
-        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
-        "and what the allocator rounds up",
+        "* a run on the CPU has no cuBLAS workspace (8.1 MiB on rtx-5080) and no allocator that "
+        "rounds sizes up; the comparison leaves both out",
     ]
 
 

@@ -27,7 +27,7 @@ def test_whole_record_comes_back_equal() -> None:
 
 def test_word_that_is_none_of_those_allowed_is_refused() -> None:
     data = {"fits": True, "budget_bytes": 1, "headroom_bytes": 0, "basis": "guessed"}
-    with pytest.raises(ValueError, match="basis: found 'guessed', expected"):
+    with pytest.raises(ValueError, match="basis: got 'guessed', expected"):
         from_plain(Verdict, data)
 
 
@@ -39,14 +39,14 @@ def test_free_arguments_come_back_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], r"^found \[\], expected the fields of Phase"),
+        ([], r"^got \[\], expected the fields of Phase"),
         ({"name": "load"}, "allocated_peak_bytes: missing"),
         (
             {"name": "load", "allocated_peak_bytes": "1"},
-            "allocated_peak_bytes: found '1', expected a valid integer",
+            "allocated_peak_bytes: got '1', expected a valid integer",
         ),
-        ({"name": "load", "allocated_peak_bytes": True}, "allocated_peak_bytes: found True"),
-        ({"name": 3, "allocated_peak_bytes": 1}, "name: found 3, expected a valid string"),
+        ({"name": "load", "allocated_peak_bytes": True}, "allocated_peak_bytes: got True"),
+        ({"name": 3, "allocated_peak_bytes": 1}, "name: got 3, expected a valid string"),
         ({"name": "load", "allocated_peak_bytes": 1, "bytes": 1}, "bytes: unknown key"),
     ],
 )
@@ -60,10 +60,10 @@ def test_every_problem_is_named_and_a_newer_version_s_keys_may_be_passed_over() 
     with pytest.raises(WrongDataError) as caught:
         from_plain(Phase, data, "phases[2]")
     assert list(map(line_of, caught.value.problems)) == [
-        "phases[2].name: found 3, expected a valid string",
+        "phases[2].name: got 3, expected a valid string",
         "phases[2].allocated_peak_bytes: missing",
-        "phases[2].seconds: found 'x', expected a valid number",
-        "phases[2].components.weights_bytes: found None, expected a valid integer",
+        "phases[2].seconds: got 'x', expected a valid number",
+        "phases[2].components.weights_bytes: got None, expected a valid integer",
         "phases[2].bytes: unknown key",
     ]
     newer = {"name": "load", "allocated_peak_bytes": 1, "bytes": 1}
@@ -72,7 +72,7 @@ def test_every_problem_is_named_and_a_newer_version_s_keys_may_be_passed_over() 
 
 @pytest.mark.parametrize("rows", [[[1, 10**400]], [[1.0, float("nan")]], [[1, float("inf")]]])
 def test_a_row_holds_numbers_that_a_float_holds(rows: list[list[float]]) -> None:
-    with pytest.raises(WrongDataError, match=r"^rows\[0\]\[1\]: found .*expected a finite number"):
+    with pytest.raises(WrongDataError, match=r"^rows\[0\]\[1\]: got .*expected a finite number"):
         from_plain(Timeline, {"columns": ["event", "bytes"], "rows": rows})
 
 
@@ -83,5 +83,5 @@ def test_points_have_as_many_numbers_as_their_type_says() -> None:
     data = json.loads(json.dumps(asdict(curve)))
     assert from_plain(ContextCurve, data) == curve
     data["points"][1].append(5)
-    with pytest.raises(WrongDataError, match=r"points\[1\]: found \[3, 4, 5\], expected 2 items"):
+    with pytest.raises(WrongDataError, match=r"points\[1\]: got \[3, 4, 5\], expected 2 items"):
         from_plain(ContextCurve, data)

@@ -48,10 +48,9 @@ def test_all_problems_of_a_record_are_named_with_their_keys(tmp_path: Path) -> N
     del record["environment"]
     assert problems(write(tmp_path, record)) == [
         "environment: missing",
-        "planned.components.weights_bytes: found '12', expected a valid integer",
-        "planned.phases[1].seconds: found [1], expected a valid number",
-        "verdict.basis: found 'guessed', expected 'planned', 'simulated', 'rehearsed' or "
-        "'measured'",
+        "planned.components.weights_bytes: got '12', expected a valid integer",
+        "planned.phases[1].seconds: got [1], expected a valid number",
+        "verdict.basis: got 'guessed', expected 'planned', 'simulated', 'rehearsed' or 'measured'",
     ]
 
 
@@ -59,7 +58,7 @@ def test_problems_in_a_list_say_which_record(tmp_path: Path) -> None:
     good, bad = planned_7b().to_dict(), planned_7b().to_dict()
     bad["created"] = 3
     path = write(tmp_path, [good, bad])
-    assert problems(path) == ["[1].created: found 3, expected a valid string"]
+    assert problems(path) == ["[1].created: got 3, expected a valid string"]
 
 
 @pytest.mark.parametrize(
@@ -67,14 +66,14 @@ def test_problems_in_a_list_say_which_record(tmp_path: Path) -> None:
     [
         (b"", "no JSON: Expecting value"),
         (b"\x89PNG\r\n\x1a\n", "no JSON: 'utf-8' codec can't decode byte 0x89"),
-        (b'{"a": NaN}', "no JSON: found NaN, expected a finite number"),
+        (b'{"a": NaN}', "no JSON: got NaN, expected a finite number"),
         (b"[" * 10_000, "no JSON: nested too deeply"),
         (b'{"schema": "\\ud800"}', "no JSON: 'utf-8' codec can't encode character"),
         ([], "an empty list; expected records of tritter-mem.result/1"),
-        (7, "found a number, expected a record of tritter-mem.result/1"),
-        ([None], "[0]: found null, expected a record of tritter-mem.result/1"),
-        ({}, "schema: found None, expected 'tritter-mem.result/1'"),
-        ({"schema": "tritter-mem.replay/1"}, "schema: found 'tritter-mem.replay/1', expected"),
+        (7, "got a number, expected a record of tritter-mem.result/1"),
+        ([None], "[0]: got null, expected a record of tritter-mem.result/1"),
+        ({}, "schema: got None, expected 'tritter-mem.result/1'"),
+        ({"schema": "tritter-mem.replay/1"}, "schema: got 'tritter-mem.replay/1', expected"),
     ],
 )
 def test_what_is_no_result_is_said_to_be_none(tmp_path: Path, content: Any, problem: str) -> None:
@@ -93,7 +92,7 @@ def test_memory_is_neither_negative_nor_absurd(tmp_path: Path, value: int, allow
     if allowed:
         assert read_results(path)[0].planned.context_bytes == value  # type: ignore[union-attr]
     else:
-        assert problems(path)[0].startswith(f"planned.context_bytes: found {value}, expected 0 to")
+        assert problems(path)[0].startswith(f"planned.context_bytes: got {value}, expected 0 to")
 
 
 def test_what_is_left_of_a_budget_may_be_negative(tmp_path: Path) -> None:
@@ -108,8 +107,8 @@ def test_ragged_timelines_and_infinite_numbers_are_refused(tmp_path: Path) -> No
     record["profile"]["odd"] = float("inf")
     path = write(tmp_path, json.dumps(record).replace("Infinity", "1e999").encode())
     assert problems(path) == [
-        "profile.odd: found inf, expected a finite number",
-        "measured.timeline.rows[3]: found 2 numbers, expected 11",
+        "profile.odd: got inf, expected a finite number",
+        "measured.timeline.rows[3]: got 2 numbers, expected 11",
     ]
 
 
@@ -121,8 +120,8 @@ def test_unknown_components_are_refused(tmp_path: Path) -> None:
     where = ["simulated.held_at_peak[1].component", "simulated.segments[0].blocks[0].component"]
     expected = f"expected one of {', '.join(COMPONENTS)}"
     assert problems(path) == [
-        f"{where[0]}: found total, {expected}",
-        f"{where[1]}: found odd, {expected}",
+        f"{where[0]}: got total, {expected}",
+        f"{where[1]}: got odd, {expected}",
     ]
 
 
@@ -134,7 +133,7 @@ def test_curves_have_the_same_rising_contexts_and_memory_that_can_be(tmp_path: P
         record["context_curves"][0]["points"] = first
         record["context_curves"][1]["points"] = odd
         assert problems(write(tmp_path, record)) == [
-            "context_curves[1].points: allowed: rising contexts in tokens, the same in every "
+            "context_curves[1].points: expected rising contexts in tokens, the same in every "
             "curve, and the bytes of each"
         ]
 

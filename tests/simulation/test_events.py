@@ -40,7 +40,7 @@ def test_renamed_storage_changes_its_allocation_and_not_where_it_was_freed() -> 
 
 
 def test_unknown_category_names_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match=r"'weihgts'; allowed: weights, embeddings"):
+    with pytest.raises(ValueError, match=r"'weihgts', expected weights, embeddings"):
         EventLog().alloc(8, operator="", module="", category="weihgts")
 
 

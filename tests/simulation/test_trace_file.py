@@ -110,25 +110,25 @@ def written(path: Path, *lines: object) -> Path:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "line 0: found an empty file"),
-        ([HEADER], "line 1: found the end after 0 of 1 events"),
-        ([HEADER, ALLOC, FREE], "found the end after 2 of 1 events"),
-        ([{**HEADER, "schema": "other/1"}], "line 1: schema: found 'other/1'"),
-        ([[]], "line 1: found .*, expected an object"),
+        ([], "line 0: got an empty file"),
+        ([HEADER], "line 1: got the end after 0 of 1 events"),
+        ([HEADER, ALLOC, FREE], "got the end after 2 of 1 events"),
+        ([{**HEADER, "schema": "other/1"}], "line 1: schema: got 'other/1'"),
+        ([[]], "line 1: got .*, expected an object"),
         (["{"], "line 1: no JSON"),
         (["[" * 100_000], "line 1: no JSON"),
-        ([{**HEADER, "events": -1}], "events: found -1, expected 0 to"),
-        ([{**HEADER, "phases": [["x", 1, 0]]}], "phases: found .* within 0 and 1"),
+        ([{**HEADER, "events": -1}], "events: got -1, expected 0 to"),
+        ([{**HEADER, "phases": [["x", 1, 0]]}], "phases: got .* within 0 and 1"),
         ([{**HEADER, "phases": [["x", 0, 2]]}], "phases: found"),
-        ([{**HEADER, "phases": 3}], "phases: found 3, expected a list"),
-        ([{**HEADER, "notes": {"a": "b"}}], "a: found 'b'"),
-        ([HEADER, {**ALLOC, "alloc": 1}], "line 2: alloc: found storage 1, expected 0"),
-        ([HEADER, {**ALLOC, "bytes": True}], "line 2: bytes: found True"),
-        ([HEADER, {**ALLOC, "category": "weihgts"}], "line 2: .*'weihgts'; allowed: weights"),
-        ([HEADER, {**ALLOC, "operator": None}], "line 2: operator: found None, expected a str"),
-        ([HEADER, FREE], "line 2: free: found storage 0, which is not allocated"),
-        ([HEADER, ALLOC, FREE, FREE], "line 4: free: found storage 0, which is not allocated"),
-        ([HEADER, {}], "line 2: free: found None"),
+        ([{**HEADER, "phases": 3}], "phases: got 3, expected a list"),
+        ([{**HEADER, "notes": {"a": "b"}}], "a: got 'b'"),
+        ([HEADER, {**ALLOC, "alloc": 1}], "line 2: alloc: got storage 1, expected 0"),
+        ([HEADER, {**ALLOC, "bytes": True}], "line 2: bytes: got True"),
+        ([HEADER, {**ALLOC, "category": "weihgts"}], "line 2: .*'weihgts', expected weights"),
+        ([HEADER, {**ALLOC, "operator": None}], "line 2: operator: got None, expected a str"),
+        ([HEADER, FREE], "line 2: free: got storage 0, which is not allocated"),
+        ([HEADER, ALLOC, FREE, FREE], "line 4: free: got storage 0, which is not allocated"),
+        ([HEADER, {}], "line 2: free: got None"),
     ],
 )
 def test_what_is_no_trace_is_refused(lines: list[object], message: str, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_refused_or_read(at: int, byte: int, tmp_path: Path) -
 @pytest.mark.parametrize("content", [b"", b"{}\n", gzip.compress(b"", mtime=0)[:-9]])
 def test_what_is_no_whole_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "log.gz").write_bytes(content)
-    with pytest.raises(InputError, match=r"log.gz: (no whole gzip file|line 0: found an empty)"):
+    with pytest.raises(InputError, match=r"log.gz: (no whole gzip file|line 0: got an empty)"):
         load_log(tmp_path / "log.gz")
 
 

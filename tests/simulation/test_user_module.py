@@ -311,7 +311,7 @@ class TestCase:
 
     @pytest.mark.parametrize("module", ["train.py", "train.py:", ":build", "train.py:not a name"])
     def test_names_the_form(self, module: str) -> None:
-        with pytest.raises(UsageError, match=r"allowed: FILE\.py:FUNCTION"):
+        with pytest.raises(UsageError, match=r"expected FILE\.py:FUNCTION"):
             read_case(module)
 
 

@@ -85,7 +85,7 @@ def _pairs(conf: str, problems: list[str]) -> Iterator[tuple[str, str]]:
         if colon and value:
             yield key, value
         elif entry:
-            problems.append(f"found {entry[:80]!r}, expected key:value")
+            problems.append(f"got {entry[:80]!r}, expected key:value")
 
 
 _LARGE_SEGMENT = "large_segment_size_mb"
@@ -107,7 +107,7 @@ class _Parser:
         try:
             reader(self, key, value)
         except ValueError as error:
-            self.problems.append(f"{key}: found {value[:80]!r}, expected {error}")
+            self.problems.append(f"{key}: got {value[:80]!r}, expected {error}")
 
     def flag(self, key: str, value: str) -> None:
         self.found[key] = _flag(value)

@@ -168,7 +168,7 @@ def devices_of(snapshot: Any) -> list[DeviceSnapshot]:
     for device in range(count):
         entries = traces[device] if device < len(traces) else []
         if not isinstance(entries, list):
-            raise InputError(f"device_traces[{device}]: found {_kind(entries)}, expected a list")
+            raise InputError(f"device_traces[{device}]: got {_kind(entries)}, expected a list")
         own = segments.get(device, ())
         if not entries and not own:
             continue
@@ -344,10 +344,10 @@ def _read_trace(
             address = entry["device_free" if action == OOM else "addr"]
             size, stream = entry["size"], entry.get("stream", 0)
             if not type(address) is type(size) is type(stream) is int:
-                raise TypeError(f"found {_kind(address)}, {_kind(size)} and {_kind(stream)}")
+                raise TypeError(f"got {_kind(address)}, {_kind(size)} and {_kind(stream)}")
             most = MAX_ASKED_BYTES if action == OOM else MAX_BYTES
             if not (0 <= address < MAX_ADDRESS and 0 <= size < most and abs(stream) < MAX_STREAM):
-                raise ValueError("found a number that is too large, or below 0")
+                raise ValueError("got a number that is too large, or below 0")
             if not size and SEGMENT_ALLOC <= action <= SEGMENT_UNMAP:
                 raise ValueError("a segment, or pages, of 0 bytes")
             pool = _read_pool(entry) or (private and private.pool_at(address))
@@ -438,20 +438,20 @@ def _is_division(steps: int) -> bool:
 
 def _read_number(value: Any, limit: int) -> int:
     if type(value) is not int or not 0 <= value < limit:
-        raise ValueError(f"expected a whole number from 0, found {_kind(value)}")
+        raise ValueError(f"expected a whole number from 0, got {_kind(value)}")
     return value
 
 
 def _read_whole(value: Any) -> int:
     """A stream, or a part of a pool's id."""
     if type(value) is not int or abs(value) >= MAX_STREAM:
-        raise TypeError(f"expected a whole number, found {_kind(value)}")
+        raise TypeError(f"expected a whole number, got {_kind(value)}")
     return value
 
 
 def _read_text(value: Any) -> str:
     if type(value) is not str:
-        raise TypeError(f"expected text, found {_kind(value)}")
+        raise TypeError(f"expected text, got {_kind(value)}")
     return value[:40]
 
 
@@ -462,10 +462,10 @@ def _checked_root(found: Any) -> dict[str, Any]:
             "record with torch.cuda.memory._record_memory_history() and use _dump_snapshot()"
         )
     if not isinstance(found, dict):
-        raise InputError(f"found {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
+        raise InputError(f"got {_kind(found)}, no dict with 'segments'; {DUMP_HINT}")
     for key in ("segments", "device_traces"):
         if not isinstance(found.get(key, []), list):
-            raise InputError(f"'{key}': found {_kind(found[key])}, expected a list")
+            raise InputError(f"'{key}': got {_kind(found[key])}, expected a list")
     if "segments" not in found:
         keys = ", ".join(sorted(_shown_key(key) for key in islice(found, 8)))
         raise InputError(f"no 'segments' (found: {keys or 'nothing'}); {DUMP_HINT}")

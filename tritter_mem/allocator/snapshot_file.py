@@ -96,7 +96,7 @@ def _opened(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
     try:
         with open_input(path) as file:
             if not is_file(path):
-                raise InputError("cannot be read: it is no regular file")
+                raise InputError("cannot be read: it is not a regular file")
             _refuse_unfit(file, os.fstat(file.fileno()).st_size, max_bytes)
             yield file
     except OSError as error:

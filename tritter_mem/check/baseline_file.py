@@ -26,7 +26,9 @@ from tritter_mem.text import printable
 from tritter_mem.units import MAX_BYTES
 
 WIDTH = 100
-MERGED = "where a merge left both versions, take either and run tritter-mem check --update-baseline"
+MERGED = (
+    "if a merge left both versions, take either one and run tritter-mem check --update-baseline"
+)
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -37,13 +39,13 @@ def read_baseline(path: Path) -> Baseline:
     """
     if not is_there(path):
         raise InputError(
-            f"{printable(path)}: no such baseline; name it by --baseline, or make it: "
+            f"{printable(path)}: no such baseline; name it with --baseline, or create it: "
             "tritter-mem check --update-baseline --config NAME"
         )
     record = read_json_file(path, "a baseline", MERGED)
     schema = record.get("schema") if isinstance(record, dict) else None
     if schema != SCHEMA:
-        refuse(path, [("schema", f"found {shown(schema)}, expected '{SCHEMA}'")])
+        refuse(path, [("schema", f"got {shown(schema)}, expected '{SCHEMA}'")])
     try:
         baseline = from_plain(Baseline, record)
     except WrongDataError as error:
@@ -64,17 +66,17 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
         yield from _wrong_tolerance(place, tolerance)
     for key, times in Counter(entry.key for entry in baseline.entries).items():
         if times > 1:
-            yield "entries", f"found {times} of {printable(', '.join(key), 200)}; keep one"
+            yield "entries", f"got {times} of {printable(', '.join(key), 200)}; keep one"
     for place, value in values(baseline, ""):
         number = isinstance(value, int) and ".settings" not in place
         if number and not 0 <= value <= MAX_BYTES:
             allowed = "0 or more" if value < 0 else f"up to {MAX_BYTES:,}"
-            yield place, f"found {shown(value)}; allowed: {allowed}"
+            yield place, f"got {shown(value)}, expected {allowed}"
 
 
 def _wrong_tolerance(place: str, tolerance: Tolerance) -> Iterator[Problem]:
     if not 0 <= tolerance.relative <= 1:
-        yield f"{place}.relative", f"found {tolerance.relative}; allowed: 0 to 1, 0.01 is 1%"
+        yield f"{place}.relative", f"got {tolerance.relative}, expected 0 to 1, 0.01 is 1%"
 
 
 def write_baseline(path: Path, baseline: Baseline) -> bool:

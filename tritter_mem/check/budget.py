@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
 
 PHASE = "test"
-_ON_THE_CPU = 'device="cpu" counts the tensors of the CPU'
-_NOT_FORESEEN = "a test's own body is neither planned nor simulated: it runs"
+_ON_THE_CPU = 'device="cpu" counts tensors on the CPU'
+_NOT_FORESEEN = "the body of a test runs; it is neither planned nor simulated"
 
 
 def why_not_measured(mark: MemoryBudget) -> str | None:
@@ -81,7 +81,7 @@ def _of_module(mark: MemoryBudget) -> Result:
 def _check_card(mark: MemoryBudget, card: GpuCard) -> None:
     if mark.budget_bytes > card.total_bytes:
         raise UsageError(
-            f"budget: found {mark.budget!r}; allowed: up to {card.total_bytes:,} bytes, the memory "
+            f"budget: got {mark.budget!r}, expected up to {card.total_bytes:,} bytes, the memory "
             f"of {card.name}; name a larger card by gpu"
         )
 

@@ -114,7 +114,7 @@ def read_mark(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> MemoryBu
         bound = signature(MemoryBudget).bind(*arguments, **keywords)
     except TypeError as error:
         names = ", ".join(field.name for field in fields(MemoryBudget) if field.kw_only)
-        raise UsageError(f"{error}; allowed: a budget, such as '15 GiB', then {names}") from error
+        raise UsageError(f"{error}, expected a budget, such as '15 GiB', then {names}") from error
     mark = MemoryBudget(*bound.args, **bound.kwargs)
     problems = [*_wrong_budget(mark), *_wrong_types(mark)]
     problems = problems or [*_wrong_values(mark), *_not_together(mark)]
@@ -127,47 +127,47 @@ def _wrong_budget(mark: MemoryBudget) -> Iterator[str]:
     try:
         found = mark.budget_bytes
     except ValueError as error:
-        yield f"budget: found {shown(mark.budget)}; {error}"
+        yield f"budget: got {shown(mark.budget)}, {error}"
         return
     if not 1 <= found <= MAX_BYTES:
         most = "" if found < 1 else f" and up to {MAX_BYTES:,} bytes"
-        yield f"budget: found {shown(mark.budget)}; allowed: a size above 0{most}"
+        yield f"budget: got {shown(mark.budget)}, expected a size above 0{most}"
 
 
 def _wrong_types(mark: MemoryBudget) -> Iterator[str]:
     for name, (kind, allowed) in _TYPES.items():
         value = getattr(mark, name)
         if value is not None and (not isinstance(value, kind) or value == ""):
-            yield f"{name}: found {shown(value)}; allowed: {allowed}"
+            yield f"{name}: got {shown(value)}, expected {allowed}"
     if mark.kind is not None and mark.kind not in CHECKED_KINDS:
-        yield f"kind: found {shown(mark.kind)}; allowed: {', '.join(CHECKED_KINDS)}"
+        yield f"kind: got {shown(mark.kind)}, expected {', '.join(CHECKED_KINDS)}"
 
 
 def _wrong_values(mark: MemoryBudget) -> Iterator[str]:
     if mark.device is not None and not _DEVICE.fullmatch(mark.device):
-        yield f"device: found {shown(mark.device)}; allowed: {_TYPES['device'][1]}"
+        yield f"device: got {shown(mark.device)}, expected {_TYPES['device'][1]}"
     if mark.module is not None:
         yield from _wrong_module(mark.module)
     for name, mapping in {"args": mark.args, "settings": mark.settings}.items():
         if not all(isinstance(key, str) for key in mapping or ()):
-            yield f"{name}: found {shown(mapping)}; allowed: {_TYPES[name][1]}"
+            yield f"{name}: got {shown(mapping)}, expected {_TYPES[name][1]}"
     try:
         json.dumps(mark.args and dict(mark.args))
     except (TypeError, ValueError) as error:
-        yield f"args: {error}; allowed: what JSON can hold"
+        yield f"args: {error}, expected what JSON can hold"
 
 
 def _wrong_module(module: str) -> Iterator[str]:
     path, _, function = module.rpartition(":")
     if not path or not function.isidentifier():
-        yield f"module: found {shown(module)}; allowed: {_TYPES['module'][1]}"
+        yield f"module: got {shown(module)}, expected {_TYPES['module'][1]}"
     elif not is_file(Path(path)):
         yield f"module: {printable(path, 200)}: there is no such file in {Path.cwd()}"
 
 
 def _not_together(mark: MemoryBudget) -> Iterator[str]:
     if mark.profile is not None and mark.module is not None:
-        yield "found profile and module; give one"
+        yield "profile and module cannot be combined; give one"
         return
     options = set().union(*_ALLOWED.values())
     given = [

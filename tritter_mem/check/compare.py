@@ -140,14 +140,14 @@ def _not_alike(now: Entry, before: Entry) -> tuple[Status, str] | None:
     if before.profile_hash != now.profile_hash:
         return "other profile", (
             "the profile, or what is filled in where it says nothing, changed since: the figures "
-            "decide nothing; where that is meant, run check --update-baseline"
+            "decide nothing; if that is intended, run check --update-baseline"
         )
     return None
 
 
 def _judge(change: SizeChange | None, tolerated_bytes: int, gate: Gate) -> tuple[Status, str]:
     if change is None:
-        return "failed", f"the gate is the {gate} peak, and this kind of number has none"
+        return "failed", f"the gate is the {gate} peak, which is not known here"
     if change.growth_bytes > tolerated_bytes:
         return "regression", ""
     return ("gain" if -change.growth_bytes > tolerated_bytes else "ok"), ""

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from tritter_mem.evidence.audit import AuditRow, Measured, Unit
 
 Simulate = Annotated[
-    bool, typer.Option("--simulate", help="Simulate too what can be; takes about a minute.")
+    bool, typer.Option("--simulate", help="Also simulate the claims; takes about a minute.")
 ]
 MeasuredOption = Annotated[
     Path | None,
     typer.Option(
         "--measured",
         metavar="FILE|DIR",
-        help="Show what runs on a GPU measured: a result, or a folder that validate wrote.",
+        help="Also show measured figures, from a result or from a folder that `validate` wrote.",
     ),
 ]
 WIDE = 110
@@ -32,10 +32,10 @@ WIDE = 110
 def command(
     simulate: Simulate = False, measured: MeasuredOption = None, as_json: Json = False
 ) -> None:
-    """Check the memory specification's claims: claimed, computed, verdict.
+    """Check the claims of the memory specification that this project began with, one row each.
 
-    The specification describes a 7B BitNet model with 128K tokens on a 16 GB card. Its gigabytes
-    are decimal, and so are those shown here.
+    The specification describes a 7B BitNet model with 128K tokens on a 16 GB card. Several of its
+    numbers contradict its own formulas. Its gigabytes are decimal, and so are those shown here.
 
     Example: tritter-mem audit
     """

@@ -27,11 +27,11 @@ File = Annotated[Path, typer.Option("--baseline", metavar="FILE", help="The comm
 Update = Annotated[
     bool,
     typer.Option(
-        "--update-baseline", help="Write today's figures into the baseline, and show what changes."
+        "--update-baseline", help="Write the new figures into the baseline and show what changed."
     ),
 ]
 Measured = Annotated[
-    bool, typer.Option("--measured", help="Measure too what the baseline has measured.")
+    bool, typer.Option("--measured", help="Also measure the entries that have measured figures.")
 ]
 Device = Annotated[
     str | None,
@@ -40,32 +40,39 @@ Device = Annotated[
     ),
 ]
 TimeLimit = Annotated[
-    float, typer.Option("--time-limit", metavar="SECONDS", help="End a measurement after this.")
+    float,
+    typer.Option("--time-limit", metavar="SECONDS", help="Stop a measurement after this time."),
 ]
 Results = Annotated[
     list[Path],
     typer.Option(
-        "--results", metavar="FILE", help="Check results that profile wrote, and run nothing."
+        "--results", metavar="FILE", help="Check results that `profile` wrote; run nothing."
     ),
 ]
 Fast = Annotated[
     bool,
-    typer.Option("--fast", help="Simulate what --config names without repeated chunks and tokens."),
+    typer.Option("--fast", help="Skip chunks and tokens that repeat earlier ones."),
 ]
 GateOption = Annotated[
     Literal["allocated", "reserved"] | None,
-    typer.Option("--gate", help="Which peak decides; the other one informs."),
+    typer.Option("--gate", help="Which peak decides; the other one is only shown."),
 ]
 Relative = Annotated[
     str | None,
-    typer.Option("--relative", metavar="PERCENT", help="Tolerated of the baseline, such as 1%."),
+    typer.Option(
+        "--relative",
+        metavar="PERCENT",
+        help="Tolerated growth relative to the baseline, such as 1%.",
+    ),
 ]
 Absolute = Annotated[
     str | None,
-    typer.Option("--absolute", metavar="SIZE", help="Tolerated in any case, such as 16MiB."),
+    typer.Option(
+        "--absolute", metavar="SIZE", help="Growth that is always tolerated, such as 16MiB."
+    ),
 ]
 Format = Literal["text", "json", "markdown", "junit", "github"]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Output format.")]
 
 
 @partial(with_options, config=())
@@ -85,17 +92,15 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     form: FormatOption = "text",
     as_json: Json = False,
 ) -> None:
-    """Compare memory with a committed baseline, and say what grew; for CI, without a GPU.
+    """Compare peak memory with a committed baseline and say what grew. Made for CI without a GPU.
 
-    Simulates what the baseline lists. A peak may grow by --relative of the baseline (1%) or by
-    --absolute (16 MiB), whichever is larger; an entry of the baseline may say otherwise.
+    Every entry of the baseline is simulated. A peak may grow by --relative (1%) or by --absolute
+    (16 MiB), whichever is larger; an entry may have its own tolerance.
 
-    With MODEL or --config: those alone, with the options that change them. --update-baseline adds
-    them.
+    With MODEL, only those models are checked. --update-baseline writes them into the baseline.
 
-    Exit code: 0 all within tolerance, or smaller; 1 a regression; 2 nothing to compare with
-    (no entry, another version of PyTorch, a profile that changed), or wrong usage; 3 could not
-    simulate or measure.
+    Exit code: 0 within tolerance or smaller; 1 a regression; 2 nothing to compare with (no entry,
+    another PyTorch version, a changed profile) or wrong usage; 3 could not simulate or measure.
 
     Example: tritter-mem check --baseline reports/baseline.json --format github
     """
@@ -143,18 +148,18 @@ class Ask:
 
         named, measured = bool(self.options.config), "measured" in self.kinds
         if (self.options.overrides() or self.fast) and not named:
-            raise UsageError(
-                "options that change a profile, and --fast: only with MODEL or --config"
-            )
+            raise UsageError("--fast and options that change a profile need MODEL or --config")
         if self.device is not None and not measured:
-            raise UsageError("--device: only with --measured; nothing else runs on a device")
+            raise UsageError("--device needs --measured; nothing else runs on a device")
         if update and limits != Rules():
             raise UsageError(
-                "--gate, --relative, --absolute: not with --update-baseline; to keep them, write "
-                "`gate` and `tolerance` into the baseline, for all or for an entry"
+                "--gate, --relative and --absolute cannot be combined with --update-baseline; "
+                "write `gate` and `tolerance` into the baseline instead"
             )
         if results and (update or named or measured):
-            raise UsageError("--results: not with --config, --measured or --update-baseline")
+            raise UsageError(
+                "--results cannot be combined with --config, --measured or --update-baseline"
+            )
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
@@ -194,7 +199,7 @@ def _ratio(text: str | None) -> float | None:
     except ValueError:
         found = -1.0
     if not 0 <= found <= 1:
-        raise UsageError(f"--relative: found {text!r}; allowed: 0% to 100%, such as 1%")
+        raise UsageError(f"--relative: got {text!r}, expected 0% to 100%, such as 1%")
     return found
 
 
@@ -251,7 +256,7 @@ def _update(file: Path, ask: Ask) -> CheckReport:
     with one_writer_at_a_time(file):  # another may have written it meanwhile
         new, outcomes = update(read(), profiled)
         if new is None:
-            note = f"{file} is as it was: not everything could be profiled"
+            note = f"{file} was not changed: not everything could be profiled"
         else:
             note = f"{file}: {'written' if write_baseline(file, new) else 'nothing changed'}"
     return CheckReport(baseline=str(file), outcomes=outcomes, notes=(note,))

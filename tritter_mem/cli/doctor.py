@@ -31,7 +31,7 @@ class Check:
 
 
 def command(as_json: Json = False) -> None:
-    """Show the environment and what works in it; missing parts are named, never an error.
+    """Show what is installed and which commands work here. Missing parts are not an error.
 
     Example: tritter-mem doctor
     """

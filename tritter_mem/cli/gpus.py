@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritter_mem.cli.options import Json
+from tritter_mem.cli.options import Json, complete_gpus
 from tritter_mem.cli.outputs import print_json, print_table
 
 if TYPE_CHECKING:
     from tritter_mem.config.cards import GpuCard
 
 HEADINGS = ("card", "MiB", "budget", "context MiB", "GB/s", "SMs", "capability")
-NOTE = "* measured on such a card; elsewhere what the CUDA context takes is assumed"
+NOTE = "* measured on such a card; the other context sizes are assumptions"
 
 
-def command(as_json: Json = False) -> None:
-    """List the cards that --gpu knows, smallest memory first.
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CARD",
+        help="Only these cards.",
+        autocompletion=complete_gpus,
+        show_default=False,
+    ),
+]
 
-    The budget holds where a profile names none: 95% of the memory, rounded down to half a GiB. What
-    the CUDA context takes is assumed where no * says that it was measured on such a card. --json
-    adds the sources, and what a cuBLAS handle takes.
+
+def command(names: Names = None, as_json: Json = False) -> None:
+    """List the GPUs that --gpu knows, smallest memory first.
+
+    The budget is what a job may use if --budget is not given: 95% of the memory, rounded down to
+    half a GiB. The size of the CUDA context is an assumption unless a * says that it was measured.
+    AMD cards are for `plan` only. --json adds the source of each figure.
 
     Example: tritter-mem gpus
     """
-    from tritter_mem.config.cards import card_names, read_card
+    from tritter_mem.config.cards import card_names, find_card, read_card
 
-    cards = sorted(map(read_card, card_names()), key=lambda card: (card.total_bytes, card.name))
+    found = map(find_card, names) if names else map(read_card, card_names())
+    cards = sorted(found, key=lambda card: (card.total_bytes, card.name))
     if as_json:
         print_json([_record(card) for card in cards])
     else:

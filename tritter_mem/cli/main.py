@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,6 +16,7 @@ from tritter_mem.errors import (
     EXIT_OK,
     EXIT_USAGE,
     TritterMemError,
+    UsageError,
     missing_package,
 )
 from tritter_mem.input_files import remembering_inputs
@@ -24,22 +25,55 @@ from tritter_mem.text import printable
 # Command name, and the line that `--help` shows for it. The module is tritter_mem.cli.<name>, but
 # for other names of a command; its function is `command`.
 COMMANDS = {
-    "plan": "Plan memory by formula: a budget table, a verdict, and what to change.",
-    "profile": "Plan, simulate and measure side by side; write JSON and HTML.",
-    "check": "Compare with the committed baseline; for CI.",
-    "validate": "Measure bundled profiles, and show how far plan and simulation are off.",
-    "rehearse": "Run your own command without a GPU, and see what memory it takes of one.",
-    "replay": "Replay a recorded PyTorch snapshot under other allocator settings.",
-    "report": "Make the HTML report from results.",
-    "audit": "Check the specification's claims, one row each.",
-    "models": "List and show the bundled models and profiles.",
-    "profiles": "Another name of models.",
-    "gpus": "List the table of cards.",
-    "doctor": "Show the environment, and what works in it.",
+    "plan": "Say whether a model fits a GPU, and what to change if it does not.",
+    "profile": "Plan a model, simulate it and, on a GPU, measure it.",
+    "check": "Fail CI when peak memory grows beyond the committed baseline.",
+    "validate": "Measure bundled profiles and report the errors of plan and simulation.",
+    "rehearse": "Run your own command without a GPU and see how much memory it needs.",
+    "replay": "Replay a PyTorch memory snapshot under other allocator settings.",
+    "report": "Show saved results as tables or as one HTML page.",
+    "audit": "Check the claims of the project's memory specification.",
+    "models": "List the bundled models and profiles, or show one.",
+    "profiles": "The same as models.",
+    "gpus": "List the GPUs that --gpu knows.",
+    "doctor": "Show what is installed and which commands work here.",
 }
 OTHER_NAMES = {"profiles": "models"}
+MEANT_COMMANDS = {
+    **dict.fromkeys(("fit", "fits", "estimate", "calc", "calculate", "budget"), "plan"),
+    **dict.fromkeys(("simulate", "measure", "trace"), "profile"),
+    **dict.fromkeys(("run", "dry-run", "dryrun", "exec"), "rehearse"),
+    **dict.fromkeys(("snapshot", "viz", "memory_viz"), "replay"),
+    **dict.fromkeys(("list", "ls", "model"), "models"),
+    **dict.fromkeys(("cards", "gpu", "devices"), "gpus"),
+    **dict.fromkeys(("env", "info", "collect-env"), "doctor"),
+    "version": "--version",
+}
+"""What people type who know other tools, and which command answers it."""
+MEANT_OPTIONS = {
+    **dict.fromkeys(
+        ("--max-model-len", "--seq-len", "--sequence-length", "--max-seq-len", "--max-length",
+         "--ctx-size", "--ctx", "--context-length", "--tokens"),
+        "--context",
+    ),
+    **dict.fromkeys(("--batch-size", "--max-num-seqs", "--per-device-train-batch-size"), "--batch"),
+    **dict.fromkeys(("--kv-cache-dtype", "--cache-dtype", "--cache-type"), "--kv-dtype"),
+    **dict.fromkeys(("--torch-dtype", "--precision"), "--dtype"),
+    **dict.fromkeys(("--model", "--model-id", "--profile"), "--config"),
+    **dict.fromkeys(("--vram", "--memory", "--gpu-memory", "--limit"), "--budget"),
+    **dict.fromkeys(("--card", "--gpu-name"), "--gpu"),
+    **dict.fromkeys(("--gradient-checkpointing", "--activation-checkpointing"), "--checkpoint"),
+    **dict.fromkeys(("--train", "--training"), "--mode"),
+    **dict.fromkeys(("--quantization", "--quant", "--load-in-4bit", "--load-in-8bit"),
+                    "--set weights.quantization=bitsandbytes-nf4"),
+    "--max-context": "--max context",
+    "--max-batch": "--max batch",
+    "--num-gpus": "--gpus",
+}  # fmt: skip
+"""Options of other tools, and the one here that means the same."""
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 EXIT_BUG = 70  # EX_SOFTWARE of sysexits.h
-_MORE_MEMORY = "raise the limit (ulimit -v shows it), or free some"
+_MORE_MEMORY = "free some memory, or raise the limit that `ulimit -v` shows"
 _NO_MEMORY = (
     "failed to map segment",
     "cannot allocate memory",
@@ -47,6 +81,33 @@ _NO_MEMORY = (
     "can't start new thread",
     "DefaultCPUAllocator: ",
 )
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, and knows the options of other tools."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises:
+            UsageError: an option that takes one value is there more than once.
+        """
+        try:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        except Exception as error:
+            meant = MEANT_OPTIONS.get(getattr(error, "option_name", ""), "")
+            if meant.partition(" ")[0] in self._options(ctx):
+                error.possibilities = []  # type: ignore[attr-defined]
+                error.message += f". Did you mean {meant}?"  # type: ignore[attr-defined]
+            raise
+        for option in cast("list[Any]", given):
+            single = option.param_type_name == "option" and not (option.multiple or option.is_flag)
+            if single and (times := given.count(option)) > 1:
+                raise UsageError(f"{option.opts[0]}: given {times} times; give it once")
+        return super().parse_args(ctx, args)
+
+    def _options(self, ctx: Any) -> set[str]:
+        return {name for option in self.get_params(ctx) for name in option.opts}
 
 
 class LazyCommand(TyperCommand):
@@ -59,7 +120,7 @@ class LazyCommand(TyperCommand):
         name = self.name or ""
         module = import_module(f"tritter_mem.cli.{OTHER_NAMES.get(name, name)}")
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
-        single.command(self.name)(module.command)
+        single.command(self.name, cls=Command, context_settings=HELP_NAMES)(module.command)
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
 
 
@@ -82,10 +143,26 @@ class Group(TyperGroup):
             raise typer.Exit(code) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Understand `--debug` behind the command's name too."""
-        if "--debug" in args:
-            args = ["--debug", *(arg for arg in args if arg != "--debug")]
+        """Understand `help` and `help COMMAND`, and `--debug` behind the command's name too.
+
+        What is behind `--` belongs to the user's own command.
+        """
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
+        own = args[: args.index("--")] if "--" in args else args
+        if "--debug" in own:
+            kept = [arg for arg in own if arg != "--debug"]
+            args = ["--debug", *kept, *args[len(own) :]]
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Find the command; where there is none of that name, say which was probably meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            if "Did you mean" not in getattr(error, "message", "Did you mean"):
+                error.message += _meant_command(args[0])  # type: ignore[attr-defined]
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what goes wrong becomes lines and an exit code, unless `--debug`."""
@@ -104,6 +181,18 @@ class Group(TyperGroup):
             raise typer.Exit(code) from None
 
 
+def _meant_command(word: str) -> str:
+    """What to type instead of a word that is not a command; empty where nobody knows."""
+    meant = MEANT_COMMANDS.get(word.lower())
+    if meant is not None:
+        return f" Did you mean {meant!r}?"
+    from tritter_mem.config.bundled_files import bundled_profiles, released_names
+
+    if word.lower() in {*bundled_profiles(), *released_names()} or "/" in word:
+        return f" To plan a model, type: tritter-mem plan {printable(word, 80)}"
+    return ""
+
+
 def _explains_itself(error: BaseException) -> bool:
     """Exits, and usage errors that show themselves; typer keeps their classes to itself."""
     return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "show")
@@ -119,7 +208,10 @@ def explain(error: BaseException) -> tuple[list[str], int]:
         return [f"error: not enough memory ({_words(error)}): {_MORE_MEMORY}"], EXIT_NOT_MEASURED
     if isinstance(error, ModuleNotFoundError) and (words := missing_package(error)):
         return [f"error: {words}"], EXIT_USAGE
-    return [f"error: a bug in tritter-mem: {_words(error)}; --debug shows where"], EXIT_BUG
+    return [
+        f"error: this is a bug in tritter-mem: {_words(error)}; run it again with --debug to see "
+        "where"
+    ], EXIT_BUG
 
 
 def _words(error: BaseException) -> str:
@@ -141,6 +233,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings=HELP_NAMES,
 )
 
 
@@ -155,15 +248,18 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_show_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show where an error comes from (a traceback).")
     ] = False,
 ) -> None:
-    """What GPU memory a long-context, quantised language model will use, why, and what to change.
+    """Find out how much GPU memory a model, script or server needs before you pay for the GPU.
 
-    Example: tritter-mem plan --config 7b-128k-gqa
+    Example: tritter-mem plan qwen3-8b --context 32k --gpu rtx-4090
     """
 
 

@@ -22,12 +22,21 @@ def complete_names(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete.lower())]
 
 
+Name = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="The same as --show NAME.",
+        autocompletion=complete_names,
+        show_default=False,
+    ),
+]
 Show = Annotated[
     str | None,
     typer.Option(
         "--show",
         metavar="NAME|FILE",
-        help="Print one profile with every default filled in, or one model, as YAML.",
+        help="Print one model, or one profile with all defaults, as YAML.",
         autocompletion=complete_names,
     ),
 ]
@@ -36,15 +45,18 @@ Schema = Annotated[
 ]
 
 
-def command(show: Show = None, schema: Schema = False, as_json: Json = False) -> None:
-    """List the bundled models and profiles, print one of them, or print the profiles' JSON Schema.
+def command(
+    name: Name = None, show: Show = None, schema: Schema = False, as_json: Json = False
+) -> None:
+    """List the bundled models and profiles, show one, or print the JSON Schema of profiles.
 
-    Models are those that others have released; `tritter-mem plan NAME` plans one without a network.
-    Weights are as its checkpoint stores them, and the cache is of 32K tokens in bfloat16. --show
-    has the configuration, and where each figure is from.
+    The listed models are released ones, and `tritter-mem plan NAME` plans them without a network.
+    Weights have the size of the checkpoint; the KV cache is for 32K tokens in bfloat16. NAME shows
+    the configuration of one and the source of each figure.
 
-    Example: tritter-mem models --show qwen3-32b
+    Example: tritter-mem models qwen3-32b
     """
+    show = show or name
     if schema:
         from tritter_mem.config.json_schema import profile_json_schema
 

@@ -62,7 +62,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="NAME|FILE",
-        help="A bundled profile or a YAML file; repeat it to compare.",
+        help="The same as MODEL; repeat it to compare. - reads YAML or JSON from standard input.",
         autocompletion=complete_profiles,
     ),
 ]
@@ -70,32 +70,35 @@ Models = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="MODEL",
-        help="A folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled "
-        "name or a YAML profile; several are compared.",
+        help="A bundled name (qwen3-8b), org/name on the Hub, a folder or config.json, a GGUF file "
+        "or a YAML profile. Several are compared.",
         autocompletion=complete_profiles,
         show_default=False,
     ),
 ]
 Max = Annotated[
     Literal["context", "batch"] | None,
-    typer.Option("--max", help="Solve for the largest context or batch that fits."),
+    typer.Option(
+        "--max", case_sensitive=False, help="Find the largest context or batch that fits."
+    ),
 ]
 Context = Annotated[
-    str | None, typer.Option("--context", metavar="TOKENS", help="Tokens, such as 32k.")
+    str | None,
+    typer.Option("--context", metavar="TOKENS", help="Tokens of each sequence, such as 32k."),
 ]
-Batch = Annotated[str | None, typer.Option("--batch", metavar="N", help="Sequences at once.")]
+Batch = Annotated[str | None, typer.Option("--batch", metavar="N", help="Sequences in a batch.")]
 GpuName = Annotated[
     str | None,
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="The card to fit, such as rtx-5080; auto: the one present.",
+        help="The GPU to plan for, such as rtx-4090 or h100; auto is the one in this machine.",
         autocompletion=complete_gpus,
     ),
 ]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="SIZE", help="Memory that may be used, such as 15GiB."),
+    typer.Option("--budget", metavar="SIZE", help="Memory that the job may use, such as 15GiB."),
 ]
 Mode = Annotated[
     str | None,
@@ -116,12 +119,21 @@ Checkpoint = Annotated[
         autocompletion=_completer("Checkpointing", "policy"),
     ),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Type of weights and activations: auto (the checkpoint's), bfloat16, float16 or "
+        "float32.",
+    ),
+]
 KvDtype = Annotated[
     str | None,
     typer.Option(
         "--kv-dtype",
         metavar="DTYPE",
-        help=f"Storage of the KV cache: {', '.join(formats_for('kv_cache'))}.",
+        help=f"Type of the bundled model's KV cache: {', '.join(formats_for('kv_cache'))}.",
         autocompletion=_completer("KVCache", "dtype"),
     ),
 ]
@@ -134,16 +146,18 @@ AllocConf = Annotated[
 Settings = Annotated[
     list[str],
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any key of the profile, such as weights.format=int4."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change any key of the profile, such as weights.quantization=bitsandbytes-nf4.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Html = Annotated[
     Path | None,
     typer.Option(
         "--html",
         metavar="FILE",
-        help="Write a report as one HTML page.",
+        help="Also write the report as one HTML page.",
         callback=_needs_plotly,
     ),
 ]
@@ -151,12 +165,15 @@ PlotlyJs = Annotated[
     Literal["inline", "cdn", "directory"],
     typer.Option(
         "--plotlyjs",
-        help="The page's chart library: inline, in the page (4.8 MB); cdn, from the network; "
-        "directory, in plotly.min.js beside the page.",
+        help="Where the page gets its chart library: inline (in the page, 4.8 MB), cdn (from the "
+        "network) or directory (plotly.min.js beside the page).",
     ),
 ]
 Units = Annotated[
-    Literal["GiB", "GB"], typer.Option("--units", help="Binary (1024) or decimal (1000) units.")
+    Literal["GiB", "GB"],
+    typer.Option(
+        "--units", case_sensitive=False, help="Show binary (1024) or decimal (1000) units."
+    ),
 ]
 
 
@@ -171,6 +188,7 @@ class ProfileOptions:
     budget: Budget = None
     mode: Mode = None
     checkpoint: Checkpoint = None
+    dtype: Dtype = None
     kv_dtype: KvDtype = None
     alloc_conf: AllocConf = None
     settings: Settings = ()  # type: ignore[assignment]  # typer makes it a list
@@ -183,8 +201,8 @@ class ProfileOptions:
         """
         if not models:
             return self
-        if tuple(self.config) not in ((), tuple(ProfileOptions().config)):
-            raise UsageError("found MODEL and --config, which mean the same; give one")
+        if self.config:
+            raise UsageError("MODEL and --config mean the same; give one of them")
         return replace(self, config=list(models))
 
     def profiles(self) -> list[AnyProfile]:
@@ -197,7 +215,7 @@ class ProfileOptions:
 
         overrides, labels = self.overrides(), self.labels()
         loaded: list[AnyProfile] = []
-        problems: list[str] = []
+        problems = self._allocator_problems()
         for name in self.config:
             try:
                 loaded.append(load_any(name, overrides, labels))
@@ -207,6 +225,17 @@ class ProfileOptions:
             raise ConfigError(*dict.fromkeys(problems))
         _read_models(loaded)
         return loaded
+
+    def _allocator_problems(self) -> list[str]:
+        if not self.alloc_conf:
+            return []
+        from tritter_mem.allocator.settings import parse_alloc_conf
+
+        try:
+            parse_alloc_conf(self.alloc_conf)
+        except ConfigError as error:
+            return [p.replace("allocator settings", "--alloc-conf", 1) for p in error.problems]
+        return []
 
     def overrides(self) -> dict[str, Any]:
         """What the options change, by dotted key; `--set` comes last and wins."""
@@ -246,8 +275,8 @@ def _read_settings(settings: list[str]) -> dict[str, Any]:
 
     wrong = [text for text in settings if "=" not in text or not text.partition("=")[0].strip()]
     if wrong:
-        allowed = "allowed: KEY=VALUE, such as workload.context=32k"
-        raise UsageError(*(f"--set: found {setting!r}; {allowed}" for setting in wrong))
+        allowed = "expected KEY=VALUE, such as workload.context=32k"
+        raise UsageError(*(f"--set: got {setting!r}, {allowed}" for setting in wrong))
     pairs = (setting.split("=", 1) for setting in settings)
     return {key.strip(): read_value(value, f"--set {key.strip()}") for key, value in pairs}
 
@@ -291,14 +320,16 @@ def size_of(text: str | None, option: str) -> int | None:
     Raises:
         UsageError: it is no size.
     """
-    from tritter_mem.units import MAX_BYTES, parse_bytes
+    from tritter_mem.units import MAX_BYTES, NoUnitError, format_bytes, parse_memory
 
     if text is None:
         return None
     try:
-        found = parse_bytes(text)
+        found = parse_memory(text)
+    except NoUnitError as error:
+        raise UsageError(f"{option}: {error}") from error
     except ValueError as error:
-        raise UsageError(f"{option}: found {text[:80]!r}; {error}") from error
+        raise UsageError(f"{option}: got {text[:80]!r}, {error}") from error
     if found > MAX_BYTES:
-        raise UsageError(f"{option}: found {text[:80]!r}; allowed: up to {MAX_BYTES:,} bytes")
+        raise UsageError(f"{option}: got {text[:80]!r}, expected at most {format_bytes(MAX_BYTES)}")
     return found

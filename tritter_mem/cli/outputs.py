@@ -127,7 +127,7 @@ class Outputs:
             check_writable(path)
         for path in paths:
             if [other.resolve() for other in paths].count(path.resolve()) > 1:
-                raise UsageError(f"found one file for both of two outputs, {path}; name two")
+                raise UsageError(f"two outputs would write {path}; name two files")
 
     def finish(self, results: Sequence[Result]) -> None:
         """Remember, write and show what there is."""

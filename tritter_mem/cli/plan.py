@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import typer
 
-from tritter_mem.cli.options import Json, Max, Models, ProfileOptions, Units, with_options
-from tritter_mem.cli.outputs import print_records, show_largest, show_results
-from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
+from tritter_mem.cli.options import (
+    Html,
+    Json,
+    Max,
+    Models,
+    PlotlyJs,
+    ProfileOptions,
+    Units,
+    with_options,
+)
+from tritter_mem.cli.outputs import (
+    print_records,
+    show_largest,
+    show_results,
+    write_result_page,
+)
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from tritter_mem.results.largest import Unknown
 
 
-@with_options
-def command(
+DEFAULT = "7b"
+"""What is planned where no model is named."""
+
+
+@partial(with_options, config=())
+def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     options: ProfileOptions,
     models: Models = None,
     maximise: Max = None,
+    html: Html = None,
+    plotlyjs: PlotlyJs = "inline",
     units: Units = "GiB",
     as_json: Json = False,
 ) -> None:
-    """Plan memory by formula: a budget table, a verdict, and what to change so that it fits.
+    """Say whether a model fits a GPU, where the memory goes, and what to change if it does not.
 
-    MODEL is a folder or config.json of Hugging Face, org/name on the Hub, a GGUF file, a bundled
-    name, or a YAML profile. Nothing is run and no GPU is needed. Several are compared. The exit
-    code is 0 where everything fits and 1 where something does not.
+    The plan is computed by formula in a fraction of a second. It runs no model and needs no GPU.
 
-    Example: tritter-mem plan meta-llama/Llama-3.1-8B --context 64k --gpu rtx-4090
+    Exit code: 0 everything fits, 1 something does not fit, 2 wrong usage.
+
+    Example: tritter-mem plan qwen3-8b --context 32k --gpu rtx-4090
     """
-    chosen = options.naming(models)
-    if maximise is not None:
-        _solve(chosen, maximise, units, as_json)
-    else:
-        _plan(chosen, units, as_json)
-
-
-def _plan(options: ProfileOptions, units: str, as_json: bool) -> None:
     from tritter_mem.planner.result import planned_result
 
-    results = [planned_result(profile) for profile in options.profiles()]
+    chosen = options.naming(models)
+    if not chosen.config:
+        words = f"no MODEL: planning the bundled {DEFAULT}; name one, such as qwen3-8b"
+        typer.echo(words, err=True)
+        chosen = replace(chosen, config=[DEFAULT])
+    if maximise is not None:
+        if html is not None:
+            raise UsageError("--max prints one number for each model; --html needs a plan")
+        _solve(chosen, maximise, units, as_json)
+        return
+    profiles = chosen.profiles()
+    if html is not None:
+        from tritter_mem.results.writing import check_writable
+
+        check_writable(html)
+    results = [planned_result(profile) for profile in profiles]
+    if html is not None:
+        write_result_page(html, results, plotlyjs, units)
     if as_json:
         print_records(results)
     else:

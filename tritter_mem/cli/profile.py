@@ -37,44 +37,49 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="Where to measure: cpu, cuda, cuda:1, none; auto: on CUDA where it can be.",
+        help="Where to measure: cpu, cuda, cuda:1 or none; auto measures on a GPU if there is one.",
         autocompletion=lambda: ["auto", "cpu", "cuda", "none"],
     ),
 ]
 TimeLimit = Annotated[
-    float, typer.Option("--time-limit", metavar="SECONDS", help="End a measured run after this.")
+    float,
+    typer.Option("--time-limit", metavar="SECONDS", help="Stop a measured run after this time."),
 ]
 Repeat = Annotated[
     int,
-    typer.Option("--repeat", metavar="N", help="Measure N times, and show the median and spread."),
+    typer.Option(
+        "--repeat", metavar="N", help="Measure N times and show the median and the spread."
+    ),
 ]
 Snapshot = Annotated[
     Path | None,
     typer.Option(
-        "--snapshot", metavar="FILE", help="Write PyTorch's memory snapshot of one more CUDA run."
+        "--snapshot",
+        metavar="FILE",
+        help="Run once more on CUDA and write PyTorch's memory snapshot.",
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", metavar="FILE", help="Write the results as JSON.")
+    Path | None, typer.Option("--output", metavar="FILE", help="Also write the results as JSON.")
 ]
 Trace = Annotated[
     Path | None,
     typer.Option(
-        "--trace", metavar="FILE", help="Write the simulated run's memory events, gzipped."
+        "--trace", metavar="FILE", help="Write the memory events of the simulated run, gzipped."
     ),
 ]
 Fast = Annotated[
     bool,
     typer.Option(
-        "--fast", help="Simulate without the chunks and tokens that repeat those before them."
+        "--fast", help="Skip chunks and tokens that repeat earlier ones in the simulation."
     ),
 ]
 LadderOption = Annotated[
     bool,
     typer.Option(
         "--ladder",
-        help="Show what to give up, rung by rung, until the profile fits: checkpoint more often, "
-        "halve the batch, truncate the context.",
+        help="Try one change after the other until the profile fits: checkpoint more often, halve "
+        "the batch, truncate the context.",
     ),
 ]
 Module = Annotated[
@@ -82,18 +87,19 @@ Module = Annotated[
     typer.Option(
         "--module",
         metavar="FILE.py:FUNCTION",
-        help="Third-party code: FUNCTION(device, **args) returns a function that runs one step.",
+        help="Your own PyTorch code: FUNCTION(device, **args) returns a function that runs a step.",
     ),
 ]
 Arguments = Annotated[
     str | None,
-    typer.Option("--args", metavar="JSON", help="Arguments of the function, a JSON object."),
+    typer.Option("--args", metavar="JSON", help="Arguments of FUNCTION, as a JSON object."),
 ]
 Warmup = Annotated[
-    int | None, typer.Option("--warmup", metavar="N", help="Steps before any counts; default 1.")
+    int | None,
+    typer.Option("--warmup", metavar="N", help="Steps to run before memory is counted; default 1."),
 ]
 Steps = Annotated[
-    int | None, typer.Option("--steps", metavar="N", help="Steps that count; default 1.")
+    int | None, typer.Option("--steps", metavar="N", help="Steps to count; default 1.")
 ]
 ALL = "all"
 TRAINED = ("7b",)
@@ -125,23 +131,20 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     warmup: Warmup = None,
     steps: Steps = None,
 ) -> None:
-    """Plan, simulate and measure side by side; write JSON and HTML.
+    """Plan a model, simulate it and, on a GPU, measure it; show the figures side by side.
 
-    MODEL is what `plan` takes: a folder or config.json of Hugging Face, org/name on the Hub, a GGUF
-    file, a bundled name, or a YAML profile. A named model is simulated as transformers runs it.
+    The simulation runs the model's own code on PyTorch's meta device and plays its memory events
+    through a model of PyTorch's caching allocator. It needs no GPU. Models from Hugging Face are
+    simulated as transformers runs them.
 
-    Without MODEL: the 7B model and the four routes by which it fits 16 GB; in training 7b.
+    Without MODEL, the bundled 7B model is compared with four ways to fit it into 16 GB.
 
-    In training --checkpoint all compares every checkpointing policy, measured where --device is.
+    --module simulates any PyTorch code. --max finds the largest context or batch that fits.
+    --checkpoint all compares the checkpointing policies of the bundled model in training. On a GPU,
+    --budget caps the run, so that a large card can stand in for a small one.
 
-    With --max the largest context or batch that fits is found by simulation.
-
-    With --module: third-party code, simulated on the card that --gpu names.
-
-    On a GPU a --budget caps the run, so that a large card stands for a small one.
-
-    Exit code: 0 fits, 1 does not fit (or out of memory), 2 wrong usage or code that fails, 3 could
-    not measure on the --device named, or could not simulate.
+    Exit code: 0 fits, 1 does not fit or ran out of memory, 2 wrong usage or the code failed, 3
+    could not measure on the named --device, or could not simulate.
 
     Example: tritter-mem profile --config tiny --device cpu --html tiny.html
     """
@@ -162,7 +165,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     if third_party is None:
         asks = _of_profiles(options, {**how, "fast": fast, "ladder": ladder})
     elif ladder:
-        raise UsageError("--ladder: not with --module; in code of your own, use MemoryManager")
+        raise UsageError(
+            "--ladder cannot be combined with --module; use MemoryManager in your code"
+        )
     else:
         asks = [_of_module(third_party, how)]
     outputs.check(trace, snapshot)
@@ -194,7 +199,7 @@ def _solve(
     }
     beside |= {"--output": outputs.output, "--html": outputs.html}
     if given := [name for name, value in beside.items() if value is not None]:
-        raise UsageError(f"--max: not with {', '.join(given)}")
+        raise UsageError(f"--max cannot be combined with {', '.join(given)}")
     profiles = _asked_for(options).profiles()
     with showing(not outputs.as_json) as progress:
         found = [find_largest_simulated(profile, unknown, progress) for profile in profiles]
@@ -212,7 +217,7 @@ def _check_one_file(how: Mapping[str, Any], profiles: Sequence[AnyProfile]) -> N
     for what, key in (("trace", "save_trace"), ("snapshot", "snapshot")):
         if how[key] is not None and len(profiles) > 1:
             raise UsageError(
-                f"--{what}: found {len(profiles)} profiles; a file holds the {what} of one"
+                f"--{what}: got {len(profiles)} profiles, but a file holds the {what} of one"
             )
 
 
@@ -285,7 +290,7 @@ def _module_of(
 def _refuse_without_module(given: Mapping[str, object]) -> None:
     lone = [name for name, value in given.items() if value is not None]
     if lone:
-        raise UsageError(f"{', '.join(lone)}: only with --module FILE.py:FUNCTION")
+        raise UsageError(f"{', '.join(lone)} needs --module FILE.py:FUNCTION")
 
 
 def _refuse_profile_options(options: ProfileOptions) -> None:
@@ -296,13 +301,13 @@ def _refuse_profile_options(options: ProfileOptions) -> None:
     ]
     if names:
         raise UsageError(
-            f"{', '.join(names)}: not with --module, whose code has its own settings: hand them "
-            "over by --args"
+            f"{', '.join(names)} cannot be combined with --module; pass settings of your code by "
+            "--args"
         )
 
 
 def _budget_bytes(text: str | None) -> int | None:
     found = size_of(text, "--budget")
     if found is not None and found < 1:
-        raise UsageError(f"--budget: found {text!r}; allowed: a size above 0")
+        raise UsageError(f"--budget: got {text!r}, expected a size above 0")
     return found

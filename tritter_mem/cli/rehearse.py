@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,29 +21,31 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(metavar="-- COMMAND…", help="What to run, such as: python train.py"),
+    typer.Argument(metavar="-- COMMAND…", help="The command to run, such as: python train.py"),
 ]
 Gpu = Annotated[
     str | None,
     typer.Option(
         "--gpu",
         metavar="NAME",
-        help="The card that is pretended, such as rtx-4090.",
+        help="The GPU to pretend, such as rtx-4090.",
         autocompletion=complete_gpus,
     ),
 ]
-Gpus = Annotated[int, typer.Option("--gpus", metavar="N", help="How many of them there are.")]
+Gpus = Annotated[int, typer.Option("--gpus", metavar="N", help="The number of GPUs to pretend.")]
 Budget = Annotated[
     str | None,
-    typer.Option("--budget", metavar="SIZE", help="A cap on each card's memory, such as 20GiB."),
+    typer.Option(
+        "--budget", metavar="SIZE", help="Limit the memory of each GPU, such as to 20GiB."
+    ),
 ]
 UntilText = Annotated[
     str | None,
     typer.Option(
         "--until",
         metavar="TEXT|SECONDS",
-        help="End a command that would not end: at this text in its output, or after so many "
-        "seconds; it then counts as done. Default: servers of vLLM and SGLang once ready.",
+        help="Stop a command that does not end by itself, such as a server, when its output has "
+        "this text or after these seconds. vLLM and SGLang servers stop once they are ready.",
     ),
 ]
 HostLimit = Annotated[
@@ -57,44 +58,49 @@ HostLimit = Annotated[
 ]
 Snapshots = Annotated[
     Path | None,
-    typer.Option("--snapshot", metavar="DIR", help="Keep PyTorch's memory snapshots here."),
+    typer.Option(
+        "--snapshot", metavar="DIR", help="Keep PyTorch's memory snapshots in this folder."
+    ),
 ]
 Accept = Annotated[
     bool,
     typer.Option(
         "--accept-untrusted",
-        help="Let a run count in which values that nothing computed decided a shape or a branch.",
+        help="Accept a run in which values that no kernel computed decided a shape or a branch.",
     ),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write one HTML page, with charts."),
+    typer.Option("--html", metavar="FILE", help="Also write one HTML page with charts."),
 ]
 Env = Annotated[
     Path | None,
     typer.Option(
-        "--env", metavar="DIR", help="The environment to run in: a folder with bin/python."
+        "--env", metavar="DIR", help="The Python environment to run in: a folder with bin/python."
     ),
 ]
 Setup = Annotated[
     bool,
-    typer.Option("--setup", help="Make an environment with a CUDA build of torch, without CUDA."),
+    typer.Option("--setup", help="Make an environment with PyTorch's CUDA build, without CUDA."),
 ]
 Torch = Annotated[
     str | None,
-    typer.Option("--torch", metavar="RELEASE", help="For --setup: which torch, such as 2.14.0."),
+    typer.Option(
+        "--torch", metavar="RELEASE", help="With --setup: the PyTorch release, such as 2.14.0."
+    ),
 ]
 Requirements = Annotated[
     Path | None,
-    typer.Option("-r", metavar="FILE", help="For --setup: what else to install, as pip takes it."),
+    typer.Option("-r", metavar="FILE", help="With --setup: a requirements file to install too."),
 ]
 Rank = Annotated[
     int | None,
-    typer.Option("--rank", metavar="R", help="Rehearse one rank alone, of --world-size."),
+    typer.Option("--rank", metavar="R", help="Rehearse only this rank of --world-size."),
 ]
 WorldSize = Annotated[
-    int, typer.Option("--world-size", metavar="W", help="How many ranks there would be.")
+    int, typer.Option("--world-size", metavar="W", help="The number of ranks of the real job.")
 ]
+LONGEST_SECONDS = 1_000_000
 MOST_REPLAYED = 2
 """Processes whose history a page shows; each takes some hundred KB of it."""
 
@@ -117,11 +123,14 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
     requirements: Requirements = None,
     as_json: Json = False,
 ) -> None:
-    """Run a command on PyTorch's CUDA build without a GPU, and see what memory it would take.
+    """Run your own command without a GPU and see how much GPU memory each process would use.
 
-    PyTorch's allocator, autograd and the host code of its operators are real, CUDA's libraries are
-    stand-ins, and no kernel computes. Exit code: 0; 1 out of memory; 2 the command failed or could
-    not start; 3 the run cannot be trusted, or nothing used a device.
+    The command runs unchanged on PyTorch's CUDA build. PyTorch's allocator, autograd and host code
+    are real; CUDA's libraries are replaced by stand-ins, and kernels compute nothing. Run
+    `tritter-mem rehearse --setup` once to install a CUDA build of PyTorch without CUDA.
+
+    Exit code: 0 fits; 1 out of memory; 2 the command failed or could not start; 3 the run cannot be
+    trusted, or it did not use a GPU.
 
     Example: tritter-mem rehearse --gpu rtx-4090 -- python train.py --batch-size 8
     """
@@ -163,9 +172,9 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
 def _asked(words: list[str] | None, gpu: str | None, html: Path | None) -> tuple[list[str], str]:
     """The command and the card, before anything runs."""
     if not words:
-        raise UsageError("no command: write it behind `--`, as in: -- python train.py")
+        raise UsageError("missing COMMAND: write it after `--`, as in: -- python train.py")
     if gpu is None:
-        raise UsageError("--gpu: name the card; `tritter-mem gpus` lists them")
+        raise UsageError("missing --gpu: name the GPU to pretend; `tritter-mem gpus` lists them")
     if html is not None:
         from tritter_mem.results.writing import check_writable
 
@@ -190,9 +199,12 @@ def _until(text: str | None) -> Until | None:
     if text is None:
         return None
     try:
-        return Until(seconds=float(text))
+        seconds = float(text)
     except ValueError:
         return Until(text=text)
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UsageError(f"--until: got {text:.30} s, expected more than 0 and at most 1,000,000 s")
+    return Until(seconds=seconds)
 
 
 @contextmanager
@@ -201,8 +213,10 @@ def _folder_for(snapshot: Path | None, html: Path | None) -> Iterator[Path | Non
     if snapshot is not None or html is None:
         yield snapshot
         return
-    with tempfile.TemporaryDirectory(prefix="tritter-mem-") as folder:
-        yield Path(folder)
+    from tritter_mem.temporary import temporary_folder
+
+    with temporary_folder() as folder:
+        yield folder
 
 
 def _without_snapshots(done: Rehearsal) -> Rehearsal:

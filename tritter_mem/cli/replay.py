@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 Snapshot = Annotated[
     Path,
-    typer.Argument(
-        metavar="SNAPSHOT", help="A file that torch.cuda.memory._dump_snapshot wrote, with history."
-    ),
+    typer.Argument(metavar="SNAPSHOT", help="A file written by torch.cuda.memory._dump_snapshot."),
 ]
 AllocConf = Annotated[
     list[str],
     typer.Option(
         "--alloc-conf",
         metavar="CONF",
-        help="Further settings to try, as in PYTORCH_CUDA_ALLOC_CONF; repeat it for more.",
+        help="More settings to try, as in PYTORCH_CUDA_ALLOC_CONF; may be repeated.",
     ),
 ]
 Capacity = Annotated[
     str | None,
     typer.Option(
-        "--capacity", metavar="SIZE", help="What PyTorch may reserve on the card, such as 15GiB."
+        "--capacity",
+        metavar="SIZE",
+        help="Memory that PyTorch may reserve on the card, such as 15GiB.",
     ),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write one HTML page, with charts."),
+    typer.Option("--html", metavar="FILE", help="Also write one HTML page with charts."),
 ]
 QUIET_SECONDS = 1.0
 
@@ -53,11 +53,13 @@ def command(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Replay a recorded PyTorch memory snapshot under other allocator settings, without a GPU.
+    """Replay a PyTorch memory snapshot under other allocator settings. Needs no GPU.
 
-    Shows what the peak, the reserved memory and the fragmentation would have been, and which
-    setting to use. Exit code: 1 where --capacity is given and the recorded settings do not fit in
-    it, 0 otherwise, 2 for a file that is no snapshot.
+    Shows the reserved memory and the fragmentation that each setting would have had, recommends
+    one, and lists the code that held the most memory at the peak.
+
+    Exit code: 0, or 1 if --capacity is given and the recorded settings do not fit in it; 2 if the
+    file is not a snapshot.
 
     Example: tritter-mem replay snapshot.pickle --capacity 15GiB --alloc-conf max_split_size_mb:32
     """

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from tritter_mem.results.run import Result
 
 Results = Annotated[
-    list[Path], typer.Argument(metavar="RESULT...", help="Files that --json or --output wrote.")
+    list[Path], typer.Argument(metavar="RESULT...", help="Files that `--json` or `--output` wrote.")
 ]
 Export = Annotated[
     Path | None,
     typer.Option("--export", metavar="FILE", help="Write the numbers to a .csv or .parquet file."),
 ]
 History = Annotated[
-    bool, typer.Option("--history", help="Show the peaks of earlier runs in this folder instead.")
+    bool, typer.Option("--history", help="Show the peaks of earlier runs in this folder.")
 ]
 
 
@@ -38,9 +38,9 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     history: History = False,
     as_json: Json = False,
 ) -> None:
-    """Show results: one whole, several compared; as tables, or as one HTML page.
+    """Show saved results as tables or as one HTML page. Several results are compared.
 
-    With --history: what profile and check came to in this folder, by profile and commit.
+    --history shows the peaks of earlier `profile` and `check` runs in this folder, by commit.
 
     Example: tritter-mem report tiny.json 7b.json --html report.html
     """
@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     for option, path in wanted.outputs():
         _check_output(option, path)
     if len({path.resolve() for _, path in wanted.outputs()}) < len(wanted.outputs()):
-        raise UsageError(f"--html and --export: found {wanted.html} for both; name two files")
+        raise UsageError(f"--html and --export both write {wanted.html}; name two files")
     if history:
         _show_history(wanted)
     else:
@@ -76,11 +76,11 @@ class Wanted:
 
 def _refuse_what_does_not_go_together(files: Sequence[Path], wanted: Wanted, history: bool) -> None:
     if wanted.html is not None and wanted.as_json:
-        raise UsageError("--html and --json: found both; give one")
+        raise UsageError("--html and --json cannot be combined; choose one")
     if history and (files or wanted.export is not None):
-        raise UsageError("--history: not with results or --export")
+        raise UsageError("--history cannot be combined with results or --export")
     if not history and not files:
-        raise UsageError("found no RESULT; name files that --json or --output wrote, or --history")
+        raise UsageError("missing RESULT: name files that --json or --output wrote, or --history")
 
 
 def _check_output(option: str, path: Path) -> None:
@@ -103,7 +103,7 @@ def _show_history(wanted: Wanted) -> None:
             f"{FILE}: cannot be read: {error.strerror}; `tritter-mem profile` and `check` write it"
         ) from error
     if not found:
-        raise InputError(f"{FILE}: nothing in it that is a record of a run")
+        raise InputError(f"{FILE}: holds no record of a run")
     if wanted.as_json:
         print_json([asdict(one) for one in found])
     elif wanted.html is not None:

@@ -36,15 +36,16 @@ Device = Annotated[
     ),
 ]
 TimeLimit = Annotated[
-    float, typer.Option("--time-limit", metavar="SECONDS", help="End each measured run after this.")
+    float,
+    typer.Option("--time-limit", metavar="SECONDS", help="Stop each measured run after this time."),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", metavar="DIR", help="Where finished cases are kept; default: reports/<gpu>."
+        "--output", metavar="DIR", help="Folder of finished cases; default: reports/<gpu>."
     ),
 ]
-Again = Annotated[bool, typer.Option("--again", help="Measure finished cases anew.")]
+Again = Annotated[bool, typer.Option("--again", help="Measure finished cases again.")]
 
 
 def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
@@ -57,14 +58,14 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a list of bundled profiles, and show how far plan and simulation are off.
+    """Measure bundled profiles and report the errors of the plan and of the simulation.
 
-    Every finished case is kept in the output folder; a run that was interrupted goes on there.
+    Finished cases are kept in the output folder, and an interrupted run continues there.
 
-    Tolerances: planned against measured 2%, simulated against measured 0.5% of what is allocated;
-    1% of what is reserved.
+    Tolerances of the allocated peak: 2% for the plan, 0.5% for the simulation. Tolerance of the
+    reserved peak: 1%.
 
-    Exit code: 0 all within, 1 something beyond, 3 something not measured, 130 interrupted.
+    Exit code: 0 all within tolerance, 1 some beyond it, 3 some not measured, 130 interrupted.
 
     Example: tritter-mem validate --config tiny --device cpu --output out
     """
@@ -97,11 +98,11 @@ def _located(options: MeasureOptions) -> LocatedDevice:
     from tritter_mem.measure.target import locate
 
     if options.device == "none":
-        raise UsageError("--device: found none; allowed: auto, cuda, cuda:1, cpu")
+        raise UsageError("--device: got none, expected auto, cuda, cuda:1 or cpu")
     try:
         return locate(options)
     except MeasureError as error:
-        advice = "--device cpu holds the plan against a run on the CPU"
+        advice = "--device cpu compares the plan with a run on the CPU"
         raise MeasureError(*(f"{problem}; {advice}" for problem in error.problems)) from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.input_files import is_folder, is_there
+from tritter_mem.text import either
 
 _LONGEST_NAME = 200
 
@@ -77,7 +78,7 @@ def find_profile(name: str, beside: Path | None = None) -> Path:
     if bundled is not None:
         return bundled
     if name and is_there(path):
-        raise ConfigError(f"{shown}: found a directory; allowed: a YAML file")
+        raise ConfigError(f"{shown}: got a directory, expected a YAML file")
     if "/" in name:
         raise ConfigError(f"{shown}: no such file")
     raise ConfigError(f"{shown}: {_unknown(name)}")
@@ -93,10 +94,14 @@ def _bundled(name: str) -> Path | None:
 def _unknown(name: str) -> str:
     if find_released(name) is not None:
         return f"a model, not a profile; `tritter-mem plan {name}` plans it"
+    if name.endswith(".py"):
+        return f"Python code is simulated with --module {name}:FUNCTION of `tritter-mem profile`"
+    if name.endswith((".safetensors", ".bin", ".pt")):
+        return "a file of weights; name the folder that holds it and its config.json"
     near = near_names(name, bundled_profiles()) or near_names(name.lower(), released_names())
     if near:
-        return f"no such file or bundled profile; did you mean {' or '.join(near)}?"
-    return "no such file or bundled profile; `tritter-mem models` lists those"
+        return f"no bundled model and no file of this name; did you mean {either(near)}?"
+    return "no bundled model and no file of this name; `tritter-mem models` lists what is bundled"
 
 
 def label_of(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: the annotations are read as objects, not as text.
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Annotated
 
 from tritter_mem import torch_release
 from tritter_mem.config.bundled_files import label_of, near_names, profiles_root
-from tritter_mem.config.fields import Many, Real, Section, Text, Whole, shown
+from tritter_mem.config.fields import Choice, Many, Real, Section, Text, Whole, shown
 from tritter_mem.config.reading import read_document
-from tritter_mem.errors import ConfigError
-from tritter_mem.units import MiB
+from tritter_mem.errors import ConfigError, SimulationError
+from tritter_mem.text import either
+from tritter_mem.units import GiB, MiB
 
 _BUDGET_STEP = 512 * MiB
 
@@ -26,6 +28,13 @@ def default_budget_bytes(total_bytes: int) -> int:
     return total_bytes * 95 // 100 // _BUDGET_STEP * _BUDGET_STEP
 
 
+AMD_CAVEAT = (
+    "this is an AMD card. Tensors are counted as on an NVIDIA card, 512 MiB are assumed for ROCm's "
+    "context, and workspaces of hipBLASLt and AOTriton are not counted. No plan was compared with "
+    "a run on ROCm yet"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuCard:
     """A card.
@@ -33,6 +42,7 @@ class GpuCard:
     Attributes:
         name: how `--gpu` calls it.
         title: how the driver calls it.
+        vendor: `nvidia` or `amd`; of AMD's cards PyTorch's ROCm build runs the same code.
         total_bytes: memory as `nvidia-smi` shows it.
         bandwidth_bytes_per_second: of the card's memory, as published.
         compute_capability: major and minor.
@@ -53,6 +63,7 @@ class GpuCard:
     context_bytes: int
     source: str
     context_source: str
+    vendor: str = "nvidia"
     measured_cublas_bytes: int | None = None
     cublas_source: str | None = None
 
@@ -61,6 +72,23 @@ class GpuCard:
         """Of one cuBLAS handle and stream, inside PyTorch's allocator: measured, else assumed."""
         assumed = torch_release.cublas_workspace_bytes(self.compute_capability)
         return self.measured_cublas_bytes or assumed
+
+    @property
+    def caveat(self) -> str:
+        """What a reader must know of figures for this card; empty: nothing."""
+        return AMD_CAVEAT if self.vendor == "amd" else ""
+
+    def require_cuda(self) -> None:
+        """Refuse a simulation on a card that does not run CUDA.
+
+        Raises:
+            SimulationError: it is an AMD card.
+        """
+        if self.vendor != "nvidia":
+            raise SimulationError(
+                f"{self.name} is an AMD card, and the simulation follows CUDA's libraries and "
+                "kernels; `tritter-mem plan` plans it by formula"
+            )
 
     @property
     def context_measured(self) -> bool:
@@ -88,6 +116,8 @@ class CardFile(Section):
     """Streaming multiprocessors."""
     context_mib: Annotated[int, Whole(0, 4096)]
     """CUDA context and loaded modules of one process, in MiB."""
+    vendor: Annotated[str, Choice(("nvidia", "amd"))] = "nvidia"
+    """Who makes it: nvidia (CUDA) or amd (ROCm)."""
     aliases: Annotated[tuple[str, ...], Many(Text(1, 100))] = ()
     """Other names that people use."""
     source: Annotated[str, Text(1, 1000)]
@@ -112,14 +142,16 @@ class CardFile(Section):
             context_bytes=self.context_mib * MiB,
             source=self.source,
             context_source=self.context_source,
+            vendor=self.vendor,
             measured_cublas_bytes=self.cublas_workspace_bytes,
             cublas_source=self.cublas_source,
         )
 
 
 AUTO = "auto"
+_LONGEST = 200
 # Words that people leave out: "NVIDIA GeForce RTX 5080", "RTX 5080" and "5080" are one card.
-_NOISE = {"nvidia", "geforce", "tesla", "rtx", "gpu", "generation"}
+_NOISE = {"nvidia", "geforce", "tesla", "rtx", "gpu", "generation", "amd", "instinct", "radeon"}
 
 
 def card_names() -> tuple[str, ...]:
@@ -148,17 +180,43 @@ def unknown_card(name: str) -> str | None:
     """Say that a name is of no card, and which it may have meant; None where all is well."""
     if name == AUTO or known_as(name) is not None:
         return None
-    near = near_names(name.lower(), card_names())
-    advice = f"did you mean {' or '.join(near)}?" if near else "`tritter-mem gpus` lists them"
-    return f"found {shown(name)}; allowed: a card in the table, or auto; {advice}"
+    several = _that_begin(name)
+    if len(several) > 1:
+        return f"{shown(name)} could be {either(several)}; name one of them"
+    near = several or near_names(name.lower(), card_names())
+    every = "`tritter-mem gpus` lists the cards; auto is the one in this machine"
+    advice = f"did you mean {either(near)}?" if near else every
+    return f"{shown(name)} is not a known card; {advice}"
+
+
+def _that_begin(name: str) -> list[str]:
+    """Cards with a name that begins with what was written, and goes on with another word."""
+    start = _words(name)
+    if not start:
+        return []
+    return [card for card in card_names() if _words(_read_file(card).title)[: len(start)] == start]
 
 
 def known_as(name: str) -> str | None:
-    """Turn what people and drivers call a card into its name in the table, if it is there."""
+    """Turn what people and drivers call a card into its name in the table, if it is there.
+
+    Case, spaces and hyphens do not matter, nor do the maker and the series: `RTX 4090`, `rtx4090`
+    and `4090` are one card. The card's memory may follow: `4090 24GB`.
+    """
     file_name = slug(name)
     if file_name and len(file_name) <= 100 and _path(file_name).is_file():
         return file_name
-    return _names_by_key().get(_key(name))
+    words = _words(name)
+    return _names_by_key().get("".join(words)) or _with_its_memory(words)
+
+
+def _with_its_memory(words: Sequence[str]) -> str | None:
+    """The card of a name that its memory follows, in GB as it is sold."""
+    *card_words, size, unit = words if len(words) > 2 else ("", "", "")
+    card = _names_by_key().get("".join(card_words)) if unit in ("g", "gb") else None
+    if card is None or not size.isdecimal():
+        return None
+    return card if abs(int(size) - read_card(card).total_bytes / GiB) < 1.5 else None
 
 
 def slug(name: str) -> str:
@@ -177,8 +235,12 @@ def _names_by_key() -> dict[str, str]:
 
 
 def _key(name: str) -> str:
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    return "".join(word for word in words if word not in _NOISE)
+    return "".join(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    words = re.findall("[a-z]+|[0-9]+", name[:_LONGEST].lower())
+    return [word for word in words if word not in _NOISE]
 
 
 @cache

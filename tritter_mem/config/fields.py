@@ -27,8 +27,15 @@ from typing import (
 )
 
 from tritter_mem.errors import ConfigError
-from tritter_mem.text import printable
-from tritter_mem.units import parse_bytes, parse_count
+from tritter_mem.text import either, printable
+from tritter_mem.units import (
+    NoUnitError,
+    TiB,
+    format_bytes,
+    format_count,
+    parse_count,
+    parse_memory,
+)
 
 
 class Kind(Protocol):
@@ -36,7 +43,7 @@ class Kind(Protocol):
 
     @property
     def allowed(self) -> str:
-        """What is allowed, in words that can follow `allowed: `."""
+        """What is allowed, in words that can follow `expected `."""
 
     def read(self, value: object) -> Any:
         """Turn a value from YAML or Python into the field's; ValueError where it is not allowed."""
@@ -74,18 +81,19 @@ class Whole:
 class Size(Whole):
     """A whole number that may also be written as text with a unit."""
 
-    parse: Callable[[str], int]
-    examples: str
+    parse: Callable[[str | int], int]
+    render: Callable[[int], str]
+    what: str
     pattern: str
 
     @property
     def allowed(self) -> str:
         """The range, and how it may be written."""
-        return f"{super().allowed}, or text such as {self.examples}"
+        return f"{self.what}, from {self.render(self.low)} to {self.render(self.high)}"
 
     def read(self, value: object) -> int:
         """Read text by its unit, numbers as they are."""
-        return super().read(self.parse(value) if isinstance(value, str) else value)
+        return super().read(self.parse(value) if isinstance(value, str | int) else value)
 
     def json_schema(self) -> dict[str, Any]:
         """An integer within the range, or text with a unit."""
@@ -94,13 +102,19 @@ class Size(Whole):
 
 def count(low: int, high: int) -> Size:
     """Tokens, channels and the like: 4096, `128k`, `1M`."""
-    return Size(low, high, parse_count, "128k or 1M", r"^\s*\d[\d_,]*(\.\d+)?\s*[kKmM]?\s*$")
+    what = "a whole number such as 4096, 128k or 1M"
+    return Size(low, high, parse_count, format_count, what, r"^\s*\d[\d_,]*(\.\d+)?\s*[kKmM]?\s*$")
 
 
 def memory(low: int, high: int) -> Size:
-    """Bytes: 1024, `15 GiB`, `15 GB`."""
+    """Bytes: `15GiB`, `15GB`, or a number of bytes from 1 MiB on."""
     pattern = r"^\s*\d[\d_,]*(\.\d+)?\s*([kKmMgGtT][iI]?)?[bB]?\s*$"
-    return Size(low, high, parse_bytes, "15 GiB or 15 GB", pattern)
+    what = "a size such as 15GiB or 15GB"
+    return Size(low, high, parse_memory, _size_limit, what, pattern)
+
+
+def _size_limit(count: int) -> str:
+    return f"{count // TiB:,} TiB" if count >= TiB else format_bytes(count)
 
 
 @dataclass(eq=False, repr=False)
@@ -171,22 +185,51 @@ class Flag:
         return {"type": "boolean"}
 
 
+SHORT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "bf16": ("bfloat16",),
+    "fp16": ("float16",),
+    "half": ("float16",),
+    "fp32": ("float32",),
+    "train": ("training",),
+    "infer": ("inference",),
+    "int8": ("bitsandbytes-int8",),
+    "8bit": ("int8", "bitsandbytes-int8"),
+    "4bit": ("int4", "bitsandbytes-nf4"),
+    "nf4": ("bitsandbytes-nf4",),
+    "adamw_torch": ("adamw",),
+    "adamw_torch_fused": ("adamw",),
+    "adamw_8bit": ("adamw-8bit",),
+    "adamw_bnb_8bit": ("adamw-8bit",),
+}
+"""Names that people use, and the first of these that a field takes is meant."""
+
+
 @dataclass(eq=False, repr=False)
 class Choice:
-    """One of some names."""
+    """One of some names.
+
+    Attributes:
+        names: the names.
+        why: why there are no others, for messages; empty where nobody would ask.
+    """
 
     names: tuple[str, ...]
+    why: str = ""
 
     @property
     def allowed(self) -> str:
         """The names."""
-        return ", ".join(self.names)
+        named = either(self.names)
+        return f"{named}: {self.why}" if self.why else named
 
     def read(self, value: object) -> str:
-        """Accept a name as it is written."""
-        if not isinstance(value, str) or value not in self.names:
-            raise ValueError(self.allowed)
-        return value
+        """Accept a name, in any case, and the short names that people use."""
+        if isinstance(value, str):
+            lower = value.lower()
+            for name in (value, lower, *SHORT_NAMES.get(lower, ())):
+                if name in self.names:
+                    return name
+        raise ValueError(self.allowed)
 
     def json_schema(self) -> dict[str, Any]:
         """An enumeration."""
@@ -215,6 +258,9 @@ class Many:
         return {"type": "array", "items": self.item.json_schema()}
 
 
+OR_NULL = ", or null"
+
+
 @dataclass(eq=False, repr=False)
 class OrNull:
     """Another kind, or null."""
@@ -224,7 +270,7 @@ class OrNull:
     @property
     def allowed(self) -> str:
         """What the other kind allows, or null."""
-        return f"{self.kind.allowed}, or null"
+        return f"{self.kind.allowed}{OR_NULL}"
 
     def read(self, value: object) -> Any:
         """Let null pass, and read the rest."""
@@ -406,12 +452,14 @@ def _read(kind: Kind | type[Section], value: Any, path: KeyPath) -> tuple[Any, l
         return _read_section(kind, value, path)
     try:
         return (MISSING if value is MISSING else kind.read(value)), _absent(value, kind, path)
+    except NoUnitError as error:
+        return MISSING, [Problem(path, str(error))]
     except ValueError:
-        return MISSING, [Problem(path, f"found {shown(value)}; allowed: {kind.allowed}")]
+        return MISSING, [Problem(path, f"got {shown(value)}, expected {kind.allowed}")]
 
 
 def _absent(value: Any, kind: Kind, path: KeyPath) -> list[Problem]:
-    return [Problem(path, f"missing; allowed: {kind.allowed}")] if value is MISSING else []
+    return [Problem(path, f"missing; expected {kind.allowed}")] if value is MISSING else []
 
 
 def _read_section(kind: type[Section], value: Any, path: KeyPath) -> tuple[Any, list[Problem]]:
@@ -419,9 +467,9 @@ def _read_section(kind: type[Section], value: Any, path: KeyPath) -> tuple[Any, 
         return vars(value), []
     if isinstance(value, Mapping):
         return check(kind, value, path)
-    found = "missing" if value is MISSING else f"found {shown(value)}"
+    found = "missing;" if value is MISSING else f"got {shown(value)},"
     allowed = f"a mapping with the keys {', '.join(kind.kinds)}"
-    return MISSING, [Problem(path, f"{found}; allowed: {allowed}")]
+    return MISSING, [Problem(path, f"{found} expected {allowed}")]
 
 
 def build(section: type[S], values: Mapping[str, Any]) -> S:
@@ -445,7 +493,7 @@ def unknown_key(key: str, section: type[Section]) -> str:
     near = get_close_matches(key, known, n=1)
     if near:
         return f"unknown key; did you mean {known[near[0]]}?"
-    return f"unknown key; allowed: {', '.join(section.kinds)}"
+    return f"unknown key; the keys are {', '.join(section.kinds)}"
 
 
 def shown(value: object) -> str:

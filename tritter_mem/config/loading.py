@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,21 @@ from typing import Any
 import yaml
 
 from tritter_mem.config.bundled_files import bundled_profiles, find_profile, label_of
-from tritter_mem.config.cards import AUTO, find_card, unknown_card
-from tritter_mem.config.fields import KeyPath, Problem, build, check, set_value
+from tritter_mem.config.cards import AUTO, find_card, known_as, unknown_card
+from tritter_mem.config.fields import OR_NULL, KeyPath, Problem, build, check, set_value
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile, is_named
+from tritter_mem.config.options import KEYS
 from tritter_mem.config.profile import Profile
-from tritter_mem.config.reading import NUMBER, Document, read_document
+from tritter_mem.config.reading import NUMBER, Document, read_document, read_stream
 from tritter_mem.errors import ConfigError
+from tritter_mem.units import format_bytes
 
 MAX_EXTENDS = 8
+STDIN = "-"
+DTYPE = KEYS["dtype"]
+_DTYPE_OF_BUNDLED = (
+    "the bundled model has weights.format instead; use --set weights.format=bfloat16"
+)
 # A profile that extends another is another one: it does not take over what it is called.
 _NOT_INHERITED = ("name", "description")
 
@@ -33,7 +41,7 @@ def load_profile(
     """Load a profile of the bundled model, resolve what it extends, and apply overrides.
 
     Args:
-        name_or_path: a YAML file, else the name of a bundled profile.
+        name_or_path: a YAML file, `-` for standard input, else the name of a bundled profile.
         overrides: values by dotted key (`workload.context`), applied last; sizes may be text.
         labels: what messages call an override, by dotted key; default: `--set KEY`.
 
@@ -44,7 +52,7 @@ def load_profile(
     found = load_any(name_or_path, overrides, labels)
     if isinstance(found, NamedProfile):
         raise ConfigError(
-            f"{name_or_path}: found a model that transformers runs; allowed here: a profile of the "
+            f"{name_or_path}: got a model that transformers runs, expected a profile of the "
             "bundled model, such as 7b"
         )
     return found
@@ -58,8 +66,8 @@ def load_any(
     """Load a profile, or make one of a model that is named.
 
     Args:
-        model: a YAML file, the name of a bundled profile or model, a folder, a `config.json`, a
-            GGUF file, or `org/name` on the Hub.
+        model: a YAML file, `-` for standard input, the name of a bundled profile or model, a
+            folder, a `config.json`, a GGUF file, or `org/name` on the Hub.
         overrides: values by dotted key (`workload.context`), applied last; sizes may be text.
         labels: what messages call an override, by dotted key; default: `--set KEY`.
 
@@ -77,18 +85,23 @@ def load_any(
         for key, value in (overrides or {}).items()
         for problem in set_value(document.values, paths[key], value)
     ]
+    if kind is Profile and DTYPE in paths:
+        del document.values["weights"]["dtype"]
+        problems.append(Problem(paths[DTYPE], _DTYPE_OF_BUNDLED))
+    typed = document.values.get("gpu")
     values, wrong = check(kind, document.values)
-    problems += [*wrong, *_card_problems(values)]
+    problems += [*wrong, *_card_problems(values, typed)]
     if document.problems or problems:
         names = {paths[key]: (labels or {}).get(key, f"--set {key}") for key in paths}
         sources = _Sources(document.places, names)
         raise ConfigError(*document.problems, *map(sources.line, problems))
+    values["gpu"]["name"] = known_as(values["gpu"]["name"]) or AUTO
     return build(kind, values)
 
 
 def _is_profile(model: str) -> bool:
     """Whether a name is that of a profile, and not of a model; a wrong name is taken for one."""
-    if model.endswith((".yaml", ".yml")) or model in bundled_profiles():
+    if model == STDIN or model.endswith((".yaml", ".yml")) or model in bundled_profiles():
         return True
     from tritter_mem.models.named_model import is_model_name  # a bundled profile does without
 
@@ -96,10 +109,24 @@ def _is_profile(model: str) -> bool:
 
 
 def _read(model: str) -> Document:
+    if model == STDIN:
+        return _model_resolved(_read_stdin(), Path())
     path = find_profile(model)
     document = _resolve(path, read_document(path, label_of(path)), [path])
     document.values.setdefault("name", path.stem)
     return _model_resolved(document, path.parent)
+
+
+def _read_stdin() -> Document:
+    """A profile, or the keys of a `config.json`, from standard input."""
+    document = read_stream(sys.stdin.buffer, "standard input")
+    if "model_type" in document.values:
+        document = Document({"model": document.values}, {(): "standard input"}, document.problems)
+    if "extends" in document.values:
+        here = Path("standard input")
+        document = _resolve(here, document, [here])
+    document.values.setdefault("name", "stdin")
+    return document
 
 
 def _model_resolved(document: Document, folder: Path) -> Document:
@@ -121,8 +148,13 @@ def _of_model(model: str) -> Document:
     return Document({"name": short_name(model), "model": model}, {(): model})
 
 
-def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """What is wrong with the card and the budget on it; a card that is present is not looked at."""
+def _card_problems(values: Mapping[str, Any], typed: object) -> list[Problem]:
+    """What is wrong with the card and the budget on it; a card that is present is not looked at.
+
+    Args:
+        values: what was read.
+        typed: the section as it was written, whose units messages use.
+    """
     gpu = values.get("gpu", {})
     name, budget = gpu.get("name", AUTO), gpu.get("budget")
     text = unknown_card(name)
@@ -130,8 +162,10 @@ def _card_problems(values: Mapping[str, Any]) -> list[Problem]:
         return [Problem(("gpu", "name"), text)]
     if name == AUTO or budget is None or budget <= find_card(name).total_bytes:
         return []
-    allowed = f"at most {find_card(name).total_bytes:,}, the memory of {name}"
-    return [Problem(("gpu", "budget"), f"found {budget:,}; allowed: {allowed}")]
+    written = str(typed.get("budget") if isinstance(typed, Mapping) else budget)
+    units = "GB" if re.search("[kmgt]b *$", written, re.IGNORECASE) else "GiB"
+    total = format_bytes(find_card(name).total_bytes, units)
+    return [Problem(("gpu", "budget"), f"got {written}, but {name} has {total} of memory")]
 
 
 def _resolve(path: Path, document: Document, chain: list[Path]) -> Document:
@@ -154,16 +188,16 @@ def _resolve(path: Path, document: Document, chain: list[Path]) -> Document:
 def _base(wanted: Any, place: str, path: Path, chain: list[Path]) -> Path:
     """Find the profile that another extends; ConfigError where that cannot end well."""
     if not isinstance(wanted, str):
-        raise ConfigError(f"{place}: extends: found no text; allowed: a profile's name or path")
+        raise ConfigError(f"{place}: extends: not text, expected a profile's name or path")
     try:
         base = find_profile(wanted, beside=path.parent)
     except ConfigError as error:
         raise ConfigError(*(f"{place}: extends: {problem}" for problem in error.problems)) from None
     shown = " -> ".join(label_of(link) for link in [*chain, base])
     if base.resolve() in [link.resolve() for link in chain]:
-        raise ConfigError(f"{place}: extends: found a loop: {shown}")
+        raise ConfigError(f"{place}: extends: it extends itself: {shown}")
     if len(chain) > MAX_EXTENDS:
-        raise ConfigError(f"{place}: extends: found more than {MAX_EXTENDS} in a row: {shown}")
+        raise ConfigError(f"{place}: extends: more than {MAX_EXTENDS} in a row: {shown}")
     return base
 
 
@@ -185,8 +219,10 @@ class _Sources:
 
     def line(self, problem: Problem) -> str:
         """Say what is wrong, after the override or the place of the value, else of its section."""
-        if problem.path in self.labels:
-            return f"{self.labels[problem.path]}: {problem.text}"
+        if (label := self.labels.get(problem.path)) is not None:
+            # `null` can be written in a file and behind --set, not behind another option.
+            text = problem.text if label.startswith("--set") else problem.text.removesuffix(OR_NULL)
+            return f"{label}: {text}"
         above = (problem.path[:length] for length in range(len(problem.path), -1, -1))
         known = (self.labels.get(path) or self.places.get(path) for path in above)
         return f"{next(filter(None, known))}: {problem}"

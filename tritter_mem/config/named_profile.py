@@ -69,7 +69,13 @@ class NamedWeights(Section):
 class NamedCache(Section):
     """The key-value cache of inference."""
 
-    dtype: Literal["auto"] = "auto"
+    dtype: Annotated[
+        str,
+        Choice(
+            ("auto",),
+            "transformers keeps keys and values in the type of the activations, which --dtype sets",
+        ),
+    ] = "auto"
     """auto: the activations' type, in which transformers' DynamicCache holds keys and values."""
 
 
@@ -133,7 +139,7 @@ def _training_is_of_floats(profile: Any) -> Iterator[Problem]:
     if profile.workload.mode == "training" and profile.weights.quantization in QUANTIZATIONS:
         yield problem_at(
             "weights.quantization",
-            f"found {profile.weights.quantization}; allowed in training: auto, none: "
+            f"got {profile.weights.quantization}; training takes auto, none: "
             "whole numbers have no gradient; or set workload.mode to inference",
         )
 

@@ -13,6 +13,7 @@ KEYS: Mapping[str, str] = {
     "gpu": "gpu.name",
     "budget": "gpu.budget",
     "checkpoint": "training.checkpointing.policy",
+    "dtype": "weights.dtype",
     "kv_dtype": "kv_cache.dtype",
     "alloc_conf": "allocator.conf",
 }

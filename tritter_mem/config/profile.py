@@ -229,7 +229,7 @@ def _heads_share_the_hidden_size(profile: Any) -> Iterator[Problem]:
     if model.head_dim is None:
         yield problem_at(
             "model.hidden_size",
-            f"found {model.hidden_size}; allowed: a multiple of num_attention_heads "
+            f"got {model.hidden_size}, expected a multiple of num_attention_heads "
             f"({model.num_attention_heads}); or give head_dim",
         )
 
@@ -239,7 +239,7 @@ def _query_heads_share_kv_heads(profile: Any) -> Iterator[Problem]:
     if heads % kv_heads:
         yield problem_at(
             "model.num_key_value_heads",
-            f"found {kv_heads}; allowed: a divisor of num_attention_heads ({heads}), "
+            f"got {kv_heads}, expected a divisor of num_attention_heads ({heads}), "
             f"such as {_nearest_divisor(heads, kv_heads)}",
         )
 
@@ -256,7 +256,7 @@ def _channels_pair_and_pack(profile: Any) -> Iterator[Problem]:
     if head_dim is not None and head_dim % step:
         yield problem_at(
             "model.head_dim",
-            f"found {head_dim}; allowed: a multiple of {step} ({why}), "
+            f"got {head_dim}, expected a multiple of {step} ({why}), "
             f"such as {head_dim + step - head_dim % step}",
         )
 
@@ -267,7 +267,7 @@ def _groups_divide_the_channels(profile: Any) -> Iterator[Problem]:
     if grouped and head_dim and head_dim % min(cache.group_size, head_dim):
         yield problem_at(
             "kv_cache.group_size",
-            f"found {cache.group_size}; allowed: a divisor of head_dim ({head_dim}), "
+            f"got {cache.group_size}, expected a divisor of head_dim ({head_dim}), "
             f"or {head_dim} and more: values share a scale along the channels",
         )
 
@@ -277,7 +277,7 @@ def _global_layers_need_a_window(profile: Any) -> Iterator[Problem]:
     if model.global_attention_every is not None and model.sliding_window is None:
         yield problem_at(
             "model.global_attention_every",
-            f"found {model.global_attention_every} without sliding_window; allowed: null; "
+            f"got {model.global_attention_every} without sliding_window, expected null; "
             "or set sliding_window, such as 4k",
         )
 
@@ -288,7 +288,7 @@ def new_tokens_leave_a_prompt(profile: Any) -> Iterator[Problem]:
     if work.mode == "inference" and work.new_tokens >= work.context:
         yield problem_at(
             "workload.new_tokens",
-            f"found {work.new_tokens}; allowed: fewer than context ({work.context}), "
+            f"got {work.new_tokens}, expected fewer than context ({work.context}), "
             "which holds the prompt and the new tokens",
         )
 
@@ -297,7 +297,7 @@ def _training_has_no_graph(profile: Any) -> Iterator[Problem]:
     if profile.workload.cuda_graph and profile.workload.mode == "training":
         yield problem_at(
             "workload.cuda_graph",
-            "found true; allowed in training: false; or set workload.mode to inference, where "
+            "got true; training takes false; or set workload.mode to inference, where "
             "decode replays a graph",
         )
 
@@ -310,7 +310,7 @@ def _vision_prefix_leaves_text(profile: Any) -> Iterator[Problem]:
     if work.context <= taken:
         yield problem_at(
             "workload.context",
-            f"found {work.context}; allowed: more than {taken}, because {profile.model.vision} "
+            f"got {work.context}, expected more than {taken}, because {profile.model.vision} "
             f"puts {prefix} tokens before the text; or set model.vision to null",
         )
 
@@ -319,7 +319,7 @@ def _sinks_are_within_the_context(profile: Any) -> Iterator[Problem]:
     sinks, context = profile.kv_cache.attention_sinks, profile.workload.context
     if sinks >= context:
         yield problem_at(
-            "kv_cache.attention_sinks", f"found {sinks}; allowed: fewer than context ({context})"
+            "kv_cache.attention_sinks", f"got {sinks}, expected fewer than context ({context})"
         )
 
 
@@ -336,9 +336,7 @@ def _trained_weights_are_floats(profile: Any) -> Iterator[Problem]:
         if not storage_format(found).is_trainable:
             names = (name for name in formats_for(use) if storage_format(name).is_trainable)
             allowed = ", ".join(names)
-            yield problem_at(
-                f"weights.{key}", f"found {found}; allowed in training: {allowed}: {advice}"
-            )
+            yield problem_at(f"weights.{key}", f"got {found}; training takes {allowed}: {advice}")
 
 
 def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
@@ -348,7 +346,7 @@ def _checkpoints_count_layers(profile: Any) -> Iterator[Problem]:
     if counts and checkpointing.n > layers:
         yield problem_at(
             "training.checkpointing.n",
-            f"found {checkpointing.n}; allowed: at most num_hidden_layers ({layers})",
+            f"got {checkpointing.n}, expected at most num_hidden_layers ({layers})",
         )
 
 
@@ -361,7 +359,7 @@ def _digits_fill_a_row(profile: Any) -> Iterator[Problem]:
     if narrowest < 17:
         yield problem_at(
             "weights.format",
-            f"found ternary-1.6bit for a layer of {narrowest} inputs; allowed: 17 or more, "
+            f"got ternary-1.6bit for a layer of {narrowest} inputs, expected 17 or more, "
             "or ternary-2bit",
         )
 
@@ -374,7 +372,7 @@ def _parameters_are_possible(profile: Any) -> Iterator[Problem]:
     layers = m.num_hidden_layers * (attention + 3 * m.hidden_size * m.intermediate_size)
     found = layers + 2 * m.vocab_size * m.hidden_size
     if found > ABSURD:
-        yield problem_at("model", f"found {found:,} parameters; allowed: at most {ABSURD:,}")
+        yield problem_at("model", f"got {found:,} parameters, expected at most {ABSURD:,}")
 
 
 def _tensors_are_possible(profile: Any) -> Iterator[Problem]:
@@ -385,8 +383,8 @@ def _tensors_are_possible(profile: Any) -> Iterator[Problem]:
         if found > ABSURD:
             yield problem_at(
                 "workload.context",
-                f"found {work.context:,} for a batch of {work.batch:,}: a {name} of {found:,} "
-                f"elements; allowed: at most {ABSURD:,}",
+                f"got {work.context:,} for a batch of {work.batch:,}: a {name} of {found:,} "
+                f"elements, expected at most {ABSURD:,}",
             )
 
 

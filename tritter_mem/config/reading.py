@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -81,8 +81,8 @@ def read_value(text: str, label: str) -> Any:
         value = reader.root()
         if not reader.problems:
             return value
-    advice = "quote text that holds brackets, braces, colons or other marks of YAML"
-    raise ConfigError(f"{label}: found {shown(text)}; allowed: one YAML value; {advice}")
+    advice = "quote text that holds brackets, braces, colons or other YAML syntax"
+    raise ConfigError(f"{label}: got {shown(text)}, expected one YAML value; {advice}")
 
 
 def read_number(text: str) -> int | float | None:
@@ -97,6 +97,15 @@ def read_number(text: str) -> int | float | None:
         return None
 
 
+def read_stream(stream: BinaryIO, label: str) -> Document:
+    """Read a stream, such as standard input, that has to hold one mapping.
+
+    Raises:
+        ConfigError: as `read_document` does.
+    """
+    return _Reader(_text(stream.read(MAX_BYTES + 1), label), label).document()
+
+
 def read_text(path: Path, label: str) -> str:
     """Read a whole text file of at most `MAX_BYTES`; ConfigError says why it cannot be read."""
     try:
@@ -105,19 +114,23 @@ def read_text(path: Path, label: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{label}: no such file") from None
     except IsADirectoryError:
-        raise ConfigError(f"{label}: found a directory; allowed: a YAML file") from None
+        raise ConfigError(f"{label}: got a directory, expected a YAML file") from None
     except OSError as error:
         raise ConfigError(f"{label}: cannot be read: {error.strerror}") from None
+    return _text(content, label)
+
+
+def _text(content: bytes, label: str) -> str:
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{label}: found more than {MAX_BYTES:,} bytes; allowed: a YAML profile")
+        raise ConfigError(f"{label}: got more than {MAX_BYTES:,} bytes, expected a YAML profile")
     if b"\0" in content:
-        raise ConfigError(f"{label}: found a binary file; allowed: YAML, as UTF-8 text")
+        raise ConfigError(f"{label}: got a binary file, expected YAML, as UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"found the byte 0x{content[error.start]:02x}"
-        raise ConfigError(f"{label}:{line}: {found}; allowed: UTF-8 text") from None
+        found = f"got the byte 0x{content[error.start]:02x}"
+        raise ConfigError(f"{label}:{line}: {found}, expected UTF-8 text") from None
 
 
 class _Reader:
@@ -134,10 +147,10 @@ class _Reader:
         """Read one mapping."""
         values = self.root()
         if values is None:
-            raise ConfigError(f"{self.label}: found nothing; allowed: a mapping of keys to values")
+            raise ConfigError(f"{self.label}: got nothing, expected a mapping of keys to values")
         if not isinstance(values, dict):
             found = "a list" if isinstance(values, list) else "a single value"
-            raise ConfigError(f"{self.label}: found {found}; allowed: a mapping of keys to values")
+            raise ConfigError(f"{self.label}: got {found}, expected a mapping of keys to values")
         return Document(values, self.places, self.problems)
 
     def root(self) -> Any:
@@ -160,7 +173,7 @@ class _Reader:
         self._next()  # the end of the document
         second = self._next()
         if not isinstance(second, yaml.StreamEndEvent):
-            self._wrong(second, "found a second document; allowed: one")
+            self._wrong(second, "got a second document, expected only one")
         return value
 
     def _next(self) -> Any:
@@ -179,13 +192,13 @@ class _Reader:
         self._count += 1
         found = None
         if isinstance(event, yaml.AliasEvent):
-            found = f"found the alias *{event.anchor}; write the value out"
+            found = f"aliases are not allowed, got *{event.anchor}; write the value out"
         elif event.tag is not None:
-            found = f"found the tag {event.tag!r}; write the value alone"
+            found = f"tags are not allowed, got {event.tag!r}; write the value alone"
         elif len(path) > MAX_DEPTH:
-            found = f"found more than {MAX_DEPTH} levels of nesting"
+            found = f"more than {MAX_DEPTH} levels of nesting"
         elif self._count > MAX_VALUES:
-            found = f"found more than {MAX_VALUES:,} values"
+            found = f"more than {MAX_VALUES:,} values"
         if found:
             raise ConfigError(f"{self._place(event)}: {found}")
 
@@ -194,7 +207,7 @@ class _Reader:
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or not event.value.isprintable():
                 # What follows belongs to the key that cannot be read: there is no going on.
-                raise ConfigError(f"{self._place(event)}: found a key that is not plain text")
+                raise ConfigError(f"{self._place(event)}: a key is not plain text")
             key = (*path, event.value)
             if event.value in values:
                 self._wrong(event, f"{'.'.join(key)}: duplicate key, first at {self.places[key]}")

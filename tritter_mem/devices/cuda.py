@@ -260,13 +260,13 @@ def cuda_device(name: str, instead: str) -> CudaDevice:
     import torch
 
     if not _NAMES.fullmatch(name):
-        raise UsageError(f"device: found {name!r}; allowed: cuda, cuda:1, and so on")
+        raise UsageError(f"device: got {name!r}, expected cuda, cuda:1, and so on")
     if not torch.cuda.is_available():
         raise MeasureError(f"no CUDA device was found: {instead}")
     index = int(name.partition(":")[2] or torch.cuda.current_device())
     if index >= (count := torch.cuda.device_count()):
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise MeasureError(f"device: found {name}; there is {there}")
+        raise MeasureError(f"device: got {name}, but there is {there}")
     return CudaDevice(index)
 
 
@@ -307,10 +307,10 @@ _ADVICE = {
     "gpu device may be out of range": _NO_SUCH_DEVICE,
     "busy or unavailable": (
         "{device} is busy: another process has it to itself (compute mode exclusive), or it is "
-        "being reset; end that process, or choose another device (--device cuda:1)"
+        "being reset; stop that process, or choose another device (--device cuda:1)"
     ),
     "out of memory": (
-        "{device} is full: other processes leave no room for a CUDA context; end them, or choose "
+        "{device} is full: other processes leave no memory for a CUDA context; stop them, or use "
         "another device (--device cuda:1)"
     ),
 }

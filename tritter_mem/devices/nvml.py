@@ -17,7 +17,7 @@ from tritter_mem.units import MiB
 
 ASSUMED_CONTEXT_BYTES = 512 * MiB
 """For a card that the table lacks: within what was seen on others, 0.13 to 0.66 GiB."""
-ASSUMED_SOURCE = "assumed, not measured: a card that the table lacks"
+ASSUMED_SOURCE = "assumed, not measured: the card is not in the table"
 _CORES = {(7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
 """CUDA cores a multiprocessor by compute capability; 128 from 8.6 on."""
 NOT_INSTALLED = "install nvidia-ml-py"
@@ -89,7 +89,7 @@ def present_card(index: int = 0) -> GpuCard:
         reason = f"no NVIDIA card can be read ({error})"
     except MeasureError as error:
         reason = str(error)
-    raise MeasureError(f"gpu auto: {reason}; name the card to plan for, such as --gpu rtx-5080")
+    raise MeasureError(f"gpu auto: {reason}; name the GPU to plan for, such as --gpu rtx-5080")
 
 
 def visible_device(nvml: Any, index: int) -> Any:

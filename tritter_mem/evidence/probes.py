@@ -300,7 +300,8 @@ def updated(entry: str, readings: Sequence[ProbeReading], source: str) -> str:
     found = {r.name: r.measured_bytes for r in readings if r.measured_bytes}
     if not found.keys() & {CONTEXT, CUBLAS}:
         raise MeasureError(
-            "neither the CUDA context nor cuBLAS's workspace could be read: the card's entry stays"
+            "neither the CUDA context nor cuBLAS's workspace could be read: the card's entry is "
+            "unchanged"
         )
     text = entry
     if CONTEXT in found:

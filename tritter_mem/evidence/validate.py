@@ -305,7 +305,7 @@ def refuse_rehearsed_evidence(folder: Path) -> None:
     """
     if REPORTS.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UsageError(
-            f"--output: found {folder}; allowed: a folder outside of {REPORTS}, which holds what "
+            f"--output: got {folder}, expected a folder outside of {REPORTS}, which holds what "
             "was measured: CUDA's libraries are stand-ins here, which measure nothing"
         )
 

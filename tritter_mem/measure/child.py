@@ -106,7 +106,7 @@ def answer_of(job: ChildJob, kind: type[T]) -> T:
     try:
         return from_plain(kind, answer)
     except ValueError as error:
-        raise MeasureError(f"the run left a result that is none: {error}") from error
+        raise MeasureError(f"the run left a result that cannot be read: {error}") from error
 
 
 def run_in_child(job: ChildJob) -> Any:
@@ -263,7 +263,7 @@ def _problem(end: _End, job: ChildJob) -> str | None:
     if end.timed_out:
         return (
             f"the run was ended at its time limit of {job.time_limit_seconds:g} s: give it more "
-            "time (--time-limit), or less to do (a shorter context, a smaller batch)"
+            "time (--time-limit), or a smaller workload (a shorter context, a smaller batch)"
         )
     if end.code < 0:
         return _killed(-end.code, end)
@@ -276,7 +276,7 @@ def _silence(answer: Path) -> str | None:
     """What is wrong where a process ended well and left no answer."""
     if answer.exists():
         return None
-    return "the run ended with exit code 0 and no result: does something in it call os._exit?"
+    return "the run ended with exit code 0 and no result: does its code call os._exit?"
 
 
 def _killed(number: int, end: _End) -> str:
@@ -294,7 +294,7 @@ def _killed(number: int, end: _End) -> str:
     why = "was" if end.kernel_killed else "was most likely"
     return (
         f"the run was killed by SIGKILL; the kernel's out-of-memory killer {why} at work: give it "
-        "more memory, or less to do (a shorter context, a smaller batch)"
+        "more memory, or a smaller workload (a shorter context, a smaller batch)"
     )
 
 

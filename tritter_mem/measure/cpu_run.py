@@ -36,7 +36,7 @@ def measure(work: Work, time_limit_seconds: float) -> MemoryUse:
     """
     if isinstance(work, RunConfig) and work.captures:
         raise MeasureError(
-            "workload.cuda_graph: found true for a run on the CPU, which has no CUDA graphs;"
+            "workload.cuda_graph: got true for a run on the CPU, which has no CUDA graphs;"
             " set it to false, or use --device none"
         )
     job = ChildJob(

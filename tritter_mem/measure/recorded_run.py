@@ -354,7 +354,7 @@ def with_fragmentation(measured: MemoryUse, recorded: MemoryUse) -> MemoryUse:
     reason = other.fragmentation_reason
     if reason is None and recorded.reserved_peak_bytes != measured.reserved_peak_bytes:
         reason = (
-            f"the run under the recorder reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
+            f"the recorded run reserved {recorded.reserved_peak_bytes or 0:,} bytes, "
             f"the measured one {measured.reserved_peak_bytes or 0:,}"
         )
     if reason is not None:
@@ -369,7 +369,7 @@ def with_fragmentation(measured: MemoryUse, recorded: MemoryUse) -> MemoryUse:
 
 def _disagreement(recorded: MemoryUse, asked: tuple[int, int]) -> str:
     return (
-        f"the run under the recorder went another way: it asked for {asked[1]:,} bytes at most, in "
+        f"the recorded run took another path: it asked for {asked[1]:,} bytes at most, in "
         f"{', '.join(phase.name for phase in recorded.phases) or 'no phase'}, the measured one for "
         f"{asked[0]:,}"
     )

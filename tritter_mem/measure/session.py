@@ -104,7 +104,7 @@ def allocator_limit_bytes(budget_bytes: int, context_bytes: int, total_bytes: in
     left = budget_bytes - context_bytes
     if left <= 0:
         raise MeasureError(
-            f"budget: found {format_bytes(budget_bytes)}, of which the CUDA context alone takes "
+            f"budget: got {format_bytes(budget_bytes)}, of which the CUDA context alone takes "
             f"{format_bytes(context_bytes)} on this device; give it more (--budget)"
         )
     return min(left, total_bytes)

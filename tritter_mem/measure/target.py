@@ -18,8 +18,8 @@ from tritter_mem.results.run import Kind
 DEFAULT_TIME_LIMIT_SECONDS = 300.0
 MOST_RUNS = 100
 _DEVICES = re.compile(r"auto|none|cpu|cuda(:\d{1,3})?")
-_NONE = "nothing was to be measured (--device none)"
-STANDIN = "CUDA's libraries are stand-ins here, over which a run is rehearsed: nothing was measured"
+_NONE = "measurement was turned off (--device none)"
+STANDIN = "CUDA's libraries are stand-ins here: the run was rehearsed, and nothing was measured"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,19 +44,17 @@ class MeasureOptions:
     def __post_init__(self) -> None:
         problems = []
         if not _DEVICES.fullmatch(self.device):
-            problems.append(
-                f"device: found {self.device!r}; allowed: auto, cuda, cuda:1, cpu, none"
-            )
+            problems.append(f"device: got {self.device!r}, expected auto, cuda, cuda:1, cpu, none")
         if not 0 < self.time_limit_seconds <= 1e6:
             problems.append(
-                f"time limit: found {self.time_limit_seconds:g} s; "
-                "allowed: above 0, up to 1,000,000 s"
+                f"time limit: got {self.time_limit_seconds:g} s, "
+                "expected above 0, up to 1,000,000 s"
             )
         if not 1 <= self.repeat <= MOST_RUNS:
-            problems.append(f"repeat: found {self.repeat}; allowed: 1 to {MOST_RUNS}")
+            problems.append(f"repeat: got {self.repeat}, expected 1 to {MOST_RUNS}")
         if self.snapshot is not None and self.device in ("cpu", "none"):
             problems.append(
-                f"snapshot: found --device {self.device}; allowed: auto, cuda, cuda:1, because "
+                f"snapshot: got --device {self.device}, expected auto, cuda, cuda:1, because "
                 "PyTorch keeps the history of a CUDA device alone"
             )
         if problems:

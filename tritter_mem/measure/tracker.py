@@ -66,7 +66,7 @@ class MemoryTracker:
     def __init__(self, device: str | torch.device | None = None) -> None:
         name = "cuda" if device is None else str(device)
         if not _DEVICES.fullmatch(name):
-            raise UsageError(f"device: found {name!r}; allowed: cuda, cuda:1, cpu, meta")
+            raise UsageError(f"device: got {name!r}, expected cuda, cuda:1, cpu, meta")
         of = _CudaStatistics if name.startswith("cuda") else _Recording
         self._source: _Source = of(name)
 
@@ -121,7 +121,7 @@ class MemoryTracker:
             UsageError: the budget is no size.
         """
         if not (math.isfinite(budget_gb) and budget_gb > 0):
-            raise UsageError(f"budget_gb: found {budget_gb}; allowed: a size in GB above 0")
+            raise UsageError(f"budget_gb: got {budget_gb}, expected a size in GB above 0")
         peak = self.snapshot().peak
         if peak > budget_gb:
             raise MemoryBudgetExceeded(
@@ -185,7 +185,7 @@ class _Recording:
 
     def read(self) -> _Tracked:
         if self._recorder is None:
-            raise UsageError("the tracker has not begun: call reset() first, or use it in `with`")
+            raise UsageError("the tracker was not started: call reset() first, or use it in `with`")
         live = self._recorder.allocated_bytes
         return _Tracked(live, live, self._recorder.peak_bytes)
 

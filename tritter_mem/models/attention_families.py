@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,11 +20,22 @@ from tritter_mem.models.family_parts import (
     head_norms,
     mixtral_experts,
     qwen3,
+    rotated_layers,
     routed_experts,
     stack,
 )
-from tritter_mem.models.huggingface_keys import FULL, SLIDING, Keys
+from tritter_mem.models.gemma4_blocks import (
+    Gemma4Attention,
+    Gemma4Experts,
+    PerLayerEmbeddings,
+)
+from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.step_blocks import (
+    ClampedExperts,
+    ClampedFeedForward,
+    HeadGatedAttention,
+)
 from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
@@ -135,10 +147,7 @@ def gpt_oss_attention(keys: Keys, kind: str) -> Attention:
 
 def llama4_layers(keys: Keys) -> list[Modules]:
     """Chunks but on layers without rotation; experts on listed layers."""
-    period = keys.optional("no_rope_layer_interval") or 4
-    rotated = keys.list_of("no_rope_layers") or [
-        int((n + 1) % period != 0) for n in range(keys.layers)
-    ]
+    rotated = rotated_layers(keys)
     derived = ["chunked_attention" if flag else FULL for flag in rotated[: keys.layers]]
     step = keys.optional("interleave_moe_layer_step") or 1
     listed = keys.list_of("moe_layers")
@@ -181,6 +190,7 @@ def gemma2_dialect(keys: Keys) -> Dialect:
         scales_embedding=True,
         eager="float32",
         softcap=keys.get("attn_logit_softcapping") is not None,
+        scalars=1,
         logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
     )(keys)
 
@@ -195,6 +205,7 @@ def gemma3_dialect(keys: Keys) -> Dialect:
         heads_first=True,
         scales_embedding=True,
         rotary_kinds=2,
+        scalars=1,
         logits_steps=3 * capped,
     )(keys)
 
@@ -223,23 +234,20 @@ def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
         linears=(("per_layer_input_gate", width, hidden), ("per_layer_projection", hidden, width)),
         tensors=(("post_per_layer_input_norm", (hidden,)),),
     )
-    vocabulary = keys.number("vocab_size_per_layer_input")
-    outside = Extra(
-        linears=(("per_layer_model_projection", keys.layers * width, hidden),),
-        tensors=(
-            ("embed_tokens_per_layer", (vocabulary, keys.layers * width)),
-            ("per_layer_projection_norm", (width,)),
-        ),
+    outside = PerLayerEmbeddings(
+        vocabulary=keys.number("vocab_size_per_layer_input"), layers=keys.layers, width=width
     )
     return (inside,), (outside,)
 
 
 def gemma3n_layers(keys: Keys) -> list[Modules]:
     """Several residual streams, low-rank residuals, and keys shared by the last layers."""
-    streams, hidden = keys.number("altup_num_inputs"), keys.hidden
+    streams, hidden = keys.number("altup_num_inputs", MOST_LAYERS), keys.hidden
     rank, reuse = keys.number("laurel_rank"), reuses_keys(keys)
-    inner = keys.get("intermediate_size")
-    widths = inner if isinstance(inner, list) else [inner] * keys.layers
+    if isinstance(keys.get("intermediate_size"), list):
+        widths = keys.numbers("intermediate_size", keys.layers) or []
+    else:
+        widths = [keys.number("intermediate_size")] * keys.layers
     mixing = Extra(
         linears=(
             ("altup.correction_coefs", streams, streams),
@@ -272,7 +280,7 @@ def gemma3n_outside(keys: Keys) -> Outside:
     square = tuple(
         (f"{name}.{number}", keys.hidden, keys.hidden)
         for name in ("altup_projections", "altup_unembed_projections")
-        for number in range(keys.number("altup_num_inputs") - 1)
+        for number in range(keys.number("altup_num_inputs", MOST_LAYERS) - 1)
     )
     return Outside(more=(*outside, Extra(linears=square)))
 
@@ -284,15 +292,16 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
-    reuse, inside = reuses_keys(keys), per_layer_inputs(keys)[0]
+    reuse, inside, kinds = reuses_keys(keys), per_layer_inputs(keys)[0], gemma4_kinds(keys)
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
-            Experts(
+            Gemma4Experts(
                 count=keys.number("num_experts"),
                 chosen=keys.number("top_k_experts"),
                 inner=keys.number("moe_intermediate_size"),
                 router="router.proj",
+                routing="softmax",
                 vectors=(
                     ("router.scale", keys.hidden),
                     ("router.per_expert_scale", keys.number("num_experts")),
@@ -310,7 +319,7 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         sizes = gemma4_heads(keys, number, kind)
-        own = gemma_attention(
+        plain = gemma_attention(
             keys,
             kind,
             **sizes,
@@ -319,13 +328,37 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
+        own = Gemma4Attention(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
+        )
         inner = keys.number("intermediate_size")
         wide = keys.has("use_double_wide_mlp") and reuse[number]
         mlp = FeedForward(inner=2 * inner if wide else inner)
         scalar = Extra(buffers=(("layer_scalar", (1,)),))
         return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
 
-    return stack(gemma4_kinds(keys), layer)
+    return stack(kinds, layer)
+
+
+def gemma4_dialect(keys: Keys) -> Dialect:
+    """Norms around each part; heads of layers with a window have another width."""
+    kinds = gemma4_kinds(keys)
+    widths = {kind: gemma4_heads(keys, kinds.index(kind), kind)["head_dim"] for kind in set(kinds)}
+    capped = keys.get("final_logit_softcapping") is not None
+    shared = keys.optional("num_kv_shared_layers")
+    return dialect(
+        norm="gemma 4",
+        order="Gemma 4",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        rotary_dim=widths[FULL],
+        rotary_kinds=2,
+        windowed_dim=widths.get(SLIDING, 0),
+        logits_steps=3 * capped,
+        scalars=1 + bool(keys.optional("hidden_size_per_layer_input")),
+        last_token_from=keys.layers - shared if shared else None,
+    )(keys)
 
 
 def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:
@@ -363,10 +396,10 @@ def mimo_layers(keys: Keys) -> list[Modules]:
     derived = [FULL if n == 0 or not (n + 1) % 6 else SLIDING for n in range(keys.layers)]
     if pattern is not None:
         derived = [SLIDING if flag else FULL for flag in pattern[: keys.layers]]
-    frequency = keys.get("moe_layer_freq")
     with_experts = first_dense(keys, 1)
-    if isinstance(frequency, list) and keys.get("mlp_layer_types") is None:
-        with_experts = [bool(flag) for flag in frequency[: keys.layers]]
+    if isinstance(keys.get("moe_layer_freq"), list) and keys.get("mlp_layer_types") is None:
+        frequency = keys.list_of("moe_layer_freq", keys.layers) or []
+        with_experts = [bool(flag) for flag in frequency]
     size = keys.optional("sliding_window_size")
 
     def layer(number: int, kind: str) -> Modules:
@@ -391,17 +424,17 @@ def minimax_m2_attention(keys: Keys, kind: str) -> Attention:
 
 def minimax_m3_layers(keys: Keys) -> list[Modules]:
     """Attention over chosen blocks on some layers; shared experts."""
-    section = keys.mapping("sparse_attention_config")
-    flags = section.get("sparse_attention_freq")
+    section = keys.section("sparse_attention_config")
+    flags = section.list_of("sparse_attention_freq") or [0] * keys.layers
     sparse = "minimax_m3_sparse"
-    derived = [sparse if flag else FULL for flag in flags or [0] * keys.layers]
-    frequency = keys.list_of("moe_layer_freq")
+    derived = [sparse if flag else FULL for flag in flags]
+    frequency = keys.list_of("moe_layer_freq", keys.layers)
     with_experts = first_dense(keys, 0)
     if frequency is not None and keys.get("mlp_layer_types") is None:
         with_experts = [bool(flag) for flag in frequency]
     chooser = BlockIndexer(
-        heads=section.get("sparse_num_index_heads") or keys.number("index_n_heads"),
-        head_dim=section.get("sparse_index_dim") or keys.number("index_head_dim"),
+        heads=section.optional("sparse_num_index_heads") or keys.number("index_n_heads"),
+        head_dim=section.optional("sparse_index_dim") or keys.number("index_head_dim"),
     )
     experts = mixtral_experts(
         keys,
@@ -442,7 +475,7 @@ def cohere2_attention(keys: Keys, kind: str) -> Attention:
 
 def cohere2_moe_layers(keys: Keys) -> list[Modules]:
     """One norm a layer; experts behind the first dense layers."""
-    first = keys.optional("first_k_dense_replace") or 0
+    first = min(keys.optional("first_k_dense_replace") or 0, keys.layers)
     before, behind = (
         keys.number("prefix_dense_sliding_window_pattern"),
         keys.number("sliding_window_pattern"),
@@ -474,7 +507,7 @@ def exaone4_types(keys: Keys) -> list[str]:
         return [FULL] * keys.layers
     if isinstance(pattern, str):
         return [SLIDING if pattern[n % len(pattern)] == "L" else FULL for n in range(keys.layers)]
-    return keys.every(pattern)
+    return keys.every(keys.number("sliding_window_pattern"))
 
 
 def ernie_layers(keys: Keys) -> list[Modules]:
@@ -489,7 +522,7 @@ def ernie_layers(keys: Keys) -> list[Modules]:
         shared_bias=bias,
         correction=("gate.moe_statics.e_score_correction_bias", True),
     )
-    first, last = keys.optional("moe_layer_start_index") or 0, keys.get("moe_layer_end_index")
+    first, last = keys.optional("moe_layer_start_index") or 0, keys.integer("moe_layer_end_index")
     if last is None or last == -1:
         last = keys.layers - 1
     interval = keys.optional("moe_layer_interval") or 1
@@ -522,8 +555,7 @@ def hy_v3_experts(keys: Keys) -> Experts:
 
 def smollm3_layers(keys: Keys) -> list[Modules]:
     """Some layers do not rotate; they have a window, where it is switched on."""
-    period = keys.optional("no_rope_layer_interval") or 4
-    rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
+    rotated = rotated_layers(keys)
     windowed = keys.has("use_sliding_window") and keys.optional("sliding_window") is not None
     derived = [SLIDING if windowed and not rotated[n] else FULL for n in range(keys.layers)]
 
@@ -626,61 +658,97 @@ def bitnet_mlp(keys: Keys) -> FeedForward:
     return FeedForward(inner=inner, vectors=(("ffn_sub_norm", inner),))
 
 
+def _step_experts(keys: Keys) -> list[int]:
+    """Layers with experts: `moe_layers_enum`, a list or text with commas."""
+    listed = keys.get("moe_layers_enum")
+    if not isinstance(listed, str):
+        return keys.numbers("moe_layers_enum") or []
+    if not re.fullmatch(r"[0-9]{0,9}(\s*,\s*[0-9]{0,9})*", listed.strip(), re.ASCII):
+        raise ConfigError(f"moe_layers_enum: numbers with commas are wanted, not {listed!r:.60}")
+    return [int(item) for item in re.findall("[0-9]+", listed)]
+
+
 def step_layers(keys: Keys) -> list[Modules]:
     """Other query heads on layers with a window; a gate for each head; one shared expert."""
-    listed = keys.get("moe_layers_enum")
-    items = listed.split(",") if isinstance(listed, str) else listed
-    with_experts = first_dense(keys, 3)
-    if items and keys.get("mlp_layer_types") is None:
-        chosen = {int(item) for item in items if str(item).strip()}
+    chosen, with_experts = _step_experts(keys), first_dense(keys, 3)
+    if chosen and keys.get("mlp_layer_types") is None:
         with_experts = [number in chosen for number in range(keys.layers)]
-    section = keys.mapping("attention_other_setting")
-    other = keys.optional("num_sliding_attention_heads") or section.get("num_attention_heads")
-    experts = Experts(
+    section = keys.section("attention_other_setting")
+    other = keys.optional("num_sliding_attention_heads") or section.optional("num_attention_heads")
+    experts = ClampedExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("moe_intermediate_size"),
         shared=keys.number("share_expert_dim"),
         correction=CORRECTION,
+        routing="sigmoid",
     )
+    plain_mlp = dense(keys)
+    mlp = ClampedFeedForward(**{f.name: getattr(plain_mlp, f.name) for f in fields(plain_mlp)})
 
     def layer(number: int, kind: str) -> Modules:
         heads = (kind == SLIDING and other) or keys.at(number).heads
         per_head = keys.get("gating") in (None, True, "per-head")
         gate = heads if per_head else heads * keys.head_dim
-        own = attention(keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),))
-        return own, experts if with_experts[number] else dense(keys), LAYER_NORMS
+        plain = attention(
+            keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),)
+        )
+        own = HeadGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        return own, experts if with_experts[number] else mlp, LAYER_NORMS
 
     return stack(keys.layer_types([FULL] * keys.layers), layer)
 
 
+def step_dialect(keys: Keys) -> Dialect:
+    """Angles for each kind of layer, of a part of a head that the keys give for each."""
+    kinds = keys.layer_types([FULL] * keys.layers)
+    listed = keys.factors("partial_rotary_factors", keys.layers)
+    widths = {}
+    for kind in (FULL, SLIDING):
+        share = keys.section("rope_parameters").section(kind).factor("partial_rotary_factor")
+        if listed and kind in kinds:
+            share = listed[kinds.index(kind)]
+        widths[kind] = int(keys.head_dim * (share or 1))
+    return dialect(
+        norm="gemma",
+        rotary="partial later",
+        rotary_kinds=2,
+        rotary_dim=widths[FULL],
+        windowed_dim=widths[SLIDING],
+    )(keys)
+
+
 def nemotron_nas_layers(keys: Keys) -> list[Modules]:
     """`block_configs` has each layer's heads and MLP; either may be absent or one linear layer."""
-    configs = keys.list_of("block_configs")
-    if configs is None:
+    blocks = keys.sections("block_configs")
+    if not blocks:
         raise ConfigError("block_configs: a nemotron-nas model needs it, and it is missing")
     return [
-        _nas_attention(keys, block["attention"]) + _nas_mlp(keys, block["ffn"]) for block in configs
+        _nas_attention(keys, block.section("attention")) + _nas_mlp(keys, block.section("ffn"))
+        for block in blocks
     ]
 
 
-def _nas_attention(keys: Keys, block: dict[str, Any]) -> Modules:
-    if block.get("no_op"):
+def _nas_attention(keys: Keys, block: Keys) -> Modules:
+    if block.has("no_op"):
         return ()
     norm = Norms(("input_layernorm",))
-    if block.get("replace_with_linear"):
+    if block.has("replace_with_linear"):
         return Extra(linears=(("self_attn.linear_attn", keys.hidden, keys.hidden),)), norm
-    own = attention(keys, kv_heads=keys.heads // block["n_heads_in_group"])
-    return replace(own, window=block.get("window_length")), norm
+    own = attention(keys, kv_heads=keys.heads // block.number("n_heads_in_group"))
+    return replace(own, window=block.optional("window_length")), norm
 
 
-def _nas_mlp(keys: Keys, block: dict[str, Any]) -> Modules:
-    if block.get("no_op"):
+def _nas_mlp(keys: Keys, block: Keys) -> Modules:
+    if block.has("no_op"):
         return ()
     norm = Norms(("post_attention_layernorm",))
-    if block.get("replace_with_linear"):
+    if block.has("replace_with_linear"):
         return Extra(linears=(("mlp.linear_mlp", keys.hidden, keys.hidden),)), norm
-    inner = 256 * -(-int(2 * block["ffn_mult"] * keys.hidden / 3) // 256)
+    multiple = block.factor("ffn_mult")
+    if multiple is None:
+        raise ConfigError("block_configs: ffn_mult is missing")
+    inner = 256 * -(-int(2 * multiple * keys.hidden / 3) // 256)
     return FeedForward(inner=inner, bias=keys.has("mlp_bias")), norm
 
 

@@ -73,7 +73,9 @@ class ByteSource(ABC):
             count = max(0, min(count, self.size - start))
         if count > self._left:
             most = format_bytes(self._most_bytes)
-            raise self.wrong(f"more than {most} of it would have to be read; that is no header")
+            raise self.wrong(
+                f"more than {most} of it would have to be read; no header is that long"
+            )
         content = self._fetch(start, count) if count else b""
         self._left -= len(content)
         return content
@@ -118,7 +120,7 @@ class LocalFile(ByteSource):
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode):
             self.close()
-            raise self.wrong(f"found {_kind(found.st_mode)}; allowed: a regular file")
+            raise self.wrong(f"got {_kind(found.st_mode)}, expected a regular file")
         self.size = found.st_size
         note_input(path)
 
@@ -142,7 +144,7 @@ def _cannot_open(error: OSError | ValueError) -> str:
         errno.ENOENT: "no such file",
         errno.ENOTDIR: "no such file",
         errno.ELOOP: "its symbolic links form a loop",
-        errno.ENXIO: "found a socket; allowed: a regular file",
+        errno.ENXIO: "got a socket, expected a regular file",
     }
     return named.get(error.errno or 0, f"cannot be read: {error.strerror}")
 

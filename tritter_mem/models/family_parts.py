@@ -96,9 +96,9 @@ def dialect(**more: Any) -> Callable[[Keys], Dialect]:
     """Llama's dialect; `more` differs from that."""
 
     def of(keys: Keys) -> Dialect:
-        activation = keys.get("hidden_activation") or keys.get("hidden_act") or "silu"
-        share = keys.mapping("rope_parameters").get("partial_rotary_factor")
-        share = share or keys.get("partial_rotary_factor") or 1
+        activation = keys.text("hidden_activation") or keys.text("hidden_act") or "silu"
+        share = keys.section("rope_parameters").factor("partial_rotary_factor")
+        share = share or keys.factor("partial_rotary_factor") or 1
         plain = Dialect(activation=activation, rotary_dim=int(keys.head_dim * share))
         return replace(plain, **more)
 
@@ -132,6 +132,14 @@ def first_dense(keys: Keys, count: int | None) -> list[bool]:
     if types is not None:
         return [kind != "dense" for kind in types[: keys.layers]]
     return [number >= (count or 0) for number in range(keys.layers)]
+
+
+def rotated_layers(keys: Keys) -> list[bool]:
+    """Which layers rotate: `no_rope_layers`, else all but each `no_rope_layer_interval`-th."""
+    period = keys.optional("no_rope_layer_interval") or 4
+    if not keys.get("no_rope_layers"):
+        return [(number + 1) % period != 0 for number in range(keys.layers)]
+    return [bool(flag) for flag in keys.list_of("no_rope_layers", keys.layers) or ()]
 
 
 def stack(kinds: Iterable[str], layer: Callable[[int, str], Modules]) -> list[Modules]:
@@ -225,15 +233,15 @@ def indexer_types(keys: Keys, derived: Sequence[str] | None = None) -> list[str]
     listed = keys.list_of("indexer_types", keys.layers)
     if listed is not None:
         return listed[: keys.layers]
-    pattern = keys.get("index_topk_pattern")
-    if isinstance(pattern, str):
+    if isinstance(keys.get("index_topk_pattern"), list):
+        return keys.list_of("index_topk_pattern", keys.layers) or []
+    if pattern := keys.text("index_topk_pattern"):
         return [{"F": "full", "S": "shared"}.get(letter, letter) for letter in pattern]
-    if isinstance(pattern, list):
-        return pattern
     if derived is not None:
         return list(derived)
     period = keys.optional("index_topk_freq") or 1
-    offset = 2 if keys.get("index_skip_topk_offset") is None else keys.get("index_skip_topk_offset")
+    found = keys.integer("index_skip_topk_offset")
+    offset = 2 if found is None else found
     return [
         "shared" if max(number - offset + 1, 0) % period else "full"
         for number in range(keys.layers)

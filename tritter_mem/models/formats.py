@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Use = Literal["weights", "embeddings", "kv_cache"]
-NEEDS_TRAINING = "needs a model trained so"
+NEEDS_TRAINING = "needs a model trained that way"
 COSTS_QUALITY = "costs quality"
 
 

@@ -242,7 +242,7 @@ class _Reader:
                 "package gguf"
             )
         if version not in {2, 3}:
-            raise self._wrong(f"version {version} of GGUF; allowed: 2 and 3; convert it again")
+            raise self._wrong(f"GGUF version {version}, expected 2 or 3; convert the file again")
         return int(version)
 
     def _tensors(self, count: int, alignment: int) -> dict[str, GgufTensor]:
@@ -258,7 +258,7 @@ class _Reader:
                 raise self._wrong(f"tensor {printable(name, 100)}: {error}") from None
             if offset != next_offset:
                 raise self._wrong(
-                    f"tensor {printable(name, 100)}: found at {offset:,}, expected {next_offset:,}"
+                    f"tensor {printable(name, 100)}: is at {offset:,}, expected {next_offset:,}"
                 )
             tensors[name], end = tensor, offset + tensor.data_bytes
             next_offset = _aligned(end, alignment)
@@ -267,14 +267,14 @@ class _Reader:
             whole = _aligned(whole, alignment) + end
         size = self._source.size
         if size is not None and size < whole:
-            raise self._wrong(f"truncated: found {size:,} of {whole:,} bytes; download it again")
+            raise self._wrong(f"truncated: got {size:,} of {whole:,} bytes; download it again")
         return tensors
 
     def _tensor(self) -> tuple[GgufTensor, int]:
         """A tensor and its offset; ValueError where it contradicts itself."""
         dimensions = self._unpack("<I")
         if dimensions > _MAX_DIMENSIONS:
-            raise ValueError(f"found {dimensions:,} dimensions; at most {_MAX_DIMENSIONS}")
+            raise ValueError(f"got {dimensions:,} dimensions, expected at most {_MAX_DIMENSIONS}")
         shape = struct.unpack(f"<{dimensions}Q", self._cursor.take(8 * dimensions))
         number, offset = self._unpack("<I"), self._unpack("<Q")
         if number not in GGML_TYPES:
@@ -507,7 +507,7 @@ class _ConfigKeys:
         """Sizes of heads, where keys and values, or kinds of layers, have different ones."""
         rope = self._get("rope.dimension_count")
         if "kv_lora_rank" in found:
-            key = self._get("attention.key_length_mla") or found.get("head_dim")
+            key = self._get("attention.key_length_mla") or self._get("attention.key_length")
             value = self._get("attention.value_length_mla") or self._get("attention.value_length")
             found.pop("head_dim", None)
             if key and rope and value:

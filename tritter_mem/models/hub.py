@@ -25,6 +25,7 @@ from tritter_mem.units import MiB
 from tritter_mem.version import __version__
 
 MAIN = "main"
+WEB_ADDRESS = "https://huggingface.co/"
 _NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})"
     r"(?:@(?P<revision>[^\s:@]{1,250}))?(?::(?P<file>[^\s:][^:]{0,250}))?",
@@ -54,11 +55,13 @@ class HubName:
 
 
 def parse_hub_name(text: str) -> HubName | None:
-    """Read `org/name`, with `@revision` and `:file` where wanted; None where it is no such name.
+    """Read `org/name`, with `@revision` and `:file` where wanted; None where it is not such a name.
+
+    The address of a model's page is read as its name.
 
     A name that ends as files do, such as `models/mine.gguf`, is taken for a path.
     """
-    match = _NAME.fullmatch(text)
+    match = _NAME.fullmatch(text.removeprefix(WEB_ADDRESS).rstrip("/"))
     if match is None or _FILE.fullmatch(match["repository"]):
         return None
     revision, file = match["revision"] or MAIN, match["file"] or ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -136,6 +136,10 @@ class HuggingFaceModel:
         """Bytes of the language model's weights as the file has them stored."""
         return self.weight_bytes_in(self.quantization, self.dtype)
 
+    def held_on(self, capability: tuple[int, int]) -> HuggingFaceModel:
+        """The model with its weights as transformers holds them on a card of a capability."""
+        return replace(self, quantization=self.quantization.held(capability))
+
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of all that a checkpoint holds."""
@@ -152,6 +156,8 @@ class HuggingFaceModel:
             quantization: of linear layers.
             dtype: of what it leaves as it is, but for weights that the model keeps in float32.
         """
+        if quantization.file_bytes is not None:
+            return quantization.file_bytes
         return sum(
             self._stored_bytes(name, weight, quantization, dtype)
             for name, weight in self.language_weights()
@@ -177,22 +183,25 @@ class HuggingFaceModel:
             kept += self.family.float32_beside_float16
         return 4 if any(part in f"{name}." for part in kept) else dtype.element_bytes
 
-    def kv_bytes_per_token(self, cache: StorageFormat | None = None) -> int:
-        """Bytes that a further token adds to the cache, whatever the context.
+    def kv_bytes_per_token(
+        self, cache: StorageFormat | None = None, context: int | None = None
+    ) -> int:
+        """Bytes that a further token adds to the cache.
 
-        Layers with a window and layers with a state add nothing. Latent attention adds its latent
-        and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
+        Layers with a full window and layers with a state add nothing. Latent attention adds its
+        latent and one rotated key, `kv_lora_rank + qk_rope_head_dim` elements, as engines and
         transformers 5 cache it, and the key of its indexer.
 
         Args:
             cache: storage of the cache; None: that of the weights.
+            context: tokens that are cached before it; None: so many that each window is full.
         """
         stored = self.dtype if cache is None else cache
         return sum(
             count * stored.weight_bytes(1, width)
             for layer, count in Counter(self.layers).items()
             for module in layer
-            for width in module.grown_elements()
+            for width in module.grown_elements(context)
         )
 
     def cache_bytes(self, context: int, batch: int, dtype: str = "") -> int:
@@ -238,7 +247,7 @@ def read_config(
     keys = Keys(values, language_type)
     try:
         return _read(config, keys, family, quantization, unsupported)
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ConfigError(
             f"config.json: a key of this {model_type} model has a wrong value: {error}"
         ) from error
@@ -251,7 +260,7 @@ def _read(
     quantization: Mapping[str, Any] | None,
     unsupported: list[str],
 ) -> HuggingFaceModel:
-    outside = family.outside(keys)
+    outside, is_known = family.outside(keys), not unsupported
     towers, missing = tower_weights(config, keys)
     tied = keys.has("tie_word_embeddings")
     if "tie_word_embeddings" in config and "tie_word_embeddings" not in keys.values:
@@ -280,7 +289,7 @@ def _read(
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
-        dialect=None if family.dialect is None or unsupported else family.dialect(keys),
+        dialect=family.dialect(keys) if family.dialect and is_known else None,
         unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 
@@ -298,6 +307,8 @@ def _language_section(config: object) -> tuple[Mapping[str, Any], str]:
         section = config.get(name)
         if isinstance(section, Mapping):
             inner = section.get("text_config", section)
+            if not isinstance(inner, Mapping):
+                raise ConfigError(f"config.json: {name}.text_config: a section is wanted")
             own = inner.get("model_type") or SAME_AS.get(str(model_type), str(model_type))
             return inner, str(own)
     if not isinstance(model_type, str):

@@ -360,6 +360,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "first_k_dense_replace": 3,
     },
     "deepseek_v32": {
+        "index_topk": 2048,
         "vocab_size": 129280,
         "hidden_size": 7168,
         "intermediate_size": 18432,
@@ -483,6 +484,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "glm_moe_dsa": {
+        "index_topk": 2048,
         "vocab_size": 154880,
         "hidden_size": 6144,
         "intermediate_size": 12288,
@@ -677,6 +679,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "index_head_dim": 128,
     },
     "nemotron_h": {
+        "chunk_size": 128,
         "vocab_size": 131072,
         "hidden_size": 4096,
         "num_attention_heads": 32,
@@ -696,8 +699,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "moe_shared_expert_intermediate_size": 7688,
         "num_experts_per_tok": 2,
         "num_nextn_predict_layers": 0,
+        "mlp_hidden_act": "relu2",
     },
     "granitemoehybrid": {
+        "mamba_chunk_size": 256,
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -715,6 +720,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "falcon_h1": {
+        "mamba_norm_before_gate": True,
+        "mamba_chunk_size": 256,
         "vocab_size": 128000,
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -750,6 +757,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "bamba": {
+        "mamba_chunk_size": 256,
         "vocab_size": 128000,
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -765,6 +773,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mamba_conv_bias": True,
     },
     "mamba2": {
+        "chunk_size": 256,
         "num_heads": 128,
         "head_dim": 64,
         "vocab_size": 32768,
@@ -777,6 +786,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_conv_bias": True,
     },
     "zamba2": {
+        "chunk_size": 256,
         "vocab_size": 32000,
         "hidden_size": 2560,
         "num_hidden_layers": 54,

@@ -24,6 +24,7 @@ from tritter_mem.models.attention_families import (
     gemma3_types,
     gemma3n_layers,
     gemma3n_outside,
+    gemma4_dialect,
     gemma4_layers,
     gemma4_unbuilt,
     gemma_attention,
@@ -51,9 +52,11 @@ from tritter_mem.models.attention_families import (
     qwen_types,
     seed_oss_attention,
     smollm3_layers,
+    step_dialect,
     step_layers,
 )
 from tritter_mem.models.family_parts import (
+    FEED_FORWARD_NORMS,
     POST_NORMS,
     Family,
     Outside,
@@ -63,7 +66,6 @@ from tritter_mem.models.family_parts import (
     final_norm,
     hyper_head,
     indexer,
-    latent,
     mixtral_experts,
     plain_attention,
     plain_layers,
@@ -73,8 +75,10 @@ from tritter_mem.models.family_parts import (
 )
 from tritter_mem.models.huggingface_keys import FULL
 from tritter_mem.models.hybrid_families import (
+    bamba_dialect,
     bamba_layers,
     falcon_h1_layers,
+    granite_hybrid_dialect,
     granite_hybrid_layers,
     inkling_layers,
     jamba_layers,
@@ -82,11 +86,13 @@ from tritter_mem.models.hybrid_families import (
     lfm3_layers,
     mamba2_layers,
     minimax_layers,
+    nemotron_h_dialect,
     nemotron_h_layers,
     olmo_hybrid_layers,
     qwen4_layers,
     qwen4_outside,
     qwen_hybrid,
+    qwen_hybrid_dialect,
     qwen_mtp,
     zamba2_layers,
 )
@@ -98,6 +104,8 @@ from tritter_mem.models.latent_families import (
     glm5_next_layers,
     glm_dsa_layers,
     hy_v4_layers,
+    indexed,
+    indexed_dialect,
     kimi_linear_layers,
     longcat_layers,
     mistral_large4_layers,
@@ -110,7 +118,7 @@ _BIAS = ("e_score_correction_bias",)
 
 _DEEPSEEK = deepseek_layers()
 
-_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (latent(keys), indexer(keys)))
+_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (indexed(keys), indexer(keys)))
 
 _GLM4_MOE = deepseek_layers(attention_of=glm4_moe_attention)
 
@@ -125,7 +133,9 @@ OLMO = dialect(
 FAMILIES: dict[str, Family] = {
     "llama": Family(layers=plain_layers(), dialect=dialect()),
     "mistral": Family(layers=plain_layers(attention_of=plain_attention), dialect=dialect()),
-    "ministral3": Family(layers=plain_layers(attention_of=plain_attention)),
+    "ministral3": Family(
+        layers=plain_layers(attention_of=plain_attention), dialect=dialect(scales_queries=True)
+    ),
     "mixtral": Family(
         layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts), dialect=dialect()
     ),
@@ -144,14 +154,16 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
     "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
-    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True)),
+    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True), dialect=qwen_hybrid_dialect(1)),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
         mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
+        dialect=qwen_hybrid_dialect(3),
     ),
     "qwen3_5_moe_text": Family(
         layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
         mtp=qwen_mtp(qwen_experts),
+        dialect=qwen_hybrid_dialect(3),
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
@@ -167,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         layers=gemma4_layers,
         outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),
         unbuilt=gemma4_unbuilt,
+        dialect=gemma4_dialect,
     ),
     "deepseek_v3": Family(
         layers=_DEEPSEEK,
@@ -177,6 +190,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(
         layers=_DEEPSEEK_V32,
         mtp=next_token_layers(_DEEPSEEK_V32),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),
@@ -207,6 +221,7 @@ FAMILIES: dict[str, Family] = {
     "glm_moe_dsa": Family(
         layers=glm_dsa_layers,
         mtp=next_token_layers(glm_dsa_layers, tables=False),
+        dialect=indexed_dialect,
         float32=_BIAS,
         float32_beside_float16=("indexer.weights_proj",),
     ),
@@ -261,12 +276,25 @@ FAMILIES: dict[str, Family] = {
         layers=nemotron_h_layers,
         outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
         float32=_BIAS,
+        dialect=nemotron_h_dialect,
     ),
     "nemotron-nas": Family(layers=nemotron_nas_layers),
-    "granitemoehybrid": Family(layers=granite_hybrid_layers),
-    "falcon_h1": Family(layers=falcon_h1_layers, outside=final_norm("final_layernorm")),
+    "granitemoehybrid": Family(layers=granite_hybrid_layers, dialect=granite_hybrid_dialect),
+    "falcon_h1": Family(
+        layers=falcon_h1_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(
+            order="state space beside",
+            names=FEED_FORWARD_NORMS.names,
+            scales_embedding=True,
+            scales_keys=True,
+            logits_steps=1,
+        ),
+    ),
     "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
-    "bamba": Family(layers=bamba_layers, outside=final_norm("final_layernorm")),
+    "bamba": Family(
+        layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
+    ),
     "mamba2": Family(
         layers=mamba2_layers,
         outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
@@ -332,7 +360,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
     "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
-    "step3p5": Family(layers=step_layers),
+    "step3p5": Family(layers=step_layers, dialect=step_dialect),
 }
 
 """A `model_type` of a language model to how it is read. A new one is a row here."""

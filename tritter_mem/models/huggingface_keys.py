@@ -27,13 +27,18 @@ class Keys:
     An absent key has the default of the configuration class of its `model_type`. Some keys have
     two names, of which either is taken.
 
+    Every number of a file that counts for something is read here: one that is infinite, absurd or
+    of another kind is refused by name.
+
     Attributes:
         values: as in the file.
         model_type: of the language model.
+        place: what comes before a key's name in messages, where they are those of a section.
     """
 
     values: Mapping[str, Any]
     model_type: str
+    place: str = ""
 
     def get(self, name: str) -> Any:
         """A key's value; None where it is null, or absent and without a default."""
@@ -49,48 +54,131 @@ class Keys:
         """Whether a key is true."""
         return bool(self.get(name))
 
-    def optional(self, name: str) -> int | None:
+    def optional(self, name: str, most: int = MOST) -> int | None:
         """A number of things, or None where it is null, absent or 0.
 
+        Args:
+            name: of the key.
+            most: that a model has of these things.
+
         Raises:
-            ConfigError: it is something else, or below zero.
+            ConfigError: it is something else, below zero, or above `most`.
         """
         value = self.get(name)
-        if value is None or value == "auto":
-            return None
+        return None if value is None or value == "auto" else self._count(name, value, most) or None
+
+    def _count(self, name: str, value: object, most: int = MOST) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{name}: a number of things is wanted, not {value!r}")
-        if value > MOST:
-            raise ConfigError(f"{name}: more than {MOST:,}, which no model has")
-        return value or None
+            raise self._wrong(name, "a number of things", value)
+        if value > most:
+            raise ConfigError(f"{self.place}{name}: more than {most:,}, which no model has")
+        return value
 
-    def number(self, name: str) -> int:
-        """A number of things, at least 1.
+    def _wrong(self, name: str, wanted: str, value: object) -> ConfigError:
+        return ConfigError(f"{self.place}{name}: {wanted} is wanted, not {value!r:.60}")
+
+    def number(self, name: str, most: int = MOST) -> int:
+        """A number of things, at least 1 and at most `most`.
 
         Raises:
             ConfigError: it is absent, null, 0, or no such number.
         """
-        value = self.optional(name)
+        value = self.optional(name, most)
         if value is None:
-            raise ConfigError(f"{name}: a {self.model_type} model needs it, and it is missing")
+            model = f"a {self.model_type} model" if self.model_type else "this section"
+            raise ConfigError(f"{self.place}{name}: {model} needs it, and it is missing")
         return value
+
+    def integer(self, name: str) -> int | None:
+        """An index, which may be 0 or count from the end, or None where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        value = self.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > MOST:
+            raise self._wrong(name, "an integer", value)
+        return value
+
+    def factor(self, name: str) -> float | None:
+        """What a size is multiplied by, or None where it is null, absent or 0.
+
+        Raises:
+            ConfigError: it is no number between 0 and `MOST`.
+        """
+        value = self.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+            raise self._wrong(name, "a factor", value)
+        return value or None
+
+    def factors(self, name: str, count: int | None = None) -> list[float | None]:
+        """The factors of a list, or none where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else, or shorter than `count`.
+        """
+        items = {str(number): item for number, item in enumerate(self.list_of(name, count) or ())}
+        listed = section_of(items, f"{self.place}{name}")
+        return [listed.factor(number) for number in items]
+
+    def text(self, name: str) -> str | None:
+        """Text, perhaps a letter for each layer, or None where it is null, absent or empty.
+
+        Raises:
+            ConfigError: it is something else, or too long.
+        """
+        value = self.get(name)
+        if value is not None and (not isinstance(value, str) or len(value) > MOST_LAYERS):
+            raise self._wrong(name, "text", value)
+        return value or None
 
     def list_of(self, name: str, count: int | None = None) -> list[Any] | None:
         """A list, or None where it is null or absent.
 
         Raises:
-            ConfigError: it is something else, or shorter than `count`.
+            ConfigError: it is something else, shorter than `count`, or longer than a model has
+                layers.
         """
         value = self.get(name)
         if value is None:
             return None
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ConfigError(f"{name}: a list is wanted, not {value!r}")
+            raise self._wrong(name, "a list", value)
+        if len(value) > MOST_LAYERS:
+            raise ConfigError(f"{self.place}{name}: more than {MOST_LAYERS} values")
         if count is not None and len(value) < count:
-            raise ConfigError(f"{name}: {len(value)} values for {count} layers")
+            raise ConfigError(
+                f"{self.place}{name}: {len(value)} values; at least {count} are wanted"
+            )
         return list(value)
+
+    def numbers(self, name: str, count: int | None = None) -> list[int] | None:
+        """A list of numbers of things, or None where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else, or shorter than `count`.
+        """
+        found = self.list_of(name, count)
+        return None if found is None else [self._count(name, value) for value in found]
+
+    def names(self, name: str) -> tuple[str, ...] | None:
+        """A list of names or patterns, or None where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        value = self.get(name)
+        if value is not None and not (
+            isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+        ):
+            raise self._wrong(name, "a list of names", value)
+        return None if value is None else tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         """A section; empty where it is null or absent.
@@ -102,8 +190,26 @@ class Keys:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{name}: a section is wanted, not {value!r}")
+            raise self._wrong(name, "a section", value)
         return value
+
+    def section(self, name: str) -> Keys:
+        """The keys of a section, which have no defaults; none where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        return section_of(self.mapping(name), f"{self.place}{name}")
+
+    def sections(self, name: str) -> list[Keys]:
+        """The keys of each section of a list, or none where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        items = {str(number): item for number, item in enumerate(self.list_of(name) or ())}
+        listed = section_of(items, f"{self.place}{name}")
+        return [listed.section(number) for number in items]
 
     def at(self, number: int) -> Keys:
         """The keys of one layer: `per_layer_config` may give it other values."""
@@ -125,10 +231,7 @@ class Keys:
         Raises:
             ConfigError: there are more than any model has.
         """
-        count = self.number("num_hidden_layers")
-        if count > MOST_LAYERS:
-            raise ConfigError(f"num_hidden_layers: {count} is more than {MOST_LAYERS}")
-        return count
+        return self.number("num_hidden_layers", MOST_LAYERS)
 
     @property
     def heads(self) -> int:
@@ -169,3 +272,8 @@ class Keys:
         if kind in (SLIDING, "hybrid_sliding"):
             return self.optional("sliding_window")
         return self.optional("attention_chunk_size") if kind == CHUNKED else None
+
+
+def section_of(values: Mapping[str, Any], name: str) -> Keys:
+    """The keys of a section of a file, which have no defaults."""
+    return Keys(values, "", f"{name}.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tritter_mem.models.architecture import Weight
-from tritter_mem.models.huggingface_keys import Keys
+from tritter_mem.models.huggingface_keys import MOST_LAYERS, Keys
 from tritter_mem.models.transformers_blocks import layer_norm, linear, vector
 
 Tower = Callable[[Keys, Keys], Iterator[Weight]]
@@ -34,7 +34,7 @@ def qwen(keys: Keys, language: Keys) -> Iterator[Weight]:
     )  # fmt: skip
     yield vector("visual.patch_embed.proj.bias", width)
     yield table("visual.pos_embed", keys.number("num_position_embeddings"), width)
-    for number in range(keys.number("depth")):
+    for number in range(keys.number("depth", MOST_LAYERS)):
         name = f"visual.blocks.{number}"
         yield from layer_norm(f"{name}.norm1", width, True)
         yield from layer_norm(f"{name}.norm2", width, True)
@@ -69,7 +69,7 @@ def encoder_layers(
 def llama4(keys: Keys, language: Keys) -> Iterator[Weight]:
     """Llama 4's: a class embedding, and an adapter that shuffles pixels into channels."""
     width, inner = keys.hidden, keys.number("intermediate_size")
-    patch, layers = keys.number("patch_size"), keys.number("num_hidden_layers")
+    patch, layers = keys.number("patch_size"), keys.layers
     patches = (keys.number("image_size") // patch) ** 2
     yield vector("vision_model.class_embedding", width)
     yield table("vision_model.positional_embedding_vlm", patches + 1, width)
@@ -88,7 +88,7 @@ def llama4(keys: Keys, language: Keys) -> Iterator[Weight]:
 def siglip(keys: Keys, language: Keys) -> Iterator[Weight]:
     """SigLIP with its pooling head unless that is switched off, and Gemma 3's projection."""
     width, inner = keys.hidden, keys.number("intermediate_size")
-    patch, layers = keys.number("patch_size"), keys.number("num_hidden_layers")
+    patch, layers = keys.number("patch_size"), keys.layers
     yield table("vision_tower.patch_embedding", width, keys.number("num_channels"), patch, patch)
     yield vector("vision_tower.patch_embedding.bias", width)
     patches = (keys.number("image_size") // patch) ** 2
@@ -114,7 +114,7 @@ def gemma4(keys: Keys, language: Keys) -> Iterator[Weight]:
     positions, patch = keys.number("position_embedding_size"), keys.number("patch_size")
     yield table("vision_tower.patch_embedder.position_embedding_table", 2, positions, width)
     yield from linear("vision_tower.patch_embedder.input_proj", width, 3 * patch**2)
-    for number in range(keys.number("num_hidden_layers")):
+    for number in range(keys.layers):
         name = f"vision_tower.encoder.layers.{number}"
         yield from linear(f"{name}.self_attn.q_proj", queries, width)
         yield from linear(f"{name}.self_attn.k_proj", key_width, width)
@@ -134,14 +134,14 @@ def gemma4(keys: Keys, language: Keys) -> Iterator[Weight]:
 def gemma4_audio(keys: Keys, language: Keys) -> Iterator[Weight]:
     """Gemma 4's for sound: two convolutions, then layers of a Conformer."""
     width, head = keys.hidden, keys.hidden // keys.heads
-    first, second = keys.list_of("subsampling_conv_channels", 2) or (128, 32)
+    first, second = (keys.numbers("subsampling_conv_channels", 2) or (128, 32))[:2]
     start = "audio_tower.subsample_conv_projection"
     yield table(f"{start}.layer0.conv", first, 1, 3, 3)
     yield vector(f"{start}.layer0.norm", first)
     yield table(f"{start}.layer1.conv", second, first, 3, 3)
     yield vector(f"{start}.layer1.norm", second)
     yield from linear(f"{start}.input_proj_linear", width, first // 4 * second)
-    for number in range(keys.number("num_hidden_layers")):
+    for number in range(keys.layers):
         name = f"audio_tower.layers.{number}"
         for part in ("feed_forward1", "feed_forward2"):
             yield from linear(f"{name}.{part}.ffw_layer_1", 4 * width, width)
@@ -172,7 +172,7 @@ def pixtral(keys: Keys, language: Keys) -> Iterator[Weight]:
     patch, merged = keys.number("patch_size"), 4 * width
     yield table("vision_tower.patch_conv", width, keys.number("num_channels"), patch, patch)
     yield vector("vision_tower.ln_pre", width)
-    for number in range(keys.number("num_hidden_layers")):
+    for number in range(keys.layers):
         name = f"vision_tower.transformer.layers.{number}"
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
             yield from linear(f"{name}.attention.{part}", width, width)
@@ -188,14 +188,15 @@ def pixtral(keys: Keys, language: Keys) -> Iterator[Weight]:
 def kimi(keys: Keys, language: Keys) -> Iterator[Weight]:
     """Kimi K2.5's, whose keys begin with `vt_`."""
     width, inner = keys.number("vt_hidden_size"), keys.number("vt_intermediate_size")
-    layers, patch = keys.number("vt_num_hidden_layers"), keys.number("patch_size")
+    layers = keys.number("vt_num_hidden_layers", MOST_LAYERS)
+    patch = keys.number("patch_size")
     yield table("vision_tower.patch_embed.proj", width, 3, patch, patch)
     yield vector("vision_tower.patch_embed.proj.bias", width)
     sides = keys.number("init_pos_emb_height"), keys.number("init_pos_emb_width")
     yield table("vision_tower.patch_embed.pos_emb", *sides, width)
     yield from encoder_layers("vision_tower.layers", keys, layers, width, inner)
     yield from layer_norm("vision_tower.final_layernorm", width, True)
-    rows, columns = keys.list_of("merge_kernel_size") or (2, 2)
+    rows, columns = (keys.numbers("merge_kernel_size", 2) or (2, 2))[:2]
     merged = width * rows * columns
     yield from layer_norm("mm_projector.pre_norm", width, True)
     yield from affine("mm_projector.in_proj", merged, merged)

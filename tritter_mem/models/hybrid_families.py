@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -16,6 +16,7 @@ from tritter_mem.models.family_parts import (
     Outside,
     attention,
     dense,
+    dialect,
     first_dense,
     head_norms,
     mixtral_experts,
@@ -23,7 +24,10 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
-from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, SLIDING, Keys
+from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
+from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
+from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
     Attention,
     CacheOnly,
@@ -32,10 +36,8 @@ from tritter_mem.models.transformers_blocks import (
     Extra,
     FeedForward,
     FusedIndexer,
-    GatedDelta,
     LightningAttention,
     Mamba,
-    Mamba2,
     Module,
     Norms,
     ShortConvolution,
@@ -71,7 +73,8 @@ def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
 
 def gated_query_attention(keys: Keys) -> Attention:
     """Attention whose query projection makes a gate too."""
-    return attention(keys, query_copies=2, qk_norm=head_norms(keys))
+    plain = attention(keys, query_copies=2, qk_norm=head_norms(keys))
+    return GatedAttention(**{field.name: getattr(plain, field.name) for field in fields(plain)})
 
 
 def qwen_hybrid_kinds(keys: Keys, rare: str = FULL) -> list[str]:
@@ -99,11 +102,23 @@ def qwen_hybrid(
     return layers
 
 
+def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
+    """A quarter of a head rotates where the keys do not say how much."""
+
+    def of(keys: Keys) -> Dialect:
+        plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
+        told = keys.factor("partial_rotary_factor")
+        told = told or keys.section("rope_parameters").factor("partial_rotary_factor")
+        return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
+
+    return of
+
+
 def qwen_mtp(mlp: Callable[[Keys], Module]) -> Callable[[Keys], list[Modules]]:
     """Qwen3.5's layers for multi-token prediction, with full attention."""
 
     def layers(keys: Keys) -> list[Modules]:
-        count = keys.optional("mtp_num_hidden_layers") or 0
+        count = keys.optional("mtp_num_hidden_layers", MOST_LAYERS) or 0
         joined = Extra(
             linears=(("fc", keys.hidden, 2 * keys.hidden),),
             tensors=tuple(
@@ -187,10 +202,11 @@ def minimax_layers(keys: Keys) -> list[Modules]:
 def nemotron_h_kinds(keys: Keys) -> list[str]:
     """`layers_block_type`, or the letters of `hybrid_override_pattern`."""
     letters = {"M": LINEAR, "E": "moe", "*": FULL, "-": "mlp"}
-    listed, pattern = keys.list_of("layers_block_type"), keys.get("hybrid_override_pattern")
+    listed = keys.list_of("layers_block_type")
     if listed is not None:
         return [{"mamba": LINEAR, "attention": FULL}.get(kind, kind) for kind in listed]
-    if not isinstance(pattern, str):
+    pattern = keys.text("hybrid_override_pattern")
+    if pattern is None:
         return [LINEAR, "moe", FULL, "mlp"]
     if unknown := set(pattern) - set(letters):
         raise ConfigError(f"hybrid_override_pattern: unknown letters {''.join(sorted(unknown))}")
@@ -211,10 +227,11 @@ def nemotron_h_module(keys: Keys, kind: str) -> Module:
             bias=keys.has("mamba_proj_bias") or keys.has("use_bias"),
             conv_bias=keys.has("use_conv_bias"),
             out_bias=keys.has("use_bias"),
+            chunk=keys.optional("mamba_chunk_size") or keys.number("chunk_size"),
             name="mixer",
         )
     if kind == FULL:
-        own = attention(keys, name="mixer", bias=False, out_bias=False)
+        own = attention(keys, name="mixer", bias=False, out_bias=False, rotates=False)
         own_width = keys.optional("head_dim") or keys.optional("attention_head_dim")
         return replace(own, head_dim=own_width or own.head_dim)
     if kind == "moe":
@@ -247,6 +264,17 @@ def nemotron_h_layers(keys: Keys) -> list[Modules]:
     ]
 
 
+def nemotron_h_dialect(keys: Keys) -> Dialect:
+    """One norm and one part a layer; nothing rotates."""
+    return dialect(
+        norm="float weight",
+        order="single",
+        names=("norm",),
+        rotary="",
+        activation=keys.get("mlp_hidden_act"),
+    )(keys)
+
+
 def mamba2_of(keys: Keys, inner: int, **more: Any) -> Mamba2:
     """Mamba-2 with the keys of IBM's and Falcon's models."""
     heads = keys.number("mamba_n_heads")
@@ -260,6 +288,7 @@ def mamba2_of(keys: Keys, inner: int, **more: Any) -> Mamba2:
         bias=keys.has("mamba_proj_bias"),
         out_bias=keys.has("mamba_proj_bias"),
         conv_bias=keys.has("mamba_conv_bias"),
+        chunk=keys.number("mamba_chunk_size"),
     )
     return replace(plain, **more)
 
@@ -273,7 +302,11 @@ def granite_hybrid_layers(keys: Keys) -> list[Modules]:
     """Mamba-2 or attention; experts beside a shared MLP."""
     experts: Modules = ()
     if keys.optional("num_local_experts"):
-        experts = (mixtral_experts(keys, router="router", name="block_sparse_moe"),)
+        experts = (
+            mixtral_experts(
+                keys, router="router", name="block_sparse_moe", routing="chosen float softmax"
+            ),
+        )
     shared = FeedForward(
         inner=keys.number("shared_intermediate_size"),
         fused="input_linear",
@@ -284,10 +317,32 @@ def granite_hybrid_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         del number
-        own: Module = state_space if kind == LINEAR else attention(keys)
+        own: Module = state_space if kind == LINEAR else attention(keys, rotates=_rotates(keys))
         return own, *experts, shared, LAYER_NORMS
 
     return stack(_hybrid_types(keys, [LINEAR] * keys.layers), layer)
+
+
+def _rotates(keys: Keys) -> bool:
+    return bool(keys.get("position_embedding_type") == "rope")
+
+
+def granite_hybrid_dialect(keys: Keys) -> Dialect:
+    """Granite's factors; positions may have no angles."""
+    return dialect(
+        order="experts first",
+        rotary="halves" if _rotates(keys) else "",
+        scales_embedding=True,
+        scales_residual=True,
+        logits_steps=1,
+    )(keys)
+
+
+def bamba_dialect(keys: Keys) -> Dialect:
+    """Half of a head rotates, whatever the keys say."""
+    return dialect(
+        names=FEED_FORWARD_NORMS.names, rotary="partial later", rotary_dim=keys.head_dim // 2
+    )(keys)
 
 
 def _hybrid_types(keys: Keys, derived: Sequence[str]) -> list[str]:
@@ -305,9 +360,12 @@ def falcon_h1_layers(keys: Keys) -> list[Modules]:
         keys,
         inner,
         normed=keys.has("mamba_rms_norm"),
+        before_gate=keys.has("mamba_norm_before_gate"),
+        scaled=True,
         out_bias=keys.has("projectors_bias"),
     )
-    mlp = dense(keys, name="feed_forward")
+    plain = dense(keys, name="feed_forward")
+    mlp = ScaledFeedForward(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     return [(state_space, attention(keys), mlp, FEED_FORWARD_NORMS)] * keys.layers
 
 
@@ -455,7 +513,7 @@ def lfm2_inner(keys: Keys) -> int:
     if not keys.has("block_auto_adjust_ff_dim"):
         return inner
     inner = int(2 * inner / 3)
-    factor = keys.get("block_ffn_dim_multiplier")
+    factor = keys.factor("block_ffn_dim_multiplier")
     if factor is None:
         return inner
     unit = keys.number("block_multiple_of")

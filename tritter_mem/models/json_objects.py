@@ -27,7 +27,7 @@ def read_object(source: ByteSource, most_bytes: int = MAX_FILE_BYTES) -> dict[st
     content = source.read_up_to(0, most_bytes + 1)
     if len(content) > most_bytes:
         size = f"{format_bytes(source.size)}" if source.size else "more"
-        raise source.wrong(f"found {size}; such a file has at most {format_bytes(most_bytes)}")
+        raise source.wrong(f"got {size}, expected at most {format_bytes(most_bytes)}")
     return parse_object(content, source)
 
 
@@ -46,7 +46,7 @@ def parse_object(
         InputError: the bytes are no JSON object, or one that goes over a bound.
     """
     if not content.lstrip()[:1] == b"{" and not content.startswith(b"\xef\xbb\xbf"):
-        raise source.wrong(f"found {description(content)}; allowed: a JSON object")
+        raise source.wrong(f"got {description(content)}, expected a JSON object")
     if sum(map(content.count, (b",", b"[", b"{"))) > most_values:
         raise source.wrong(f"the JSON holds more than {most_values:,} values")
     try:
@@ -64,7 +64,7 @@ def parse_object(
     except ValueError as error:  # a number of thousands of digits, a key that is there twice
         raise source.wrong(f"not JSON: {printable(error, 120)}") from None
     if not isinstance(found, dict):
-        raise source.wrong("found no object; allowed: a JSON object")
+        raise source.wrong("expected a JSON object")
     return found
 
 

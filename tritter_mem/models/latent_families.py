@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -17,11 +18,13 @@ from tritter_mem.models.family_parts import (
     indexer,
     indexer_types,
     latent,
+    rotated_layers,
     routed_experts,
     stack,
     with_indexer,
 )
-from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, SLIDING, Keys
+from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
+from tritter_mem.models.indexed_attention_blocks import IndexedAttention
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     CompressedAttention,
@@ -78,7 +81,7 @@ def next_token_layers(
     """
 
     def mtp(keys: Keys) -> list[Modules]:
-        count, hidden = keys.optional("num_nextn_predict_layers") or 0, keys.hidden
+        count, hidden = keys.optional("num_nextn_predict_layers", MOST_LAYERS) or 0, keys.hidden
         shapes = {
             "eh_proj": (hidden, 2 * hidden),
             "enorm": (hidden,),
@@ -93,12 +96,30 @@ def next_token_layers(
     return mtp
 
 
+def indexed(keys: Keys, **more: Any) -> IndexedAttention:
+    """Latent attention with an indexer."""
+    plain = latent(keys)
+    own = IndexedAttention(
+        **{field.name: getattr(plain, field.name) for field in fields(plain)},
+        index_heads=keys.number("index_n_heads"),
+        index_dim=keys.number("index_head_dim"),
+        chosen=keys.number("index_topk"),
+    )
+    return replace(own, **more)
+
+
+def indexed_dialect(keys: Keys) -> Dialect:
+    """DeepSeek's; an indexer takes a mask even where attention needs none."""
+    return replace(deepseek_dialect(keys), always_masks=True)
+
+
 def glm_dsa_layers(keys: Keys) -> list[Modules]:
     """Latent attention with indexers, of which some layers share one."""
+    own = indexed(keys, hands_on=True, index_rotary="interleaved")
     with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
     return [
         (
-            *with_indexer(keys, kind, latent(keys), indexer(keys)),
+            *with_indexer(keys, kind, replace(own, chooses=kind != "shared"), indexer(keys)),
             routed_experts(keys) if mixed else dense(keys),
             LAYER_NORMS,
         )
@@ -143,8 +164,7 @@ def hy_v4_layers(keys: Keys) -> list[Modules]:
 
 def mistral_large4_layers(keys: Keys) -> list[Modules]:
     """Latent attention with indexers; keys without rotation on some layers, shared on others."""
-    period = keys.optional("no_rope_layer_interval") or 4
-    rotated = keys.list_of("no_rope_layers") or [(n + 1) % period for n in range(keys.layers)]
+    rotated = rotated_layers(keys)
     sources = keys.list_of("kv_source_layers", keys.layers) or list(range(keys.layers))
     with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
     types = indexer_types(keys)
@@ -184,10 +204,10 @@ def mistral_large4_outside(keys: Keys) -> Outside:
 
 def delta_attention(keys: Keys, *, factorised: bool = True) -> DeltaAttention:
     """Kimi delta attention, whose sizes may be in a section by themselves."""
-    section = keys.mapping("linear_attn_config")
+    section = keys.section("linear_attn_config")
 
     def size(name: str, in_section: str) -> int:
-        return int(section.get(in_section) or keys.number(name))
+        return section.optional(in_section) or keys.number(name)
 
     return DeltaAttention(
         heads=size("linear_num_heads", "num_heads"),
@@ -211,10 +231,9 @@ def kimi_experts(keys: Keys) -> Experts:
 
 def kimi_linear_layers(keys: Keys) -> list[Modules]:
     """Kimi delta attention, and latent attention on some layers."""
-    section = keys.mapping("linear_attn_config")
+    full = keys.section("linear_attn_config").numbers("full_attn_layers")
     derived = [FULL if n and n % 4 == 0 else LINEAR for n in range(keys.layers)]
-    if "full_attn_layers" in section:
-        full = set(section["full_attn_layers"])
+    if full is not None:
         derived = [FULL if n + 1 in full else LINEAR for n in range(keys.layers)]
     with_experts = first_dense(keys, keys.optional("first_k_dense_replace") or 1)
 
@@ -266,20 +285,21 @@ def longcat_layers(keys: Keys) -> list[Modules]:
             Norms((f"input_layernorm.{number}", f"post_attention_layernorm.{number}")),
         )
     )
-    return [(*own, experts)] * keys.number("num_layers")
+    return [(*own, experts)] * keys.number("num_layers", MOST_LAYERS)
 
 
 def deepseek_v4_layers(keys: Keys) -> list[Modules]:
     """Windows with compressed tokens behind them, and several residual streams."""
-    ratios = keys.list_of("compress_ratios", keys.layers)
+    ratios = keys.numbers("compress_ratios", keys.layers)
     light, heavy = "compressed_sparse_attention", "heavily_compressed_attention"
-    rates = {light: 4, heavy: 128} | dict(keys.mapping("compress_rates"))
+    given = keys.section("compress_rates")
+    rates = {light: given.optional(light) or 4, heavy: given.optional(heavy) or 128}
     derived = [light if n > 1 and n % 2 else heavy for n in range(keys.layers)]
     if ratios is not None:
         names = {0: SLIDING, rates[light]: light, rates[heavy]: heavy}
         derived = [names.get(ratio, heavy) for ratio in ratios[: keys.layers]]
-    hashed = keys.list_of("mlp_layer_types")
-    count = keys.get("num_hash_layers")
+    hashed = keys.list_of("mlp_layer_types", keys.layers)
+    count = keys.integer("num_hash_layers")
     first = 3 if count is None else count
     streams = hyper_connections(keys, 2 * keys.number("hc_mult") + keys.number("hc_mult") ** 2, 3)
 

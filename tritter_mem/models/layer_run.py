@@ -1,14 +1,14 @@
-"""What transformers 5.23 runs around and between the modules of a layer.
+"""What modules of a layer have in common: norms, rotation, masks, and the cache.
 
-Families differ in how they write a norm, in where norms stand, and in how they rotate queries and
-keys: their `Dialect`. The functions here follow their code line by line, as what a local name holds
-is there until the name goes.
+Families differ in how they write a norm and in how they rotate queries and keys: their `Dialect`.
+The functions here follow their code line by line, as what a local name holds is there until the
+name goes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tritter_mem.models.shape_tensors import (
     BOOL,
@@ -28,11 +28,12 @@ class Dialect:
 
     Attributes:
         norm: of `NORMS`, over the residual stream. `head_norm`: of queries and keys.
-        order: of `ORDERS`: where norms stand in a layer.
+        order: of `layer_orders.ORDERS`: where norms stand in a layer.
         names: of the norms before (or, in post order, behind) attention and MLP.
         heads_first: whether norms of queries and keys follow the transpose to [B, H, T, D].
         rotary: of `ROTATIONS`; empty: queries and keys are not rotated.
-        rotary_dim: channels of a head that rotate; 0: all.
+        rotary_dim: channels of a head that rotate. `windowed_dim`: of layers with a window, where
+            that differs; 0: it does not.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
             and without.
         complex_angles: whether angles are complex numbers.
@@ -43,12 +44,17 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
-        scales_values: whether values are multiplied by a number.
+        scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
+        scales_queries: whether queries are multiplied by a number of their position.
         eager: how attention is written out where the family has no `sdpa`: `float32`, its softmax
             in that type; `max`, the largest score of each row taken off first; `sinks`, the same as
             gpt-oss writes it.
         softcap: whether scores of written-out attention are capped.
         more_masks: windows for which masks are made though no layer has them.
+        scalars: numbers that lie on the card beside the weights, such as what embeddings are
+            multiplied by.
+        always_masks: whether masks are made even where `is_causal` says the same.
+        last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
 
     norm: str = "llama"
@@ -58,6 +64,7 @@ class Dialect:
     heads_first: bool = False
     rotary: str = "halves"
     rotary_dim: int = 0
+    windowed_dim: int = 0
     rotary_kinds: int = 1
     complex_angles: bool = False
     grids: int = 1
@@ -67,10 +74,15 @@ class Dialect:
     scales_embedding: bool = False
     logits_steps: int = 0
     half_angles: bool = False
+    scales_keys: bool = False
     scales_values: bool = False
+    scales_queries: bool = False
     eager: str = ""
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
+    scalars: int = 0
+    always_masks: bool = False
+    last_token_from: int | None = None
 
 
 LayerCache = dict[str, Tensor]
@@ -90,6 +102,7 @@ class Step:
         decodes: whether tokens are generated.
         angles: cosines and sines of the positions, for layers without a window and with one.
         masks: by window: None where attention needs none.
+        shared: what modules leave for those of later layers, by name.
     """
 
     ops: Operations
@@ -102,6 +115,20 @@ class Step:
     decodes: bool = False
     angles: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    shared: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def of_last_token(self) -> Step:
+        """The same for the last token alone, in views."""
+        views = self.ops.alias
+        masks = {
+            window: mask and views(mask, (*mask.shape[:2], 1, mask.shape[3]), mask.strides)
+            for window, mask in self.masks.items()
+        }
+        angles = {
+            windowed: tuple(views(x, (*x.shape[:2], 1, x.shape[3]), x.strides) for x in pair)
+            for windowed, pair in self.angles.items()
+        }
+        return replace(self, tokens=1, masks=masks, angles=angles)  # type: ignore[arg-type]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -196,6 +223,15 @@ def _wide_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     return ops.to(ops.mul(weight, x), given)
 
 
+def _float_weight_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
+    """`(weight.float() * x).to(dtype)`: Nemotron-H."""
+    given = x.size
+    x = ops.to(x, FLOAT)
+    variance = ops.mean(ops.square(x))
+    x = ops.mul(x, ops.rsqrt(ops.shifted(variance)))
+    return ops.to(ops.mul(ops.to(weight, FLOAT), x), given)
+
+
 def _gemma_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     """`(x * (1 + weight.float())).type_as(x)`."""
 
@@ -217,6 +253,24 @@ def _llama4_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     return ops.mul(output, weight)
 
 
+def normalised(ops: Operations, x: Tensor) -> Tensor:
+    """X over the root of its mean square, without a weight: Gemma 4."""
+    return ops.to(_over_root(ops, ops.to(x, FLOAT)), x.size)
+
+
+def _over_root(ops: Operations, x: Tensor) -> Tensor:
+    """`x * torch.pow(mean_squared, -0.5)`, where the mean square has a name."""
+    mean_squared = ops.shifted(ops.mean(ops.square(x)))
+    return ops.mul(x, ops.pointwise(mean_squared, steps=1))
+
+
+def _gemma4_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
+    """`(norm(x.float()) * weight.float()).type_as(x)`."""
+    output = _over_root(ops, ops.to(x, FLOAT))
+    output = ops.mul(output, ops.to(weight, FLOAT))
+    return ops.to(output, x.size)
+
+
 def _cohere_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
     """Less its mean, in float32, without a bias."""
     given = x.size
@@ -231,8 +285,10 @@ def _cohere_norm(ops: Operations, x: Tensor, weight: Tensor) -> Tensor:
 NORMS: Mapping[str, Callable[[Operations, Tensor, Tensor], Tensor]] = {
     "llama": _llama_norm,
     "wide": _wide_norm,
+    "float weight": _float_weight_norm,
     "gemma": _gemma_norm,
     "llama4": _llama4_norm,
+    "gemma 4": _gemma4_norm,
     "cohere": _cohere_norm,
 }
 
@@ -317,6 +373,12 @@ def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tens
         return result
 
 
+def by_token(ops: Operations, angles: Tensor) -> Tensor:
+    """Angles [B, 1, T, D] for heads behind tokens: [B, T, 1, D]."""
+    batch, _, tokens, width = angles.shape
+    return ops.alias(angles, (batch, tokens, 1, width), (*angles.strides[::2], 0, 1))
+
+
 def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Complex numbers [B, 1, T, width / 2]: `Llama4TextRotaryEmbedding`."""
     ops, (batch, tokens) = step.ops, positions.shape
@@ -332,6 +394,17 @@ def complex_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, T
     return numbers, numbers
 
 
+def scaled_by_position(run: LayerRun, q: Tensor) -> Tensor:
+    """Queries [B, H, T, D] times a number of their position: `get_llama_4_attn_scale`."""
+    ops, step = run.ops, run.step
+    with ops.without_gradients():
+        numbers = ops.new((step.batch if step.caches else 1, 1, step.tokens, 1), FLOAT)
+        for _ in range(5):
+            numbers = ops.scaled(numbers)
+        numbers = ops.to(numbers, q.size)
+    return ops.mul(q, numbers)
+
+
 def _rotate_half(ops: Operations, x: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     x1 = ops.slice(x, -1, half)
@@ -339,14 +412,15 @@ def _rotate_half(ops: Operations, x: Tensor) -> Tensor:
     return ops.cat([ops.scaled(x2), x1], -1)
 
 
-def _rotated(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """X times cosines, plus its turned halves times sines."""
     return ops.add(ops.mul(x, cos), ops.mul(_rotate_half(ops, x), sin))
 
 
 def _halves(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     ops = run.ops
-    q_embed = _rotated(ops, q, cos, sin)
-    k_embed = _rotated(ops, k, cos, sin)
+    q_embed = rotated(ops, q, cos, sin)
+    k_embed = rotated(ops, k, cos, sin)
     return q_embed, k_embed
 
 
@@ -355,8 +429,8 @@ def _wide_halves(
 ) -> tuple[Tensor, Tensor]:
     """In float32, as OLMo 2's angles are."""
     q_size, k_size = q.size, k.size
-    q_embed = _rotated(run.ops, q, cos, sin)
-    k_embed = _rotated(run.ops, k, cos, sin)
+    q_embed = rotated(run.ops, q, cos, sin)
+    k_embed = rotated(run.ops, k, cos, sin)
     return run.ops.to(q_embed, q_size), run.ops.to(k_embed, k_size)
 
 
@@ -368,8 +442,8 @@ def _partial(
     rest = q.shape[-1] - width
     q_rot, q_pass = ops.slice(q, -1, width), ops.slice(q, -1, rest)
     k_rot, k_pass = ops.slice(k, -1, width), ops.slice(k, -1, rest)
-    q_embed = ops.cat([_rotated(ops, q_rot, cos, sin), q_pass], -1)
-    k_embed = ops.cat([_rotated(ops, k_rot, cos, sin), k_pass], -1)
+    q_embed = ops.cat([rotated(ops, q_rot, cos, sin), q_pass], -1)
+    k_embed = ops.cat([rotated(ops, k_rot, cos, sin), k_pass], -1)
     return q_embed, k_embed
 
 
@@ -381,8 +455,8 @@ def _partial_later(
     rest = q.shape[-1] - width
     q_rot, q_pass = ops.slice(q, -1, width), ops.slice(q, -1, rest)
     k_rot, k_pass = ops.slice(k, -1, width), ops.slice(k, -1, rest)
-    q_embed = _rotated(ops, q_rot, cos, sin)
-    k_embed = _rotated(ops, k_rot, cos, sin)
+    q_embed = rotated(ops, q_rot, cos, sin)
+    k_embed = rotated(ops, k_rot, cos, sin)
     q_embed = ops.cat([q_embed, q_pass], -1)
     k_embed = ops.cat([k_embed, k_pass], -1)
     return q_embed, k_embed
@@ -393,8 +467,8 @@ def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tup
     ops, size = run.ops, q.size
     q = ops.to(q, FLOAT)
     k = ops.to(k, FLOAT)
-    q_embed = _rotated(ops, q, cos, sin)
-    k_embed = _rotated(ops, k, cos, sin)
+    q_embed = rotated(ops, q, cos, sin)
+    k_embed = rotated(ops, k, cos, sin)
     return ops.to(q_embed, size), ops.to(k_embed, size)
 
 
@@ -405,7 +479,7 @@ def _interleaved(
     ops, half = run.ops, cos.shape[-1] // 2
     cos, sin = ops.slice(cos, -1, half), ops.slice(sin, -1, half)
 
-    def rotated(one: Tensor, other: Tensor) -> Tensor:
+    def pair(one: Tensor, other: Tensor) -> Tensor:
         return ops.cat(
             [
                 ops.add(ops.mul(one, cos), ops.mul(other, sin)),
@@ -414,8 +488,8 @@ def _interleaved(
             -1,
         )
 
-    q_embed = rotated(ops.slice(q, -1, half), ops.slice(q, -1, half))
-    k_embed = rotated(ops.slice(k, -1, half), ops.slice(k, -1, half))
+    q_embed = pair(ops.slice(q, -1, half), ops.slice(q, -1, half))
+    k_embed = pair(ops.slice(k, -1, half), ops.slice(k, -1, half))
     return q_embed, k_embed
 
 
@@ -425,14 +499,14 @@ def _chunked(
     """Halves rotate by half as many angles: gpt-oss."""
     ops = run.ops
 
-    def rotated(x: Tensor) -> Tensor:
+    def turned(x: Tensor) -> Tensor:
         one, other = halves(ops, x)
         first = ops.add(ops.mul(one, cos), ops.mul(other, sin))
         second = ops.add(ops.mul(other, cos), ops.mul(one, sin))
         return ops.cat([first, second], -1)
 
-    q_embed = rotated(q)
-    k_embed = rotated(k)
+    q_embed = turned(q)
+    k_embed = turned(k)
     return q_embed, k_embed
 
 
@@ -445,90 +519,6 @@ ROTATIONS: Mapping[str, Rotation] = {
     "pairs": _pairs,
     "partial": _partial,
     "partial later": _partial_later,
-}
-
-
-# Layers
-
-Part = Callable[[Tensor, LayerRun], Tensor]
-
-
-def _before(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
-    """A norm before each part."""
-    ops, (first, second) = run.ops, run.dialect.names
-    residual = x
-    x = run.norm(x, first)
-    x = mixer(x, run)
-    x = ops.add(residual, _scaled(run, x))
-    residual = x
-    x = run.norm(x, second)
-    x = mlp(x, run)
-    return ops.add(residual, _scaled(run, x))
-
-
-def _before_kept(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
-    """The same, and what attention returned has a name to the end: Llama 4."""
-    ops, (first, second) = run.ops, run.dialect.names
-    residual = x
-    x = run.norm(x, first)
-    attended = mixer(x, run)
-    x = ops.add(residual, attended)
-    residual = x
-    x = run.norm(x, second)
-    x = mlp(x, run)
-    total = ops.add(residual, x)
-    del attended
-    return total
-
-
-def _scaled(run: LayerRun, x: Tensor) -> Tensor:
-    return run.ops.scaled(x) if run.dialect.scales_residual else x
-
-
-def _behind(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
-    """A norm behind each part: OLMo 2, EXAONE 4."""
-    ops, (first, second) = run.ops, run.dialect.names
-    residual = x
-    x = mixer(x, run)
-    x = run.norm(x, first)
-    x = ops.add(residual, x)
-    residual = x
-    x = mlp(x, run)
-    x = run.norm(x, second)
-    return ops.add(residual, x)
-
-
-def _around(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
-    """Norms before and behind each part: Gemma 2 and 3."""
-    ops, (first, second, third, fourth) = run.ops, run.dialect.names
-    residual = x
-    x = run.norm(x, first)
-    x = mixer(x, run)
-    x = run.norm(x, second)
-    x = ops.add(residual, x)
-    residual = x
-    x = run.norm(x, third)
-    x = mlp(x, run)
-    x = run.norm(x, fourth)
-    return ops.add(residual, x)
-
-
-def _beside(x: Tensor, run: LayerRun, mixer: Part, mlp: Part) -> Tensor:
-    """Attention and MLP of the same norm's result: Cohere."""
-    ops = run.ops
-    residual = x
-    x = run.norm(x, run.dialect.names[0])
-    attended = mixer(x, run)
-    passed = mlp(x, run)
-    return ops.add(ops.add(residual, attended), passed)
-
-
-ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Part, Part], Tensor]] = {
-    "before": _before,
-    "before, kept": _before_kept,
-    "behind": _behind,
-    "around": _around,
-    "beside": _beside,
 }
 
 
@@ -547,7 +537,8 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
         keys = window - 1 + step.tokens
     cut = window is not None and keys >= window
     eager = step.dialect.eager
-    if not eager and not cut and (step.tokens == 1 or not step.past):
+    always = eager or step.dialect.always_masks
+    if not always and not cut and (step.tokens == 1 or not step.past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):

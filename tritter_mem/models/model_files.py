@@ -44,7 +44,7 @@ _OTHER_FILES = {
     "processor_class": "a processor_config.json",
     "peft_type": "an adapter_config.json, of a LoRA adapter; name the model that it adapts",
     "added_tokens": "a tokenizer.json",
-    "_diffusers_version": "of a diffusers pipeline; allowed: a language model's",
+    "_diffusers_version": "of a diffusers pipeline, not of a language model",
 }
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, how many files are done, and how many there are."""
@@ -177,8 +177,8 @@ def _without_config(names: Collection[str]) -> str:
     if "adapter_config.json" in names:
         return f"no {CONFIG}, but a LoRA adapter; name the model that it adapts"
     if "model_index.json" in names:
-        return f"no {CONFIG}, but a diffusers pipeline; allowed: a language model"
-    return f"no {CONFIG}; allowed: a model as Hugging Face stores it, or a GGUF file"
+        return f"no {CONFIG}: this is a diffusers pipeline, not a language model"
+    return f"no {CONFIG}, expected a model as Hugging Face stores it, or a GGUF file"
 
 
 def missing_file(files: ModelFiles, name: str) -> InputError:
@@ -258,7 +258,7 @@ def _from_headers(
             tensors |= header.tensors
             weight_bytes += header.data_bytes
             if len(tensors) > _MAX_TENSORS:
-                raise InputError(f"{files.label}: found more than {_MAX_TENSORS:,} tensors")
+                raise InputError(f"{files.label}: got more than {_MAX_TENSORS:,} tensors")
     finally:
         pool.shutdown(cancel_futures=True)
     return Checkpoint(weight_bytes, tensors, tuple(names), from_headers=True)

@@ -20,6 +20,7 @@ from tritter_mem.models.model_files import (
     read_config_file,
     read_model_config,
 )
+from tritter_mem.models.quantization import of_gguf
 from tritter_mem.models.released import read_released, released_from
 
 
@@ -85,6 +86,8 @@ def find_model(name: str, progress: Progress | None = None) -> NamedModel | None
     if is_folder(path):
         return _of_files(name, FolderFiles(path), progress)
     if path.name == "config.json":
+        if not is_there(path):
+            raise InputError(f"{name}: no such file")
         return _of_files(name, FolderFiles(path.parent), progress)
     if path.suffix == ".json":
         return of_keys(name, read_config_file(path))
@@ -136,5 +139,6 @@ def _of_files(name: str, files: ModelFiles, progress: Progress | None) -> NamedM
 
 
 def _of_gguf(name: str, header: GgufHeader) -> NamedModel:
-    found = of_keys(name, config_keys(header))
-    return replace(found, stored_bytes=header.weight_bytes)
+    found, stored = of_keys(name, config_keys(header)), header.weight_bytes
+    model = replace(found.model, quantization=of_gguf(stored))
+    return replace(found, model=model, stored_bytes=stored)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.huggingface_keys import Keys, section_of
 
-Bytes = Callable[[int, int], int]
-"""Bytes of a stored weight of so many outputs and inputs, with its scales."""
+Tensors = Callable[[int, int], tuple[int, ...]]
+"""Bytes of each tensor of a stored weight of so many outputs and inputs: its codes come first."""
 CACHE_TYPES = {"FP8": "fp8", "fp8": "fp8"}
 NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
+AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
+GGUF = "gguf"
+"""The method of weights that llama.cpp runs."""
+COMPUTE_TYPES = ("bfloat16", "float16", "float32")
+EXPERTS = r"re:.*\.experts\."
+"""A pattern of the experts' weights."""
 
 
 @dataclass(frozen=True)
@@ -24,32 +31,41 @@ class Scheme:
 
     Attributes:
         name: as users call it.
-        weight_bytes: bytes of a stored weight [outputs, inputs] with its scales.
+        tensors: that a stored weight [outputs, inputs] has.
+        product: how transformers multiplies with it, of `quantised_products.PRODUCTS`; empty: that
+            is not planned.
+        compute: type in which it multiplies; empty: that of the activations.
     """
 
     name: str
-    weight_bytes: Bytes
+    tensors: Tensors
+    product: str = ""
+    compute: str = ""
+
+    def weight_bytes(self, outputs: int, inputs: int) -> int:
+        """Bytes of a stored weight [outputs, inputs] with its scales."""
+        return sum(self.tensors(outputs, inputs))
 
 
 def fp8_tensor(scales: int = 1) -> Scheme:
     """8-bit floats with a float32 scale a weight; a second one is that of static activations."""
-    return Scheme("fp8", lambda outputs, inputs: outputs * inputs + 4 * scales)
+    return Scheme("fp8", lambda outputs, inputs: (outputs * inputs, *(4,) * scales))
 
 
 def fp8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
     """8-bit floats with a scale an output."""
     return Scheme(
         "fp8 per channel",
-        lambda outputs, inputs: outputs * (inputs + scale_bytes) + 4 * input_scales,
+        lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes, *(4,) * input_scales),
     )
 
 
 def fp8_blocks(rows: int, columns: int, scale_bytes: int = 4) -> Scheme:
     """8-bit floats with a scale a block, float32 unless it is said."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         scales = ceil_div(outputs, rows) * ceil_div(inputs, columns)
-        return outputs * inputs + scale_bytes * scales
+        return outputs * inputs, scale_bytes * scales
 
     return Scheme(f"fp8 in blocks of {rows}x{columns}", stored)
 
@@ -57,10 +73,10 @@ def fp8_blocks(rows: int, columns: int, scale_bytes: int = 4) -> Scheme:
 def awq(bits: int, group: int) -> Scheme:
     """Codes in int32 words, and for each group of inputs a float16 scale and a code of its zero."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups, per_word = _groups(inputs, group), 32 // bits
         words = ceil_div(outputs, per_word)
-        return 4 * inputs * words + groups * (4 * words + 2 * outputs)
+        return 4 * inputs * words, 4 * groups * words, 2 * groups * outputs
 
     return Scheme(f"AWQ {bits}-bit", stored)
 
@@ -68,36 +84,41 @@ def awq(bits: int, group: int) -> Scheme:
 def gptq(bits: int, group: int) -> Scheme:
     """Like AWQ, packed along inputs, and with an int32 group number for each input."""
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups = _groups(inputs, group)
         codes = 4 * ceil_div(inputs * bits, 32) * outputs
-        return codes + groups * (4 * ceil_div(outputs * bits, 32) + 2 * outputs) + 4 * inputs
+        zeros = 4 * groups * ceil_div(outputs * bits, 32)
+        return codes, zeros, 2 * groups * outputs, 4 * inputs
 
     return Scheme(f"GPTQ {bits}-bit", stored)
 
 
 def bitsandbytes_int8() -> Scheme:
     """LLM.int8(): codes with a float32 scale an output."""
-    return Scheme("bitsandbytes int8", lambda outputs, inputs: outputs * (inputs + 4))
+    return Scheme(
+        "bitsandbytes int8",
+        lambda outputs, inputs: (outputs * inputs, 4 * outputs),
+        "bitsandbytes 8-bit",
+    )
 
 
-def bitsandbytes_4bit(kind: str, nested: bool) -> Scheme:
+def bitsandbytes_4bit(kind: str, nested: bool, compute: str = "") -> Scheme:
     """Codes, a scale a block of 64 elements, and the table of the 16 codes' values.
 
     Args:
         kind: `nf4` or `fp4`.
         nested: scales are 8-bit codes with a float32 scale for 256 of them, and an offset.
+        compute: type of products; empty: that of the activations.
     """
 
-    def stored(outputs: int, inputs: int) -> int:
-        elements = outputs * inputs
-        blocks = ceil_div(elements, NF4_BLOCK)
-        scales = 4 * blocks
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
+        codes, blocks = ceil_div(outputs * inputs, 2), ceil_div(outputs * inputs, NF4_BLOCK)
         if nested:
-            scales = blocks + 4 * ceil_div(blocks, NF4_NESTED_BLOCK) + 4
-        return ceil_div(elements, 2) + scales + NF4_CODE_BYTES
+            return codes, blocks, 4 * ceil_div(blocks, NF4_NESTED_BLOCK), 4, NF4_CODE_BYTES
+        return codes, 4 * blocks, NF4_CODE_BYTES
 
-    return Scheme(f"bitsandbytes {kind}", stored)
+    product = "bitsandbytes 4-bit, nested" if nested else "bitsandbytes 4-bit"
+    return Scheme(f"bitsandbytes {kind}", stored, product, compute)
 
 
 def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, order: bool) -> Scheme:
@@ -111,25 +132,33 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
         order: whether each input has a group number.
     """
 
-    def stored(outputs: int, inputs: int) -> int:
+    def stored(outputs: int, inputs: int) -> tuple[int, ...]:
         groups = _groups(inputs, group)
-        codes = 4 * outputs * ceil_div(inputs, 32 // bits)
-        zero = 4 * ceil_div(outputs, 32 // bits) * groups if zeros else 0
-        return codes + scale_bytes * outputs * groups + zero + 4 * inputs * order + 16
+        found = [4 * outputs * ceil_div(inputs, 32 // bits), scale_bytes * outputs * groups]
+        if zeros:
+            found.append(4 * ceil_div(outputs, 32 // bits) * groups)
+        if order:
+            found.append(4 * inputs)
+        return *found, 16
 
     return Scheme(f"int{bits} packed", stored)
 
 
 def int8_channel(scale_bytes: int) -> Scheme:
     """8-bit integers with a scale an output."""
-    return Scheme("int8 per channel", lambda outputs, inputs: outputs * (inputs + scale_bytes))
+    return Scheme(
+        "int8 per channel", lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes)
+    )
 
 
-def mxfp4() -> Scheme:
-    """4-bit floats in blocks of 32 inputs with an 8-bit exponent each."""
+def mxfp4(scale_bytes: int = 1) -> Scheme:
+    """4-bit floats in blocks of 32 inputs with a scale each, which is an 8-bit exponent or more."""
     return Scheme(
         "MXFP4",
-        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, MX_BLOCK)),
+        lambda outputs, inputs: (
+            outputs * ceil_div(inputs, 2),
+            scale_bytes * outputs * ceil_div(inputs, MX_BLOCK),
+        ),
     )
 
 
@@ -137,7 +166,12 @@ def nvfp4(group: int = 16) -> Scheme:
     """4-bit floats with an 8-bit scale a group, and two float32 scales a weight."""
     return Scheme(
         "NVFP4",
-        lambda outputs, inputs: outputs * (ceil_div(inputs, 2) + ceil_div(inputs, group)) + 8,
+        lambda outputs, inputs: (
+            outputs * ceil_div(inputs, 2),
+            outputs * ceil_div(inputs, group),
+            4,
+            4,
+        ),
     )
 
 
@@ -159,6 +193,8 @@ class Quantization:
         experts: scheme of experts, where they have another.
         cache: type of the key-value cache that the file asks for; empty: none.
         unsupported: what of the file is not understood.
+        unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
+        file_bytes: of all weights, where the file has a type for each; None: schemes say it.
     """
 
     method: str = ""
@@ -168,6 +204,8 @@ class Quantization:
     experts: Scheme | None = None
     cache: str = ""
     unsupported: tuple[str, ...] = ()
+    unplanned: str = ""
+    file_bytes: int | None = None
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -184,6 +222,22 @@ class Quantization:
             if re.match(pattern, name):
                 return scheme
         return None
+
+    def held(self, capability: tuple[int, int]) -> Quantization:
+        """How transformers 5.23 holds the weights on a card: dequantised where it has no kernels.
+
+        Args:
+            capability: compute capability of the card.
+        """
+        if self.method == DEQUANTISED_LATER:
+            return Quantization(unplanned=self.unplanned)
+        return Quantization() if capability < DEQUANTISED_BELOW.get(self.method, (0, 0)) else self
+
+    @property
+    def all_schemes(self) -> tuple[Scheme, ...]:
+        """Every scheme that something may be stored in."""
+        found = tuple(scheme for _, scheme in self.schemes)
+        return found if self.experts is None else (*found, self.experts)
 
     def _skips(self, name: str) -> bool:
         parts = name.split(".")
@@ -237,7 +291,7 @@ def read_quantization(
         ConfigError: a value is wrong.
     """
     if modelopt is not None:
-        return _modelopt(_section(modelopt, "quantization"))
+        return _noted(_modelopt(_section(modelopt, "quantization")))
     if section is None:
         return Quantization()
     method = section.get("quant_method")
@@ -245,53 +299,87 @@ def read_quantization(
         method = "bitsandbytes"
     reader = READERS.get(str(method))
     if reader is None:
-        return Quantization(unsupported=(f"quantization by {method} is not counted",))
+        return Quantization(unsupported=(f"quantization by {method!s:.60} is not counted",))
     try:
-        found = reader(section)
+        found = reader(section_of(section, "quantization_config"))
         found.scheme_of("")  # its patterns are compiled here, so that a wrong one is found here
-        return found
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        return _noted(found)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"quantization_config: a {method} value is wrong: {error}") from error
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name, values)
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"hf_quant_config.json: {name}: a section is wanted")
-    return section
+def of_gguf(file_bytes: int) -> Quantization:
+    """Weights as a GGUF file has them, each in a type of ggml.
+
+    Args:
+        file_bytes: of all its tensors.
+    """
+    return Quantization(method=GGUF, file_bytes=file_bytes, unplanned=UNPLANNED[GGUF])
 
 
-def _skipped(section: Mapping[str, Any], *, always_head: bool = False) -> tuple[str, ...]:
+def _noted(found: Quantization) -> Quantization:
+    return replace(found, unplanned=UNPLANNED.get(found.method, ""))
+
+
+def _section(values: Mapping[str, Any], name: str) -> Keys:
+    keys = section_of(values, "hf_quant_config.json")
+    return keys.section(name) if name in values else keys
+
+
+def _skipped(section: Keys, *, always_head: bool = False) -> tuple[str, ...]:
     """`modules_to_not_convert`; without it transformers leaves the output projection."""
-    listed = section.get("modules_to_not_convert")
+    listed = section.names("modules_to_not_convert")
     if listed is None:
-        listed = section.get("llm_int8_skip_modules")
+        listed = section.names("llm_int8_skip_modules")
     if listed is None:
         return ("lm_head",)
     return (*listed, "lm_head") if always_head else tuple(listed)
 
 
-def _fp8(section: Mapping[str, Any]) -> Quantization:
-    block = section.get("weight_block_size")
+def _group_inputs(section: Keys, absent: int) -> int:
+    """Inputs that share a scale: below 1, all of an output do."""
+    size = section.integer("group_size")
+    return absent if size is None else size
+
+
+def _blocks(section: Keys, name: str, scale_bytes: int = 4) -> Scheme:
+    rows, columns = (section.numbers(name, 2) or [0, 0])[:2]
+    if not rows or not columns:
+        raise ConfigError(f"{section.place}{name}: two numbers above 0 are wanted")
+    return fp8_blocks(rows, columns, scale_bytes)
+
+
+def _fp8(section: Keys) -> Quantization:
+    absent = section.get("weight_block_size") is None
     static = 1 if section.get("activation_scheme") == "static" else 0
-    scheme = fp8_tensor(1 + static) if block is None else fp8_blocks(int(block[0]), int(block[1]))
+    scale_bytes = 1 if section.get("scale_fmt") == "ue8m0" else 4
+    scheme = (
+        fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
+    )
+    scheme = replace(scheme, product="float8")
     four_bit = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4() if four_bit else None,
+        experts=mxfp4(scale_bytes) if four_bit else None,
     )
 
 
-def _fbgemm_fp8(section: Mapping[str, Any]) -> Quantization:
+def _fbgemm_fp8(section: Keys) -> Quantization:
     return Quantization(
         method="fbgemm_fp8", schemes=(("", fp8_channel(4)),), skipped=_skipped(section)
     )
 
 
-def _awq(section: Mapping[str, Any]) -> Quantization:
-    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
+def _not_counted(method: str, bits: int) -> Quantization:
+    return Quantization(unsupported=(f"quantization by {method} in {bits} bits is not counted",))
+
+
+def _awq(section: Keys) -> Quantization:
+    bits, group = section.optional("bits") or 4, _group_inputs(section, 128)
+    if bits not in AWQ_BITS:
+        return _not_counted("AWQ", bits)
     return Quantization(
         method="awq",
         schemes=(("", awq(bits, group)),),
@@ -299,10 +387,12 @@ def _awq(section: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _gptq(section: Mapping[str, Any]) -> Quantization:
-    bits, group = int(section.get("bits", 4)), int(section.get("group_size", 128))
-    skipped = tuple(section.get("modules_to_not_convert") or ())
-    dynamic = section.get("dynamic") or {}
+def _gptq(section: Keys) -> Quantization:
+    bits, group = section.optional("bits") or 4, _group_inputs(section, 128)
+    if bits not in GPTQ_BITS:
+        return _not_counted("GPTQ", bits)
+    skipped = section.names("modules_to_not_convert") or ()
+    dynamic = section.mapping("dynamic")
     left_out = tuple(f"re:{key.removeprefix('-:')}" for key in dynamic if key.startswith("-:"))
     head = () if section.get("lm_head") else ("lm_head",)
     return Quantization(
@@ -310,38 +400,52 @@ def _gptq(section: Mapping[str, Any]) -> Quantization:
     )
 
 
-def _bitsandbytes(section: Mapping[str, Any]) -> Quantization:
+def _bitsandbytes(section: Keys) -> Quantization:
+    """Modules of the class `Linear`: experts, which are one tensor, stay as they are.
+
+    Products are in float32 unless `bnb_4bit_compute_dtype` says otherwise.
+    """
     scheme = bitsandbytes_int8()
     if section.get("load_in_4bit"):
-        kind = str(section.get("bnb_4bit_quant_type", "fp4"))
-        scheme = bitsandbytes_4bit(kind, bool(section.get("bnb_4bit_use_double_quant")))
-    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=_skipped(section))
+        kind = section.text("bnb_4bit_quant_type") or "fp4"
+        compute = (section.text("bnb_4bit_compute_dtype") or "float32").removeprefix("torch.")
+        if compute not in COMPUTE_TYPES:
+            known = ", ".join(COMPUTE_TYPES)
+            raise ConfigError(
+                f"{section.place}bnb_4bit_compute_dtype: {compute} is not one of {known}"
+            )
+        nested = bool(section.get("bnb_4bit_use_double_quant"))
+        scheme = bitsandbytes_4bit(kind, nested, compute)
+    skipped = (*_skipped(section), EXPERTS)
+    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
 
 
-def _mxfp4(section: Mapping[str, Any]) -> Quantization:
+def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
     return Quantization(
         method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
     )
 
 
-def _compressed_tensors(section: Mapping[str, Any]) -> Quantization:
-    groups, schemes, unsupported = section.get("config_groups") or {}, [], []
-    for name, group in groups.items():
-        weights = group.get("weights")
-        if weights is None:
+def _compressed_tensors(section: Keys) -> Quantization:
+    groups, schemes, unsupported = section.section("config_groups"), [], []
+    for name in groups.values:
+        group = groups.section(name)
+        weights = group.section("weights")
+        if not weights.values:
             continue
         scheme = _compressed_scheme(weights, group)
         if scheme is None:
-            unsupported.append(f"quantization group {name} is not counted")
+            unsupported.append(f"quantization group {name:.60} is not counted")
             continue
-        schemes += [(_target(target), scheme) for target in group.get("targets", ("Linear",))]
-    cache = section.get("kv_cache_scheme") or {}
-    eight_bit_cache = cache.get("num_bits") == 8
+        targets = group.names("targets")
+        targets = ("Linear",) if targets is None else targets
+        schemes += [(_target(target), scheme) for target in targets]
+    eight_bit_cache = section.section("kv_cache_scheme").optional("num_bits") == 8
     return Quantization(
         method="compressed-tensors",
         schemes=tuple(schemes),
-        skipped=tuple(section.get("ignore") or ()),
+        skipped=section.names("ignore") or (),
         cache="fp8" if eight_bit_cache else "",
         unsupported=tuple(unsupported),
     )
@@ -354,21 +458,20 @@ def _target(target: str) -> str:
     return "" if target == "Linear" else rf"{re.escape(target)}(?:$|\.)"
 
 
-def _compressed_scheme(weights: Mapping[str, Any], group: Mapping[str, Any]) -> Scheme | None:
-    bits, kind = int(weights["num_bits"]), weights.get("type", "int")
-    strategy, size = weights.get("strategy"), int(weights.get("group_size") or 0)
-    activations = group.get("input_activations") or {}
-    static = 1 if activations and not activations.get("dynamic") else 0
+def _compressed_scheme(weights: Keys, group: Keys) -> Scheme | None:
+    bits, kind = weights.number("num_bits"), weights.get("type") or "int"
+    strategy, size = weights.get("strategy"), max(_group_inputs(weights, 0), 0)
+    activations = group.section("input_activations")
+    static = 1 if activations.values and not activations.get("dynamic") else 0
     if kind == "float" and bits == 4:
         return nvfp4(size or 16) if size != MX_BLOCK else mxfp4()
     if kind == "float" and bits == 8:
         if strategy == "block":
-            rows, columns = weights["block_structure"]
-            return fp8_blocks(int(rows), int(columns))
+            return _blocks(weights, "block_structure")
         return fp8_channel(2, static) if strategy == "channel" else fp8_tensor(1 + static)
-    if kind == "int" and bits == 8 and activations:
+    if kind == "int" and bits == 8 and activations.values:
         return int8_channel(2)
-    if kind == "int" and bits in (2, 4, 8):
+    if kind == "int" and bits in PACKED_BITS:
         return packed_integers(
             bits,
             size,
@@ -379,8 +482,8 @@ def _compressed_scheme(weights: Mapping[str, Any], group: Mapping[str, Any]) -> 
     return None
 
 
-def _modelopt(section: Mapping[str, Any]) -> Quantization:
-    algorithm, size = section.get("quant_algo"), int(section.get("group_size") or 16)
+def _modelopt(section: Keys) -> Quantization:
+    algorithm, size = section.get("quant_algo"), section.optional("group_size") or 16
     schemes = {
         "FP8": fp8_tensor(2),
         "NVFP4": nvfp4(size),
@@ -390,19 +493,39 @@ def _modelopt(section: Mapping[str, Any]) -> Quantization:
     scheme = schemes.get(str(algorithm))
     cache = CACHE_TYPES.get(str(section.get("kv_cache_quant_algo")), "")
     if scheme is None:
-        unsupported = (f"quantization by modelopt's {algorithm} is not counted",)
+        unsupported = (f"quantization by modelopt's {algorithm!s:.60} is not counted",)
         return Quantization(cache=cache, unsupported=unsupported)
-    excluded = section.get("exclude_modules", section.get("ignore")) or ()
+    excluded = section.names("exclude_modules") or section.names("ignore") or ()
     return Quantization(
         method="modelopt",
         schemes=(("", scheme),),
-        skipped=tuple(excluded),
+        skipped=excluded,
         globs=True,
         cache=cache,
     )
 
 
-READERS: Mapping[str, Callable[[Mapping[str, Any]], Quantization]] = {
+DEQUANTISED_BELOW: Mapping[str, tuple[int, int]] = {"fp8": (8, 9), "mxfp4": (7, 5)}
+"""Capability from which transformers keeps weights as they are stored; below it they become numbers
+of the model's type while they are loaded. Source: `validate_environment` in
+`quantizer_finegrained_fp8.py` and `quantizer_mxfp4.py`."""
+DEQUANTISED_LATER = "compressed-tensors"
+"""A method whose weights become numbers of the model's type in the first call, on every card.
+Source: `ModelCompressor.add_decompress_hook` of compressed-tensors 0.20."""
+UNPLANNED: Mapping[str, str] = {
+    "compressed-tensors": "compressed-tensors dequantises all weights in the first call, which "
+    "they are counted after; what that takes meanwhile is not planned",
+    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
+    "plans the weights dequantised, as transformers runs them without the package kernels",
+    "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
+    "TensorRT-LLM; activations are not planned",
+    "awq": "what the kernels of gptqmodel for AWQ take is not planned",
+    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+    GGUF: "a GGUF file is for llama.cpp: its weights and a float16 cache are counted, compute "
+    "buffers are not planned; weights.quantization=none plans transformers, which dequantises it",
+}
+"""By `quant_method`: why what runs with such weights is not planned."""
+READERS: Mapping[str, Callable[[Keys], Quantization]] = {
     "fp8": _fp8,
     "fbgemm_fp8": _fbgemm_fp8,
     "awq": _awq,

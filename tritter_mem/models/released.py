@@ -58,8 +58,7 @@ class ReleasedModel:
     def kv_bytes_per_token(self) -> int:
         """Bytes that a token adds to the cache in bfloat16: the mean from 32K to 64K tokens.
 
-        Windows longer than that still grow there; `HuggingFaceModel.kv_bytes_per_token` is of a
-        context that is longer than every window.
+        Windows longer than that still grow there.
         """
         before, after = (self.model.cache_bytes(tokens, 1, BFLOAT16) for tokens in (_FROM, _TO))
         return (after - before) // (_TO - _FROM)
@@ -84,7 +83,7 @@ def _read(path: Path) -> ReleasedModel:
     document = read_document(path, label_of(path))
     values = document.values
     if document.problems or set(values) != set(_KEYS):
-        keys = f"{label_of(path)}: found {', '.join(values)}; allowed: {', '.join(_KEYS)}"
+        keys = f"{label_of(path)}: got {', '.join(values)}, expected {', '.join(_KEYS)}"
         raise ConfigError(*(document.problems or [keys]))
     return ReleasedModel(
         name=path.stem,

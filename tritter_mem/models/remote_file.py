@@ -78,7 +78,7 @@ class RemoteFile(ByteSource):
         """
         super().__init__(label or url.partition("?")[0], None, most_bytes)
         if not re.match(r"https?://[^/\s]+/\S*\Z", url, re.IGNORECASE):
-            raise self.wrong("found no web address; allowed: https://host/path")
+            raise self.wrong("not a web address, expected https://host/path")
         self._url = url
         self._headers = {**(headers or {}), "Accept-Encoding": "identity"}
 

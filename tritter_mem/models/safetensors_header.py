@@ -101,10 +101,10 @@ def read_safetensors(source: ByteSource) -> SafetensorsHeader:
     whole = cursor.position + data_bytes
     if source.size is not None and source.size < whole:
         raise source.wrong(
-            f"truncated: found {source.size:,} of {whole:,} bytes; copy or download it again"
+            f"truncated: got {source.size:,} of {whole:,} bytes; copy or download it again"
         )
     if source.size is not None and source.size > whole:
-        raise source.wrong(f"found {source.size:,} bytes; its header describes {whole:,}")
+        raise source.wrong(f"has {source.size:,} bytes, but its header describes {whole:,}")
     return SafetensorsHeader(tensors, metadata, data_bytes)
 
 
@@ -146,7 +146,7 @@ def _tensor(entry: dict[str, Any]) -> StoredTensor:
         if bits > _MAX_ELEMENTS:
             raise ValueError("its shape has too many elements")
     if bits != 8 * (end - begin):
-        raise ValueError(f"{dtype} {shape!s:.60} takes {bits / 8:,g} bytes, found {end - begin:,}")
+        raise ValueError(f"{dtype} {shape!s:.60} takes {bits / 8:,g} bytes, got {end - begin:,}")
     return StoredTensor(dtype, tuple(shape), end - begin)
 
 
@@ -166,7 +166,7 @@ def read_index(source: ByteSource) -> ShardIndex:
     found = read_object(source, MAX_INDEX_BYTES)
     names = found.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise source.wrong("found no weight_map of tensors to files; allowed: a safetensors index")
+        raise source.wrong("no weight_map of tensors to files, expected a safetensors index")
     for name in set(names.values()):
         if re.search(r"\A/|(\A|/)\.\.(/|\Z)|[\0\\]|\A\Z", name):
             raise source.wrong(f"names a file outside its folder: {printable(name, 100)}")

@@ -38,7 +38,7 @@ from tritter_mem.models.cuda_reductions import Chip, Summed, shared_bytes
 
 BOOL, HALF, FLOAT, LONG = 1, 2, 4, 8
 QUANTISED = 1
-"""Bytes of an element of a float8 weight."""
+"""Bytes of an element of a float8 weight; what other quantised weights take is not by element."""
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -99,11 +99,23 @@ class Storage:
     __slots__ = ("_requests", "number")
 
     def __init__(self, requests: Requests, nbytes: int, component: str) -> None:
-        self._requests = requests
+        self._requests: Requests | None = requests
         self.number = requests.came(nbytes, component)
 
+    @classmethod
+    def known(cls, requests: Requests, number: int) -> Storage:
+        """A storage that came already."""
+        storage = cls.__new__(cls)
+        storage._requests, storage.number = requests, number
+        return storage
+
+    def has_gone(self) -> None:
+        """Its end is among the events already."""
+        self._requests = None
+
     def __del__(self) -> None:
-        self._requests.events.append(~self.number)
+        if self._requests is not None:
+            self._requests.events.append(~self.number)
 
 
 class Tensor:
@@ -176,19 +188,22 @@ class Parameter(Tensor):
     Attributes:
         grad: its gradient.
         cast: itself in the type of autocast, while that keeps it.
-        copies: how many weights of this shape it stands for.
+        product: how rows are multiplied with it, where its numbers are quantised; else None.
     """
 
-    __slots__ = ("cast", "grad")
+    __slots__ = ("cast", "grad", "product")
 
     def __init__(self, shape: Shape, size: int, storage: Storage | None, trains: bool) -> None:
         super().__init__(shape, contiguous(shape), size, storage)
         self.grad: Tensor | None = None
         self.cast: Tensor | None = None
+        self.product: Product | None = None
         if trains:
             self.node = Leaf(self)
 
 
+Product: TypeAlias = "Callable[[Operations, Tensor, Parameter, Tensor | None], Tensor]"
+"""Of rows [..., K], a weight [N, K] and a bias [N]: [..., N]."""
 Grads: TypeAlias = "list[Tensor | None]"
 Saved: TypeAlias = "list[Tensor]"
 Rule: TypeAlias = Callable[[Saved, Grads], "Sequence[Tensor | None]"]
@@ -329,6 +344,19 @@ class Operations:
         nbytes = prod(shape) * size
         storage = Storage(self.requests, nbytes, component) if nbytes else None
         return Parameter(shape, size, storage, trains)
+
+    def quantised_weight(
+        self, shape: Shape, nbytes: int, product: Product, component: str = "weights"
+    ) -> Parameter:
+        """A weight whose numbers take so many bytes, and how rows are multiplied with it."""
+        weight = Parameter(shape, QUANTISED, Storage(self.requests, nbytes, component), False)
+        weight.product = product
+        return weight
+
+    def replace(self, weight: Tensor, size: int) -> None:
+        """`weight.data = weight.data.to(...)`: it stays in another type."""
+        other = self.new(weight.shape, size, component="weights")
+        weight.storage, weight.size = other.storage, size
 
     def account(self, x: Tensor, component: str) -> None:
         """Say what a tensor's memory is for."""
@@ -546,8 +574,9 @@ class Operations:
         return out
 
     def reshape(self, x: Tensor, shape: Shape) -> Tensor:
-        """The same elements in another shape; a copy where they do not lie in order."""
-        return self.view(x if x.is_contiguous else self.clone(x), shape)
+        """The same elements in another shape; a copy where no strides say where they lie."""
+        strides = _view_strides(x.shape, x.strides, shape)
+        return self.view(self.clone(x), shape) if strides is None else self.view(x, shape, strides)
 
     def contiguous(self, x: Tensor) -> Tensor:
         """A copy where its elements do not lie in order."""
@@ -738,14 +767,13 @@ class Operations:
         if size is not None and size != x.size:
             x = self.copy(x, size)
         out = self.new(x.shape, x.size, _like(x, x.shape))
-
-        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            of_x = self.new(saved[0].shape, saved[0].size)
-            self.inside([of_x.nbytes])
-            return [of_x]
-
-        self.record([x], [out], rule, out)
+        self.record([x], [out], self._of_softmax, out)
         return out
+
+    def _of_softmax(self, saved: Saved, grads: Grads) -> list[Tensor | None]:
+        of_x = self.new(saved[0].shape, saved[0].size)
+        self.inside([of_x.nbytes])
+        return [of_x]
 
     # Joining
 
@@ -764,6 +792,22 @@ class Operations:
             return [self.alias(grad, shape, grad.strides) for shape in shapes]
 
         self.record(parts, [], rule, out)
+        return out
+
+    def filled(self, parts: Sequence[Tensor]) -> Tensor:
+        """Parts of the last dimension, copied into an empty tensor one after another."""
+        first = parts[0]
+        out = self.new((*first.shape[:-1], sum(part.shape[-1] for part in parts)), first.size)
+        for part in parts:
+            shape = part.shape
+
+            def rule(saved: Saved, grads: Grads, shape: Shape = shape) -> list[Tensor | None]:
+                whole = self.copy(_one(grads))
+                of_part = self.new(shape, whole.size)
+                self.inside([of_part.nbytes])
+                return [whole, of_part]
+
+            self.record([out, part], [], rule, out)
         return out
 
     # Products
@@ -785,12 +829,9 @@ class Operations:
         return self.copy(x, self.autocast)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added.
-
-        The kernel for float8 weights quantises as it goes: it allocates the result alone.
-        """
-        if weight.size == QUANTISED:
-            return self.new((*x.shape[:-1], weight.shape[0]), x.size)
+        """Take x [..., K] times the transpose of a weight [N, K], and a bias [N] added."""
+        if isinstance(weight, Parameter) and weight.product is not None:
+            return weight.product(self, x, weight, bias)
         if bias is not None:
             bias = self._cast(bias)
         weight = self._cast(weight)
@@ -832,8 +873,8 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        a, b = self._cast(a), self._cast(b)
-        a, b = self._batched(a), self._batched(b)
+        given = [self._cast(a), self._cast(b)]  # there until the product is
+        a, b = (self._batched(x) for x in given)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -853,7 +894,36 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        del given
         return out
+
+    def einsum(self, spec: str, a: Tensor, b: Tensor) -> Tensor:
+        """`torch.einsum` of two tensors, without a gradient: one batched product.
+
+        Dimensions of both that stay are its batch; copies of what does not lie so.
+        """
+        inputs, out = spec.split("->")
+        left, right = inputs.split(",")
+        sizes = dict(zip(left + right, a.shape + b.shape, strict=True))
+        batch = [n for n in out if n in left and n in right]
+        rows = [n for n in out if n not in right]
+        columns = [n for n in out if n not in left]
+        summed = sorted(n for n in left if n not in out)
+        one = self._lined_up(a, left, (batch, rows, summed))
+        other = self._lined_up(b, right, (batch, summed, columns))
+        made = self.new((one.shape[0], one.shape[1], other.shape[2]), a.size)
+        self.product()
+        names = [*batch, *rows, *columns]
+        whole = contiguous(tuple(sizes[n] for n in names))
+        strides = dict(zip(names, whole, strict=True))
+        return self.alias(made, tuple(sizes[n] for n in out), tuple(strides[n] for n in out))
+
+    def _lined_up(self, x: Tensor, names: str, groups: tuple[list[str], ...]) -> Tensor:
+        """Dimensions in another order, and those of a group as one."""
+        order = [names.index(name) for group in groups for name in group]
+        turned = self.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+        shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
+        return self.reshape(turned, shape)
 
     def _batched(self, x: Tensor) -> Tensor:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
@@ -1093,8 +1163,7 @@ class Operations:
             scores.elements, scores.elements // scores.shape[-1],
             -(scores.elements // scores.shape[-1]), -scores.elements,
         ])  # fmt: skip
-        if self.grad and query.node is not None:
-            raise NotPlannedError("training with attention that no kernel takes is not planned")
+        self.record([scores], [probabilities], self._of_softmax, probabilities)
         scores = probabilities
         del probabilities
         returned = self.to(scores, given)
@@ -1142,6 +1211,30 @@ def _dependencies(root: Node) -> dict[Node, int]:
                     seen.add(target)
                     stack.append(target)
     return waiting
+
+
+def _view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
+    """Strides by which another shape sees the same elements; None: there are none.
+
+    `computeStride_impl` of `TensorUtils.cpp`: dimensions that lie one in the other are one chunk,
+    and a wanted dimension does not reach over two.
+    """
+    found = [0] * len(wanted)
+    at, step = len(wanted) - 1, strides[-1] if strides else 1
+    elements = seen = 1
+    for d in reversed(range(len(shape))):
+        elements *= shape[d]
+        if d and (shape[d - 1] == 1 or strides[d - 1] == elements * step):
+            continue
+        while at >= 0 and (seen < elements or wanted[at] == 1):
+            found[at] = seen * step
+            seen *= wanted[at]
+            at -= 1
+        if seen != elements:
+            return None
+        if d:
+            step, elements, seen = strides[d - 1], 1, 1
+    return tuple(found)
 
 
 def _joins(shape: Shape, strides: Shape) -> bool:

@@ -13,7 +13,13 @@ from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
 from tritter_mem.models.formats import ceil_div
-from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
+from tritter_mem.models.layer_run import (
+    ROTATIONS,
+    LayerRun,
+    activated,
+    halves,
+    scaled_by_position,
+)
 from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
 
 FLOAT32_BYTES = 4
@@ -58,7 +64,8 @@ class Module(Block):
     """A module that may cache rows of each token, or a state of each sequence.
 
     Attributes:
-        ROLE: where it stands in a layer: `mixer`, `mlp`, `norms`, or nothing of these.
+        ROLE: what it is in a layer: `mixer`, `mlp`, or `weights` that those or the layer use;
+            empty: how it runs is not described.
     """
 
     __slots__ = ()
@@ -72,6 +79,19 @@ class Module(Block):
         """
         del x, run
         raise NotPlannedError(f"activations of {type(self).__name__} are not planned")
+
+    def prepare(self, ids: Tensor, embeds: Tensor, run: LayerRun) -> None:
+        """What it makes before the layers of a call, and leaves in `run.step.shared`.
+
+        Args:
+            ids: of the tokens that run, [B, T].
+            embeds: their embeddings, [B, T, H].
+            run: of what is outside of the layers.
+        """
+
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
 
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
@@ -92,9 +112,14 @@ class Module(Block):
         """What it keeps of a sequence."""
         return NO_STATE
 
-    def grown_elements(self) -> tuple[int, ...]:
-        """Rows that a further token adds, whatever the context."""
-        return self.rows() if self.reach() is None else ()
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
+        """Rows that a further token adds behind `context` tokens; None: behind a full window."""
+        return () if self._is_full(context) else self.rows()
+
+    def _is_full(self, context: int | None) -> bool:
+        """Whether a window holds as many tokens as it keeps."""
+        window = self.reach()
+        return window is not None and (context is None or context >= window - 1)
 
     def cache_bytes(self, cache: Cache) -> int:
         """What `DynamicCache` holds behind `cache.context` tokens.
@@ -112,7 +137,7 @@ class Module(Block):
 class Norms(Module):
     """Norms over the residual stream."""
 
-    ROLE = "norms"
+    ROLE = "weights"
 
     names: tuple[str, ...]
     bias: bool = False
@@ -202,6 +227,7 @@ class Attention(Module):
             q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
             k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
             v = self._projected(x, run, "v_proj", self.kv_heads, "")
+            k = ops.scaled(k) if run.dialect.scales_keys else k
             v = ops.scaled(v) if run.dialect.scales_values else v
         if run.dialect.heads_first and self.qk_norm[0]:
             q = run.norm(q, f"{self.name}.{self.norm_names[0]}", run.dialect.head_norm)
@@ -209,6 +235,8 @@ class Attention(Module):
         if self.rotates:
             cos, sin = step.angles[self.window is not None]
             q, k = ROTATIONS[run.dialect.rotary](run, q, k, cos, sin)
+        if run.dialect.scales_queries:
+            q = scaled_by_position(run, q)
         k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
@@ -449,9 +477,9 @@ class LatentAttention(Module):
         """Cache the latent, and expand it to keys and values of all heads: `DeepseekV3Attention`.
 
         Raises:
-            NotPlannedError: it trains, or has parts that DeepSeek's has not.
+            NotPlannedError: it has parts that DeepSeek's has not.
         """
-        if self.gate or self.sinks or not self.has_latent or run.ops.grad:
+        if self.gate or self.sinks or not self.has_latent:
             raise NotPlannedError(f"activations of {run.kind} attention are not planned")
         ops, step, name = run.ops, run.step, self.name
         if self.query_rank:
@@ -463,32 +491,39 @@ class LatentAttention(Module):
         q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
         q = ops.transpose(q, 1, 2)
         q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        compressed, latent, k_rot = self._compressed(x, run)
+        cos, sin = step.angles[False]
+        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
+        latent, k_rot = run.update({"keys": latent, "values": k_rot})
+        query = ops.cat([q_pass, q_rot], -1)
+        k, v = self._expanded(latent, k_rot, run)
+        mask = step.masks[None]
+        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
+        out = ops.contiguous(ops.transpose(out, 1, 2))
+        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
+        out = run.linear(out, f"{name}.o_proj")
+        del compressed
+        return out
+
+    def _compressed(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
+        """What is projected down, and of it the latent and the key that rotates, [B, 1, T, D]."""
+        ops, step, name = run.ops, run.step, self.name
         compressed = run.linear(x, f"{name}.kv_a_proj_with_mqa")
         latent, k_rot = ops.split(compressed, -1, [self.rank, self.rope_dim])
         latent = run.norm(latent, f"{name}.kv_a_layernorm")
         latent = ops.view(latent, (step.batch, 1, step.tokens, self.rank))
         shape = (step.batch, 1, step.tokens, self.rope_dim)
         strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
-        k_rot = ops.view(k_rot, shape, strides)
-        cos, sin = step.angles[False]
-        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        latent, k_rot = run.update({"keys": latent, "values": k_rot})
-        query = ops.cat([q_pass, q_rot], -1)
-        k, v = self._expanded(latent, run)
-        mask = step.masks[None]
-        out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
-        out = ops.contiguous(ops.transpose(out, 1, 2))
-        out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
-        out = run.linear(out, f"{name}.o_proj")
-        return out  # noqa: RET504  (what was attended goes first)
+        return compressed, latent, ops.view(k_rot, shape, strides)
 
-    def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+    def _expanded(self, latent: Tensor, k_rot: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
         """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
         ops, (batch, _, keys, _) = run.ops, latent.shape
         made = run.linear(latent, f"{self.name}.kv_b_proj")
         made = ops.view(made, (batch, keys, self.heads, self.nope_dim + self.value_dim))
-        _, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
-        return ops.new((batch, self.heads, keys, self.nope_dim + self.rope_dim), made.size), v
+        k, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
+        wide = ops.expand(k_rot, (batch, self.heads, keys, self.rope_dim))
+        return ops.filled([k, wide]), v
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections down and up, and the norms between them."""
@@ -536,6 +571,7 @@ class Indexer(Module):
     vectors: tuple[tuple[str, int], ...] = ()
     pooled: int = 0
     rows_of_token: int | None = None
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections of queries, of one key, and of the heads' weights."""
@@ -664,68 +700,33 @@ class CompressedAttention(Module):
             return ()
         return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
 
-    def grown_elements(self) -> tuple[int, ...]:
+    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
         """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
-        return tuple(ceil_div(width, self.rate) for width in self._widths)
+        shares = tuple(ceil_div(width, self.rate) for width in self._widths)
+        if context is None or context >= self.window - 1:
+            return shares
+        return (self._copies * self.head_dim, *shares)
+
+    @property
+    def _copies(self) -> int:
+        """Tensors that the window is kept in: keys are the values where tokens are compressed."""
+        return 1 if self.rate else 2
 
     def cache_bytes(self, cache: Cache) -> int:
         """The window; compressed tokens; and what waits to be compressed, with its gates.
 
         Keys are the values, in one tensor but for layers with a window alone. Overlapping series
-        also keep half of the last compressed tokens' inputs.
+        also keep half of the last compressed tokens' inputs, the gates of these in float32.
         """
-        tokens, element = cache.context, cache.format.element_bytes
-        copies = 1 if self.rate else 2
-        elements = copies * min(tokens, self.window - 1) * self.head_dim
+        tokens, element, gates = cache.context, cache.format.element_bytes, 0
+        elements = self._copies * min(tokens, self.window - 1) * self.head_dim
         for width in self._widths:
             elements += tokens // self.rate * width
             elements += 2 * (tokens % self.rate) * self._series * width
             if self.index is not None and tokens >= self.rate:
-                elements += 2 * self.rate * width
-        return cache.batch * elements * element
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta(Module):
-    """Linear attention by the gated delta rule.
-
-    Attributes:
-        inputs: outputs of its input projections, by name.
-        out: names of the output projection and of the norm before it.
-    """
-
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int
-    inputs: tuple[tuple[str, int], ...]
-    out: tuple[str, str] = ("out_proj", "norm")
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution: queries, keys and values."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution, and decays of each head."""
-        name, values = "linear_attn", self.value_heads * self.value_dim
-        out, norm = self.out
-        return (
-            vector(f"{name}.dt_bias", self.value_heads),
-            vector(f"{name}.A_log", self.value_heads),
-            Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
-            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
-            vector(f"{name}.{norm}", self.value_dim),
-            *linear(f"{name}.{out}", hidden, values),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each value head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.value_heads * self.key_dim * self.value_dim,
-        )
+                elements += self.rate * width
+                gates += self.rate * width
+        return cache.batch * (elements * element + gates * FLOAT32_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -840,53 +841,6 @@ class Mamba(Module):
     def state(self) -> State:
         """The convolution's last inputs, and the state of each channel."""
         return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2(Module):
-    """Mamba-2: a state space with one decay a head.
-
-    Attributes:
-        inner: channels; `heads` of `head_dim` channels are theirs.
-        groups: of heads that share the state's input and output.
-        normed: whether a gated norm comes before the output.
-    """
-
-    inner: int
-    heads: int
-    head_dim: int
-    groups: int
-    states: int
-    kernel: int
-    bias: bool
-    conv_bias: bool
-    out_bias: bool = False
-    normed: bool = True
-    name: str = "mamba"
-
-    @property
-    def conv_width(self) -> int:
-        """Channels of the convolution."""
-        return self.inner + 2 * self.groups * self.states
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, conv = self.name, self.conv_width
-        return (
-            *(vector(f"{name}.{part}", self.heads) for part in ("dt_bias", "A_log", "D")),
-            Weight(name=f"{name}.conv1d", shape=(conv, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", conv),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", self.inner + conv + self.heads, hidden, self.bias),
-            *((vector(f"{name}.norm", self.inner),) if self.normed else ()),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.out_bias),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each head."""
-        return State(
-            compute=self.conv_width * self.kernel,
-            float32=self.heads * self.head_dim * self.states,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1044,12 +998,16 @@ class Experts(Module):
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
-        chosen = ROUTINGS[self.routing](self, flat, run)
+        chosen = self.route(flat, run)
         out = ops.view(self._chosen(flat, run, chosen[1], chosen[2]), shape)
         if self.shared:
             del flat
             out = ops.add(out, self._shared_run(x, run))
         return out
+
+    def route(self, x: Tensor, run: LayerRun) -> Routed:
+        """Logits of the router for rows [T, H], and weights and places of their experts."""
+        return ROUTINGS[self.routing](self, x, run)
 
     def _all(self, x: Tensor, run: LayerRun) -> Tensor:
         """Every expert over every token, times its score: `Llama4TextMoe`."""
@@ -1085,7 +1043,7 @@ class Experts(Module):
         """Shared experts first, whose result a gate multiplies: Qwen."""
         ops = run.ops
         shared = self._shared_run(flat, run)
-        chosen = ROUTINGS[self.routing](self, flat, run)
+        chosen = self.route(flat, run)
         out = self._chosen(flat, run, chosen[1], chosen[2])
         gate = run.linear(flat, f"{self.name}.{self.shared_name}_gate")
         shared = ops.mul(ops.pointwise(gate, saves="output"), shared)
@@ -1197,6 +1155,19 @@ class Experts(Module):
             return _clamped_gate(run, made)
         gate, up = halves(run.ops, made)
         return run.ops.mul(activated(run, gate), up)
+
+    def prepare(self, ids: Tensor, embeds: Tensor, run: LayerRun) -> None:
+        """What it makes before the layers of a call, and leaves in `run.step.shared`.
+
+        Args:
+            ids: of the tokens that run, [B, T].
+            embeds: their embeddings, [B, T, H].
+            run: of what is outside of the layers.
+        """
+
+    def beside(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what lies beside its weights and is in no checkpoint."""
+        return ()
 
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
@@ -1362,6 +1333,14 @@ def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.softmax(values), places
 
 
+def _chosen_float_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the chosen experts' logits in float32, back in the rows' type: Granite."""
+    ops = run.ops
+    logits = ops.to(run.linear(x, f"{experts.name}.{experts.router}"), FLOAT)
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.to(ops.softmax(values), x.size), places
+
+
 def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
@@ -1372,6 +1351,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "chosen softmax": _chosen_softmax,
+    "chosen float softmax": _chosen_float_softmax,
 }
 
 
@@ -1406,6 +1386,7 @@ class Extra(Module):
     tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
     buffers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     integers: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """All of them."""

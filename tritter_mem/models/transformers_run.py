@@ -13,7 +13,7 @@ from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
-from tritter_mem.models.quantization import read_quantization
+from tritter_mem.models.quantization import GGUF, read_quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,12 @@ class TransformersRun:
     def trains(self) -> bool:
         """Whether the run is a training step."""
         return self.work.mode == "training"
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: `transformers`, or `llama.cpp` where weights are those of a GGUF file."""
+        is_gguf = self.model.quantization.method == GGUF and not self.trains
+        return "llama.cpp" if is_gguf else "transformers"
 
     @property
     def master(self) -> StorageFormat:
@@ -83,7 +89,7 @@ def _find(name: str, progress: Progress | None) -> NamedModel:
     found = find_model(name, progress)
     if found is None:
         raise ConfigError(
-            f"{name}: no such model; allowed: a folder, a config.json, a GGUF file, or org/name "
+            f"{name}: no such model, expected a folder, a config.json, a GGUF file, or org/name "
             "on the Hub"
         )
     return found
@@ -97,12 +103,13 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
         InputError: what is there cannot be read.
     """
     named, work, training = named_model(profile), profile.workload, profile.training
-    model, config = _stored_as(profile.weights.quantization, named)
-    dtype = profile.weights.dtype
+    name = profile.weights.dtype
+    dtype = named.model.dtype if name == "auto" else storage_format(name)
+    model, config = _stored_as(profile.weights.quantization, named, dtype)
     return TransformersRun(
         model=model,
         config=config,
-        dtype=model.dtype if dtype == "auto" else storage_format(dtype),
+        dtype=dtype,
         work=Workload(
             mode=work.mode, context=work.context, batch=work.batch, new_tokens=work.new_tokens
         ),
@@ -115,11 +122,18 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     )
 
 
-def _stored_as(quantization: str, named: NamedModel) -> tuple[HuggingFaceModel, Mapping[str, Any]]:
-    """The model with its linear layers stored in another way than in the checkpoint."""
+def _stored_as(
+    quantization: str, named: NamedModel, dtype: StorageFormat
+) -> tuple[HuggingFaceModel, Mapping[str, Any]]:
+    """The model with its linear layers stored in another way than in the checkpoint.
+
+    Products with 4-bit weights are in the type of the activations, not in float32.
+    """
     if quantization == "auto":
         return named.model, named.config
     section = QUANTIZATIONS.get(quantization)
+    if section is not None:
+        section = {**section, "bnb_4bit_compute_dtype": dtype.name}
     model = replace(named.model, quantization=read_quantization(section, None))
     others = {key: value for key, value in named.config.items() if key != "quantization_config"}
     return model, others if section is None else {**others, "quantization_config": section}

@@ -96,8 +96,8 @@ def read_case(module: str, arguments: str = "{}", *, warmup: int = 1, steps: int
 
 def _path_problems(module: str, path: str, function: str) -> Iterator[str]:
     if not path or not function.isidentifier():
-        allowed = "allowed: FILE.py:FUNCTION, such as train.py:build"
-        yield f"--module: found {module!r}; {allowed}"
+        allowed = "expected FILE.py:FUNCTION, such as train.py:build"
+        yield f"--module: got {module!r}, {allowed}"
     elif not is_file(Path(path)):
         yield f"--module: {path}: there is no such file"
     else:
@@ -106,20 +106,20 @@ def _path_problems(module: str, path: str, function: str) -> Iterator[str]:
 
 def _count_problems(warmup: int, steps: int) -> Iterator[str]:
     if warmup < 0:
-        yield f"--warmup: found {warmup}; allowed: 0 or more"
+        yield f"--warmup: got {warmup}, expected 0 or more"
     if steps < 1:
-        yield f"--steps: found {steps}; allowed: 1 or more"
+        yield f"--steps: got {steps}, expected 1 or more"
 
 
 def _read_arguments(text: str, problems: list[str]) -> dict[str, Any]:
-    allowed = "allowed: a JSON object, such as '{\"layers\": 12}'"
+    allowed = "expected a JSON object, such as '{\"layers\": 12}'"
     try:
         found = parse_json(text)
     except ValueError as error:
-        problems.append(f"--args: found {text[:80]!r}, which is no JSON ({error}); {allowed}")
+        problems.append(f"--args: got {text[:80]!r}, which is not JSON ({error}); {allowed}")
         return {}
     if not isinstance(found, dict):
-        problems.append(f"--args: found {text[:80]!r}; {allowed}")
+        problems.append(f"--args: got {text[:80]!r}, {allowed}")
         return {}
     return found
 
@@ -146,7 +146,7 @@ def _import(case: ModuleCase) -> Any:
     path = Path(case.path).resolve()
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise InputError(f"{case.path}: is no Python file; allowed: a file that ends in .py")
+        raise InputError(f"{case.path}: not a Python file, expected a name that ends in .py")
     module = module_from_spec(spec)
     if str(path.parent) not in sys.path:  # as when Python runs it: what lies beside it is there
         sys.path.insert(0, str(path.parent))

@@ -62,7 +62,7 @@ def training_job(
     """
     if len({tensor.shape[0] for tensor in batch}) != 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in batch)
-        raise UsageError(f"batch: found shapes {shapes}; allowed: tensors with as many rows each")
+        raise UsageError(f"batch: got shapes {shapes}, expected tensors with as many rows each")
     _refuse_gradients(model)
     offers = Offers(
         training=True,
@@ -92,8 +92,8 @@ def _refuse_gradients(model: nn.Module) -> None:
     held = [name for name, weight in model.named_parameters() if weight.grad is not None]
     if held:
         raise UsageError(
-            f"found gradients already, of {held[0]} and {len(held) - 1} others: what a failed try "
-            "adds to them could not be undone; call zero_grad(set_to_none=True) first"
+            f"there are gradients already, of {held[0]} and {len(held) - 1} others: what a failed "
+            "try adds to them could not be undone; call zero_grad(set_to_none=True) first"
         )
 
 
@@ -240,9 +240,9 @@ def join(parts: Sequence[Any]) -> Any:
         items = [join(part) for part in zip(*parts, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     raise UsageError(
-        f"found a result of type {type(first).__name__}, which pieces cannot be joined to; "
-        "allowed: tensors with rows, and lists, tuples and mappings of them; or hand over a Job of "
-        "your own"
+        f"got a result of type {type(first).__name__}, which cannot be joined from pieces; "
+        "expected tensors with rows, and lists, tuples and mappings of them; or pass "
+        "your own Job"
     )
 
 
@@ -258,8 +258,7 @@ def claimed(model: nn.Module) -> Iterator[None]:
         if not parts.isdisjoint(_IN_USE):
             raise UsageError(
                 f"{type(model).__name__}: runs in another ladder now, another thread's or an outer "
-                "one, whole or in part; allowed: in one at a time; let that one end first, or run "
-                "a copy (copy.deepcopy)"
+                "one, whole or in part; let that one end first, or run a copy (copy.deepcopy)"
             )
         _IN_USE.update(parts)
     try:

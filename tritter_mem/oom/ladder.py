@@ -62,14 +62,14 @@ class Offers:
     def __post_init__(self) -> None:
         found = {"batch": self.batch, "window": self.window}
         problems = [
-            f"{name}: found {value}; allowed: 1 or more"
+            f"{name}: got {value}, expected 1 or more"
             for name, value in found.items()
             if value is not None and value < 1
         ]
         often = (*self.checkpoint_every, 0)
         if any(later >= n for n, later in pairwise(often)):
             problems.append(
-                f"checkpoint_every: found {self.checkpoint_every}; allowed: whole numbers above 0, "
+                f"checkpoint_every: got {self.checkpoint_every}, expected whole numbers above 0, "
                 "the largest first, such as (4, 2, 1)"
             )
         if problems:

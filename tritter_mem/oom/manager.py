@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LARGEST = 3
 _KEPT = 1000
-_INSTEAD = "hand over SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
+_INSTEAD = "pass SimulatedDevice(capacity_bytes) to try the ladder on the CPU"
 _BODY_NOTE = (
     "managed_forward cured the forward pass only: a `with` body cannot run twice. To have the "
     "backward pass retried too, hand it over: manager.run(training_job(model, loss, batch))"
@@ -96,7 +96,7 @@ class MemoryManager:
     ) -> None:
         if not (math.isfinite(budget_gb) and 0 <= headroom_gb < budget_gb):
             raise UsageError(
-                f"budget_gb, headroom_gb: found {budget_gb} and {headroom_gb}; allowed: a headroom "
+                f"budget_gb, headroom_gb: got {budget_gb} and {headroom_gb}, expected a headroom "
                 "of 0 or more, and a budget above it, in GB"
             )
         self.budget_gb, self.headroom_gb = budget_gb, headroom_gb
@@ -120,7 +120,7 @@ class MemoryManager:
             UsageError: the size is none.
         """
         if not (math.isfinite(size_gb) and size_gb >= 0):
-            raise UsageError(f"size_gb: found {size_gb}; allowed: a size in GB, 0 or more")
+            raise UsageError(f"size_gb: got {size_gb}, expected a size in GB, 0 or more")
         now, size = self._device.memory(), round(size_gb * GB)
         return now.allocated_bytes + size <= self.limit_bytes and now.holds(size)
 

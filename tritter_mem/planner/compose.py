@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from tritter_mem import torch_release
+from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile
 from tritter_mem.planner.case import Case
@@ -44,11 +45,17 @@ def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse
             split.
         plays: whether to play the tensors through the allocator. Without, what is reserved is
             unknown, and the plan is made several times as fast.
+
+    Raises:
+        ConfigError: the allocator's settings are wrong.
     """
+    parse_alloc_conf(profile.allocator.conf)  # whether or not this plan plays the allocator
     if isinstance(profile, NamedProfile):
-        return _plan_named(profile, card, plays=plays)
-    budget = budget_of(profile, card) if plays else None
-    return plan_case(Case.of(profile, card), budget, plays=plays)
+        use = _plan_named(profile, card, plays=plays)
+    else:
+        budget = budget_of(profile, card) if plays else None
+        use = plan_case(Case.of(profile, card), budget, plays=plays)
+    return replace(use, caveat=card.caveat) if card.caveat else use
 
 
 def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:
@@ -104,17 +111,13 @@ def kv_cache_bytes(case: Case) -> int:
     return sum(count * layer.cache_bytes(case.cache) for layer, count in layers.items())
 
 
-LONG = 1 << 21
-"""Tokens beyond every window."""
-
-
 def kv_bytes_per_token(case: Case) -> int:
-    """What a further token adds to the cache of one sequence, with its part of scales.
+    """What a token behind the context adds to the cache of one sequence, with its part of scales.
 
     Layers with a window add nothing once it is full.
     """
     group = case.cache.group
-    start = case.cache.sinks + LONG * group
+    start = case.cache.sinks + case.work.context
     short, long = (replace(case.cache, batch=1, context=start + n) for n in (0, group))
     layers = case.architecture.counted_layers
     return sum(

@@ -15,7 +15,7 @@ def least_memory(run: TransformersRun, card: GpuCard, reason: str) -> MemoryUse:
         card: the card.
         reason: what is not counted.
     """
-    components = _trained(run) if run.trains else _loaded(run)
+    components = _trained(run) if run.trains else _loaded(run, card)
     total = components.total_bytes
     return MemoryUse(
         device=card.name,
@@ -28,8 +28,8 @@ def least_memory(run: TransformersRun, card: GpuCard, reason: str) -> MemoryUse:
     )
 
 
-def _loaded(run: TransformersRun) -> Components:
-    model, work = run.model, run.work
+def _loaded(run: TransformersRun, card: GpuCard) -> Components:
+    model, work = run.model.held_on(card.compute_capability), run.work
     return Components(
         weights_bytes=model.weight_bytes_in(model.quantization, run.dtype),
         kv_cache_bytes=model.cache_bytes(work.context, work.batch, run.dtype.name),

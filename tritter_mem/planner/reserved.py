@@ -65,7 +65,7 @@ def find_reserved(
     try:
         play(free)
     except OutOfMemoryError as error:  # of a device without a limit
-        raise ConfigError(f"more memory than can be counted: {error}") from error
+        raise ConfigError(f"too much memory to count: {error}") from error
     without = Reserved(free.counters.reserved.peak)
     if limit is None or without.peak_bytes <= limit[0] - limit[1]:
         return without

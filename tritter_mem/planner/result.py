@@ -18,8 +18,7 @@ from tritter_mem.results.run import Components, Environment, ModelFacts, Result
 from tritter_mem.results.verdict import compare
 from tritter_mem.units import GB
 
-NOT_SIMULATED = "`plan` computes by formula only; `profile` simulates"
-NOT_MEASURED = "`plan` computes by formula only; `profile` measures"
+ONLY_PLANNED = "`plan` only uses formulas; `tritter-mem profile` does the rest"
 
 
 def planned_result(profile: AnyProfile) -> Result:
@@ -39,8 +38,8 @@ def planned_result(profile: AnyProfile) -> Result:
         profile_hash=content_hash(profile),
         model=model_facts(profile),
         planned=use,
-        simulated_reason=NOT_SIMULATED,
-        measured_reason=NOT_MEASURED,
+        simulated_reason=ONLY_PLANNED,
+        measured_reason=ONLY_PLANNED,
         verdict=judge_with_advice(profile, card, {"planned": use}, budget_of(profile, card)),
         differences=compare({"planned": use}),
     )
@@ -86,8 +85,9 @@ def _named_facts(profile: NamedProfile) -> ModelFacts:
         language_parameters=model.language_parameters,
         active_parameters=model.active_parameters,
         weight_bytes=model.weight_bytes_in(model.quantization, run.dtype),
-        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype),
+        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype, run.work.context),
         stored_bytes=named.stored_bytes,
+        runtime=run.runtime,
         unsupported=model.unsupported,
     )
 

@@ -55,8 +55,13 @@ def _solve(
     budget_bytes: int,
     unknown: Unknown,
     bounds: tuple[int, int, int],
+    *,
+    thorough: bool = False,
 ) -> int | None:
-    """The largest multiple of a unit that fits; `bounds` are the first, the last, and the unit."""
+    """The largest multiple of a unit that fits; `bounds` are the first, the last, and the unit.
+
+    `thorough`: look for larger ones behind some that do not.
+    """
     first, last, unit = bounds
 
     def over(value: int) -> int:
@@ -68,6 +73,8 @@ def _solve(
     # What is reserved is no less than what is allocated, for which a plan takes much less time.
     high = largest(allocated_fits, first, last)
     found = None if high is None else _largest_below(over, first, high)
+    if thorough and found is not None and high is not None:
+        found = _with_more(over, found, high)
     return None if found is None else found * unit
 
 
@@ -94,6 +101,30 @@ def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | Non
             high, over_high = guess, found
         halve = not halve
     return low
+
+
+def _with_more(over: Callable[[int], int], found: int, high: int) -> int:
+    """The largest value that fits, where some before it do not.
+
+    What the allocator reserves beside tensors rises and falls: a free segment serves tensors of
+    one size, and those that are a little larger need another. So values one percent apart are
+    tried, from the largest whose tensors alone fit down to one that is known to fit.
+
+    Args:
+        over: by how much a value is over.
+        found: it fits, and one more does not.
+        high: the largest whose tensors alone fit.
+    """
+    step = max(1, found // 100)
+    found = next((value for value in range(high, found, -step) if over(value) <= 0), found)
+    while found < high:
+        step = max(1, found // 100)
+        if over(high) > 0:
+            found = _largest_below(over, found, min(found + step, high)) or found
+        if found + step > high or over(found + step) > 0:
+            return found
+        found += step
+    return found
 
 
 def _allocated_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
@@ -144,9 +175,9 @@ def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     card = find_gpu(profile.gpu.name)
     if (reason := plan(profile, card, plays=False).lower_bound_reason) is not None:
         raise UsageError(f"--max: there is no answer for {profile.name}: {reason}")
-    budget = budget_of(profile, card)
-    value = solve(profile, card, budget, unknown)
-    at = smallest(profile, unknown) if value is None else value
+    budget, first = budget_of(profile, card), smallest(profile, unknown)
+    value = _solve(profile, card, budget, unknown, (first, LIMITS[unknown], 1), thorough=True)
+    at = first if value is None else value
     after = None if at >= LIMITS[unknown] else at + 1
     return Largest(
         name=profile.name,

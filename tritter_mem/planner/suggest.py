@@ -46,16 +46,25 @@ class Change(NamedTuple):
     cost: Cost = Cost.TIME
 
 
-def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Suggestion, ...]:
+def suggest(
+    profile: AnyProfile, card: GpuCard, budget_bytes: int, planned: MemoryUse | None = None
+) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
 
     They are in the order of what they give up, and then of what they save.
 
     A plan that is a lower bound has none: what it says of a change would not hold either.
 
-    Where no single change is enough, the largest savings are put together until they are.
+    Where no single change is enough, the largest savings are put together until they are; where all
+    of them are not, the largest context and batch that fit with them are named.
+
+    Args:
+        profile: what does not fit.
+        card: the card that it is planned for.
+        budget_bytes: what may be used.
+        planned: the profile's plan, where it has been made.
     """
-    use = plan(profile, card)
+    use = planned or plan(profile, card)
     need = use.footprint_bytes
     if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
@@ -64,10 +73,13 @@ def suggest(profile: AnyProfile, card: GpuCard, budget_bytes: int) -> tuple[Sugg
     single = [(change, found) for change in changes if (found := case.judge(change))]
     single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
     free = [change for change in changes if change.cost is Cost.TIME]
-    limits = [found for change in case.largest(free) if (found := case.judge(change))]
+    bases = [Change("", {}), _laid_over(free)]
     enough = [found for _, found in single if found.fits]
     if not enough:
-        enough = [*case.together(single), *(found for _, found in single)]
+        laid, found = case.together(single)
+        enough = [*([] if found is None else [found]), *(found for _, found in single)]
+        bases += [laid] if found is None else []
+    limits = [found for change in case.largest(bases) if (found := case.judge(change))]
     return (*enough[: MOST - len(limits)], *limits)
 
 
@@ -79,29 +91,30 @@ def judge_with_advice(
     Args:
         profile: what the answers are for.
         card: the card that it is planned for.
-        uses: the kinds of answer; the best one decides.
+        uses: the kinds of answer, the plan among them; the best one decides.
         budget_bytes: what may be used.
     """
-    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes))
-    if verdict is None or verdict.fits:
+    planned = uses["planned"]
+    verdict = judge(uses, budget_bytes, suggest(profile, card, budget_bytes, planned))
+    if verdict is None or verdict.fits or planned.lower_bound_reason is not None:
         return verdict
     need = verdict.budget_bytes - verdict.headroom_bytes
     return replace(verdict, cards=cards_that_fit(profile, need))
 
 
 def cards_that_fit(profile: AnyProfile, need_bytes: int) -> tuple[str, ...]:
-    """The smallest cards of the table that hold a profile as it is, each by a plan of its own.
+    """The smallest cards of the same vendor that hold a profile as it is, each by its own plan.
 
     Args:
         profile: what is planned; its own budget is not looked at.
         need_bytes: what it needs on its card. Cards of less memory are not planned.
 
     Returns:
-        Up to four names; none where the plan is a lower bound.
+        Up to four names.
     """
-    if plan(profile, find_gpu(profile.gpu.name), plays=False).lower_bound_reason is not None:
-        return ()
-    large = [card for card in all_cards() if card.default_budget_bytes >= need_bytes]
+    vendor = find_gpu(profile.gpu.name).vendor
+    cards = [card for card in all_cards() if card.vendor == vendor]
+    large = [card for card in cards if card.default_budget_bytes >= need_bytes]
     large.sort(key=lambda card: (card.default_budget_bytes, card.name))
     fits = (
         card.name
@@ -135,14 +148,13 @@ class _Case(NamedTuple):
             headroom_bytes=headroom,
         )
 
-    def largest(self, free: Sequence[Change]) -> Iterator[Change]:
-        """The largest batch and context that fit, as all else stands and with the free changes.
+    def largest(self, bases: Sequence[Change]) -> Iterator[Change]:
+        """The largest batch and context that fit, over each of several changes.
 
         Args:
-            free: changes that cost time alone.
+            bases: nothing changed comes first; other changes that set nothing are left out.
         """
-        slow = _laid_over(free)
-        for base in (Change("", {}), slow)[: 2 if slow.settings else 1]:
+        for base in (*bases[:1], *(base for base in bases[1:] if base.settings)):
             profile = changed(self.profile, base.settings)
             for unknown in UNKNOWNS:
                 now = getattr(self.profile.workload, unknown)  # which does not fit
@@ -152,17 +164,26 @@ class _Case(NamedTuple):
                     text = f"{unknown} {format_count(found)}, {about}the largest that fits"
                     yield _laid_over([base, Change(text, {f"workload.{unknown}": found})])
 
-    def together(self, single: Iterable[tuple[Change, Suggestion]]) -> Iterator[Suggestion]:
-        """Lay changes over each other, cheapest first, until the profile fits, if it ever does."""
-        laid: list[Change] = []
-        for change, _ in single:
-            if _laid_over(laid).settings.keys() & change.settings.keys():
+    def together(
+        self, single: Iterable[tuple[Change, Suggestion]]
+    ) -> tuple[Change, Suggestion | None]:
+        """Lay changes over each other, cheapest first, until the profile fits.
+
+        Of changes that set the same, the one that saves the most takes the place of the others.
+
+        Returns:
+            The changes laid over each other, and what they make; None where they are not enough.
+        """
+        laid: list[tuple[Change, int]] = []
+        for change, alone in single:
+            same = [pair for pair in laid if pair[0].settings.keys() & change.settings.keys()]
+            if any(saves >= alone.saves_bytes for _, saves in same):
                 continue
-            laid.append(change)
-            found = self.judge(_laid_over(laid))
+            laid = [*(pair for pair in laid if pair not in same), (change, alone.saves_bytes)]
+            found = self.judge(_laid_over(change for change, _ in laid))
             if found and found.fits:
-                yield found
-                return
+                return _laid_over(change for change, _ in laid), found
+        return _laid_over(change for change, _ in laid), None
 
 
 def _laid_over(changes: Iterable[Change]) -> Change:
@@ -190,17 +211,17 @@ def _changes(profile: AnyProfile) -> Iterator[Change]:
 def _cache_changes(profile: Profile) -> Iterator[Change]:
     model, group = profile.model, max(1, profile.model.num_attention_heads // 4)
     if model.kv_heads > group and model.num_attention_heads % group == 0:
-        text = f"{group} KV heads (needs a model trained so)"
+        text = f"{group} KV heads (needs a model trained that way)"
         yield Change(text, {"model.num_key_value_heads": group}, Cost.ANOTHER_RESULT)
     yield from _smaller("kv_cache", profile.kv_cache.dtype, "kv_cache.dtype", "KV cache")
     if model.sliding_window is None and profile.workload.context > 4096:
         window = {"model.sliding_window": 4096}
         yield Change(
-            "4K window, every 4th layer global (needs a model trained so)",
+            "4K window, every 4th layer global (needs a model trained that way)",
             {**window, "model.global_attention_every": 4},
             Cost.ANOTHER_RESULT,
         )
-        text = "4K window and sinks (older tokens are not attended to)"
+        text = "4K window and sinks (older tokens are ignored)"
         yield Change(text, window, Cost.ANOTHER_RESULT)
 
 

@@ -20,8 +20,9 @@ from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
+from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
-    ORDERS,
     Dialect,
     LayerCache,
     LayerRun,
@@ -31,6 +32,8 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
+from tritter_mem.models.quantised_products import product_of
+from tritter_mem.models.quantization import Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -48,8 +51,6 @@ from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
 """Tokens that are run of those that are generated: the first ones, and the last with its cache."""
-FLOAT8 = (8, 9)
-"""Capability from which transformers keeps float8 weights."""
 EXPERTS_DIMENSIONS = 3
 DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
@@ -161,14 +162,14 @@ class _Made(NamedTuple):
     Attributes:
         size: bytes of an element.
         trains: whether training changes it.
-        scales: bytes of what quantised numbers are multiplied by.
+        scheme: how its numbers are stored; None: one by one, each of `size` bytes.
     """
 
     name: str
     shape: tuple[int, ...]
     size: int
     trains: bool
-    scales: int
+    scheme: Scheme | None
 
 
 class PlannedModel:
@@ -181,12 +182,12 @@ class PlannedModel:
 
     def __init__(self, run: TransformersRun, ops: Operations) -> None:
         self.run, self.ops = run, ops
-        self.model: HuggingFaceModel = run.model
+        self.model: HuggingFaceModel = run.model.held_on(ops.card.compute_capability)
         dialect = self.model.dialect
         if dialect is None:
             kind = self.model.language_type
             raise NotPlannedError(f"activations of {kind} models are not planned")
-        self._refuse_quantised(ops)
+        self._refuse_quantised()
         self.dialect: Dialect = dialect
         if run.trains:
             _refuse_dropout(run)
@@ -198,16 +199,19 @@ class PlannedModel:
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
-        self._steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
+        self._steps = [steps[layer] for layer in self.model.layers]
+        self._kinds: list[int] = []
 
-    def _refuse_quantised(self, ops: Operations) -> None:
-        method = self.model.quantization.method
-        if self.run.trains or not method:
+    def _refuse_quantised(self) -> None:
+        stored = self.model.quantization
+        if self.run.trains:
             return
-        if method != "fp8":
-            raise NotPlannedError(f"activations of weights in {method} are not planned")
-        if ops.card.compute_capability < FLOAT8:
-            raise NotPlannedError("float8 weights on a card without float8 are not planned")
+        if stored.unplanned:
+            raise NotPlannedError(stored.unplanned)
+        for scheme in stored.all_schemes:
+            if product_of(scheme, self.run.dtype) is None:
+                raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -215,16 +219,22 @@ class PlannedModel:
         embedding, *others = self._shapes(self.model.outside, prefix)
         self.outside[embedding.name] = self._weight(embedding, "embeddings")
         known: dict[tuple[Module, ...], list[_Made]] = {}
+        kinds: dict[tuple[object, ...], int] = {}
         for number, layer in enumerate(self.model.layers):
             if layer not in known or self.model.quantization.method:
                 known[layer] = self._shapes(layer, f"{prefix}.layers.{number}")
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
+            self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
+            for module in layer:
+                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
-        width = self.rotary_width
-        frequencies = 2 * self.dialect.rotary_kinds if self.dialect.rotary else 0
-        self._beside += [ops.new((width // 2,), FLOAT) for _ in range(frequencies)]
+        self._beside += [ops.new((), self.size) for _ in range(self.dialect.scalars)]
+        if self.dialect.rotary:
+            for windowed in self._rotary_kinds():
+                half = self._rotary_width(windowed) // 2
+                self._beside += [ops.new((half,), FLOAT) for _ in range(2)]
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -237,54 +247,58 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scales = self.model.element_bytes(name, dtype), 0
+                size, scheme = self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
                 if is_matrix and not self.run.trains:
-                    size, scales = self._quantised(f"{prefix}.{name}", shape, size)
-                found.append(_Made(name, shape, size, trains, scales))
+                    scheme = self._scheme(f"{prefix}.{name}")
+                found.append(_Made(name, shape, size, trains, scheme))
         return found
 
-    def _quantised(self, name: str, shape: tuple[int, ...], size: int) -> tuple[int, int]:
-        """Bytes of an element, and of all scales."""
+    def _scheme(self, name: str) -> Scheme | None:
         if name.startswith(f"{self.model.names.prefix}.lm_head"):
             name = "lm_head"
-        scheme = self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
-        if scheme is None:
-            return size, 0
-        *copies, outputs, inputs = shape
-        return 1, prod(copies) * (scheme.weight_bytes(outputs, inputs) - outputs * inputs)
+        return self.model.quantization.scheme_of(name.replace(".experts.", ".experts.*."))
 
     def _weight(self, made: _Made, component: str = "weights") -> Parameter:
+        if made.scheme is not None:
+            return self._quantised(made.shape, made.scheme, component)
         trains = self.run.trains and made.trains
         weight = self.ops.weight(made.shape, made.size, component, trains)
         if trains:
             self.parameters.append(weight)
-        if made.scales:
-            scales = self.ops.new((made.scales // FLOAT,), FLOAT, component="weights")
-            self._beside.append(scales)
         return weight
 
-    @property
-    def rotary_width(self) -> int:
+    def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
+        """Codes, whose scales stay beside them."""
+        *copies, outputs, inputs = shape
+        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        product = product_of(scheme, self.run.dtype)
+        if product is None:
+            raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+        weight = self.ops.quantised_weight(shape, codes, product, component)
+        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
+        return weight
+
+    def _rotary_width(self, windowed: bool) -> int:
         """Channels of a head that rotate."""
-        return self.dialect.rotary_dim
+        return (windowed and self.dialect.windowed_dim) or self.dialect.rotary_dim
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
         """How a layer runs."""
-        by_role: dict[str, Module] = {}
         for module in layer:
-            if not module.ROLE or module.ROLE in by_role:
+            if not module.ROLE:
                 raise NotPlannedError(f"activations of {type(module).__name__} are not planned")
-            by_role[module.ROLE] = module
-        if by_role.keys() != {"mixer", "mlp", "norms"}:
-            raise NotPlannedError("a layer without attention, MLP and norms is not planned")
         order = ORDERS[self.dialect.order]
-        mixer, mlp = by_role["mixer"], by_role["mlp"]
-        return lambda x, run: order(x, run, mixer.run, mlp.run)
+        parts = Parts(
+            mixers=tuple(module.run for module in layer if module.ROLE == "mixer"),
+            mlps=tuple(module.run for module in layer if module.ROLE == "mlp"),
+        )
+        return lambda x, run: order(x, run, parts)
 
     def windows(self) -> list[int | None]:
         """Windows of its layers, each once; layers without one come first."""
-        found = {module.reach() for layer in self._steps for module in layer if module.rows()}
+        layers = dict.fromkeys(self.model.layers)
+        found = {module.reach() for layer in layers for module in layer if module.rows()}
         return sorted(found, key=lambda window: window or 0)
 
     def _rotate(self, step: Step, positions: Tensor) -> None:
@@ -294,7 +308,7 @@ class PlannedModel:
         angles = rotary_angles if self.dialect.grids == 1 else grid_angles
         angles = complex_angles if self.dialect.complex_angles else angles
         for windowed in self._rotary_kinds():
-            step.angles[windowed] = angles(step, positions, self.rotary_width)
+            step.angles[windowed] = angles(step, positions, self._rotary_width(windowed))
         if self.dialect.rotary_kinds == 1:
             step.angles[True] = step.angles[False]
 
@@ -332,6 +346,9 @@ class PlannedModel:
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
             embeds = ops.scaled(embeds)
+        outside = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
+        for module in self.model.outside:
+            module.prepare(ids, embeds, outside)
         if caches is None and self.dialect.grids == 1:
             positions = self._positions(tokens)
         else:
@@ -340,23 +357,38 @@ class PlannedModel:
             step.masks[window] = make_mask(step, window)
         x = embeds
         self._rotate(step, positions)
-        for number, layer in enumerate(self.model.layers):
+        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        ops.requests.enter("last norm")
+        return outside.norm(x, self.model.names.norm)
+
+    def _through_layers(
+        self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
+    ) -> Tensor:
+        ops = self.ops
+        repeats = Repeats(ops.requests)
+        for number, part in enumerate(self._steps):
+            if number == self.dialect.last_token_from and step.caches and step.tokens > 1:
+                x, step = self.last_token(x), step.of_last_token()
             run = LayerRun(
                 step=step,
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
             )
-            part = self._steps[layer]
             ops.requests.enter(f"layer {number}")
             if checkpoints:
                 x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
-            else:
+            elif ops.grad:
                 x = part(x, run)
+            else:
+                x = repeats.run(self._kinds[number], part, x, run)
             run.returned.clear()
-        ops.requests.enter("last norm")
-        last = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
-        return last.norm(x, self.model.names.norm)
+        return x
+
+    def last_token(self, x: Tensor) -> Tensor:
+        """A view [B, 1, H] of hidden states [B, T, H]."""
+        batch, _, width = x.shape
+        return self.ops.alias(x, (batch, 1, width), (x.strides[0], width, 1))
 
     def _positions(self, tokens: int) -> Tensor:
         """Positions of a row, which is one sequence: that is looked up."""
@@ -413,7 +445,7 @@ class _Generation:
         with _phase(self.played, "prefill"):
             given = ops.new((work.batch, prompt), LONG)
             mask = ops.new((work.batch, prompt), LONG)
-            positions = self._positions(mask)
+            positions = of_prompt = self._positions(mask)  # `generate()` holds them to its end
             del mask
             ops.inside([work.batch * prompt, 1])  # whether an id is out of range
             open_ends = ops.new((work.batch,), LONG)
@@ -443,7 +475,7 @@ class _Generation:
                 ids = ops.new((work.batch, length), LONG)
                 open_ends = self._checked(open_ends)
                 del logits
-        del ids, positions, scores, token, open_ends
+        del ids, positions, of_prompt, scores, token, open_ends
 
     def _pasts(self) -> Iterator[int]:
         """Tokens that are cached at each step that is run: the first ones, and the last."""
@@ -475,8 +507,7 @@ class _Generation:
         for start in starts:
             ids = ops.new((batch, min(size, prompt - start)), LONG)
             hidden = self.model.call(ids, start, self.caches)
-            width = hidden.shape[-1]
-            last = ops.alias(hidden, (batch, 1, width), (hidden.strides[0], width, 1))
+            last = self.model.last_token(hidden)
             del hidden
             made = self.model.head(last)
             del last

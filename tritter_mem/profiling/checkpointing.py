@@ -44,7 +44,7 @@ def checkpointing_trade_off(
     """
     if profile.workload.mode != "training":
         raise UsageError(
-            f"{profile.name}: found workload.mode {profile.workload.mode}; checkpointing is of "
+            f"{profile.name}: got workload.mode {profile.workload.mode}, but checkpointing is of "
             "training: add --mode training"
         )
     layers = profile.model.num_hidden_layers

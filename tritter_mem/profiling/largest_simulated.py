@@ -69,7 +69,10 @@ def _first_guess(profile: AnyProfile, unknown: Unknown) -> int:
 
 
 def search(over: Callable[[int], int], low: int, guess: int, limit: int) -> tuple[int, int | None]:
-    """The largest value that is over by nothing, and a larger one that is over by something.
+    """A value that is over by nothing, and a larger one that is over by something.
+
+    One percent more than the value is over too. Where the plan knows of larger values that fit
+    again, the guess is the last of them.
 
     Args:
         over: by how much a value is over; each first call with a value is a simulation.
@@ -80,6 +83,7 @@ def search(over: Callable[[int], int], low: int, guess: int, limit: int) -> tupl
     Returns:
         Two values that are at most 0.5% apart, or `limit` and None.
     """
+    smallest = low
     step = max(1, guess // STEP)
     if over(guess) <= 0:
         low = high = guess
@@ -91,10 +95,13 @@ def search(over: Callable[[int], int], low: int, guess: int, limit: int) -> tupl
         else:
             return limit, None
     else:
-        smallest, high = low, guess
+        high = guess
         while over(low := max(high - step, smallest)) > 0:
             high, step = low, 2 * step
     while high - low > max(1, low // STEP):
         middle = (low + high) // 2
         low, high = (middle, high) if over(middle) <= 0 else (low, middle)
+    more = low + 2 * max(1, low // STEP)
+    if more < limit and over(more) <= 0:
+        return search(over, smallest, more, limit)
     return low, high

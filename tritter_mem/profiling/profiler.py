@@ -47,7 +47,7 @@ from tritter_mem.simulation.simulate import simulate
 from tritter_mem.simulation.transformers_model import simulate_transformers
 
 DEFAULT_GPU = "rtx-5080"
-_NOT_PLANNED = "the formulas are the bundled model's: third-party code is simulated, not planned"
+_NOT_PLANNED = "the formulas know models, not code: your own code is simulated, not planned"
 _NAMED_NOT_MEASURED = "a named model is planned and simulated; run your own script to measure it"
 INTERRUPTED = "interrupted"
 

@@ -303,10 +303,12 @@ class _Builder:
     def warnings(self) -> list[str]:
         found = []
         if self._unknown_frees:
-            found.append(f"frees of what was never allocated, left out: {self._unknown_frees:,}")
+            found.append(
+                f"frees of memory that was never allocated, ignored: {self._unknown_frees:,}"
+            )
         if self._overwritten:
             found.append(
-                "allocations at the address of a live block, whose missing free was added: "
+                "allocations at the address of an allocated block, whose missing free was added: "
                 f"{self._overwritten:,}"
             )
         return found

@@ -56,7 +56,7 @@ def replay(
         UsageError: the capacity is not positive.
     """
     if capacity_bytes is not None and capacity_bytes <= 0:
-        raise UsageError(f"capacity: found {capacity_bytes} bytes, expected a positive size")
+        raise UsageError(f"capacity: got {capacity_bytes} bytes, expected a positive size")
     for conf in alloc_confs:  # before minutes of loading
         parse_alloc_conf(conf)
     histories = _histories(Path(snapshot))
@@ -87,7 +87,7 @@ def consistent(device: int) -> Iterator[None]:
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"device_traces[{device}]: the history contradicts itself: segments or blocks overlap, "
-            "or are freed where there are none; record it again"
+            "or are freed without having been allocated; record it again"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _histories(path: Path) -> list[History]:
     segments = sum(len(device.segments) for device in devices)
     raise InputError(
         f"{path}: no history to replay ({segments:,} segments at the end); call "
-        "torch.cuda.memory._record_memory_history() before the work that is to be recorded"
+        "torch.cuda.memory._record_memory_history() before the work to record"
     )
 
 
@@ -140,7 +140,12 @@ def _replay_device(history: History, plans: Sequence[Plan], capacity_bytes: int 
         capacity_bytes=capacity,
         capacity_source=source,
         scenarios=tuple(scenarios),
-        advice=advise(scenarios, capacity, _needed(history, plans, scenarios)),
+        advice=advise(
+            scenarios,
+            capacity,
+            _needed(history, plans, scenarios),
+            ran_out=bool(history.failures),
+        ),
         warnings=tuple(history.warnings),
         held_at_peak=_shortened(held.by_stack),
         held_by_module=_shortened(held.by_module),

@@ -52,7 +52,7 @@ def state_at_start(snapshot: DeviceSnapshot) -> tuple[list[SegmentState], list[s
     ]
     warnings = rewind.warnings()
     if overlapping:
-        warnings.append(f"segments that overlap another one, left out: {overlapping:,}")
+        warnings.append(f"segments that overlap another one, ignored: {overlapping:,}")
     return filled, warnings
 
 
@@ -141,7 +141,7 @@ class _Rewind:
         found = []
         if self.lost_blocks:
             found.append(
-                "allocations neither freed in the history nor live at its end: "
+                "allocations neither freed in the history nor allocated at its end: "
                 f"{self.lost_blocks:,}"
             )
         if self.lost_segments:

@@ -280,8 +280,18 @@ def _scenario(
     )
 
 
+RAN_OUT = (
+    " The job ran out of memory while it was recorded: what it would have asked for next is "
+    "unknown."
+)
+
+
 def advise(
-    scenarios: Sequence[Scenario], capacity_bytes: int | None, needed: Scenario | None = None
+    scenarios: Sequence[Scenario],
+    capacity_bytes: int | None,
+    needed: Scenario | None = None,
+    *,
+    ran_out: bool = False,
 ) -> Advice:
     """Say which setting to use, and when none helps.
 
@@ -289,13 +299,14 @@ def advise(
         scenarios: the recorded settings first.
         capacity_bytes: what segments may take; None: no limit.
         needed: where nothing fits, the scenario that needs least, run without a limit.
+        ran_out: the job ran out of memory while it was recorded.
     """
     recorded = scenarios[0]
     if recorded.fits:
         return _saving(scenarios, "" if capacity_bytes is None else _room(recorded, capacity_bytes))
     fitting = [scenario for scenario in scenarios if scenario.fits]
     if capacity_bytes is not None and fitting:
-        return _one_that_fits(fitting, capacity_bytes)
+        return _one_that_fits(fitting, capacity_bytes, ran_out)
     return _nothing_fits(capacity_bytes, needed)
 
 
@@ -322,12 +333,13 @@ def _saving(scenarios: Sequence[Scenario], room: str) -> Advice:
     )
 
 
-def _one_that_fits(fitting: Sequence[Scenario], capacity_bytes: int) -> Advice:
+def _one_that_fits(fitting: Sequence[Scenario], capacity_bytes: int, ran_out: bool) -> Advice:
     best = _least(fitting)
     spare = format_bytes(capacity_bytes - best.reserved_peak_bytes)
     return Advice(
-        text=f"The recorded settings do not fit. Use {_named(best)}: every request is served, "
-        f"{format_bytes(best.reserved_peak_bytes)} reserved at the peak, {spare} to spare.",
+        text=f"The recorded settings do not fit. Use {_named(best)}: every recorded request is "
+        f"served, {format_bytes(best.reserved_peak_bytes)} reserved at the peak, {spare} to spare."
+        + (RAN_OUT if ran_out else ""),
         conf=best.conf,
     )
 
@@ -339,9 +351,10 @@ def _nothing_fits(capacity_bytes: int | None, needed: Scenario | None) -> Advice
     allocated = needed.allocated_peak_bytes
     if allocated > capacity_bytes:
         short = format_bytes(allocated - capacity_bytes)
-        why = f"The live tensors alone need {format_bytes(allocated)}, {short} more than there is"
+        needs = format_bytes(allocated)
+        why = f"The allocated tensors alone need {needs}, {short} more than there is"
     else:
-        why = f"The live tensors need {format_bytes(allocated)}"
+        why = f"The allocated tensors need {format_bytes(allocated)}"
     return Advice(
         text=f"{text} {why}; with {_named(needed)} {format_bytes(needed.reserved_peak_bytes)} "
         "would have to be reserved."

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -155,7 +156,7 @@ def cuda_of(torch: Path) -> CudaOfTorch:
     if majors[0] not in _BY_MAJOR:
         known = ", ".join(map(str, _BY_MAJOR))
         raise UsageError(
-            f"{torch}: built for CUDA {majors[0]}; stand-ins are there for CUDA {known}"
+            f"{torch}: built for CUDA {majors[0]}; there are stand-ins for CUDA {known}"
         )
     return CudaOfTorch(
         major=majors[0], machine=libraries[0].machine, functions=_functions(libraries)
@@ -297,7 +298,23 @@ def cache_folder() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return Path(tempfile.gettempdir()) / f"tritter-mem-{os.getuid()}"
+        return _own_folder(Path(tempfile.gettempdir()) / f"tritter-mem-{os.getuid()}")
+
+
+def _own_folder(folder: Path) -> Path:
+    """A folder where others may make one too: what is in it is preloaded, so it must be ours.
+
+    Raises:
+        MeasureError: somebody else made it, or may write in it.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise MeasureError(
+            f"{folder}: others may write there, so nothing is run from it; set XDG_CACHE_HOME to a "
+            "folder of yours"
+        )
+    return folder
 
 
 def stand_ins_for(torch: Path) -> Path:
@@ -312,6 +329,11 @@ def stand_ins_for(torch: Path) -> Path:
     refuse_other_machines()
     cuda = cuda_of(torch)
     target = cache_folder() / "stand-ins" / _key(cuda)
+    if re.search(r"[\s:]", str(target)):
+        raise MeasureError(
+            f"{target}: a library in a folder with a space or a colon cannot be preloaded; set "
+            "XDG_CACHE_HOME to another one"
+        )
     if (target / "complete").exists():
         return target
     try:

@@ -15,6 +15,8 @@ from tritter_mem.results.rehearsal import RankUse, Refusal
 _MAGIC = 0x7472697474657231
 _DEVICES, _FIGURES = 16, 8
 _SLOT = struct.Struct(f"<II{_DEVICES}Q{_DEVICES}Q{_DEVICES * _FIGURES}Q")
+_HEAD = struct.Struct("<QQQQ")
+_ABOUT = {"pid", "rank", "title", "versions", "allocator_conf"}
 _BY_RULE = ("workspace of ", "reserve of ", "times between ")
 """How notes of the stand-ins begin that are no names of functions."""
 
@@ -57,7 +59,9 @@ def collect(folder: Path, asked_at: float | None = None) -> Left:
         MeasureError: the folder is gone.
     """
     if not folder.is_dir():
-        raise MeasureError(f"{folder} was deleted while the command ran: nothing is known of it")
+        raise MeasureError(
+            f"{folder} was deleted while the command ran, so nothing is known about it"
+        )
     abouts = {about["pid"]: about for about in _abouts(folder)}
     notes = list(_lines(folder / "notes.jsonl"))
     slots = list(_slots(folder / "processes"))
@@ -103,14 +107,19 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """A file of JSON lines; the last one may be cut off where a process was killed."""
     for line in _text(path).splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(found, dict):
+            yield found
 
 
 def _abouts(folder: Path) -> Iterator[dict[str, Any]]:
+    """What processes said of themselves; a disk that was full may have cut that off."""
     for path in sorted(folder.glob("process-*.json")):
-        yield json.loads(path.read_text())
+        for about in _lines(path):
+            if about.keys() >= _ABOUT:
+                yield about
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +134,11 @@ def _slots(path: Path) -> Iterator[_Slot]:
     if not path.exists():
         return
     data = path.read_bytes()
-    magic, count, slot_bytes, first = struct.unpack_from("<QQQQ", data)
-    if magic != _MAGIC or slot_bytes != _SLOT.size:
-        raise InputError(f"{path}: no table of a rehearsal's processes")
+    if len(data) < _HEAD.size:
+        raise InputError(f"{path}: not a table of a rehearsal's processes")
+    magic, count, slot_bytes, first = _HEAD.unpack_from(data)
+    if (magic, slot_bytes) != (_MAGIC, _SLOT.size) or len(data) < first + count * slot_bytes:
+        raise InputError(f"{path}: not a table of a rehearsal's processes")
     for at in range(count):
         process, _, *numbers = _SLOT.unpack_from(data, first + at * slot_bytes)
         if not process:

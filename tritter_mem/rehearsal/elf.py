@@ -56,7 +56,7 @@ def read_library(path: Path) -> SharedLibrary:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data).library()
     except (OSError, ValueError, IndexError, struct.error) as error:
-        raise InputError(f"{path}: no shared library that can be read: {error}") from error
+        raise InputError(f"{path}: not a readable shared library: {error}") from error
 
 
 class _Reader:

@@ -48,7 +48,7 @@ def set_up(folder: Path, torch: str | None, requirements: Path | None) -> str:
         MeasureError: it cannot be made: no network, no room, no such release.
     """
     if requirements is not None and not requirements.is_file():
-        raise UsageError(f"-r: found {requirements}, which is no file")
+        raise UsageError(f"-r: {requirements} is not a file")
     _refuse_full(folder)
     python = folder / "bin" / "python"
     if not python.exists():

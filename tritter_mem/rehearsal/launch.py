@@ -32,7 +32,9 @@ _NOT_SHOWN = 0.015
 """Of the memory that nvidia-smi lists, PyTorch's errors show 0.6% to 2% less: RTX 3090 and 4090,
 A100, H100, L4, L40S, T4, RTX 5090, in published out-of-memory messages."""
 _ASK = """
-import importlib.util, json, re, sys
+import sys
+sys.path[:] = [path for path in sys.path if path]  # `-c` puts first the folder that we are in
+import importlib.util, json, re
 spec = importlib.util.find_spec("torch")
 found = {"python": sys.executable, "torch": None, "version": None, "cuda": None}
 if spec and spec.submodule_search_locations:
@@ -48,6 +50,7 @@ if spec and spec.submodule_search_locations:
 print(json.dumps(found))
 """
 _GRACE_SECONDS = 10.0
+_LONGEST_PIECE = 1 << 16
 _OFTEN_SECONDS = 0.2
 UNTIL, HOST_LIMIT = "--until", "--host-limit"
 _HELD = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
@@ -359,13 +362,20 @@ class _Watch:
             thread.start()
 
     def _pass_on(self, source: IO[bytes], to: IO[bytes]) -> None:
-        for line in iter(source.readline, b""):
-            to.write(line)
-            to.flush()
+        before = b""
+        # A line without an end comes in pieces, over which the text may lie.
+        for line in iter(lambda: source.readline(_LONGEST_PIECE), b""):
+            try:
+                to.write(line)
+                to.flush()
+            except OSError:  # nobody reads any more: nor does the command find anybody who does
+                source.close()
+                return
             if LINE.search(text := line.decode(errors="replace")):
                 self.lines.append(text)
-            if self._text in line:
+            if self._text in before + line:
                 self.seen.set()
+            before = b"" if line.endswith(b"\n") else (before + line)[-len(self._text) :]
 
     def join(self) -> None:
         """Wait for what is left of the output; children may keep it open."""

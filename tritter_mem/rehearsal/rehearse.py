@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -30,13 +29,14 @@ from tritter_mem.rehearsal.launch import (
 from tritter_mem.results.header import header
 from tritter_mem.results.rehearsal import Command, RankUse, Rehearsal, Trust, fullest
 from tritter_mem.results.run import Verdict
+from tritter_mem.temporary import temporary_folder
 
 NOT_COUNTED = (
-    "the CUDA context is taken from the table of cards, not measured",
+    "the CUDA context: its size comes from the table of GPUs and was not measured",
     "kernels that are loaded later, CUDA graphs' memory in the driver, and streams' timing: events "
     "complete at once",
 )
-_OF_NCCL = "NCCL's buffers, several hundred MiB of each process on a card"
+_OF_NCCL = "NCCL's buffers: several hundred MiB per process on a real GPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
     card = find_card(gpu)
     machine = _machine(card, options)
     if not command:
-        raise UsageError("no command: write it behind `--`")
+        raise UsageError("missing COMMAND: write it after `--`")
     libraries, folder = stand_ins_of(command, options.environment, environment_folder())
     with _session() as session:
         environment = environment_for(machine, libraries, session, folder)
@@ -105,15 +105,20 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
 
 
 def _machine(card: GpuCard, options: Options) -> Machine:
+    if card.vendor != "nvidia":
+        raise UsageError(
+            f"--gpu: {card.name} is an AMD card; a rehearsal runs PyTorch's CUDA build, which has "
+            "none. `tritter-mem plan` plans a model on it"
+        )
     if not 1 <= options.devices <= MOST_DEVICES:
-        raise UsageError(f"--gpus: found {options.devices}; allowed: 1 to {MOST_DEVICES}")
+        raise UsageError(f"--gpus: got {options.devices}, expected 1 to {MOST_DEVICES}")
     memory = shown_bytes(card)
     if options.budget_bytes is not None:
         if options.budget_bytes <= card.context_bytes:
-            raise UsageError("--budget: less than the CUDA context takes")
+            raise UsageError("--budget: the CUDA context alone needs more")
         memory = min(memory, options.budget_bytes)
     if options.rank is not None and not 0 <= options.rank < options.world_size:
-        raise UsageError(f"--rank: found {options.rank}; allowed: 0 to {options.world_size - 1}")
+        raise UsageError(f"--rank: got {options.rank}, expected 0 to {options.world_size - 1}")
     return Machine(
         card=card,
         devices=options.devices,
@@ -127,21 +132,20 @@ def _resolved(command: Sequence[str], environment: dict[str, str]) -> list[str]:
     """The command with its program as the environment's path finds it."""
     found = shutil.which(command[0], path=environment["PATH"])
     if found is None:
-        raise UsageError(f"{command[0]}: no such command")
+        advice = f"; to run it: -- python {command[0]}" if command[0].endswith(".py") else ""
+        raise UsageError(f"{command[0]}: no such command{advice}")
     return [found, *command[1:]]
 
 
 @contextmanager
 def _session() -> Iterator[Path]:
     """A folder of this rehearsal's own, which does not stay."""
-    try:
-        folder = tempfile.TemporaryDirectory(
-            prefix="tritter-mem-rehearsal-", ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise OutputError(f"no folder for temporary files: {error.strerror}") from error
-    with folder as name:
-        yield Path(name)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder())
+        except OSError as error:
+            raise OutputError(f"no folder for temporary files: {error.strerror}") from error
+        yield folder
 
 
 def _keep(uses: Sequence[RankUse], folder: Path) -> Iterator[RankUse]:

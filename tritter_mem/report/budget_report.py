@@ -51,7 +51,7 @@ def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
     """What `plan` suggests, or that by its formulas nothing has to change."""
     planned = result.planned.footprint_bytes if result.planned is not None else None
     if verdict.suggestions:
-        yield "what to change, as planned:"
+        yield "what to change, by the plan:"
     elif planned is not None and planned <= verdict.budget_bytes:
         yield f"`plan` suggests nothing: by its formulas {format_bytes(planned, UNITS)}, which fits"
     for suggestion in verdict.suggestions[:SUGGESTIONS]:
@@ -62,10 +62,10 @@ def _changes(result: Result, verdict: Verdict) -> Iterator[str]:
 def _figure(use: MemoryUse) -> str:
     """Which figure is compared with the budget."""
     if use.reserved_peak_bytes is None:
-        return "needed is the largest sum of live tensors"
+        return "the need is the largest sum of allocated tensors"
     reserved = format_bytes(use.reserved_peak_bytes, UNITS)
     rest = format_bytes(use.footprint_bytes - use.reserved_peak_bytes, UNITS)
-    return f"needed is the device peak: {reserved} reserved by PyTorch, {rest} CUDA context"
+    return f"the need is the device peak: {reserved} reserved by PyTorch, {rest} CUDA context"
 
 
 def _most(use: MemoryUse) -> Iterator[str]:
@@ -97,7 +97,7 @@ def against_baseline(outcome: CaseOutcome) -> str:
         return "\n".join((headline(outcome, UNITS), *(f"  {line}" for line in details(outcome))))
     # The rest of the message is on the command `check`.
     what = printable(outcome.message.partition(";")[0], 200)
-    return f"{outcome.status}: {what}; where that is meant: {UPDATE}"
+    return f"{outcome.status}: {what}; if that is intended: {UPDATE}"
 
 
 def summary(

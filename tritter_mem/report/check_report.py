@@ -49,7 +49,7 @@ TONES: dict[Status, Tone] = {
     "added": "good",
     "updated": "warn",
 }
-TIGHTEN = "smaller than the baseline: tighten it, so that it cannot grow back unseen: "
+TIGHTEN = "smaller than the baseline: tighten it, so that it cannot grow back unnoticed: "
 UPDATE = "tritter-mem check --update-baseline"
 
 
@@ -97,7 +97,7 @@ def details(outcome: CaseOutcome, units: str = "GiB", most: int = REASONS_OF_A_G
         lines.append(f"the peak was at {before}, is at {now}")
     other = informing(outcome)
     if other is not None and other.growth_bytes and outcome.status != "added":
-        lines.append(f"{_other_gate(outcome)} peak {_from_to(other, units)}; it informs, no more")
+        lines.append(f"{_other_gate(outcome)} peak {_from_to(other, units)}; it does not decide")
     return lines
 
 

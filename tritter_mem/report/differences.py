@@ -39,7 +39,10 @@ def difference_cell(row: Difference | None, pair: KindPair) -> Cell:
     ratio = row.ratio(pair)
     if ratio is None:
         return _cell_without_ratio(before, after)
-    return Cell(text=percent(ratio), value=ratio, tone=tone_of(ratio, tolerance_of(row.name, pair)))
+    # Against a run on the CPU a ratio leaves out what only a GPU has.
+    adjusted = "*" if ratio != after / before - 1 else ""
+    tone = tone_of(ratio, tolerance_of(row.name, pair))
+    return Cell(text=f"{percent(ratio)}{adjusted}", value=ratio, tone=tone)
 
 
 def _cell_without_ratio(before: int, after: int) -> Cell:

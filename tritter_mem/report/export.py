@@ -85,7 +85,7 @@ def check_export(path: Path) -> None:
     """
     if path.suffix not in _WRITERS:
         allowed = " or ".join(_WRITERS)
-        raise UsageError(f"--export: found {printable(path)}; allowed: a file ending in {allowed}")
+        raise UsageError(f"--export: got {printable(path)}, expected a file ending in {allowed}")
     if path.suffix == ".parquet":
         _need_pyarrow()
 

@@ -38,7 +38,7 @@ def render_page(template: str, *, plotlyjs: PlotlyJs, **content: Any) -> str:
         UsageError: `plotlyjs` is another word.
     """
     if plotlyjs not in get_args(PlotlyJs):
-        raise UsageError(f"plotlyjs: found {plotlyjs!r}, expected inline, cdn or directory")
+        raise UsageError(f"plotlyjs: got {plotlyjs!r}, expected inline, cdn or directory")
     page = _environment().get_template(template)
     return page.render(plotlyjs=plotlyjs, plotly=_plotly(plotlyjs), **content)
 

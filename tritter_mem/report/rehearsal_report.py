@@ -62,10 +62,10 @@ def untrusted_sentence(done: Rehearsal) -> str:
     if count:
         lines = "a line" if count == 1 else f"{count} lines"
         why.append(
-            f"values that nothing computed decided a shape or a branch at {lines}, see below"
+            f"values that no kernel computed decided a shape or a branch at {lines}, see below"
         )
     accepted = "accepted" if done.accepted else "--accept-untrusted lets it count"
-    return f"not to be trusted ({accepted}): {'; '.join(why)}"
+    return f"cannot be trusted ({accepted}): {'; '.join(why)}"
 
 
 def verdict_words(done: Rehearsal) -> str:
@@ -88,7 +88,7 @@ def verdict_words(done: Rehearsal) -> str:
         return "nothing used a device"
     peak = format_bytes(done.rehearsed.device_peak_bytes, UNITS)
     spare = format_bytes(done.total_bytes - done.rehearsed.device_peak_bytes, UNITS)
-    caught = " (it ran out of memory and went on)" if done.refusals else ""
+    caught = " (it ran out of memory and continued)" if done.refusals else ""
     return f"fits: the fullest process takes {peak}, {spare} to spare (rehearsed){caught}"
 
 
@@ -117,7 +117,7 @@ def ranks_table(done: Rehearsal) -> Table:
             Column(label="Reserved peak"),
             Column(label="Device peak"),
             Column(label="Active peak", wide=True),
-            Column(label="Live at the end", wide=True),
+            Column(label="Allocated at the end", wide=True),
             Column(label="Retries", wide=True),
         ),
         rows=[_row(use) for use in done.ranks],
@@ -176,14 +176,14 @@ def lists(done: Rehearsal) -> list[tuple[str, list[str]]]:
     """What a reader must know of the figures, under headings."""
     trust = done.trust
     found = [
-        ("Decided by values that nothing computed", trust.values_decided_shapes),
-        ("Decided by values that follow a rule (balanced routing, finite numbers)", trust.assumed),
+        ("Decided by values that no kernel computed", trust.values_decided_shapes),
+        ("Decided by assumed values (balanced routing, finite numbers)", trust.assumed),
         (
-            "Values that nothing computed left PyTorch here, and are not followed: look that they "
-            "decide no shape and no branch",
+            "Values that no kernel computed left PyTorch here and cannot be followed: check that "
+            "they decide no shape and no branch",
             trust.not_followed,
         ),
-        ("Functions that the stand-ins do not have, and that failed", trust.stubs_called),
+        ("CUDA functions that have no stand-in and failed", trust.stubs_called),
         ("Not counted", trust.uncounted),
     ]
     return [(heading, _shown(lines)) for heading, lines in found if lines]

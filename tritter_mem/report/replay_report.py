@@ -186,7 +186,7 @@ def notes(device: DeviceReplay) -> list[str]:
         )
     if device.capacity_bytes is None and any(_collects(s) for s in device.scenarios):
         found.append(
-            "garbage_collection_threshold acts only under a limit: give --capacity to see it."
+            "garbage_collection_threshold only acts under a limit: add --capacity to see it act."
         )
     return found + [printable(warning) for warning in device.warnings]
 
@@ -205,7 +205,7 @@ def _failures(device: DeviceReplay) -> list[str]:
             same = replace(failure, allocated_bytes=0, reserved_bytes=0, segment_bytes=0)
             names.setdefault(same, []).append(state)
     lines = [f"{_failure(failure, device)}: {'; '.join(at)}." for failure, at in names.items()]
-    return [*lines, "The peaks of these rows are those up to there."] if lines else []
+    return [*lines, "The peaks of these rows end there."] if lines else []
 
 
 def _failure(failure: ScenarioOutOfMemory, device: DeviceReplay) -> str:

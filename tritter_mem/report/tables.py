@@ -62,7 +62,7 @@ def budget_table(result: Result, units: str) -> Table:
         caption="Budget by component",
         columns=(
             Column(label="Component", numeric=False),
-            *(Column(label=KIND_LABELS[kind]) for kind in kinds),
+            *(Column(label=_kind_heading(result, kind)) for kind in kinds),
             *(difference_column(pair, alone=len(pairs) == 1) for pair in pairs),
         ),
         rows=(
@@ -72,6 +72,12 @@ def budget_table(result: Result, units: str) -> Table:
         ),
         bars=_budget_bars(result),
     )
+
+
+def _kind_heading(result: Result, kind: Kind) -> str:
+    """`Planned`; of a run on the CPU `Measured (CPU)`: it has no GPU's workspaces."""
+    on_cpu = result.by_kind()[kind].device == "cpu"
+    return f"{KIND_LABELS[kind]} (CPU)" if on_cpu else KIND_LABELS[kind]
 
 
 def _budget_bars(result: Result) -> Bars | None:
@@ -244,7 +250,7 @@ def phase_table(result: Result, units: str) -> Table | None:
         caption="Allocated peak by phase",
         columns=(
             Column(label="Phase", numeric=False),
-            *(Column(label=KIND_LABELS[kind]) for kind in phases),
+            *(Column(label=_kind_heading(result, kind)) for kind in phases),
             *(Column(label=heading) for heading, *_ in extras),
         ),
         rows=[
@@ -294,13 +300,13 @@ def comparison_table(results: Sequence[Result], units: str) -> Table:
         caption="Profiles compared",
         columns=(
             Column(label="Profile", numeric=False),
-            Column(label="Headroom"),
+            Column(label="Card", numeric=False),
             Column(label="Mode", numeric=False, wide=True),
-            Column(label="Context"),
+            Column(label="Context", wide=True),
             Column(label="Batch", wide=True),
-            Column(label="Card", numeric=False, wide=True),
             *(Column(label=KIND_LABELS[kind]) for kind in kinds),
-            Column(label="Budget", wide=True),
+            Column(label="Budget"),
+            Column(label="Headroom"),
         ),
         rows=rows,
         bars=Bars(
@@ -341,13 +347,13 @@ def _comparison_row(result: Result, kinds: Sequence[Kind], units: str) -> Row:
     return Row(
         cells=(
             Cell(text=name_of(result)),
-            headroom_cell(verdict.headroom_bytes, units, words=True) if verdict else UNKNOWN,
+            _setting_cell(result, "gpu.name"),
             _setting_cell(result, "workload.mode"),
             _setting_cell(result, "workload.context"),
             _setting_cell(result, "workload.batch"),
-            _setting_cell(result, "gpu.name"),
             *(bytes_cell(needs.get(kind), units) for kind in kinds),
             bytes_cell(verdict.budget_bytes if verdict else None, units),
+            headroom_cell(verdict.headroom_bytes, units, words=False) if verdict else UNKNOWN,
         ),
         bar_bytes=needs.get(basis) if basis else None,
         pieces=pieces_of(parts_of(result.by_kind()[basis]), units) if basis else (),
@@ -479,9 +485,9 @@ def _run_lines(use: MemoryUse, units: str) -> Iterator[FigureRow]:
         if count is not None:
             yield name, bytes_cell(count, units)
     counts = {
-        "Segments taken from the driver": run.allocator.segment_allocations,
+        "Segments allocated from the driver": run.allocator.segment_allocations,
         "Segments given back": run.allocator.segment_releases,
-        "Requests served after a retry": run.allocator.retries,
+        "Allocations that needed a retry": run.allocator.retries,
     }
     for name, calls in counts.items():
         yield name, Cell(text=f"{calls:,}", value=calls)
@@ -490,14 +496,14 @@ def _run_lines(use: MemoryUse, units: str) -> Iterator[FigureRow]:
 def _sizes_of_run(run: DeviceRun, context_bytes: int | None) -> Iterator[tuple[str, int | None]]:
     yield "Requested peak, before rounding", run.allocator.requested_peak_bytes
     yield "Active peak", run.allocator.active_peak_bytes
-    yield "Peak of free parts of segments", run.allocator.inactive_split_peak_bytes
-    yield "Cap on what PyTorch may reserve", run.allocator_limit_bytes
-    yield "CUDA context as it was made", run.context_created_bytes
+    yield "Peak of inactive split blocks", run.allocator.inactive_split_peak_bytes
+    yield "Limit of what PyTorch may reserve", run.allocator_limit_bytes
+    yield "CUDA context when it was created", run.context_created_bytes
     yield "CUDA context after the first kernel", run.context_first_kernel_bytes
     read = run.context_first_kernel_bytes is not None  # else it is what is assumed for the card
     yield "CUDA context at the end", context_bytes if read else None
-    yield "This process at the end, by the driver", run.process_bytes
-    yield "All processes at the end, by the driver", run.device_used_bytes
+    yield "This process at the end (driver)", run.process_bytes
+    yield "All processes at the end (driver)", run.device_used_bytes
     yield "Other processes before, not counted", run.other_processes_bytes
 
 
@@ -506,7 +512,7 @@ def _spread_lines(spread: Spread | None, units: str) -> Iterator[FigureRow]:
     if spread is None:
         return
     three = (spread.minimum, spread.median, spread.maximum)
-    runs = f"over {spread.runs} runs (least, median, most)"
+    runs = f"over {spread.runs} runs (minimum, median, maximum)"
     yield f"Allocated peak {runs}", _spread_cell(three, "allocated_peak_bytes", units)
     if spread.median.reserved_peak_bytes is not None:
         yield f"Reserved peak {runs}", _spread_cell(three, "reserved_peak_bytes", units)

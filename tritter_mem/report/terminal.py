@@ -192,7 +192,7 @@ def render_table(table: Table, console: Console) -> None:
 
 
 def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
-    """What each column needs; the first, which has names, gets at most what the others leave."""
+    """What each column needs; where that is too much, names take less, and numbers never do."""
     from rich.cells import cell_len
 
     widths = [
@@ -202,8 +202,14 @@ def _widths(table: Table, shown: Sequence[int], available: int) -> list[int]:
         )
         for i in shown
     ]
-    rest = sum(widths[1:]) + GAP * (len(widths) - 1)
-    return [max(min(widths[0], available - rest), MIN_NAME), *widths[1:]]
+    widths[0] = max(widths[0], MIN_NAME)
+    excess = sum(widths) + GAP * (len(widths) - 1) - available
+    for at, i in enumerate(shown):
+        if not table.columns[i].numeric and excess > 0:
+            taken = min(excess, max(widths[at] - MIN_NAME, 0))
+            widths[at] -= taken
+            excess -= taken
+    return widths
 
 
 def _grid(console: Console, columns: Sequence[Column], widths: Sequence[int]) -> RichTable:

@@ -152,7 +152,7 @@ def ladders_compared(results: Sequence[Result]) -> Table | None:
     if not kinds:
         return None
     return Table(
-        caption="Where the out-of-memory ladder ends",
+        caption="Where the out-of-memory ladder stops",
         columns=(
             Column(label="Profile", numeric=False),
             *(Column(label=KIND_LABELS[kind], numeric=False) for kind in kinds),

@@ -87,7 +87,7 @@ def remarks(validation: Validation, units: str) -> Iterator[tuple[str, Tone]]:
             yield f"{printable(case.name, NAME_LIMIT)}: {text}", TONES[case.status]
     for one in validation.left_out:
         needs, budget = (format_bytes(size, units) for size in (one.needs_bytes, one.budget_bytes))
-        yield f"{printable(one.name, NAME_LIMIT)}: left out: needs {needs} of {budget}", "muted"
+        yield f"{printable(one.name, NAME_LIMIT)}: skipped: needs {needs} of {budget}", "muted"
     if validation.device == "cpu":
         yield ON_CPU, "muted"
     yield _count(validation), ""
@@ -132,7 +132,7 @@ def _count(validation: Validation) -> str:
     parts = [
         f"{within} of {len(cases)} within the tolerances ({allowed}; "
         f"reserved {RESERVED_TOLERANCE:.1%})",
-        *([f"{kept} kept from before; --again measures anew"] if kept else []),
-        *(["interrupted: run it again to go on"] if validation.interrupted else []),
+        *([f"{kept} kept from an earlier run; --again measures them again"] if kept else []),
+        *(["interrupted: run it again to continue"] if validation.interrupted else []),
     ]
     return "; ".join(parts)

@@ -22,7 +22,7 @@ from tritter_mem.results.run import (
     Verdict,
 )
 from tritter_mem.results.verdict import basis_of
-from tritter_mem.text import operators_by_name, printable
+from tritter_mem.text import either, operators_by_name, printable
 from tritter_mem.units import format_bytes, format_count
 
 KIND_LABELS: dict[Kind, str] = {
@@ -50,13 +50,14 @@ LABELS = {
     "device_peak": "Device peak",
     "resident_peak": "Resident peak",
     "budget": "Budget",
+    "least": "Lower bound",
     "headroom": "Headroom",
 }
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 NAME_LIMIT = 80
 TEXT_LIMIT = 500
-OUTSIDE = "outside of any module"
+OUTSIDE = "outside any module"
 AUTO = "auto"
 """As the checkpoint has it: not worth a word."""
 
@@ -91,9 +92,9 @@ def number(value: float) -> str:
 
 
 def headroom_words(headroom_bytes: int, units: str) -> str:
-    """`6.10 GiB to spare` or `7.13 GiB over`."""
+    """`6.10 GiB to spare` or `7.13 GiB over budget`."""
     size = format_bytes(abs(headroom_bytes), units)
-    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over"
+    return f"{size} to spare" if headroom_bytes >= 0 else f"{size} over budget"
 
 
 def verdict_of(result: Result, units: str) -> str:
@@ -105,19 +106,22 @@ def verdict_of(result: Result, units: str) -> str:
     lower = [use for use in result.by_kind().values() if use.lower_bound_reason is not None]
     if lower:
         needs = format_bytes(lower[-1].footprint_bytes, units)
-        return f"no verdict: it needs more than {needs}, and not all of the rest is planned"
-    return "no verdict: there is no number to compare with the budget"
+        return f"no verdict: it needs more than {needs}; some of its memory cannot be planned yet"
+    return "no verdict: there is no figure to compare with the budget"
 
 
 def verdict_sentence(verdict: Verdict, units: str, *, at_least: bool = False) -> str:
     """Whether it fits, what it needs, the budget and the difference, and which kind says so."""
     needs = format_bytes(verdict.budget_bytes - verdict.headroom_bytes, units)
     more = "more than " if at_least else ""
-    return (
-        f"{'fits' if verdict.fits else 'does not fit'}: needs {more}{needs} ({verdict.basis}), "
-        f"budget {format_bytes(verdict.budget_bytes, units)}, "
-        f"{headroom_words(verdict.headroom_bytes, units)}"
-    )
+    budget = format_bytes(verdict.budget_bytes, units)
+    size = format_bytes(abs(verdict.headroom_bytes), units)
+    if verdict.headroom_bytes < 0:
+        left = f"{size} over the budget of {budget}"
+    else:
+        left = f"{size} less than the budget of {budget}"
+    fits = "fits" if verdict.fits else "does not fit"
+    return f"{fits}: needs {more}{needs} ({verdict.basis}), {left}"
 
 
 def largest_sentence(largest: Largest, units: str) -> str:
@@ -129,7 +133,7 @@ def largest_sentence(largest: Largest, units: str) -> str:
         return f"{where}: no {largest.unknown} fits; the smallest needs {needs}"
     found = f"{where}: largest {largest.unknown} {largest.value:,}"
     if largest.next_value is None:
-        return f"{found}, all that a profile may hold"
+        return f"{found}, the most that a profile may ask for"
     after = "one more" if largest.next_value == largest.value + 1 else f"{largest.next_value:,}"
     return f"{found}, needs {needs}; {after} does not fit"
 
@@ -156,16 +160,19 @@ def cards_sentence(verdict: Verdict | None) -> str:
     """Which cards would hold it as it is; empty where none is known."""
     if verdict is None or not verdict.cards:
         return ""
-    return f"a larger card; by the plan it fits as it is on {', '.join(verdict.cards)}"
+    return f"or use a larger card: by the plan, it fits on {either(verdict.cards)} as it is"
 
 
 def missing_kinds(result: Result) -> list[str]:
-    """Why each kind of number that is not there is not there."""
-    reasons = {kind: getattr(result, f"{kind}_reason") for kind in KINDS}
+    """Why kinds of answer are missing, those with one reason in one line."""
+    missing: dict[str, list[str]] = {}
+    for kind in KINDS:
+        reason = getattr(result, f"{kind}_reason")
+        if reason and getattr(result, kind) is None:
+            missing.setdefault(reason, []).append(f"not {kind}")
     return [
-        f"not {kind}: {printable(reason, TEXT_LIMIT)}"
-        for kind, reason in reasons.items()
-        if reason and getattr(result, kind) is None
+        f"{' and '.join(kinds)}: {printable(reason, TEXT_LIMIT)}"
+        for reason, kinds in missing.items()
     ]
 
 
@@ -179,7 +186,7 @@ def devices_sentence(result: Result) -> str:
     }
     return ", ".join(
         f"{words[kind]} {printable(use.device, NAME_LIMIT)}"
-        + (" (repeated chunks and tokens left out)" if use.shortened else "")
+        + (" (repeated chunks and tokens skipped)" if use.shortened else "")
         for kind, use in result.by_kind().items()
     )
 
@@ -192,16 +199,17 @@ def notes(result: Result) -> list[str]:
         if use.peak_at
     ]
     lower = [
-        f"{kind} is the least that it takes: {printable(use.lower_bound_reason, TEXT_LIMIT)}"
+        f"{kind} is a lower bound: {printable(use.lower_bound_reason, TEXT_LIMIT)}"
         for kind, use in result.by_kind().items()
         if use.lower_bound_reason is not None
     ]
     lower += [
-        f"{kind}: the allocator gives cached memory back {_times(use.cache_releases)} to stay "
-        "within the budget, and waits for the device each time"
+        f"{kind}: the allocator frees its cache {_times(use.cache_releases)} to stay within the "
+        "budget, and waits for the GPU each time"
         for kind, use in result.by_kind().items()
         if use.cache_releases
     ]
+    lower += [f"{kind}: {use.caveat}" for kind, use in result.by_kind().items() if use.caveat]
     found = [*_model_sentences(result), *lower, devices_sentence(result), *peaks]
     found += [*missing_kinds(result), _cpu_sentence(result)]
     return [note for note in (*found, *_refusals(result), *_unread(result)) if note]
@@ -222,14 +230,15 @@ def _model_sentences(result: Result) -> Iterator[str]:
     if model is None:
         return
     active = model.active_parameters < model.language_parameters
+    name, runtime = (printable(text, NAME_LIMIT) for text in (model.architecture, model.runtime))
     yield (
-        f"{printable(model.architecture, NAME_LIMIT)} as transformers runs it: "
+        f"{name} as {runtime} runs it: "
         f"{parameters_words(model.parameters)}"
-        + (f", {parameters_words(model.active_parameters)} active for a token" if active else "")
-        + f"; each token of a sequence adds {format_bytes(model.kv_bytes_per_token)} of KV cache"
+        + (f", {parameters_words(model.active_parameters)} active per token" if active else "")
+        + f"; each token adds {format_bytes(model.kv_bytes_per_token)} of KV cache"
     )
     if model.stored_bytes is not None:
-        yield f"its files hold {format_bytes(model.stored_bytes)} of weights"
+        yield f"the checkpoint holds {format_bytes(model.stored_bytes)} of weights"
     for what in model.unsupported:
         yield f"not counted: {printable(what, TEXT_LIMIT)}"
 
@@ -241,11 +250,11 @@ def parameters_words(count: int) -> str:
 
 def _refusals(result: Result) -> list[str]:
     """The request that a card could not serve, simulated or measured."""
-    ends = dict.fromkeys(RUN_KINDS, "; its figures are those up to there")
+    ends = dict.fromkeys(RUN_KINDS, "; its figures end there")
     return [
-        f"{kind}: out of memory{_where(refused)}: {format_bytes(refused.requested_bytes)} more, "
-        f"with {format_bytes(refused.reserved_bytes)} reserved of "
-        f"{format_bytes(refused.limit_bytes)}{ends.get(kind, '')}"
+        f"{kind}: out of memory{_where(refused)}: asked for "
+        f"{format_bytes(refused.requested_bytes)} with {format_bytes(refused.reserved_bytes)} of "
+        f"{format_bytes(refused.limit_bytes)} reserved{ends.get(kind, '')}"
         for kind, use in result.by_kind().items()
         if (refused := use.out_of_memory) is not None
     ]
@@ -278,11 +287,13 @@ def _cpu_sentence(result: Result) -> str:
     """What a comparison with the CPU leaves out."""
     if result.measured is None or result.measured.device != "cpu":
         return ""
-    if not any(use.library_workspace_bytes for use in result.by_kind().values()):
+    on_gpu = [use for use in result.by_kind().values() if use.library_workspace_bytes]
+    if not on_gpu:
         return ""
+    workspace = format_bytes(on_gpu[-1].library_workspace_bytes)
     return (
-        "differences from the CPU leave out what libraries (cuBLAS) take on a GPU as workspace, "
-        "and what the allocator rounds up"
+        f"* a run on the CPU has no cuBLAS workspace ({workspace} on {on_gpu[-1].device}) and no "
+        "allocator that rounds sizes up; the comparison leaves both out"
     )
 
 

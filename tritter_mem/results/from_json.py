@@ -74,7 +74,7 @@ def parse_json(text: bytes | str) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"found {name}, expected a finite number")
+    raise ValueError(f"got {name}, expected a finite number")
 
 
 def read_json_file(path: Path, what: str, advice: str) -> Any:
@@ -158,7 +158,7 @@ class _PlainReader:
         return self._single(kind, data, place)
 
     def _wrong(self, place: str, data: Any, expected: str) -> Any:
-        self.problems.append((place, f"found {shown(data)}, expected {expected}"))
+        self.problems.append((place, f"got {shown(data)}, expected {expected}"))
 
     def _single(self, kind: Any, data: Any, place: str) -> Any:
         if kind is Any:

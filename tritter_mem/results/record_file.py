@@ -34,7 +34,7 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         InputError: the file cannot be read, is no JSON or no result; names every problem.
     """
-    parsed = read_json_file(path, "a result file", "give a file that --json or --output wrote")
+    parsed = read_json_file(path, "a result file", "name a file that `--json` or `--output` wrote")
     if parsed == []:
         refuse(path, [("", f"an empty list; expected records of {SCHEMA}")])
     alone = {"": parsed}
@@ -64,7 +64,7 @@ def read_results_below(folder: Path) -> list[Result]:
             found += read_results(path)
     if not found:
         raise InputError(
-            f"{printable(folder)}: no result in it; name a folder that `tritter-mem validate` wrote"
+            f"{printable(folder)}: holds no result; name a folder that `tritter-mem validate` wrote"
         )
     return found
 
@@ -72,9 +72,9 @@ def read_results_below(folder: Path) -> list[Result]:
 def _foreign(record: Any, place: str) -> Iterator[Problem]:
     """Whether it is another kind of document."""
     if not isinstance(record, dict):
-        yield place, f"found {_kind(record)}, expected a record of {SCHEMA}"
+        yield place, f"got {_kind(record)}, expected a record of {SCHEMA}"
     elif record.get("schema") != SCHEMA:
-        yield join(place, "schema"), f"found {shown(record.get('schema'))}, expected '{SCHEMA}'"
+        yield join(place, "schema"), f"got {shown(record.get('schema'))}, expected '{SCHEMA}'"
 
 
 def _kind(value: object) -> str:
@@ -103,7 +103,7 @@ def implausible(result: Result, place: str) -> Iterator[Problem]:
 
 
 def _uneven(curves: Sequence[ContextCurve], place: str) -> Iterator[Problem]:
-    allowed = "allowed: rising contexts in tokens, the same in every curve, and the bytes of each"
+    allowed = "expected ascending contexts in tokens, the same in every curve, each with its bytes"
     for index, curve in enumerate(curves):
         contexts = [context for context, _ in curve.points]
         alike = contexts == [context for context, _ in curves[0].points]
@@ -116,13 +116,13 @@ def _uneven(curves: Sequence[ContextCurve], place: str) -> Iterator[Problem]:
 def _wrong(value: Any, place: str) -> str:
     """What is wrong with a single value; empty where it may be."""
     if isinstance(value, str) and place.endswith(".component") and value not in (*COMPONENTS, ""):
-        return f"found {printable(value, 40)}, expected one of {', '.join(COMPONENTS)}"
+        return f"got {printable(value, 40)}, expected one of {', '.join(COMPONENTS)}"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"found {value}, expected a finite number"
+        return f"got {value}, expected a finite number"
     if isinstance(value, int):
         least, most, unit = _range(place)
         if unit and not least <= value <= most:
-            return f"found {printable(value, 40)}, expected {least} to {most} {unit}"
+            return f"got {printable(value, 40)}, expected {least} to {most} {unit}"
     return ""
 
 
@@ -137,4 +137,4 @@ def _ragged(timeline: Timeline, place: str) -> Iterator[Problem]:
     columns = len(timeline.columns)
     for index, row in enumerate(timeline.rows):
         if len(row) != columns:
-            yield f"{place}[{index}]", f"found {len(row)} numbers, expected {columns}"
+            yield f"{place}[{index}]", f"got {len(row)} numbers, expected {columns}"

@@ -95,7 +95,7 @@ def _target(path: Path) -> Path:
     try:
         target = _resolved(path)
         if target.exists() and not target.is_file():
-            raise OSError(0, "it is there and is no regular file")
+            raise OSError(0, "it exists and is not a regular file")
     except OSError as error:
         raise _unwritable(path, error) from error
     if is_input(target):

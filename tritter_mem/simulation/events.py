@@ -204,5 +204,5 @@ def _category_number(category: str) -> int:
         return _CATEGORY_NUMBERS[category]
     except KeyError:
         raise ValueError(
-            f"unknown memory category {category!r}; allowed: {', '.join(COMPONENTS)}"
+            f"unknown memory category {category!r}, expected {', '.join(COMPONENTS)}"
         ) from None

@@ -143,6 +143,7 @@ def simulate_run(
         budget_bytes: what may be used of the card. Where the allocator would cache more, it gives
             cached memory back, as PyTorch's does at a cap; None: there is no cap.
     """
+    card.require_cuda()
     settings = parse_alloc_conf(allocator_conf)
     log = _record(run, card)
     if save_trace is not None:

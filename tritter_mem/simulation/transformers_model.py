@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -38,14 +38,14 @@ from tritter_mem.simulation.cuda.dispatch import as_on_cuda
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_mem.simulation.progress import Progress
+from tritter_mem.simulation.quantised_layers import quantise
 from tritter_mem.simulation.recorder import Recorder
 from tritter_mem.simulation.simulate import both, simulate_run
 from tritter_mem.simulation.user_module import BACKWARD, FORWARD, OPTIMIZER, Watch
 from tritter_model import labels
 
 _PACKAGE = "transformers"
-_FLOAT8 = (8, 9)  # capability from which transformers keeps float8 weights
-_GROUPED = (8, 0)  # and from which it calls `grouped_mm`: `_can_use_grouped_mm`
+_GROUPED = (8, 0)  # capability from which `grouped_mm` is called: `_can_use_grouped_mm`
 
 
 def simulate_transformers(
@@ -68,10 +68,11 @@ def simulate_transformers(
         budget_bytes: what may be used of the card; None: there is no cap.
 
     Raises:
-        SimulationError: transformers is missing or has no class for the model, its weights are
-            stored in a way that does not run here, or its code needs what `meta` does not have;
-            the message says which line.
+        SimulationError: the card does not run CUDA, transformers is missing or has no class for
+            the model, its weights are stored in a way that does not run here, or its code needs
+            what `meta` does not have; the message says which line.
     """
+    card.require_cuda()
     followed = progress or Progress()
     with _explained(run), alone(card):
         model = build_model(run, card)
@@ -143,7 +144,7 @@ def build_model(run: TransformersRun, card: GpuCard, device: str = "meta") -> An
     with torch.device(device):
         model = found._from_config(config, dtype=dtype)
     _check_size(model, run)
-    _quantise(model, run, card)
+    quantise(model, run, card)
     _route_evenly(model)
     _keep_in_float32(model, dtype)
     return model.train(run.trains)
@@ -203,43 +204,6 @@ def _check_size(model: Any, run: TransformersRun) -> None:
             f"{run.model.model_type}: transformers builds {built:,} parameters from these keys, "
             f"which describe {run.model.language_parameters:,}"
         )
-
-
-def _quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
-    """Put in the layers that transformers keeps quantised weights in.
-
-    Float8 in blocks: transformers' own layers, which call a Triton kernel of the package `kernels`
-    that quantises the input as it goes, so that a product allocates its result alone.
-
-    Raises:
-        SimulationError: they are stored in a way that does not run here.
-    """
-    stored = run.model.quantization
-    if not stored.method or run.trains:
-        return
-    if stored.method != "fp8":
-        _refuse(run, "whose kernels do not run on PyTorch's `meta` device")
-    if card.compute_capability < _FLOAT8:
-        _refuse(run, f"which transformers converts to bfloat16 on {card.name}")
-    from transformers.modeling_utils import local_torch_dtype
-    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
-    from transformers.utils.quantization_config import FineGrainedFP8Config
-
-    values = run.config.get("quantization_config")
-    values = values or run.config["text_config"]["quantization_config"]
-    quantizer = FineGrainedFP8HfQuantizer(FineGrainedFP8Config(**values), pre_quantized=True)
-    with local_torch_dtype(model.dtype):
-        quantizer._process_model_before_weight_loading(model)
-
-
-def _refuse(run: TransformersRun, why: str) -> NoReturn:
-    stored = run.model.quantization
-    found = [scheme for _, scheme in stored.schemes]
-    schemes = sorted({scheme.name for scheme in (*found, stored.experts) if scheme is not None})
-    raise SimulationError(
-        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
-        f" ({stored.method}), {why}"
-    )
 
 
 class _Float8Kernel:
@@ -379,7 +343,8 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
 
 def _train(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Two steps of `Trainer`; the first one, which makes the optimizer's state, does not count."""
-    model.config.use_cache = False
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.use_cache = False
     if run.training.checkpointing.policy != "none":
         model.activation_checkpointing_enable()
     _load(model, watch)

@@ -110,7 +110,7 @@ def simulate_module(
     use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
     if not use.allocated_peak_bytes:
         raise InputError(
-            f"{case.name}: made no tensor on the device that it was given: hand `device` on, as in "
+            f"{case.name}: created no tensor on the device passed to it: pass `device` on, as in "
             "`model.to(device)` or `torch.empty(..., device=device)`"
         )
     return use

@@ -51,7 +51,7 @@ def check_new_tokens(qkv: Tensor, cache: LayerCache, position: Tensor, heads: in
         expect_contiguous("the cache", tensor)
     if qkv.shape[0] % cache.batch:
         raise ValueError(
-            f"found {qkv.shape[0]} tokens for {cache.batch} sequences; allowed: as many of each"
+            f"got {qkv.shape[0]} tokens for {cache.batch} sequences, expected as many of each"
         )
 
 

@@ -71,8 +71,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, batch: int, mask: Mask) -> tuple[
     expect("values", v, q.dtype, tokens, kv_heads, width)
     if heads % kv_heads or tokens % batch:
         raise ValueError(
-            f"found {heads} query heads, {kv_heads} key-value heads and {tokens} tokens of {batch}"
-            " sequences; allowed: a multiple of the key-value heads, and of the sequences"
+            f"got {heads} query heads, {kv_heads} key-value heads and {tokens} tokens of {batch}"
+            " sequences, expected a multiple of the key-value heads, and of the sequences"
         )
     out = q.new_empty((tokens, heads * width))
     lse = q.new_empty((heads, tokens), dtype=torch.float32).T

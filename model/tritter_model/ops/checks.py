@@ -23,8 +23,8 @@ def expect(
     if not fits or tensor.dtype not in allowed:
         sizes = ", ".join("any" if size == -1 else str(size) for size in shape)
         raise ValueError(
-            f"found {name} of {_name(tensor.dtype)} {list(tensor.shape)};"
-            f" allowed: {' or '.join(map(_name, allowed))} [{sizes}]"
+            f"got {name} of {_name(tensor.dtype)} {list(tensor.shape)},"
+            f" expected {' or '.join(map(_name, allowed))} [{sizes}]"
         )
 
 
@@ -40,8 +40,8 @@ def expect_heads(sequences: int, heads: int) -> None:
     """
     if sequences * heads > MOST_HEADS:
         raise ValueError(
-            f"found {sequences} sequences of {heads} heads, {sequences * heads} heads in all;"
-            f" allowed: {MOST_HEADS} in all; take fewer sequences at a time"
+            f"got {sequences} sequences of {heads} heads, {sequences * heads} heads in all,"
+            f" expected {MOST_HEADS} in all; take fewer sequences at a time"
         )
 
 
@@ -53,7 +53,7 @@ def expect_adjacent(name: str, tensor: Tensor) -> None:
     """
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
-            f"found {name} with strides {tensor.stride()}; allowed: rows whose elements are"
+            f"got {name} with strides {tensor.stride()}, expected rows whose elements are"
             " adjacent; call contiguous() first"
         )
 
@@ -66,7 +66,7 @@ def expect_contiguous(name: str, tensor: Tensor) -> None:
     """
     if not tensor.is_contiguous():
         raise ValueError(
-            f"found {name} with strides {tensor.stride()}; allowed: contiguous;"
+            f"got {name} with strides {tensor.stride()}, expected contiguous;"
             " call contiguous() first"
         )
 

@@ -155,7 +155,7 @@ def _expect_targets(targets: Tensor, vocabulary: int) -> None:
     wrong = targets[((targets < 0) | (targets >= vocabulary)) & (targets != IGNORED)]
     if wrong.numel():
         raise ValueError(
-            f"found a target of {int(wrong[0])}; allowed: 0 to {vocabulary - 1}, or {IGNORED} for a"
+            f"got a target of {int(wrong[0])}, expected 0 to {vocabulary - 1}, or {IGNORED} for a"
             " token that has none"
         )
 

@@ -38,7 +38,7 @@ def columns_of(width: int) -> dict[str, int]:
         ValueError: heads so wide that a block of them does not fit a multiprocessor.
     """
     if width > WIDEST_HEAD:
-        raise ValueError(f"found heads {width} wide; allowed: at most {WIDEST_HEAD}")
+        raise ValueError(f"got heads {width} wide, expected at most {WIDEST_HEAD}")
     return {"WIDTH": width, "COLUMNS": max(16, block(width))}
 
 

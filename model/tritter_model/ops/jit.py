@@ -69,8 +69,7 @@ def _triton() -> Any:
         import triton.language
     except ImportError as error:
         raise RuntimeError(
-            "found no triton, which the kernels are written in; install it,"
-            " or set TRITTER_KERNELS=reference to run without them"
+            "the kernels need triton: install it, or set TRITTER_KERNELS=reference to run without"
         ) from error
     if interpreted():
         from tritter_model.ops import interpreter

@@ -85,7 +85,7 @@ def use_kernels(choice: bool | None) -> None:
 def _choice_of_environment() -> bool | None:
     mode = os.environ.get("TRITTER_KERNELS", "auto")
     if mode not in _MODES:
-        raise ValueError(f"found TRITTER_KERNELS={mode}; allowed: {', '.join(_MODES)}")
+        raise ValueError(f"got TRITTER_KERNELS={mode}, expected {', '.join(_MODES)}")
     return _MODES[mode]
 
 
@@ -96,7 +96,7 @@ def _takes_kernel(device: torch.device) -> bool:
     wanted = device.type == "cuda" if _choice is None else _choice
     if wanted and device.type != "cuda" and not interpreted():
         raise RuntimeError(
-            f"found tensors on {device.type}, where compiled kernels do not run; move them to a"
+            f"got tensors on {device.type}, where compiled kernels do not run; move them to a"
             " CUDA device, or set TRITON_INTERPRET=1 before the start to interpret the kernels"
         )
     return wanted

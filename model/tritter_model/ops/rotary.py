@@ -89,7 +89,7 @@ def check_heads(qkv: Tensor, norms: Tensor | None, heads: Heads) -> None:
     expect("the projection", qkv, FLOATS, -1, heads.rotated + heads.kv_heads, -1)
     if qkv.shape[0] % heads.batch or qkv.shape[2] % 2:
         raise ValueError(
-            f"found a projection of {list(qkv.shape)} for {heads.batch} sequences; allowed:"
+            f"got a projection of {list(qkv.shape)} for {heads.batch} sequences, expected"
             " as many tokens of each, and heads of an even width"
         )
     if norms is not None:

@@ -55,7 +55,7 @@ def rotate_append_(
     check_new_tokens(qkv, cache, position, heads.heads)
     if qkv.shape[0] != cache.batch:
         raise ValueError(
-            f"found {qkv.shape[0]} tokens for {cache.batch} sequences; allowed: one of each;"
+            f"got {qkv.shape[0]} tokens for {cache.batch} sequences, expected one of each;"
             " a chunk attends before it is appended"
         )
     check_angles(angles, 1, qkv.shape[2])

@@ -80,7 +80,7 @@ def whole_rows(width: int) -> dict[str, int]:
         ValueError: rows too wide to be held.
     """
     if width > WIDEST_ROW:
-        raise ValueError(f"found rows {width} wide; the kernel takes at most {WIDEST_ROW}")
+        raise ValueError(f"got rows {width} wide; the kernel takes at most {WIDEST_ROW}")
     columns = max(block(width), 128)
     return {
         "BLOCK": columns,

@@ -38,7 +38,7 @@ def packed_width(in_features: int, weight_format: str) -> int:
     width = _width(in_features, weight_format)
     if weight_format == "ternary-1.6bit" and width == -(-in_features // 4):
         raise ValueError(
-            f"found {in_features} inputs; 1.6-bit weights need 17 or more; use ternary-2bit"
+            f"got {in_features} inputs; 1.6-bit weights need 17 or more; use ternary-2bit"
         )
     return width
 
@@ -60,8 +60,8 @@ def digits(packed: Tensor, in_features: int) -> int:
         if packed.shape[1] == width:
             return PER_BYTE[form]
     raise ValueError(
-        f"found packed rows of {packed.shape[1]} bytes for {in_features} inputs;"
-        f" allowed: {widths['ternary-2bit']} (2 bits) or {widths['ternary-1.6bit']} (1.6 bits)"
+        f"got packed rows of {packed.shape[1]} bytes for {in_features} inputs,"
+        f" expected {widths['ternary-2bit']} (2 bits) or {widths['ternary-1.6bit']} (1.6 bits)"
     )
 
 

@@ -40,7 +40,7 @@ def test_loss_and_gradients_are_those_of_pytorch(shape: tuple[int, int, int], ch
 def test_a_target_that_the_vocabulary_does_not_have_is_refused(wrong: int) -> None:
     hidden, table, targets = some((17, 33, 131))
     targets[16] = wrong
-    with pytest.raises(ValueError, match=rf"target of {wrong}; allowed: 0 to 130, or -100"):
+    with pytest.raises(ValueError, match=rf"target of {wrong}, expected 0 to 130, or -100"):
         chunked_cross_entropy(hidden, table, targets, 5)
 
 

@@ -61,7 +61,7 @@ def test_widths_at_which_the_formats_cannot_be_told_apart_are_refused() -> None:
         if packed_width(width, "ternary-2bit") != -(-width // 5):
             assert packed_width(width, "ternary-1.6bit") == -(-width // 5)
         else:
-            with pytest.raises(ValueError, match=f"found {width} inputs.*ternary-2bit"):
+            with pytest.raises(ValueError, match=f"got {width} inputs.*ternary-2bit"):
                 packed_width(width, "ternary-1.6bit")
 
 

@@ -82,7 +82,7 @@ class Values:
         """Replace the kernels; what this torch does not allow is said in `problem`."""
         torch = self.torch
         if not hasattr(torch.library, "get_kernel"):
-            self.problem = "this PyTorch is too old for true values: none is computed (before 2.10)"
+            self.problem = "PyTorch before 2.10: small tensors are not computed either"
             return
         everywhere = ctypes.CDLL(None)
         self._answer = everywhere.tritter_standin_answer

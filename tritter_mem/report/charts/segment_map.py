@@ -45,7 +45,7 @@ def segment_map(result: Result, units: str, full: Result) -> Chart | None:
     pieces = _pieces_by_component(segments, row_bytes)
     rows = 1 + max(row for row, _, _ in pieces[FREE])
     title = f"Segments at the allocated peak ({kind})"
-    wrapped = "; a longer segment goes on in the next row" if rows > len(segments) else ""
+    wrapped = "; a longer segment continues in the next row" if rows > len(segments) else ""
     height = _rows_height(segments, rows)
     return Chart(
         title=title + wrapped,

@@ -1,0 +1,321 @@
+"""Linear attention by the gated delta rule, and attention whose result is gated: Qwen.
+
+What runs is transformers' own code in PyTorch, as without the packages fla and causal-conv1d, whose
+kernels take less: `torch_chunk_gated_delta_rule` for several tokens, and for one
+`torch_recurrent_gated_delta_rule`. What `solve_triangular` takes inside is not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tritter_mem.models.architecture import Weight
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun, halves
+from tritter_mem.models.recurrent_parts import STATE, convolved, goes_on, keep_state, remembered
+from tritter_mem.models.shape_tensors import BOOL, FLOAT, NotPlannedError, Operations, Tensor
+from tritter_mem.models.transformers_blocks import Attention, Module, State, linear, vector
+
+CHUNK = 64
+"""Tokens that the rule takes at once."""
+CHUNKS_RUN = 3
+"""Of a prompt's chunks: from the second on, each takes what the one before left."""
+
+
+class _Inputs(NamedTuple):
+    """What the projections of linear attention make.
+
+    Attributes:
+        mixed: queries, keys and values, [B, C, T].
+        z: gates of the result.
+        b: how fast heads learn. `a`: how fast they forget; [B, T, H] both.
+        held: what has a name to the end. `parts`: until there are heads.
+    """
+
+    mixed: Tensor
+    z: Tensor
+    b: Tensor
+    a: Tensor
+    held: list[Tensor]
+    parts: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedAttention(Attention):
+    """Attention whose query projection makes a gate for the result too."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Qwen3_5Attention`."""
+        ops, step, name = run.ops, run.step, self.name
+        heads = (step.batch, step.tokens, self.heads)
+        made = ops.view(run.linear(x, f"{name}.q_proj"), (*heads, 2 * self.head_dim))
+        q, gate = halves(ops, made)
+        del made
+        gate = ops.reshape(gate, (*heads[:2], self.heads * self.head_dim))
+        q = ops.transpose(run.norm(q, f"{name}.{self.norm_names[0]}"), 1, 2)
+        k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
+        v = self._projected(x, run, "v_proj", self.kv_heads, "")
+        q, k = ROTATIONS[run.dialect.rotary](run, q, k, *step.angles[False])
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (*heads[:2], self.out_width))
+        out = ops.mul(out, ops.pointwise(gate, saves="output"))
+        out = run.linear(out, f"{name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedDelta(Module):
+    """Linear attention by the gated delta rule.
+
+    Attributes:
+        inputs: outputs of its input projections, by name.
+        out: names of the output projection and of the norm before it.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+    inputs: tuple[tuple[str, int], ...]
+    out: tuple[str, str] = ("out_proj", "norm")
+    ROLE = "mixer"
+
+    @property
+    def conv_width(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def weights(self, hidden: int) -> tuple[Weight, ...]:
+        """Projections, the convolution, and decays of each head."""
+        name, values = "linear_attn", self.value_heads * self.value_dim
+        out, norm = self.out
+        return (
+            vector(f"{name}.dt_bias", self.value_heads),
+            vector(f"{name}.A_log", self.value_heads),
+            Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
+            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
+            vector(f"{name}.{norm}", self.value_dim),
+            *linear(f"{name}.{out}", hidden, values),
+        )
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """Project, convolve, apply the rule, and gate what it gives: `Qwen3_5GatedDeltaNet`.
+
+        Raises:
+            NotPlannedError: it trains, or its projections have other names than Qwen's.
+        """
+        if run.ops.grad:
+            raise NotPlannedError("training with the gated delta rule is not planned")
+        ops, (batch, tokens, _) = run.ops, x.shape
+        mixed, z, b, a, held, parts = self._inputs(x, run)
+        decodes = goes_on(run)
+        if not decodes:
+            mixed = remembered(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, self.kernel)
+        q, k, v = self._heads_of(ops, mixed)
+        parts.clear()
+        beta = ops.pointwise(b)
+        decay = self._decay(a, run)
+        rule = self._recurrent if decodes else self._chunked
+        out, state = rule(run, (q, k, v, beta, decay))
+        keep_state(state, run)
+        flat = (out.elements // self.value_dim, self.value_dim)
+        out = self._gated(run, ops.view(out, flat), ops.view(z, flat))
+        out = ops.view(out, (batch, tokens, self.value_heads * self.value_dim))
+        out = run.linear(out, f"linear_attn.{self.out[0]}")
+        del mixed, z, b, a, held, q, k, v, beta, decay, state
+        return out
+
+    def _inputs(self, x: Tensor, run: LayerRun) -> _Inputs:
+        """What the projections make."""
+        names = {name for name, _ in self.inputs}
+        if "in_proj_qkvz" in names:
+            return self._of_groups(x, run)
+        if "in_proj_qkv" not in names:
+            raise NotPlannedError(f"linear attention of {run.kind} models is not planned")
+        ops, name = run.ops, "linear_attn"
+        mixed = ops.transpose(run.linear(x, f"{name}.in_proj_qkv"), 1, 2)
+        z = run.linear(x, f"{name}.in_proj_z")
+        b = run.linear(x, f"{name}.in_proj_b")
+        a = run.linear(x, f"{name}.in_proj_a")
+        return _Inputs(mixed, z, b, a, [], [])
+
+    def _of_groups(self, x: Tensor, run: LayerRun) -> _Inputs:
+        """Projections whose outputs lie by key head: `fix_query_key_value_ordering`."""
+        ops, (batch, tokens, _), name = run.ops, x.shape, "linear_attn"
+        each = self.value_heads // self.key_heads
+        widths = (self.key_dim, self.key_dim, each * self.value_dim, each * self.value_dim)
+        whole = run.linear(x, f"{name}.in_proj_qkvz")
+        small = run.linear(x, f"{name}.in_proj_ba")
+        heads = (batch, tokens, self.key_heads)
+        q, k, v, z = ops.split(ops.view(whole, (*heads, sum(widths))), 3, widths)
+        b, a = ops.split(ops.view(small, (*heads, 2 * each)), 3, (each, each))
+        v = ops.reshape(v, (batch, tokens, self.value_heads, self.value_dim))
+        z = ops.reshape(z, (batch, tokens, self.value_heads, self.value_dim))
+        b = ops.reshape(b, (batch, tokens, self.value_heads))
+        a = ops.reshape(a, (batch, tokens, self.value_heads))
+        parts = [
+            ops.reshape(part, (batch, tokens, part.elements // (batch * tokens)))
+            for part in (q, k, v)
+        ]
+        mixed = ops.transpose(ops.cat(parts, -1), 1, 2)
+        return _Inputs(mixed, z, b, a, [whole, small], parts)
+
+    def _heads_of(self, ops: Operations, mixed: Tensor) -> list[Tensor]:
+        """Views [B, T, H, D] of queries, keys and values."""
+        batch, _, tokens = mixed.shape
+        to_batch, to_channel, to_token = mixed.strides
+        return [
+            ops.alias(
+                mixed,
+                (batch, tokens, heads, width),
+                (to_batch, to_token, width * to_channel, to_channel),
+            )
+            for heads, width in (
+                (self.key_heads, self.key_dim),
+                (self.key_heads, self.key_dim),
+                (self.value_heads, self.value_dim),
+            )
+        ]
+
+    def _decay(self, a: Tensor, run: LayerRun) -> Tensor:
+        """`-A_log.float().exp() * softplus(a.float() + dt_bias)`: [B, T, H] in float32."""
+        ops, weights = run.ops, run.weights
+        rates = ops.scaled(ops.pointwise(ops.to(weights["linear_attn.A_log"], FLOAT)))
+        moved = ops.pointwise(ops.add(ops.to(a, FLOAT), weights["linear_attn.dt_bias"]))
+        return ops.mul(rates, moved)
+
+    def _wide(self, run: LayerRun, given: tuple[Tensor, ...]) -> list[Tensor]:
+        """Heads first and in float32, as many heads of queries and keys as of values."""
+        ops, (q, k, *others) = run.ops, given
+        times = self.value_heads // self.key_heads
+        if times > 1:
+            shape = (*q.shape[:2], self.value_heads, self.key_dim)
+            q = ops.new(shape, q.size)
+            k = ops.new(shape, k.size)
+
+        def wide(x: Tensor) -> Tensor:
+            turned = ops.transpose(x, 1, 2)
+            return turned if x.size == FLOAT else ops.new(turned.shape, FLOAT)
+
+        return [wide(x) for x in (q, k, *others)]
+
+    def _chunked(self, run: LayerRun, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """`torch_chunk_gated_delta_rule`: the result [B, T, H, D], and the state."""
+        ops, size = run.ops, given[0].size
+        batch, tokens = given[0].shape[:2]
+        q, k, v, beta, decay = self._wide(run, given)
+        q = _unit(ops, q)
+        k = _unit(ops, k)
+        q = ops.scaled(q)
+        chunks = -(-tokens // CHUNK)
+        padded = (batch, self.value_heads, chunks * CHUNK)
+        q, k, v = [ops.new((*padded, x.shape[3]), FLOAT) for x in (q, k, v)]
+        beta, decay = [ops.new(padded, FLOAT) for _ in (beta, decay)]
+        rates = ops.view(beta, (*padded, 1))
+        v_beta = ops.mul(v, rates)
+        k_beta = ops.mul(k, rates)
+        rows = (batch, self.value_heads, chunks, CHUNK)
+        q, k, v_beta, k_beta = [ops.view(x, (*rows, x.shape[3])) for x in (q, k, v_beta, k_beta)]
+        mask = _upper(ops)
+        sums = ops.new(rows, FLOAT)
+        pairs = ops.new((*rows, CHUNK), FLOAT)
+        pairs = ops.pointwise(pairs)
+        pairs = ops.pointwise(pairs)
+        system = ops.mul(ops.matmul(k_beta, ops.transpose(k, 3, 4)), pairs)
+        inside = ops.mul(ops.matmul(q, ops.transpose(k, 3, 4)), pairs)
+        scale = (*rows, 1)
+        decayed = ops.mul(k_beta, ops.view(ops.pointwise(sums), scale))
+        values = ops.new(v_beta.shape, FLOAT)
+        read = ops.new(decayed.shape, FLOAT)
+        state = run.cache.get(STATE)
+        if state is None:
+            state = ops.new((batch, self.value_heads, self.key_dim, self.value_dim), FLOAT)
+        out = ops.new(values.shape, FLOAT)
+        q = ops.mul(q, ops.view(ops.pointwise(sums), scale))
+        k = ops.mul(k, ops.view(ops.pointwise(ops.new(rows, FLOAT)), scale))
+        each = ops.new(rows[:3], FLOAT)
+        chunk = [
+            ops.alias(x, (*x.shape[:2], *x.shape[3:]), (*x.strides[:2], *x.strides[3:]))
+            for x in (q, k, values, read, inside)
+        ]
+        state, new, between = _scan(ops, chunk, state, min(chunks, CHUNKS_RUN))
+        if chunks > 1:  # the solver's results, and what is like them, lie by columns
+            out = ops.new(out.shape, FLOAT)
+        narrow = ops.new((batch, tokens, self.value_heads, self.value_dim), size)
+        del beta, decay, v, mask, system, each, chunk, new, between, out
+        return narrow, state
+
+    def _recurrent(self, run: LayerRun, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """`torch_recurrent_gated_delta_rule` of one token."""
+        ops, size = run.ops, given[0].size
+        q, k, v, beta, decay = self._wide(run, given)
+        q = _unit(ops, q)
+        k = _unit(ops, k)
+        q = ops.scaled(q)
+        state, out = run.cache[STATE], ops.new(v.shape, FLOAT)
+        factor = ops.new(decay.shape, FLOAT)
+        state = ops.scaled(state)
+        vector_shape = (*v.shape[:2], 1, v.shape[3])
+        seen = ops.sum(ops.scaled(state), [2])
+        delta = ops.scaled(ops.new(vector_shape, FLOAT))
+        state = ops.add(state, ops.scaled(state))
+        ops.sum(ops.scaled(state), [2])
+        turned = ops.new((v.shape[0], 1, *v.shape[1::2]), FLOAT)
+        narrow = ops.to(turned, size)
+        del beta, out, factor, seen, delta, turned
+        return narrow, state
+
+    def _gated(self, run: LayerRun, x: Tensor, gate: Tensor) -> Tensor:
+        """`Qwen3_5RMSNormGated` of rows [N, D]."""
+        ops, size = run.ops, x.size
+        x = ops.to(x, FLOAT)
+        variance = ops.mean(ops.square(x))
+        x = ops.mul(x, ops.rsqrt(ops.shifted(variance)))
+        x = ops.mul(run.weights[f"linear_attn.{self.out[1]}"], ops.to(x, size))
+        x = ops.mul(x, ops.pointwise(ops.to(gate, FLOAT)))
+        return ops.to(x, size)
+
+    def state(self) -> State:
+        """The convolution's last inputs, and a float32 matrix for each value head."""
+        return State(
+            compute=self.conv_width * self.kernel,
+            float32=self.value_heads * self.key_dim * self.value_dim,
+        )
+
+
+def _unit(ops: Operations, x: Tensor) -> Tensor:
+    """`l2norm`: x over the root of the sum of its squares."""
+    inverse = ops.rsqrt(ops.shifted(ops.sum(ops.mul(x, x), [-1])))
+    return ops.mul(x, inverse)
+
+
+def _upper(ops: Operations) -> Tensor:
+    """What a chunk must not see."""
+    ones = ops.new((CHUNK, CHUNK), BOOL)
+    upper = ops.new(ones.shape, BOOL)
+    del ones
+    return upper
+
+
+def _scan(
+    ops: Operations, chunk: list[Tensor], state: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """So many chunks: the last state, new values, and what was read of the state before.
+
+    Args:
+        ops: makes tensors.
+        chunk: of a chunk the queries, keys, values, keys that read the state, and its own scores.
+        state: before the first.
+        count: how many there are.
+    """
+    q, k, values, read, inside = chunk
+    new = between = state
+    for _ in range(count):
+        new = ops.add(values, ops.matmul(read, state))
+        between = ops.matmul(q, state)
+        ops.add(between, ops.matmul(inside, new))
+        state = ops.add(ops.scaled(state), ops.matmul(ops.transpose(k, 2, 3), new))
+    return state, new, between

@@ -1,0 +1,53 @@
+"""What layers with a state have in common: their short convolution, and what they cache.
+
+As transformers runs it without the package causal-conv1d: `causal_conv1d_fn`, and
+`LinearAttentionLayer` of `cache_utils.py`.
+"""
+
+from __future__ import annotations
+
+from tritter_mem.models.layer_run import LayerRun
+from tritter_mem.models.shape_tensors import Tensor
+
+CONVOLUTION, STATE = "convolution", "state"
+"""What a layer caches, by name: the convolution's last inputs, and the state."""
+
+
+def goes_on(run: LayerRun) -> bool:
+    """Whether one token runs behind others that the layer remembers."""
+    return CONVOLUTION in run.cache and run.step.tokens == 1
+
+
+def remembered(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
+    """What is convolved of new inputs [B, C, T], behind those before: `update_conv_state`."""
+    ops, (batch, width, tokens) = run.ops, x.shape
+    if not run.step.caches:
+        return x
+    if CONVOLUTION in run.cache:
+        return ops.cat([run.cache[CONVOLUTION], x], -1)
+    shape = (batch, width, kernel)
+    run.cache[CONVOLUTION] = ops.new(shape, x.size, component="kv_cache")
+    return x if tokens >= kernel else ops.new(shape, x.size)
+
+
+def convolved(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
+    """A convolution of each channel [B, C, T], and its activation: `causal_conv1d_fn`.
+
+    Of one token behind others, `causal_conv1d_update`.
+    """
+    ops, (batch, width, length), tokens = run.ops, x.shape, run.step.tokens
+    if goes_on(run) and length == 1:
+        x = ops.cat([run.cache[CONVOLUTION], x], -1)
+        out = ops.new((batch, width, x.shape[2] - kernel + 1), x.size)
+        out = ops.slice(out, 2, 1)
+    else:
+        out = ops.new((batch, width, length + kernel - 1), x.size)
+        out = ops.slice(out, 2, length)
+    out = ops.new(out.shape, out.size)
+    return ops.slice(out, 2, tokens)
+
+
+def keep_state(state: Tensor, run: LayerRun) -> None:
+    """Cache a state: the first time in a tensor for it, then in place."""
+    if STATE not in run.cache and run.step.caches:
+        run.cache[STATE] = run.ops.new(state.shape, state.size, component="kv_cache")

@@ -1,0 +1,229 @@
+"""Layers with quantised weights on `meta`: what transformers puts in a model, by shape.
+
+| storage | layer | products |
+|---|---|---|
+| float8 in blocks of 128 | transformers' own | a Triton kernel of the package `kernels`, which quantises the input as it goes and allocates the result alone |
+| bitsandbytes NF4, FP4 | as bitsandbytes 0.50 keeps them, in place of each `nn.Linear` that transformers converts | up to 4 rows by a kernel; of more rows with the dequantised weight, as on most cards |
+| bitsandbytes int8 | the same | int8 rows, int32 products, float16 results; one column in 64 has outliers |
+
+What transformers dequantises while it loads is not quantised here either: float8 on cards without
+it, MXFP4 below capability 7.5. Every other storage is refused, with the reason.
+"""  # noqa: E501  (a table has its width)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from tritter_mem.config.cards import GpuCard
+from tritter_mem.errors import SimulationError
+from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.quantised_products import is_fused, outlier_columns
+from tritter_mem.models.quantization import NF4_BLOCK, NF4_NESTED_BLOCK, Scheme
+from tritter_mem.models.transformers_run import TransformersRun
+
+
+def quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
+    """Put in the layers that transformers keeps quantised weights in.
+
+    Args:
+        model: as built from the configuration, not quantised.
+        run: has how its weights are stored.
+        card: decides what is kept quantised.
+
+    Raises:
+        SimulationError: they are stored in a way that does not run here.
+    """
+    held = run.model.quantization.held(card.compute_capability)
+    if run.trains or not (held.method or held.unplanned):
+        return  # of a checkpoint that is dequantised while it is loaded, too
+    put_in = METHODS.get(held.method)
+    if put_in is None:
+        _refuse(run, held.unplanned or "whose kernels do not run on PyTorch's `meta` device")
+    put_in(model, run)
+
+
+def _refuse(run: TransformersRun, why: str) -> NoReturn:
+    stored = run.model.quantization
+    schemes = sorted({scheme.name for scheme in stored.all_schemes})
+    raise SimulationError(
+        f"{run.model.model_type}: linear layers are stored as {', '.join(schemes) or stored.method}"
+        f" ({stored.method}): {why}"
+    )
+
+
+def _section(run: TransformersRun) -> dict[str, Any]:
+    """`quantization_config`, of the whole model or of its language model."""
+    found = run.config.get("quantization_config")
+    return dict(found or run.config["text_config"]["quantization_config"])
+
+
+def _float8(model: Any, run: TransformersRun) -> None:
+    from transformers.modeling_utils import local_torch_dtype
+    from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
+    from transformers.utils.quantization_config import FineGrainedFP8Config
+
+    config = FineGrainedFP8Config(**_section(run))
+    quantizer = FineGrainedFP8HfQuantizer(config, pre_quantized=True)
+    with local_torch_dtype(model.dtype):
+        quantizer._process_model_before_weight_loading(model)
+
+
+def _bitsandbytes(model: Any, run: TransformersRun) -> None:
+    """As `replace_with_bnb_linear`: which modules stay is transformers' own rule."""
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+    from transformers.utils.quantization_config import BitsAndBytesConfig
+
+    read: Any = BitsAndBytesConfig
+    config = read(**_without_method(_section(run)))
+    ((_, scheme),) = run.model.quantization.schemes
+    kept = HfQuantizer.get_modules_to_not_convert(
+        model, config.llm_int8_skip_modules, model._keep_in_fp32_modules
+    )
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and should_convert_module(name, kept):
+            kind = FourBitLinear if config.load_in_4bit else EightBitLinear
+            model.set_submodule(name, kind(module, scheme))
+
+
+def _without_method(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != "quant_method"}
+
+
+METHODS: Mapping[str, Callable[[Any, TransformersRun], None]] = {
+    "fp8": _float8,
+    "bitsandbytes": _bitsandbytes,
+}
+"""By `quant_method`. A new one is a row here."""
+
+
+class _QuantisedLinear(nn.Module):
+    """Codes, scales and the bias of a linear layer.
+
+    Args:
+        layer: that it stands for.
+        scheme: how its weight is stored.
+    """
+
+    bias: nn.Parameter | None
+    scales_1: Tensor
+    scales_3: Tensor
+
+    def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.out_features, layer.in_features
+        self.bias = layer.bias
+        for number, (count, dtype) in enumerate(self.stored(scheme)):
+            tensor = torch.empty(count, dtype=dtype, device=layer.weight.device)
+            if number:
+                self.register_buffer(f"scales_{number}", tensor)
+            else:
+                self.weight = nn.Parameter(tensor, requires_grad=False)
+
+    def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each tensor of the weight."""
+        raise NotImplementedError
+
+    def _bias_as(self, x: Tensor) -> Tensor | None:
+        if self.bias is not None and self.bias.dtype != x.dtype:
+            self.bias.data = self.bias.data.to(x.dtype)
+        return self.bias
+
+
+class FourBitLinear(_QuantisedLinear):
+    """`bitsandbytes.nn.Linear4bit`."""
+
+    def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
+        super().__init__(layer, scheme)
+        self._compute = getattr(torch, scheme.compute) if scheme.compute else layer.weight.dtype
+
+    def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Two codes a byte, scales of blocks, and values of codes; nested scales with theirs."""
+        elements = self.out_features * self.in_features
+        blocks = ceil_div(elements, NF4_BLOCK)
+        codes, values = ((elements + 1) // 2, 1), (16,)
+        self._nested = scheme.product.endswith("nested")
+        if not self._nested:
+            return [(codes, torch.uint8), ((blocks,), torch.float32), (values, torch.float32)]
+        return [
+            (codes, torch.uint8),
+            ((blocks,), torch.uint8),
+            ((ceil_div(blocks, NF4_NESTED_BLOCK),), torch.float32),
+            ((), torch.float32),
+            (values, torch.float32),
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [..., K] in, [..., N] out, in the type of the rows."""
+        given = x.dtype
+        x = x.to(self._compute)
+        bias = self._bias_as(x)
+        if is_fused(x.numel() // self.in_features, self.in_features):
+            return self._by_kernel(x).to(given)
+        return self._dequantised(x, bias).to(given)
+
+    def _by_kernel(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        return x.new_empty((*x.shape[:-1], self.out_features))
+
+    def _dequantised(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self._nested:
+            scales = self.scales_1.new_empty(self.scales_1.shape, dtype=torch.float32)
+            shifted = scales + self.scales_3
+        weight = x.new_empty((self.out_features, self.in_features))
+        result = linear(x, weight, bias)
+        if self._nested:
+            del scales, shifted
+        return result
+
+
+class EightBitLinear(_QuantisedLinear):
+    """`bitsandbytes.nn.Linear8bitLt` with its threshold for outliers."""
+
+    def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Codes, and a scale an output."""
+        del scheme
+        shape = (self.out_features, self.in_features)
+        return [(shape, torch.int8), ((self.out_features,), torch.float32)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [..., K] in, [..., N] out, in the type of the rows."""
+        bias = self._bias_as(x)
+        rows = x.reshape(-1, x.shape[-1])
+        codes, scales, places = self._int8_rows(rows.to(torch.float16))
+        apart = rows[:, places].contiguous()
+        weight = self._dequantised(self.weight[:, places].contiguous()).to(x.dtype).t()
+        main = self._scaled(codes, scales, bias, x.dtype)
+        return main.addmm(apart, weight).reshape((*x.shape[:-1], self.out_features))
+
+    @staticmethod
+    def _int8_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [T, K], scales [T], and the columns with outliers."""
+        scales = rows.new_empty(rows.shape[:1], dtype=torch.float32)
+        codes = rows.new_empty(rows.shape, dtype=torch.int8)
+        outliers = rows.abs() >= 6.0
+        outliers.any()
+        outliers.any(dim=0)
+        count = outlier_columns(rows.shape[1])
+        places = rows.new_empty((count, 1), dtype=torch.long).view(-1)
+        if rows.shape[0] > 1:
+            codes[:, places] = 0
+        return codes, scales, places
+
+    def _dequantised(self, codes: Tensor) -> Tensor:
+        return codes * self.scales_1.view(-1, 1) * (1 / 127)
+
+    def _scaled(
+        self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        shape = codes.shape[0], self.out_features
+        wide = codes.new_empty(shape, dtype=torch.int32)
+        halves = torch.empty_like(wide, dtype=torch.float16)
+        if bias is not None and bias.dtype != torch.float16:
+            halves.add_(bias)
+        return halves.to(dtype)
