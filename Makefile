@@ -57,7 +57,7 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
-# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# Commands over the stand-ins, beside what is known of them: reports/rehearsals.md. It resumes; ROWS="8B"
 # runs those whose names have it, TORCH=2.14.0 those of a release.
 rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \

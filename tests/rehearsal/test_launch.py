@@ -204,6 +204,14 @@ def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
         collect(tmp_path)
 
 
+def test_what_the_rehearsal_s_own_request_draws_decides_only_its_end(tmp_path: Path) -> None:
+    notes = [{"kind": "decided", "text": text, "at": at} for text, at in (("a", 1.0), ("b", 3.0))]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    found = collect(tmp_path, asked_at=2.0)
+    assert (found.decided, found.assumed) == (("a",), ("b",))
+    assert collect(tmp_path).decided == ("a", "b")
+
+
 def test_what_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "process-1.json").write_text('{"pid": 1, "ra')
     (tmp_path / "process-2.json").write_text('{"pid": 2}\n[1]\n')
@@ -263,14 +271,6 @@ def test_nothing_is_preloaded_from_where_others_may_write(
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MeasureError, match="others may write there"):
         cache_folder()
-
-
-def test_what_the_rehearsal_s_own_request_draws_decides_only_its_end(tmp_path: Path) -> None:
-    notes = [{"kind": "decided", "text": text, "at": at} for text, at in (("a", 1.0), ("b", 3.0))]
-    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
-    found = collect(tmp_path, asked_at=2.0)
-    assert (found.decided, found.assumed) == (("a",), ("b",))
-    assert collect(tmp_path).decided == ("a", "b")
 
 
 def use(rank: int, peak: int) -> RankUse:
