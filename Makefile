@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin compare images tasks fuzz mutate clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images tasks fuzz mutate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -55,6 +55,12 @@ gpu:
 standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
+
+# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# runs those whose names have it, TORCH=2.14.0 those of a release.
+rehearsals: $(STAMP)
+	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
+		$(if $(ROWS),--rows "$(ROWS)") $(if $(AGAIN),--again)
 
 # What is planned of named models, beside what their simulated run takes: docs/formulas.md.
 compare: $(STAMP)

@@ -1,4 +1,4 @@
-"""What holds for every test: no local history; `gpu` skips, with its reason, without CUDA."""
+"""What holds for every test: no local history, no deadline, and `gpu` skips without CUDA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("busy", deadline=None)  # other work may keep the machine busy
+settings.load_profile("busy")
 os.environ["TRITTER_MEM_HISTORY"] = "off"  # tests that want a history say so
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children inherit

@@ -1,8 +1,8 @@
 """Four tasks of somebody who has just cloned the repository: `make tasks`.
 
 Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with
-its answer within two minutes. Installing is timed apart. It needs a package index and 5 GB of disk.
-Where other programs keep the processors busy, it is the processor's seconds that count.
+its answer within two minutes. The time of installations is printed separately. Needs a package
+index and 5 GB of disk. On a busy machine the seconds of the processors count, not the clock's.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ ORDER = (
     "models.layer_repeats",
     "models.layer_orders",
     "models.transformers_blocks",
+    "models.step_blocks",
     "models.gemma4_blocks",
     "models.indexed_attention_blocks",
     "models.recurrent_parts",

@@ -391,3 +391,19 @@ def test_a_request_of_no_bytes_takes_the_smallest_block() -> None:
 def test_the_address_of_segments_can_be_given() -> None:
     a = CachingAllocator(new_address=lambda action, size, stream: 64 * GiB + stream * KiB)
     assert a.malloc(30 * MiB, stream=2).address == 64 * GiB + 2 * KiB
+
+
+def test_a_request_up_to_the_fraction_is_not_rejected_where_the_cache_can_make_room() -> None:
+    """20 of 60 MiB are cached, the driver has 30 left: 40 more fit once the cache is released."""
+    conf = "per_process_memory_fraction:0.6,throw_on_cudamalloc_oom:True"
+    a = allocator(conf, 100 * MiB, device_reserved_bytes=50 * MiB)
+    a.free(a.malloc(20 * MiB))
+    assert a.malloc(40 * MiB).size == 40 * MiB
+    assert a.reserved_bytes == 40 * MiB
+
+
+def test_segments_lie_side_by_side_in_steps_of_2_mib() -> None:
+    a = allocator()
+    assert [a.malloc(size).address - START for size in (100, 12 * MiB, 14 * MiB)] == [
+        0, 2 * MiB, 14 * MiB,
+    ]  # fmt: skip

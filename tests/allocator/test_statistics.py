@@ -133,3 +133,14 @@ def test_a_fuller_moment_counts_only_at_the_reserved_peak() -> None:
     assert a.peak_moment[1:3] == (20 * MiB, 80 * MiB)
     a.malloc(10 * MiB, stream=2)  # at the peak again
     assert a.peak_moment[1:3] == (80 * MiB, 80 * MiB)
+
+
+def test_a_block_that_joins_both_its_neighbours_leaves_one_part() -> None:
+    """512 bytes each: the first and the third are free, then the second, then the last."""
+    a = CachingAllocator()
+    blocks = [a.malloc(512) for _ in range(4)]
+    counts = []
+    for number in (0, 2, 1, 3):
+        a.free(blocks[number])
+        counts.append(a.statistics["inactive_split.all.current"])
+    assert counts == [2, 3, 2, 0]

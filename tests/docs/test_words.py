@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tritter_mem.cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEMPLATES = sorted((ROOT / "tritter_mem" / "report" / "templates").glob("*"))
 MODULES = sorted((ROOT / "tritter_mem").rglob("*.py"))
 LEAVE = {

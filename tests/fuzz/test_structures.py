@@ -1,11 +1,13 @@
 """Structures with any values in place of the right ones: profiles, configurations, records, …
 
-`make fuzz` runs these with a seed, for longer.
+`make fuzz` runs these with a seed, for longer: with more examples, within its time.
 """
 
 import json
 import os
+import time
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -24,10 +26,27 @@ from tritter_mem.recordings.replay_snapshot import consistent
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.units import MiB
 
-EXAMPLES = max(30, int(float(os.environ.get("FUZZ_SECONDS", "0")) * 20))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
+TESTS = 6
 fuzzed = settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+    max_examples=max(30, int(SECONDS * 20)), deadline=None, database=None,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+
+
+def within_time(run: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Pass over examples once this test has had its share of the fuzzing's time, if it has one."""
+    start: list[float] = []
+
+    @wraps(run)
+    def timed(made: Any) -> None:
+        start.append(start[0] if start else time.monotonic())
+        if not SECONDS or time.monotonic() < start[0] + SECONDS / TESTS:
+            run(made)
+
+    return timed
+
+
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(),
     st.sampled_from([1 << 31, 1 << 53, 1 << 62, 1 << 63, 10**400, -(10**400), 1e308, 5e-324]),
@@ -88,6 +107,7 @@ PROFILE = load_profile("tiny").model_dump()
 
 @fuzzed
 @given(changed(PROFILE))
+@within_time
 def test_profiles(made: Any) -> None:
     if isinstance(made, dict):
         refused(lambda: Profile.model_validate(made))
@@ -97,6 +117,7 @@ def test_profiles(made: Any) -> None:
 def test_files(kind: str) -> None:
     @fuzzed
     @given(structures(kind))
+    @within_time
     def run_one(made: Any) -> None:
         run(TARGETS[kind], json.dumps(made).encode())
 
@@ -141,6 +162,7 @@ def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
 
 @fuzzed
 @given(snapshots())
+@within_time
 def test_contradictory_snapshots(made: dict[str, Any]) -> None:
     def act() -> None:
         for device in devices_of(made):

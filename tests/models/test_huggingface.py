@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat
+from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.transformers_blocks import Attention, DeltaAttention, Indexer
 
 MIB, GIB = 1024**2, 1024**3
 QWEN3_30B = {
@@ -243,3 +245,79 @@ def test_defaults_are_those_of_the_classes(model_type: str) -> None:
         field = fields[name]
         made = field.default_factory() if callable(field.default_factory) else field.default
         assert value == made, name
+
+
+def test_one_of_four_layers_of_hy_v4_has_an_indexer_behind_the_first() -> None:
+    values = {**DEFAULTS["hy_v4"], "model_type": "hy_v4", "num_hidden_layers": 10}
+    values.pop("indexer_types", None)
+    layers = read_config(values).layers
+    with_indexer = [
+        n for n, layer in enumerate(layers) if any(isinstance(m, Indexer) for m in layer)
+    ]
+    assert with_indexer == [0, 1, 5, 9]
+
+
+def test_mlps_of_qwen3_5_have_no_bias() -> None:
+    values = {**DEFAULTS["qwen3_5_text"], "model_type": "qwen3_5_text", "num_hidden_layers": 4}
+    model = read_config({**values, "mtp_num_hidden_layers": 1, "mlp_bias": True})
+    names = [name for name, _ in (*model.language_weights(), *model.other_weights())]
+    assert not [name for name in names if "mlp" in name and name.endswith("bias")]
+
+
+def family_layers(model_type: str, count: int, **values: Any) -> tuple[Any, ...]:
+    """Layers of a family with the defaults of its class, without lists that the class derives."""
+    whole = {**DEFAULTS[model_type], "model_type": model_type, "num_hidden_layers": count}
+    for name in ("layer_types", "layers_block_type", "mlp_layer_types"):
+        whole.pop(name, None)
+    return read_config({**whole, **values}).layers
+
+
+def those_with(layers: tuple[Any, ...], kind: type, **values: Any) -> list[int]:
+    return [
+        number
+        for number, layer in enumerate(layers)
+        if any(
+            isinstance(module, kind) and all(getattr(module, k) == v for k, v in values.items())
+            for module in layer
+        )
+    ]
+
+
+def test_shared_blocks_of_zamba2_are_where_the_released_model_has_them() -> None:
+    layers = family_layers("zamba2", 54)
+    hybrids = [n for n, layer in enumerate(layers) if len(layer) > 2]
+    assert len(layers) == 54
+    assert hybrids == [6, 12, 18, 24, 30, 36, 42, 47, 51]
+
+
+def test_the_last_layer_of_muse_spark_and_each_fourth_before_it_attend_to_all() -> None:
+    layers = family_layers("muse_spark_text", 9, sliding_window=64)
+    assert those_with(layers, Attention, window=None) == [0, 4, 8]
+
+
+def test_full_layers_of_kimi_linear_count_from_one() -> None:
+    section = {"num_heads": 2, "head_dim": 8, "short_conv_kernel_size": 4}
+    layers = family_layers(
+        "kimi_linear", 8, linear_attn_config={**section, "full_attn_layers": [4, 8]}
+    )
+    assert those_with(layers, DeltaAttention) == [0, 1, 2, 4, 5, 6]
+
+
+def test_dense_layers_of_cohere2_moe_have_a_period_of_windows_of_their_own() -> None:
+    layers = family_layers(
+        "cohere2_moe", 8, first_k_dense_replace=4, sliding_window=64, sliding_window_pattern=4,
+        prefix_dense_sliding_window_pattern=2,
+    )  # fmt: skip
+    assert those_with(layers, Attention, window=None) == [1, 3, 7]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_text"])
+def test_the_gated_delta_rule_projects_two_keys_and_a_value(model_type: str) -> None:
+    """Keys of 3 heads of 8 for queries and for keys, values of 6 heads of 16; a gate as wide."""
+    sizes = {
+        "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 16,
+    }  # fmt: skip
+    [delta, *_] = [m for layer in family_layers(model_type, 4, **sizes) for m in layer
+                   if isinstance(m, GatedDelta)]  # fmt: skip
+    assert sum(width for _, width in delta.inputs) == 2 * 3 * 8 + 2 * 6 * 16 + 2 * 6

@@ -275,3 +275,43 @@ def test_a_type_of_experts_beside_the_section_counts_as_one_within_it() -> None:
     assert beside.weight_bytes == within.weight_bytes
     assert beside.weight_bytes < read_config({**MOE, "quantization_config": section}).weight_bytes
     assert read_config({**MOE, "expert_dtype": "fp4"}).weight_bytes == read_config(MOE).weight_bytes
+
+
+def test_packed_integers_by_hand() -> None:
+    """4 bits of 512 x 1024 in groups of 128: codes, scales, zeros of each group, the shape."""
+    scheme = q.packed_integers(4, 128, 2, zeros=True, order=True)
+    words, scales, zeros = 4 * 512 * 128, 2 * 512 * 8, 4 * 64 * 8
+    assert scheme.weight_bytes(512, 1024) == words + scales + zeros + 4 * 1024 + 16
+    scheme = q.packed_integers(4, 128, 2, zeros=False, order=False)
+    assert scheme.weight_bytes(512, 1024) == words + scales + 16
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ({"type": "int", "num_bits": 8}, "int8 packed"),
+        ({"type": "float", "num_bits": 8}, "fp8"),
+        ({"type": "float", "num_bits": 8, "strategy": "channel"}, "fp8 per channel"),
+        ({"type": "float", "num_bits": 4}, "NVFP4"),
+        ({"type": "float", "num_bits": 4, "group_size": 32}, "MXFP4"),
+    ],
+)
+def test_groups_of_compressed_tensors_have_the_scheme_of_type_and_bits(
+    section: dict[str, Any], name: str
+) -> None:
+    group = {"config_groups": {"a": {"weights": section}}, "quant_method": "compressed-tensors"}
+    found = read_config(MOE | {"quantization_config": group}).quantization.schemes
+    assert [scheme.name for _, scheme in found] == [name]
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_bitsandbytes_has_the_type_that_the_file_names(kind: str) -> None:
+    section = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
+    found = read_config(MOE | {"quantization_config": section}).quantization.schemes
+    assert [scheme.name for _, scheme in found] == [f"bitsandbytes {kind}"]
+
+
+def test_modelopt_s_blocks_are_of_128() -> None:
+    section = {"quant_algo": "FP8_PB_WO"}
+    [(_, scheme)] = read_config(MOE, {"quantization": section}).quantization.schemes
+    assert scheme.weight_bytes(129, 129) == 129 * 129 + 4 * 4

@@ -3,7 +3,8 @@
 MUTATE_SEED (1) chooses MUTATE_COUNT (500) changes. Each runs against the tests that run its
 statement, the quickest of each test function first, within MUTATE_SECONDS (40) of the processor,
 and none is begun after MUTATE_MINUTES (60). It prints what no test noticed. `out/mutate` keeps what
-is done: another run goes on from there, and tries again what survived.
+is done, and which test runs which line: another run goes on from there, and tries again what
+survived.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -86,46 +88,50 @@ class Done:
 
 
 class Coverage:
-    """Which tests run which line, and how long they take; tests that changed are run again."""
+    """Which tests run which line, and how long they take: measured once for each file of tests.
+
+    Attributes:
+        seconds: of each test, by its name.
+        data: as coverage keeps it, with the test as context.
+    """
 
     def __init__(self) -> None:
         from coverage import CoverageData
 
-        self._tests: dict[str, Any] = {}
-        self._list = OUT / "tests.json"
-        if self._list.exists():
-            self._tests = json.loads(self._list.read_text())
+        self.seconds: dict[str, float] = {}
+        self.data = CoverageData(no_disk=True)
+        tests = [path for name in TESTED_BY for path in sorted((ROOT / name).glob("test_*.py"))]
         sources = _hash(*files())
-        if self._tests.get("sources") != sources:
-            self._tests = {"sources": sources, "files": {}, "seconds": {}}
-            (OUT / "coverage").unlink(missing_ok=True)
-        found = {str(path.relative_to(ROOT)): _hash(path) for name in TESTED_BY
-                 for path in sorted((ROOT / name).glob("test_*.py"))}  # fmt: skip
-        changed = [name for name, content in found.items()
-                   if self._tests["files"].get(name) != content]  # fmt: skip
-        if changed:
-            self._measure(changed)
-            self._tests["files"] = found
-            self._list.write_text(json.dumps(self._tests))
-        self.seconds: dict[str, float] = self._tests["seconds"]
-        self.data = CoverageData(str(OUT / "coverage"))
-        self.data.read()
+        with ThreadPoolExecutor(PROCESSES) as pool:
+            for found in pool.map(lambda path: _measured(path, _hash(path) + sources), tests):
+                part = CoverageData(str(found.with_suffix(".coverage")))
+                part.read()
+                self.data.update(part)
+                self.seconds |= _durations(found.with_suffix(".xml"))
 
-    def _measure(self, changed: list[str]) -> None:
-        settings, report = OUT / "coveragerc", OUT / "junit.xml"
-        sources = ", ".join(f"tritter_mem/{name}" for name in PACKAGES)
-        settings.write_text(f"[run]\nsource = {sources}\ndata_file = {OUT / 'coverage'}\n")
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-n", str(PROCESSES), *changed, "--cov",
-             "--cov-append", f"--cov-config={settings}", "--cov-context=test", "--cov-report=",
-             f"--junitxml={report}"],
-            cwd=ROOT, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise SystemExit("tests fail without a change")
-        kept = {name: seconds for name, seconds in self._tests["seconds"].items()
-                if name.partition("::")[0] not in changed}  # fmt: skip
-        self._tests["seconds"] = kept | _durations(report)
+
+def _measured(tests: Path, content: str) -> Path:
+    """Where the coverage of a file of tests is, without an ending."""
+    name = str(tests.relative_to(ROOT).with_suffix("")).replace("/", "-")
+    found = OUT / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    if found.with_suffix(".xml").exists():
+        return found
+    for stale in OUT.glob(f"{name}-*"):
+        stale.unlink()
+    sources = ", ".join(f"tritter_mem/{package}" for package in PACKAGES)
+    found.with_suffix(".rc").write_text(f"[run]\nsource = {sources}\n")
+    report = found.with_suffix(".part")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tests), "--cov", "--cov-context=test",
+         f"--cov-config={found.with_suffix('.rc')}", "--cov-report=", f"--junitxml={report}"],
+        cwd=ROOT, check=False, stdout=subprocess.DEVNULL,
+        env={**os.environ, "COVERAGE_FILE": str(found.with_suffix(".coverage"))},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{tests.relative_to(ROOT)} fails without a change")
+    report.rename(found.with_suffix(".xml"))
+    print(f"measured what {tests.relative_to(ROOT)} runs", flush=True)
+    return found
 
 
 def _hash(*paths: Path) -> str:
@@ -183,8 +189,9 @@ def _durations(path: Path) -> dict[str, float]:
 
     found = {}
     for case in ElementTree.parse(path).iter("testcase"):  # noqa: S314
-        file = case.attrib["classname"].replace(".", "/") + ".py"
-        found[f"{file}::{case.attrib['name']}"] = float(case.attrib["time"])
+        if "name" in case.attrib:
+            file = case.attrib["classname"].replace(".", "/") + ".py"
+            found[f"{file}::{case.attrib['name']}"] = float(case.attrib["time"])
     return found
 
 

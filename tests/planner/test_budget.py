@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.planner.cases import tiny
+from tests.planner.cases import card, tiny
 from tritter_mem import calculate_memory_budget
 from tritter_mem.config.loading import load_profile
+from tritter_mem.models.vision_towers import VISION_TOWERS
+from tritter_mem.planner.compose import plan
 
 
 @dataclass
@@ -52,3 +54,23 @@ def test_training_shows_gradients_and_optimizer_state() -> None:
     budget = calculate_memory_budget(tiny(workload__mode="training"))
     assert budget["gradients"] > 0
     assert budget["optimizer_state"] > 0
+
+
+def test_8_bit_moments_by_hand() -> None:
+    """A layer's seven linears, its norms, the last norm and both tables: two bytes an element, and
+    two float32 scales for each 256 elements of a tensor."""
+    profile = load_profile("tiny", {
+        "workload.mode": "training", "workload.new_tokens": 1, "training.optimizer": "adamw-8bit",
+        "model.qk_norm": False,
+    })  # fmt: skip
+    hidden, inner, vocabulary, layers = 128, 352, 512, 4
+    sizes = [hidden * hidden] * 2 + [64 * hidden] * 2 + [hidden * inner] * 3 + [hidden] * 2
+    tensors = sizes * layers + [hidden] + [vocabulary * hidden] * 2
+    expected = sum(2 * size + 8 * -(-size // 256) for size in tensors)
+    assert plan(profile, card()).components.optimizer_state_bytes == expected
+
+
+def test_a_tower_s_highest_moment_by_hand() -> None:
+    """The image of 3 x 224 x 224; for each of 196 patches 3 x 768 and 2 x 3072 numbers."""
+    tower = VISION_TOWERS["siglip-base"]
+    assert tower.highest_elements == 150_528 + 196 * (3 * 768 + 2 * 3072) == 1_806_336

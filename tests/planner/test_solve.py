@@ -10,7 +10,15 @@ from tests.planner.cases import card, profiles, tiny
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile, changed
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import find_largest, largest, smallest, solve, with_value
+from tritter_mem.planner.solve import (
+    context_curves,
+    find_largest,
+    largest,
+    smallest,
+    solve,
+    solve_roughly,
+    with_value,
+)
 from tritter_mem.results.largest import Unknown
 
 
@@ -75,3 +83,29 @@ def test_nothing_fits() -> None:
     found = find_largest(tiny(gpu__budget="1 MiB"), "batch")
     assert found.value is None
     assert found.footprint_bytes > found.budget_bytes
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+def test_a_rough_batch_is_the_exact_one(batch: int) -> None:
+    budget = footprint(tiny(workload__batch=batch))
+    exact = solve(tiny(), card(), budget, "batch")
+    assert solve_roughly(tiny(), card(), budget, "batch", 100) == exact
+
+
+def test_a_rough_context_is_a_multiple_of_256_that_fits_where_256_more_do_not() -> None:
+    profile = tiny(workload__context=3000)
+    budget = footprint(profile)
+    found = solve_roughly(profile, card(), budget, "context", 3000)
+    assert found is not None
+    assert found % 256 == 0
+    assert footprint(with_value(profile, "context", found)) <= budget
+
+
+def test_curves_have_four_lengths_an_octave_and_the_heads_from_many_to_few() -> None:
+    curves = context_curves(load_profile("7b-128k-gqa", {"workload.context": 5000}))
+    assert [length for length, _ in curves[0].points] == [
+        4096, 5000, 5120, 6144, 7168, 8192,
+    ]  # fmt: skip
+    heads = [curve.kv_heads for curve in curves]
+    assert heads == sorted(heads, reverse=True)
+    assert len(set(heads)) > 1

@@ -13,7 +13,7 @@ from tritter_mem.config.profile import changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.suggest import suggest
+from tritter_mem.planner.suggest import _cache_changes, suggest
 
 BUDGET = 15 << 30
 CASES = [
@@ -100,3 +100,27 @@ def test_training_that_no_change_makes_fit_says_so_by_what_is_left() -> None:
     found = suggest(load_profile("spec-train-full-context"), card(), BUDGET)
     assert found
     assert not any(suggestion.fits for suggestion in found)
+
+
+def test_batch_1_is_suggested_where_there_is_more() -> None:
+    for batch, there in ((1, False), (2, True)):
+        profile = load_profile("spec-train-development", {"workload.batch": batch})
+        settings = [found.settings for found in suggest(profile, card(), 6 << 30)]
+        assert ({"workload.batch": 1} in settings) is there
+
+
+def test_the_largest_context_is_named_as_all_stands_and_with_what_costs_time_alone() -> None:
+    profile = load_profile("7b", {"workload.batch": 2})
+    found = [
+        s.settings for s in suggest(profile, card(), BUDGET) if "workload.context" in s.settings
+    ]
+    assert len(found) == 2
+    assert set(found[0]) == {"workload.context"}
+    assert set(found[1]) == {"workload.context", "workload.prefill_chunk"}
+    assert found[1]["workload.context"] >= found[0]["workload.context"]
+
+
+def test_a_window_is_suggested_from_4097_tokens_on() -> None:
+    for context, there in ((4096, False), (4097, True)):
+        found = _cache_changes(load_profile("7b", {"workload.context": context}))
+        assert any("model.sliding_window" in change.settings for change in found) is there

@@ -211,6 +211,7 @@ def test_other_libraries_answer_by_rule_or_fail_with_their_name(rehearse: Any) -
     assert found.trust["stubs_called"] == ["cufftCreate"]
     assert "fft: cuFFT error" in found.printed
     assert "workspace of cudnnConvolutionForward" in found.trust["uncounted"]
+    assert any("autotuners take the first" in line for line in found.trust["uncounted"])
     assert [use["device"] for use in found.record["ranks"]] == [0, 1]
 
 
@@ -221,6 +222,19 @@ def test_a_server_is_ended_at_a_text(rehearse: Any) -> None:
     assert found.exit_code == 0, found.printed
     assert found.record["command"]["ended_by"] == "--until"
     assert found.record["rehearsed"]["allocated_peak_bytes"] == 5 * MiB
+
+
+@pytest.mark.parametrize(
+    ("options", "ended_by", "exit_code"),
+    [("--until 2", "--until", 3), ("--host-limit 40MiB", "--host-limit", 2)],
+)
+def test_what_hangs_or_takes_the_host_s_memory_is_ended(
+    options: str, ended_by: str, exit_code: int, rehearse: Any
+) -> None:
+    code = "import time; kept = bytearray(50 << 20); time.sleep(600)"
+    found = rehearse("", "-c", code, options=options)
+    assert found.exit_code == exit_code, found.printed
+    assert found.record["command"]["ended_by"] == ended_by
 
 
 @pytest.mark.parametrize(

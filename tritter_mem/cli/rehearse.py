@@ -48,6 +48,14 @@ UntilText = Annotated[
         "this text or after these seconds. vLLM and SGLang servers stop once they are ready.",
     ),
 ]
+HostLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--host-limit",
+        metavar="SIZE",
+        help="End the command once its processes hold more of the host's memory, such as 16GiB.",
+    ),
+]
 Snapshots = Annotated[
     Path | None,
     typer.Option(
@@ -103,6 +111,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
     gpus: Gpus = 1,
     budget: Budget = None,
     until: UntilText = None,
+    host_limit: HostLimit = None,
     snapshot: Snapshots = None,
     accept_untrusted: Accept = False,
     html: Html = None,
@@ -136,6 +145,7 @@ def command(  # noqa: PLR0913, PLR0917  (each is an option)
             devices=gpus,
             budget_bytes=size_of(budget, "--budget"),
             until=_until(until),
+            host_bytes=size_of(host_limit, "--host-limit"),
             snapshots=folder,
             accept_untrusted=accept_untrusted,
             environment=env,

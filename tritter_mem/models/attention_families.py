@@ -31,6 +31,11 @@ from tritter_mem.models.gemma4_blocks import (
 )
 from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.step_blocks import (
+    ClampedExperts,
+    ClampedFeedForward,
+    HeadGatedAttention,
+)
 from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
@@ -670,22 +675,47 @@ def step_layers(keys: Keys) -> list[Modules]:
         with_experts = [number in chosen for number in range(keys.layers)]
     section = keys.section("attention_other_setting")
     other = keys.optional("num_sliding_attention_heads") or section.optional("num_attention_heads")
-    experts = Experts(
+    experts = ClampedExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("moe_intermediate_size"),
         shared=keys.number("share_expert_dim"),
         correction=CORRECTION,
+        routing="sigmoid",
     )
+    plain_mlp = dense(keys)
+    mlp = ClampedFeedForward(**{f.name: getattr(plain_mlp, f.name) for f in fields(plain_mlp)})
 
     def layer(number: int, kind: str) -> Modules:
         heads = (kind == SLIDING and other) or keys.at(number).heads
         per_head = keys.get("gating") in (None, True, "per-head")
         gate = heads if per_head else heads * keys.head_dim
-        own = attention(keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),))
-        return own, experts if with_experts[number] else dense(keys), LAYER_NORMS
+        plain = attention(
+            keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),)
+        )
+        own = HeadGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        return own, experts if with_experts[number] else mlp, LAYER_NORMS
 
     return stack(keys.layer_types([FULL] * keys.layers), layer)
+
+
+def step_dialect(keys: Keys) -> Dialect:
+    """Angles for each kind of layer, of a part of a head that the keys give for each."""
+    kinds = keys.layer_types([FULL] * keys.layers)
+    listed = keys.factors("partial_rotary_factors", keys.layers)
+    widths = {}
+    for kind in (FULL, SLIDING):
+        share = keys.section("rope_parameters").section(kind).factor("partial_rotary_factor")
+        if listed and kind in kinds:
+            share = listed[kinds.index(kind)]
+        widths[kind] = int(keys.head_dim * (share or 1))
+    return dialect(
+        norm="gemma",
+        rotary="partial later",
+        rotary_kinds=2,
+        rotary_dim=widths[FULL],
+        windowed_dim=widths[SLIDING],
+    )(keys)
 
 
 def nemotron_nas_layers(keys: Keys) -> list[Modules]:

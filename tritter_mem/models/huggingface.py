@@ -260,7 +260,7 @@ def _read(
     quantization: Mapping[str, Any] | None,
     unsupported: list[str],
 ) -> HuggingFaceModel:
-    outside = family.outside(keys)
+    outside, is_known = family.outside(keys), not unsupported
     towers, missing = tower_weights(config, keys)
     tied = keys.has("tie_word_embeddings")
     if "tie_word_embeddings" in config and "tie_word_embeddings" not in keys.values:
@@ -289,7 +289,7 @@ def _read(
         family=family,
         dtype=_dtype(config, keys),
         quantization=stored,
-        dialect=None if family.dialect is None or unsupported else family.dialect(keys),
+        dialect=family.dialect(keys) if family.dialect and is_known else None,
         unsupported=(*unsupported, *missing, *stored.unsupported),
     )
 

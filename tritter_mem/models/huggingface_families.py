@@ -52,6 +52,7 @@ from tritter_mem.models.attention_families import (
     qwen_types,
     seed_oss_attention,
     smollm3_layers,
+    step_dialect,
     step_layers,
 )
 from tritter_mem.models.family_parts import (
@@ -359,7 +360,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
     "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
-    "step3p5": Family(layers=step_layers),
+    "step3p5": Family(layers=step_layers, dialect=step_dialect),
 }
 
 """A `model_type` of a language model to how it is read. A new one is a row here."""

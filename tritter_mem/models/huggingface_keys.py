@@ -117,6 +117,16 @@ class Keys:
             raise self._wrong(name, "a factor", value)
         return value or None
 
+    def factors(self, name: str, count: int | None = None) -> list[float | None]:
+        """The factors of a list, or none where it is null or absent.
+
+        Raises:
+            ConfigError: it is something else, or shorter than `count`.
+        """
+        items = {str(number): item for number, item in enumerate(self.list_of(name, count) or ())}
+        listed = section_of(items, f"{self.place}{name}")
+        return [listed.factor(number) for number in items]
+
     def text(self, name: str) -> str | None:
         """Text, perhaps a letter for each layer, or None where it is null, absent or empty.
 

@@ -107,8 +107,8 @@ def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
 
     def of(keys: Keys) -> Dialect:
         plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
-        told = keys.get("partial_rotary_factor")
-        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
+        told = keys.factor("partial_rotary_factor")
+        told = told or keys.section("rope_parameters").factor("partial_rotary_factor")
         return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
 
     return of

@@ -61,7 +61,7 @@ class IndexedAttention(LatentAttention):
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, *step.angles[False])
         latent, k_rot = run.update({"keys": latent, "values": k_rot})
         query = ops.cat([q_pass, q_rot], -1)
-        k, v = self._expanded(latent, run)
+        k, v = self._expanded(latent, k_rot, run)
         places = self._places(x, resid, run)
         mask, hidden = self._mask(ops, places, k.shape[2])
         out = ops.attention(query, k, v, mask, False)

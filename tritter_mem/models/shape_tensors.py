@@ -767,14 +767,13 @@ class Operations:
         if size is not None and size != x.size:
             x = self.copy(x, size)
         out = self.new(x.shape, x.size, _like(x, x.shape))
-
-        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            of_x = self.new(saved[0].shape, saved[0].size)
-            self.inside([of_x.nbytes])
-            return [of_x]
-
-        self.record([x], [out], rule, out)
+        self.record([x], [out], self._of_softmax, out)
         return out
+
+    def _of_softmax(self, saved: Saved, grads: Grads) -> list[Tensor | None]:
+        of_x = self.new(saved[0].shape, saved[0].size)
+        self.inside([of_x.nbytes])
+        return [of_x]
 
     # Joining
 
@@ -793,6 +792,22 @@ class Operations:
             return [self.alias(grad, shape, grad.strides) for shape in shapes]
 
         self.record(parts, [], rule, out)
+        return out
+
+    def filled(self, parts: Sequence[Tensor]) -> Tensor:
+        """Parts of the last dimension, copied into an empty tensor one after another."""
+        first = parts[0]
+        out = self.new((*first.shape[:-1], sum(part.shape[-1] for part in parts)), first.size)
+        for part in parts:
+            shape = part.shape
+
+            def rule(saved: Saved, grads: Grads, shape: Shape = shape) -> list[Tensor | None]:
+                whole = self.copy(_one(grads))
+                of_part = self.new(shape, whole.size)
+                self.inside([of_part.nbytes])
+                return [whole, of_part]
+
+            self.record([out, part], [], rule, out)
         return out
 
     # Products
@@ -1148,8 +1163,7 @@ class Operations:
             scores.elements, scores.elements // scores.shape[-1],
             -(scores.elements // scores.shape[-1]), -scores.elements,
         ])  # fmt: skip
-        if self.grad and query.node is not None:
-            raise NotPlannedError("training with attention that no kernel takes is not planned")
+        self.record([scores], [probabilities], self._of_softmax, probabilities)
         scores = probabilities
         del probabilities
         returned = self.to(scores, given)

@@ -477,9 +477,9 @@ class LatentAttention(Module):
         """Cache the latent, and expand it to keys and values of all heads: `DeepseekV3Attention`.
 
         Raises:
-            NotPlannedError: it trains, or has parts that DeepSeek's has not.
+            NotPlannedError: it has parts that DeepSeek's has not.
         """
-        if self.gate or self.sinks or not self.has_latent or run.ops.grad:
+        if self.gate or self.sinks or not self.has_latent:
             raise NotPlannedError(f"activations of {run.kind} attention are not planned")
         ops, step, name = run.ops, run.step, self.name
         if self.query_rank:
@@ -496,7 +496,7 @@ class LatentAttention(Module):
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
         latent, k_rot = run.update({"keys": latent, "values": k_rot})
         query = ops.cat([q_pass, q_rot], -1)
-        k, v = self._expanded(latent, run)
+        k, v = self._expanded(latent, k_rot, run)
         mask = step.masks[None]
         out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
         out = ops.contiguous(ops.transpose(out, 1, 2))
@@ -516,13 +516,14 @@ class LatentAttention(Module):
         strides = (compressed.strides[0], compressed.strides[0], compressed.strides[1], 1)
         return compressed, latent, ops.view(k_rot, shape, strides)
 
-    def _expanded(self, latent: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+    def _expanded(self, latent: Tensor, k_rot: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
         """Keys [B, H, K, D] and values [B, H, K, E] of all heads."""
         ops, (batch, _, keys, _) = run.ops, latent.shape
         made = run.linear(latent, f"{self.name}.kv_b_proj")
         made = ops.view(made, (batch, keys, self.heads, self.nope_dim + self.value_dim))
-        _, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
-        return ops.new((batch, self.heads, keys, self.nope_dim + self.rope_dim), made.size), v
+        k, v = ops.split(ops.transpose(made, 1, 2), -1, [self.nope_dim, self.value_dim])
+        wide = ops.expand(k_rot, (batch, self.heads, keys, self.rope_dim))
+        return ops.filled([k, wide]), v
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections down and up, and the norms between them."""

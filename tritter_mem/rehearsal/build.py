@@ -56,7 +56,7 @@ class Stood:
 
 LIBRARIES = {
     "cuda": Stood(prefixes=("cu",), soname="libcuda.so.1", error=801,
-                  sources=("driver.c", "capture.c", "session.c")),
+                  sources=("driver.c", "capture.c", "session.c", "host.c")),
     "cudart": Stood(prefixes=("__cuda", "cuda"), soname="libcudart.so.{major}", error=801,
                     sources=("runtime.c",)),
     "cublasLt": Stood(prefixes=("cublasLt",), soname="libcublasLt.so.{major}", error=15,

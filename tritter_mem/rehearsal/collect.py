@@ -17,7 +17,8 @@ _DEVICES, _FIGURES = 16, 8
 _SLOT = struct.Struct(f"<II{_DEVICES}Q{_DEVICES}Q{_DEVICES * _FIGURES}Q")
 _HEAD = struct.Struct("<QQQQ")
 _ABOUT = {"pid", "rank", "title", "versions", "allocator_conf"}
-_WORKSPACE = ("workspace of ", "reserve of ")
+_BY_RULE = ("workspace of ", "reserve of ", "times between ")
+"""How notes of the stand-ins begin that are no names of functions."""
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class Left:
     uses: tuple[RankUse, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     stubs: tuple[str, ...] = ()
-    workspaces: tuple[str, ...] = ()
+    by_rule: tuple[str, ...] = ()
     decided: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     not_followed: tuple[str, ...] = ()
@@ -67,8 +68,8 @@ def collect(folder: Path) -> Left:
     return Left(
         uses=tuple(uses),
         refusals=tuple(_refusals(notes, list(_lines(folder / "errors.jsonl")))),
-        stubs=_once(name for name in stubs if not name.startswith(_WORKSPACE)),
-        workspaces=_once(name for name in stubs if name.startswith(_WORKSPACE)),
+        stubs=_once(name for name in stubs if not name.startswith(_BY_RULE)),
+        by_rule=_once(name for name in stubs if name.startswith(_BY_RULE)),
         decided=_once(note["text"] for note in notes if note["kind"] == "decided"),
         assumed=_once(note["text"] for note in notes if note["kind"] == "assumed"),
         not_followed=_once(note["text"] for note in notes if note["kind"] == "not_followed"),

@@ -51,6 +51,9 @@ print(json.dumps(found))
 """
 _GRACE_SECONDS = 10.0
 _LONGEST_PIECE = 1 << 16
+_OFTEN_SECONDS = 0.2
+UNTIL, HOST_LIMIT = "--until", "--host-limit"
+_HELD = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB", re.MULTILINE)
 
 
 def shown_bytes(card: GpuCard) -> int:
@@ -228,11 +231,13 @@ class Until:
 
     Attributes:
         ask: the address of a server that is sent one small request before.
+        host_bytes: also once all of its processes together hold more of the host's memory.
     """
 
     text: str = ""
     seconds: float | None = None
     ask: str = ""
+    host_bytes: int | None = None
 
 
 def until_ready(command: Sequence[str]) -> Until:
@@ -249,7 +254,7 @@ class Ended:
 
     Attributes:
         exit_code: negative: the number of a signal.
-        by: `--until` where it was ended for that.
+        by: `--until` or `--host-limit` where it was ended for that.
         lines: what it printed of an engine's figures, where its output was watched.
         unanswered: why a request to it was not answered; empty: it was, or none was sent.
     """
@@ -289,7 +294,7 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
     watch = _Watch(process, until, output) if watched else None
     ended = Ended(0, 0.0)
     try:
-        ended.by = _wait(process, until, watch, start)
+        ended.by = _wait(process, until, watch, start, environment[SESSION])
     except KeyboardInterrupt:
         ended.interrupted = True
         _end(process, signal.SIGINT)
@@ -307,15 +312,18 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
 
 
 def _wait(process: subprocess.Popen[bytes], until: Until, watch: _Watch | None,
-          start: float) -> str:  # fmt: skip
+          start: float, session: str) -> str:  # fmt: skip
+    often = _OFTEN_SECONDS if watch is not None or until.host_bytes is not None else None
     while True:
         if watch is not None and watch.seen.is_set():
-            return "--until"
+            return UNTIL
+        if until.host_bytes is not None and _host_bytes(session) > until.host_bytes:
+            return HOST_LIMIT
         left = None if until.seconds is None else start + until.seconds - time.monotonic()
         if left is not None and left <= 0:
-            return "--until"
+            return UNTIL
         try:
-            process.wait(0.2 if watch is not None else left)
+            process.wait(min(filter(None, (often, left)), default=None))
         except subprocess.TimeoutExpired:
             continue
         return ""
@@ -387,14 +395,31 @@ def end_what_is_left(session: str) -> None:
             time.sleep(0.1)
 
 
+def _host_bytes(session: str) -> int:
+    """What a session's processes hold of the host's memory, but for what files have."""
+    found = 0
+    for process in _processes_of(session):
+        try:
+            status = Path(f"/proc/{process}/status").read_bytes()
+        except OSError:
+            continue
+        found += sum(int(size) for size in _HELD.findall(status)) << 10
+    return found
+
+
 def _processes_of(session: str) -> Iterator[int]:
-    mark = f"{SESSION}={session}".encode()
+    """Those with its variable.
+
+    A process that names itself anew may write over that: it is told by the table that it shares.
+    """
+    mark, table = f"{SESSION}={session}".encode(), f"{session}/processes".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
+            is_own = mark in (entry / "environ").read_bytes().split(b"\0")
+            is_own = is_own or table in (entry / "maps").read_bytes()
         except OSError:
             continue
-        if mark in variables:
+        if is_own:
             yield int(entry.name)

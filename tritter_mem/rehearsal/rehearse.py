@@ -48,6 +48,8 @@ class Options:
         budget_bytes: a cap on the memory of each; None: what the card has.
         until: when to end a command that would not end; None: a server that is known, once it is
             ready, any other at its own end.
+        host_bytes: a cap on what the command's processes hold of the host's memory together; beyond
+            it the command is ended and has failed.
         snapshots: where the allocators' histories are kept; None: nowhere.
         accept_untrusted: whether a run counts that cannot be trusted.
         environment: the root of the environment to run in; None: that of the command.
@@ -59,6 +61,7 @@ class Options:
     devices: int = 1
     budget_bytes: int | None = None
     until: Until | None = None
+    host_bytes: int | None = None
     snapshots: Path | None = None
     accept_untrusted: bool = False
     environment: Path | None = None
@@ -91,7 +94,8 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
     with _session() as session:
         environment = environment_for(machine, libraries, session, folder)
         argv = _resolved(command, environment)
-        ended = run(argv, environment, options.until or until_ready(command), options.output)
+        until = replace(options.until or until_ready(command), host_bytes=options.host_bytes)
+        ended = run(argv, environment, until, options.output)
         left = collect(session)
         if options.snapshots is not None:
             left.uses = tuple(_keep(left.uses, options.snapshots))
@@ -215,7 +219,7 @@ def _trust(left: Left, machine: Machine, ended: Ended) -> Trust:
         )
     if left.cpu_torch and not left.uses:
         problems.append(f"torch {left.cpu_torch} is built without CUDA")
-    uncounted = [*NOT_COUNTED, *left.workspaces, *left.uncounted]
+    uncounted = [*NOT_COUNTED, *left.by_rule, *left.uncounted]
     if ended.unanswered:
         uncounted.append(ended.unanswered)
     ranks = {use.rank for use in left.uses}

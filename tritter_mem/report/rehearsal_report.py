@@ -74,6 +74,12 @@ def verdict_words(done: Rehearsal) -> str:
         return "interrupted"
     if done.out_of_memory:
         return _refused(done)
+    if done.over_host_limit:
+        return (
+            "ended: its processes held more of the host's memory than --host-limit allows; make "
+            'the model on the device, or on `meta` and then `to_empty(device="cuda")`: what is '
+            "made on the host takes its size there"
+        )
     if done.failed:
         code = done.command.exit_code
         how = f"by signal {-code}" if code < 0 else f"with exit code {code}"

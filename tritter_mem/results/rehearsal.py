@@ -83,7 +83,7 @@ class Command:
 
     Attributes:
         exit_code: its own; negative: the number of the signal that ended it.
-        ended_by: why it was ended from outside: `--until`, or empty.
+        ended_by: why it was ended from outside: `--until`, `--host-limit`, or empty.
     """
 
     argv: tuple[str, ...]
@@ -187,12 +187,17 @@ class Rehearsal:
     @property
     def failed(self) -> bool:
         """Whether the command ended with an error that nobody asked for."""
-        return self.command.exit_code != 0 and not self.command.ended_by
+        return self.over_host_limit or (self.command.exit_code != 0 and not self.command.ended_by)
+
+    @property
+    def over_host_limit(self) -> bool:
+        """Whether it was ended for what it held of the host's memory."""
+        return self.command.ended_by == "--host-limit"
 
     @property
     def out_of_memory(self) -> bool:
         """Whether it failed for want of memory."""
-        return self.failed and bool(self.refusals)
+        return self.failed and bool(self.refusals) and not self.over_host_limit
 
     @property
     def exit_code(self) -> int:

@@ -1,5 +1,9 @@
 """A few steps of training; prints what PyTorch counted."""
 
+import importlib.util
+
+assert importlib.util.find_spec("torch") is not None  # to look for it is not to import it
+
 import torch
 from torch import nn
 

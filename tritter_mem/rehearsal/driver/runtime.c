@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 // Copies between device addresses carry nothing that anything computed; beyond this they are
 // left out, so that no host page is committed for them.
@@ -409,7 +408,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return free(graph), cudaSucces
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return free(executable), cudaSuccess; }
 
 // Events carry the host's clock.
-struct event { struct mark mark; struct timespec at; };
+struct event { struct mark mark; };
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) {
     return *event = calloc(1, sizeof(struct event)), cudaSuccess;
@@ -418,7 +417,6 @@ cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlag
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return free(event), cudaSuccess; }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     struct event *recorded = (struct event *)event;
-    clock_gettime(CLOCK_MONOTONIC, &recorded->at);
     return checked(event_record(&recorded->mark, stream_of(stream)));
 }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
@@ -429,9 +427,9 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaEventQuery(event); }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t start, cudaEvent_t end) {
-    const struct timespec *from = &((struct event *)start)->at, *to = &((struct event *)end)->at;
-    *milliseconds = (to->tv_sec - from->tv_sec) * 1e3 + (to->tv_nsec - from->tv_nsec) / 1e6;
-    return cudaSuccess;
+    // Nothing is computed, so no time means anything: of choices that are all alike the first is taken.
+    session_note_stub("times between events are alike: autotuners take the first of their choices");
+    return *milliseconds = 1, cudaSuccess;
 }
 
 cudaError_t cudaProfilerStart(void) { return cudaSuccess; }

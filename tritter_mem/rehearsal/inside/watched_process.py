@@ -240,20 +240,25 @@ class _Finder:
 
     def __init__(self, then: Callable[[Any], None]) -> None:
         self._then = then
+        self._within = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Torch's own spec, whose loader does a little more."""
-        if name != "torch":
+        """Torch's own spec, whose loader does a little more; many only look for it at first."""
+        if name != "torch" or self._within:
             return None
-        sys.meta_path.remove(self)
         import importlib.util
 
-        spec = importlib.util.find_spec(name)
+        self._within = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._within = False
         if spec is None or spec.loader is None:
             return spec
         run = spec.loader.exec_module
 
         def run_and_then(module: ModuleType) -> None:
+            sys.meta_path.remove(self)
             run(module)
             self._then(module)
 

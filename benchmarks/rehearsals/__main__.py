@@ -1,0 +1,176 @@
+"""Rehearse every row, one release of torch after another, and write a table.
+
+`make rehearsals`, or `python -m benchmarks.rehearsals [--torch 2.14.0] [--rows 8B] [--again]`. An
+environment is made for each release, and deleted afterwards. Rows that were rehearsed are kept in
+`out/rehearsals/rows.json` and not run again. Exit code 1 where a row came out otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rehearsals.rows import ROWS, Row
+from tritter_mem.errors import TritterMemError
+from tritter_mem.rehearsal.environment_setup import NEEDED_BYTES, set_up
+from tritter_mem.units import GiB
+
+SCRIPTS = Path(__file__).parent / "scripts"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "rehearsals.md"
+TOLERANCE = 0.01
+"""Of the allocated peak, beyond which a row is off."""
+LIMIT_SECONDS = 1800
+
+
+def main() -> int:
+    """Run what is not there yet, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch", help="only the rows of this release")
+    parser.add_argument("--rows", default="", help="only rows whose names have this in them")
+    parser.add_argument("--again", action="store_true", help="also those that were run before")
+    parser.add_argument("--env", type=Path, help="an environment that is there, and stays")
+    asked = parser.parse_args()
+    kept = ROOT / "out" / "rehearsals" / "rows.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for release in dict.fromkeys(row.torch for row in ROWS):
+        rows = [row for row in ROWS if row.torch == release and asked.rows in row.name]
+        rows = [row for row in rows if asked.again or row.name not in found]
+        if not rows or asked.torch not in (None, release):
+            continue
+        for row, came_to in rehearsed(release, rows, asked.env):
+            found[row.name] = came_to
+            kept.write_text(json.dumps(found, indent=1))
+            print(f"{row.name}: {'; '.join(words(row, came_to))}", flush=True)
+    PAGE.write_text(page(found))
+    return int(any(is_off(row, found[row.name]) for row in ROWS if row.name in found))
+
+
+def rehearsed(release: str, rows: list[Row], env: Path | None) -> Iterator[tuple[Row, Any]]:
+    """Each row's record, in an environment of its release."""
+    with tempfile.TemporaryDirectory(prefix="rehearsals-", dir=ROOT / "out") as name:
+        folder = env or Path(name) / "environment"
+        try:
+            if env is None:
+                make(folder, release, rows, Path(name))
+        except TritterMemError as error:
+            yield from ((row, {"problem": "; ".join(error.problems)}) for row in rows)
+            return
+        for row in rows:
+            yield row, rehearse(row, folder)
+
+
+def make(folder: Path, release: str, rows: list[Row], beside: Path) -> None:
+    """An environment with all that the rows need."""
+    free = shutil.disk_usage(ROOT).free
+    if free < 2 * NEEDED_BYTES:
+        raise SystemExit(f"{free >> 30} GiB of disk are free; {2 * NEEDED_BYTES >> 30} are needed")
+    requirements = beside / "requirements.txt"
+    requirements.write_text("\n".join(dict.fromkeys(one for row in rows for one in row.needs)))
+    set_up(folder, release, requirements)
+
+
+def rehearse(row: Row, folder: Path) -> dict[str, Any]:
+    """The record of a row, in short."""
+    command = [
+        sys.executable, "-m", "tritter_mem", "rehearse", "--json", "--env", str(folder),
+        *row.options.split(), "--", *row.command.split(),
+    ]  # fmt: skip
+    try:
+        ran = subprocess.run(
+            command, cwd=SCRIPTS, check=False, capture_output=True, text=True,
+            timeout=LIMIT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"problem": f"it took more than {LIMIT_SECONDS} s"}
+    if not ran.stdout:
+        return {"problem": (ran.stderr.strip().splitlines() or ["nothing"])[-1]}
+    record = json.loads(ran.stdout)
+    printed = [line for line in ran.stderr.splitlines()
+               if re.search(r"^(median step|host|peak|trained) | fails| runs", line)]  # fmt: skip
+    return {
+        "exit_code": ran.returncode,
+        "seconds": record["command"]["seconds"],
+        "rehearsed": record["rehearsed"],
+        "versions": record["versions"],
+        "decided": len(record["trust"]["values_decided_shapes"]),
+        "stubs": record["trust"]["stubs_called"],
+        "printed": printed,
+        "last": "" if ran.returncode in (0, 1, 3) else ran.stderr.strip().splitlines()[-1:],
+    }
+
+
+def is_off(row: Row, found: dict[str, Any]) -> bool:
+    """Whether it came out otherwise than is known."""
+    if "problem" in found or found["exit_code"] != row.exit_code:
+        return True
+    return any(abs(off) > TOLERANCE for off in differences(row, found))
+
+
+def differences(row: Row, found: dict[str, Any]) -> list[float]:
+    """Of the allocated and the reserved peak, where they are known, as ratios."""
+    pairs = (
+        (row.allocated_gib, "allocated_peak_bytes"),
+        (row.reserved_gib, "reserved_peak_bytes"),
+    )
+    use = found.get("rehearsed") or {}
+    return [use[name] / GiB / known - 1 for known, name in pairs if known and use.get(name)]
+
+
+def words(row: Row, found: dict[str, Any]) -> Iterator[str]:
+    """What a row came to."""
+    if "problem" in found:
+        yield found["problem"]
+        return
+    yield f"exit code {found['exit_code']}"
+    if found["rehearsed"]:
+        sizes = ("allocated_peak_bytes", "reserved_peak_bytes")
+        yield " / ".join(f"{(found['rehearsed'][name] or 0) / GiB:.3f}" for name in sizes) + " GiB"
+    yield from (f"{off:+.2%}" for off in differences(row, found))
+    yield from found["printed"]
+    yield from map(str, found["last"] or ())
+
+
+def page(found: dict[str, Any]) -> str:
+    """The table, of all rows that were rehearsed."""
+    lines = [
+        "# Rehearsals beside what is known\n",
+        "Made by `make rehearsals`: commands over the stand-ins, without a GPU. Figures are GiB, "
+        "allocated / reserved; seconds are those of a shared machine with two cores.\n",
+        "| rehearsal | torch | came to | known | difference | exit | s | printed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        one = found.get(row.name)
+        if one is None:
+            continue
+        if "problem" in one:
+            lines.append(f"| {row.name} | {row.torch} | {one['problem'][:200]} | | | | | |")
+            continue
+        use = one["rehearsed"] or {}
+        peaks = " / ".join(
+            f"{use[name] / GiB:.3f}" if use.get(name) else "-"
+            for name in ("allocated_peak_bytes", "reserved_peak_bytes")
+        )
+        known = " / ".join(f"{size:.3f}" for size in (row.allocated_gib, row.reserved_gib) if size)
+        off = ", ".join(f"{ratio:+.2%}" for ratio in differences(row, one))
+        printed = "; ".join([*one["printed"], *map(str, one["last"] or ())])
+        lines.append(
+            f"| {row.name} | {one['versions'].get('torch', row.torch)} | {peaks} | {known} | {off} "
+            f"| {one['exit_code']} | {one['seconds']:.0f} | {printed[:300]} |"
+        )
+    sources = dict.fromkeys(row.source for row in ROWS if row.source and row.name in found)
+    return "\n".join([*lines, "", *(f"Known: {source}.\n" for source in sources)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

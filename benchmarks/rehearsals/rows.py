@@ -1,0 +1,91 @@
+"""What is rehearsed: a script of `scripts/`, its options, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TORCH = "2.14.0"
+RELEASES = ("2.10.0", "2.11.0", "2.12.0", "2.13.0", "2.14.0", "2.15.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One rehearsal.
+
+    Attributes:
+        name: what the table calls it.
+        command: behind `--`; a file of `scripts/` by its name.
+        options: of `rehearse`.
+        torch: the release to run over.
+        needs: what the environment has besides.
+        allocated_gib: the allocated peak that is known, and
+        reserved_gib: the reserved one,
+        source: from where.
+        exit_code: what is expected.
+    """
+
+    name: str
+    command: str
+    options: str = "--gpu h100"
+    torch: str = TORCH
+    needs: tuple[str, ...] = ("transformers==5.24.0",)
+    allocated_gib: float | None = None
+    reserved_gib: float | None = None
+    source: str = ""
+    exit_code: int = 0
+
+
+_EXPERIMENT = "an experiment over an earlier form of the stand-ins"
+_PUBLISHED = "FanBB2333/FakeGPU@7d5cf83cf3ce docs/llm-sft-memory-estimation.md, RTX PRO 5000"
+_PEFT = ("transformers==5.24.0", "peft")
+_2_RANKS = "torchrun --nproc-per-node 2"
+
+
+def _fine_tuned(words: str, allocated_gib: float) -> Row:
+    return Row(
+        name=f"Qwen3.5-0.8B, {words}",
+        command=f"python fine_tuning.py {words}",
+        options="--gpu rtx-pro-6000",
+        needs=_PEFT,
+        allocated_gib=allocated_gib,
+        source=_PUBLISHED,
+    )
+
+
+ROWS = (
+    Row(name="8B, forward of 2,048 tokens", command="python llama.py 8b forward"),
+    Row(name="8B, AdamW, checkpointed", command="python llama.py 8b train",
+        allocated_gib=74.850, reserved_gib=76.152, source=_EXPERIMENT),
+    Row(name="8B, LoRA of rank 16", command="python llama.py 8b lora", needs=_PEFT,
+        allocated_gib=18.960, source=_EXPERIMENT),
+    Row(name="70B on the card", command="python llama.py 70b forward", exit_code=1),
+    Row(name="8B, sampled generation", command="python llama.py 8b generate"),
+    Row(name="Trainer, 1.1 B", command="python trainer.py",
+        needs=("transformers==5.24.0", "accelerate"),
+        allocated_gib=16.717, reserved_gib=17.977, source=_EXPERIMENT),
+    Row(name="8B, FSDP2, two ranks", command=f"{_2_RANKS} llama.py 8b fsdp",
+        options="--gpu h100 --gpus 2", allocated_gib=64.785, reserved_gib=73.699,
+        source=_EXPERIMENT),
+    Row(name="8B, FSDP2, rank 0 of 2 alone", command="python llama.py 8b fsdp",
+        options="--gpu h100 --rank 0 --world-size 2", allocated_gib=64.785,
+        source=_EXPERIMENT),
+    Row(name="70B, FSDP2, rank 0 of 64", command="python llama.py 70b fsdp",
+        options="--gpu h100 --rank 0 --world-size 64", allocated_gib=32.136,
+        reserved_gib=44.459, source=_EXPERIMENT),
+    Row(name="405B, FSDP2, rank 0 of 1,024", command="python llama.py 405b shards",
+        options="--gpu h200 --rank 0 --world-size 1024"),
+    Row(name="1B, compiled, reduce-overhead", command="python llama.py 1b compile"),
+    Row(name="cuDNN, cuSOLVER, cuFFT", command="python libraries.py"),
+    Row(name="bitsandbytes", command="python bits.py", needs=("bitsandbytes", "numpy")),
+    _fine_tuned("full 16 2", 6.626),
+    _fine_tuned("full 128", 6.687),
+    _fine_tuned("full 128 checkpointed", 6.679),
+    _fine_tuned("lora 16", 1.756),
+    _fine_tuned("lora 128", 2.696),
+    _fine_tuned("lora 128 checkpointed", 1.876),
+    *(
+        Row(name=f"8B, AdamW, checkpointed, torch {release}", command="python llama.py 8b train",
+            torch=release)
+        for release in RELEASES if release != TORCH
+    ),
+)  # fmt: skip

@@ -1,0 +1,110 @@
+"""Modules of Step 3.5 and 3.7: `modeling_step3p7.py` of transformers 5.23."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
+from tritter_mem.models.shape_tensors import LONG, NotPlannedError, Operations, Tensor
+from tritter_mem.models.transformers_blocks import Attention, Experts, FeedForward
+
+EXPERTS_RUN = 3
+"""Of experts that run one after another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadGatedAttention(Attention):
+    """Attention with a gate for each head: the one that `gate` names."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Step3p7Attention`."""
+        ops, step, name = run.ops, run.step, self.name
+        heads = (step.batch, step.tokens, self.heads)
+        q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
+        k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
+        v = self._projected(x, run, "v_proj", self.kv_heads, "")
+        gate = run.linear(x, f"{name}.{self.gate[0][0]}")
+        angles = step.angles[self.window is not None]
+        q, k = ROTATIONS[run.dialect.rotary](run, q, k, *angles)
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        width = gate.shape[2] // self.heads
+        out = ops.reshape(out, (*heads, self.out_width // self.heads))
+        out = ops.mul(out, ops.pointwise(ops.view(gate, (*heads, width)), saves="output"))
+        out = ops.view(out, (*heads[:2], self.out_width))
+        out = run.linear(out, f"{name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampedFeedForward(FeedForward):
+    """An MLP whose gate and what goes up are limited."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Step3p7MLP`."""
+        ops = run.ops
+        gate, up, down = (f"{self.name}.{name}" for name in self.names)
+        limited = ops.pointwise(activated(run, run.linear(x, gate)))
+        raised = ops.pointwise(run.linear(x, up))
+        return run.linear(ops.mul(limited, raised), down)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampedExperts(Experts):
+    """Experts that are limited, behind a shared one; they run one after another."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Step3p7SparseMoeBlock`.
+
+        Raises:
+            NotPlannedError: it trains.
+        """
+        ops, shape = run.ops, x.shape
+        if ops.grad:
+            raise NotPlannedError("training with experts one after another is not planned")
+        flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
+        inner = ClampedFeedForward(inner=self.shared, name=f"{self.name}.{self.shared_name}")
+        shared = inner.run(flat, run)
+        chosen = self.route(flat, run)
+        out = self._in_turn(flat, run, chosen[1], chosen[2])
+        out = ops.scaled(out)
+        out = ops.view(ops.add(out, shared), shape)
+        del shared, chosen
+        return out
+
+    def _in_turn(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
+        """`Step3p7Experts`: each gets as many rows, the first ones a row more.
+
+        Each takes what the one before left, so that the first ones are run alone.
+        """
+        ops = run.ops
+        out = ops.new(x.shape, x.size)
+        masks = ops.new((*places.shape, self.count + 1), LONG)
+        pairs = places.elements
+        for number in range(min(self.count, pairs, EXPERTS_RUN)):
+            rows = pairs // self.count + (number < pairs % self.count)
+            index = ops.new((rows, 2), LONG)
+            made = self._limited(run, ops.linear(self._rows(ops, x, rows), self._one(run, "up")))
+            made = ops.mul(
+                ops.linear(made, self._one(run, "down")), ops.new((rows, 1), scores.size)
+            )
+            ops.to(made, x.size)
+        del masks, index, made
+        return out
+
+    @staticmethod
+    def _rows(ops: Operations, x: Tensor, rows: int) -> Tensor:
+        return ops.new((rows, x.shape[1]), x.size)
+
+    def _one(self, run: LayerRun, part: str) -> Tensor:
+        """The weight of one expert, a view."""
+        name = {"up": self._up, "down": "down_proj"}[part]
+        whole = run.weights[f"{self.name}.experts.{name}"]
+        return run.ops.alias(whole, whole.shape[1:], whole.strides[1:])
+
+    @staticmethod
+    def _limited(run: LayerRun, made: Tensor) -> Tensor:
+        gate, up = halves(run.ops, made)
+        gate = run.ops.pointwise(activated(run, gate))
+        up = run.ops.pointwise(up)
+        return run.ops.mul(gate, up)
