@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images fuzz mutate coverage
-.PHONY: clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images tasks fuzz mutate
+.PHONY: coverage clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -57,7 +57,7 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
-# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# Commands over the stand-ins, beside what is known of them: reports/rehearsals.md. It resumes; ROWS="8B"
 # runs those whose names have it, TORCH=2.14.0 those of a release.
 rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \

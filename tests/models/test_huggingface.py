@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat
+from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
@@ -19,7 +20,6 @@ from tritter_mem.models.transformers_blocks import (
     Attention,
     CompressedAttention,
     DeltaAttention,
-    GatedDelta,
     Indexer,
 )
 

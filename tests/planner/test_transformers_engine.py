@@ -25,7 +25,7 @@ from tritter_mem.results.run import MemoryUse
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
 TRAINED_NOT = (
-    "gemma2", "gpt_oss", "mimo_v2_flash", "llama4_text", "qwen3_next",
+    "qwen3_next",
     "qwen3_5_text", "qwen3_5_moe_text", "nemotron_h", "bamba", "granitemoehybrid", "falcon_h1",
     "deepseek_v32", "glm_moe_dsa", "step3p5",
 )  # fmt: skip
@@ -141,11 +141,13 @@ def test_weights_that_transformers_dequantises_are_planned_so() -> None:
     assert plan_transformers(stored, CARD) != plan_transformers(plain, CARD)
 
 
+W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 4, "symmetric": True}
+
+
 def test_the_least_of_packed_integers_is_of_what_they_become_in_the_first_call() -> None:
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
     section = {
         "quant_method": "compressed-tensors",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4 | {"num_bits": 8}}},
     }
     run = a_run(LLAMA | {"quantization_config": section})
     with pytest.raises(NotPlannedError, match="in the first call"):
@@ -160,6 +162,11 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "nf4": NF4 | {"bnb_4bit_compute_dtype": "bfloat16"},
     "nf4, nested, products in float32": NF4 | {"bnb_4bit_use_double_quant": True},
     "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "packed int4": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4}},
+        "ignore": ["lm_head"],
+    },
 }
 
 
@@ -168,6 +175,10 @@ QUANTISED: dict[str, dict[str, Any]] = {
 def test_quantised_weights_are_planned_as_they_are_simulated(name: str, stored: str) -> None:
     """qwen2 has biases, whose type changes; experts stay as they are."""
     values = tiny_config(name, 0) | {"quantization_config": QUANTISED[stored]}
+    if (name, stored) == ("deepseek_v3", "packed int4"):  # whose latent is no whole groups
+        with pytest.raises(NotPlannedError, match="found 10 inputs in groups of 4"):
+            plan_transformers(a_run(values), CARD)
+        return
     planned, simulated = both(a_run(values | {"attention_dropout": 0.0}, **RUNS["chunks"]))
     assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
     assert (planned.reserved_peak_bytes or 0) >= (simulated.reserved_peak_bytes or 0)
@@ -239,7 +250,7 @@ def test_what_has_no_formulas_is_said() -> None:
         (quantised, {}, "gptqmodel for GPTQ"),
         (LLAMA | {"hidden_act": "xielu"}, {}, "activation xielu"),
         (LLAMA | {"attention_dropout": 0.1}, {"work": train}, "training with attention_dropout"),
-        (KINDS["gpt-oss"], {"work": train}, "attention that is written out"),
+        (tiny_config("qwen3_next", 0), {"work": train}, "training with the gated delta rule"),
     ):
         with pytest.raises(NotPlannedError, match=said):
             plan_transformers(a_run(values, **changes), CARD)

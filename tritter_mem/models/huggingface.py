@@ -166,15 +166,20 @@ class HuggingFaceModel:
     def _stored_bytes(
         self, name: str, weight: Weight, quantization: Quantization, dtype: StorageFormat
     ) -> int:
-        in_float32 = (*self.family.float32, *self.family.float32_beside_float16)
-        if weight.is_linear and not any(part in f"{name}." for part in in_float32):
-            scheme = quantization.scheme_of(name)
-        else:
-            scheme = None
+        quantises = weight.is_linear and not self.stays_unquantised(name)
+        scheme = quantization.scheme_of(name) if quantises else None
         if scheme is not None:
             outputs, inputs = weight.shape
             return weight.copies * scheme.weight_bytes(outputs, inputs)
         return weight.elements * (weight.element_bytes or self.element_bytes(name, dtype))
+
+    def stays_unquantised(self, name: str) -> bool:
+        """Whether transformers quantises a weight under no scheme, as it keeps it in float32.
+
+        That is so whatever the type of the others is.
+        """
+        kept = (*self.family.float32, *self.family.float32_beside_float16)
+        return any(part in f"{name}." for part in kept)
 
     def element_bytes(self, name: str, dtype: StorageFormat) -> int:
         """Of a weight that is not quantised, by its name in a checkpoint."""

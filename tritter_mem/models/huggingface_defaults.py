@@ -133,6 +133,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "gemma2": {
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
         "vocab_size": 256000,
         "hidden_size": 2304,
         "intermediate_size": 9216,

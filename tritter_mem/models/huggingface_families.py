@@ -168,7 +168,7 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
         layers=llama4_layers,
-        dialect=dialect(norm="llama4", order="before, kept", complex_angles=True),
+        dialect=dialect(norm="llama4", order="before, kept", complex_angles=True, chunked=True),
     ),
     "gemma3_text": Family(
         layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS),

@@ -53,6 +53,7 @@ class Dialect:
         more_masks: windows for which masks are made though no layer has them.
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
+        chunked: whether windows are chunks, whose masks are made for each sequence.
         always_masks: whether masks are made even where `is_causal` says the same.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
@@ -81,6 +82,7 @@ class Dialect:
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
     scalars: int = 0
+    chunked: bool = False
     always_masks: bool = False
     last_token_from: int | None = None
 
@@ -546,22 +548,33 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
         rows.append(ops.new((length,), LONG))
         del near
     shape = (1, 1, step.tokens, keys)
-    mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape)
+    each = (step.batch if step.dialect.chunked else 1, *shape[1:])
+    mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape, each)
     del rows
     if eager:
         return ops.new((step.batch, *shape[1:]), step.size)
+    if mask.shape[0] == step.batch:
+        return mask
     return ops.alias(mask, (step.batch, *shape[1:]), (0, *contiguous(shape)[1:]))
 
 
-def _window_mask(ops: Operations, shape: tuple[int, ...]) -> Tensor:
-    """In the window, and causal: `and_masks`."""
+def _window_mask(
+    ops: Operations, shape: tuple[int, int, int, int], each: tuple[int, int, int, int]
+) -> Tensor:
+    """In the window, and causal: `and_masks`.
+
+    Args:
+        ops: makes tensors.
+        shape: of a mask for all sequences.
+        each: the same, or of a mask for each, as where a chunk begins depends on padding.
+    """
     one = ops.new((), BOOL)
     first = ops.new((shape[2],), LONG)
-    near = ops.new(shape, BOOL)
+    near = ops.new(each, BOOL)
     del first
-    windowed = ops.new(shape, BOOL)
+    windowed = ops.new(each, BOOL)
     del near, one
     causal = ops.new(shape, BOOL)
-    mask = ops.new(shape, BOOL)
+    mask = ops.new(each, BOOL)
     del causal, windowed
     return mask

@@ -346,9 +346,9 @@ class Operations:
         return Parameter(shape, size, storage, trains)
 
     def quantised_weight(
-        self, shape: Shape, nbytes: int, product: Product, component: str = "weights"
+        self, shape: Shape, nbytes: int, product: Product | None, component: str = "weights"
     ) -> Parameter:
-        """A weight whose numbers take so many bytes, and how rows are multiplied with it."""
+        """A weight whose numbers take so many bytes, and how rows are multiplied with it, if so."""
         weight = Parameter(shape, QUANTISED, Storage(self.requests, nbytes, component), False)
         weight.product = product
         return weight
@@ -966,10 +966,12 @@ class Operations:
         return values, places
 
     def largest(self, x: Tensor) -> Tensor:
-        """Of each row, without a gradient; its place is found too."""
-        shape = (*x.shape[:-1], 1)
-        values = self.new(shape, x.size)
-        self.inside([values.elements * LONG])
+        """Of each row; its place is found too, and kept for the gradient."""
+        whole, shape = x.shape, (*x.shape[:-1], 1)
+        values, places = self.new(shape, x.size), self.new(shape, LONG)
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], values
+        )  # fmt: skip
         return values
 
     def picked(self, x: Tensor, places: Tensor) -> Tensor:
@@ -977,6 +979,27 @@ class Operations:
         out = self.new(places.shape, x.size)
         whole = x.shape
         self.record([x], [places], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def scattered(self, x: Tensor, places: Tensor, shape: Shape) -> Tensor:
+        """A full tensor with numbers at places: `full_like(...).scatter_(1, places, x)`."""
+        out = self.new(shape, x.size)
+        picked = x.shape
+        self.record(
+            [x], [places], lambda saved, grads: [self.new(picked, _one(grads).size)], out
+        )  # fmt: skip
+        return out
+
+    def stacked(self, x: Tensor, times: int) -> Tensor:
+        """`x.repeat(times, 1)`."""
+        rows, width = x.shape
+        out = self.new((times * rows, width), x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            parts = self.view(_one(grads), (times, rows, width))
+            return [self.view(self.sum(parts, [0]), (rows, width))]
+
+        self.record([x], [], rule, out)
         return out
 
     def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
@@ -1064,7 +1087,10 @@ class Operations:
         )
         if efficient:
             return self._efficient(query, key, value, mask, sizes)
-        return self._math(query, key, value, mask, causal)
+        autocast, self.autocast = self.autocast, 0  # inside of the operator nothing is cast
+        out = self._math(query, key, value, mask, causal)
+        self.autocast = autocast
+        return out
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
         if sizes.width % 8:

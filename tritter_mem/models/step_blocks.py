@@ -62,6 +62,8 @@ class ClampedExperts(Experts):
         ops, shape = run.ops, x.shape
         if ops.grad:
             raise NotPlannedError("training with experts one after another is not planned")
+        if run.weights[f"{self.name}.experts.{self._up}"].product is not None:
+            raise NotPlannedError("quantised experts one after another are not planned")
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         inner = ClampedFeedForward(inner=self.shared, name=f"{self.name}.{self.shared_name}")
         shared = inner.run(flat, run)

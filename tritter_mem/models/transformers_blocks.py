@@ -295,14 +295,13 @@ class Attention(Module):
     def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
         ops = run.ops
-        if ops.grad:
-            raise NotPlannedError("training with attention that is written out is not planned")
         keys = ops.repeated(k, self.heads // self.kv_heads)
         values = ops.repeated(v, self.heads // self.kv_heads)
         scores = self._scores(run, q, keys)
         before = scores
         if self.vectors:
-            scores = ops.new((*scores.shape[:3], scores.shape[3] + 1), scores.size)
+            sinks = ops.view(run.weights[f"{self.name}.sinks"], (1, self.heads, 1, 1))
+            scores = ops.cat([scores, ops.expand(sinks, (*scores.shape[:3], 1))], -1)
         if run.dialect.eager != "sinks":  # gpt-oss gives what has sinks a name by itself
             del before
         if run.dialect.eager == "float32":
@@ -310,19 +309,22 @@ class Attention(Module):
             return self._read(run, scores, values)
         scores = ops.add(scores, ops.largest(scores))
         chances = ops.softmax(scores)
-        if run.dialect.eager == "sinks":
-            before = chances
-        else:
-            scores = chances
         if self.vectors:
             chances = ops.slice(chances, -1, chances.shape[3] - 1)
-        return self._read(run, chances, values)
+        weights = ops.to(chances, values.size)
+        if run.dialect.eager == "sinks":
+            before = weights
+        else:
+            scores = weights
+        return self._read(run, weights, values)
 
     def _scores(self, run: LayerRun, q: Tensor, keys: Tensor) -> Tensor:
         """Scaled, capped and masked."""
         ops = run.ops
         scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
-        for _ in range(3 * run.dialect.softcap):
+        if run.dialect.softcap:
+            scores = ops.scaled(scores)
+            scores = ops.pointwise(scores, saves="output")
             scores = ops.scaled(scores)
         mask = run.step.masks[self.window]
         return scores if mask is None else ops.add(scores, mask)
@@ -399,14 +401,8 @@ class ComplexAttention(Attention):
     tuned: bool = False
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
-        """`Llama4TextAttention`.
-
-        Raises:
-            NotPlannedError: it trains.
-        """
+        """`Llama4TextAttention`."""
         ops, step, name = run.ops, run.step, self.name
-        if ops.grad:
-            raise NotPlannedError("training with complex rotation is not planned")
         shape = (step.batch, step.tokens, -1, self.head_dim)
         q = ops.view(run.linear(x, f"{name}.q_proj"), (*shape[:2], self.heads, self.head_dim))
         k = ops.view(run.linear(x, f"{name}.k_proj"), (*shape[:2], self.kv_heads, self.head_dim))
@@ -1012,32 +1008,38 @@ class Experts(Module):
     def _all(self, x: Tensor, run: LayerRun) -> Tensor:
         """Every expert over every token, times its score: `Llama4TextMoe`."""
         ops, (batch, tokens, width) = run.ops, x.shape
-        if ops.grad:
-            raise NotPlannedError("training with all experts is not planned")
         rows = batch * tokens
         flat = ops.view(x, (rows, width))
         logits = run.linear(flat, f"{self.name}.{self.router}")
-        best = ops.topk(logits, self.chosen)
-        scores = ops.new(logits.shape, logits.size)
-        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves=""), logits.size)
-        del best
-        routed = ops.new((self.count * rows, width), x.size)
-        routed = ops.mul(routed, ops.new((self.count * rows, 1), x.size))
+        best, places = ops.topk(logits, self.chosen)
+        scores = ops.scattered(best, places, logits.shape)
+        del best, places
+        scores = ops.to(ops.pointwise(ops.to(scores, FLOAT), saves="output"), logits.size)
+        routed = ops.stacked(flat, self.count)
+        column = ops.reshape(ops.transpose(scores, 0, 1), (self.count * rows, 1))
+        routed = ops.mul(routed, column)
+        del column
         out = self._every_expert(run, ops.view(routed, (self.count, rows, width)))
         shared = self._shared_run(flat, run)
         summed = ops.sum(ops.view(out, (self.count, rows, width)), [0])
+        ops.added_in_place(shared, ops.view(summed, (rows, width)))
         del summed, logits, scores, routed, out
         return ops.view(shared, x.shape)
 
     def _every_expert(self, run: LayerRun, x: Tensor) -> Tensor:
         """Rows [E, T, H] of each expert, in batched products."""
-        ops, (count, rows, width) = run.ops, x.shape
-        made = ops.new((count, rows, 2 * self.inner), x.size)
-        ops.product()
-        gate, up = halves(ops, made)
-        out = ops.mul(up, activated(run, gate))
-        ops.product()
-        return ops.new((count, rows, width), out.size)
+        ops, (count, _, width) = run.ops, x.shape
+        up, down = (
+            ops.view(run.weights[f"{self.name}.experts.{part}"], shape)
+            for part, shape in (
+                (self._up, (count, width, 2 * self.inner)),
+                ("down_proj", (count, self.inner, width)),
+            )
+        )
+        made = ops.matmul(x, up)
+        gate, raised = halves(ops, made)
+        out = ops.mul(raised, activated(run, gate))
+        return ops.matmul(out, down)
 
     def _with_gated(self, flat: Tensor, run: LayerRun) -> Tensor:
         """Shared experts first, whose result a gate multiplies: Qwen."""
