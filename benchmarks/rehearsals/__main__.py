@@ -30,9 +30,10 @@ TOLERANCE = 0.01
 """Of the allocated peak, beyond which a row is off."""
 LIMIT_SECONDS = 1800
 NOTE = """\
-Of the published fine-tuning runs the script is written anew, over another torch and transformers. Both
-methods train as many parameters as published. Full fine-tuning is within 0.5%; LoRA is not within 1%:
-the dropout and the type of the published adapters are not known here, and the cause is not shown.
+The script of the published fine-tuning runs is written anew, over another torch and transformers.
+Both methods train as many parameters as published. Full fine-tuning is within 0.5%; LoRA is not
+within 1%: the dropout and the type of the published adapters are not known here, and the cause is
+not shown.
 """
 
 
