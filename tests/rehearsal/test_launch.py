@@ -18,10 +18,10 @@ from tritter_mem.config.cards import find_card
 from tritter_mem.errors import InputError, MeasureError, UsageError
 from tritter_mem.rehearsal import engines, environment_setup, launch
 from tritter_mem.rehearsal.build import cache_folder
-from tritter_mem.rehearsal.collect import collect
+from tritter_mem.rehearsal.collect import Left, collect
 from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
 from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
-from tritter_mem.rehearsal.rehearse import Options, rehearse
+from tritter_mem.rehearsal.rehearse import Options, _trust, rehearse
 from tritter_mem.results.rehearsal import (
     Command,
     EngineFigures,
@@ -271,6 +271,14 @@ def test_nothing_is_preloaded_from_where_others_may_write(
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MeasureError, match="others may write there"):
         cache_folder()
+
+
+def test_a_torch_without_true_values_is_not_trusted() -> None:
+    """PyTorch before 2.10 does not let its kernels be replaced: no value would be true."""
+    machine = Machine(card=find_card("h100"), devices=1, memory_bytes=GiB)
+    old = Left(uncounted=("this PyTorch is too old for true values: none is computed",))
+    assert not _trust(old, machine, launch.Ended(0, 1.0)).trusted
+    assert _trust(Left(), machine, launch.Ended(0, 1.0)).trusted
 
 
 def use(rank: int, peak: int) -> RankUse:

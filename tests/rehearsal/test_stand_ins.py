@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -220,6 +221,7 @@ def test_a_function_that_is_missing_fails_with_its_name(built: Path, tmp_path: P
 
 MEMORY = """
 import ctypes
+import errno
 every = ctypes.CDLL(None)
 def take(size):
     at = ctypes.c_void_p()
@@ -295,6 +297,7 @@ def test_many_processes_are_remembered(built: Path, tmp_path: Path) -> None:
 
 CAPTURE = """
 import ctypes
+import errno
 every = ctypes.CDLL(None)
 def made(function):
     handle = ctypes.c_void_p()
@@ -407,3 +410,14 @@ def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MeasureError, match="needs Linux on x86-64; this is Darwin"):
         build.refuse_other_machines()
     assert ctypes.sizeof(ctypes.c_void_p) == 8
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*of: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "build", full)
+    with pytest.raises(MeasureError, match="No space left on device"):
+        build.stand_ins_for(torch_for(tmp_path, 13))
+    assert not list((tmp_path / "cache").rglob("made"))
