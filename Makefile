@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images fuzz mutate clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images tasks fuzz mutate
+.PHONY: coverage clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -56,7 +57,7 @@ standin: $(STAMP)
 	$(BIN)/python -m benchmarks.standin.install
 	$(BIN)/python -m benchmarks.standin -m benchmarks.standin.check
 
-# Commands over the stand-ins, beside what is known of them: docs/rehearsals.md. It resumes; ROWS="8B"
+# Commands over the stand-ins, beside what is known of them: reports/rehearsals.md. It resumes; ROWS="8B"
 # runs those whose names have it, TORCH=2.14.0 those of a release.
 rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
@@ -78,6 +79,11 @@ tasks:
 # wrong joins tests/fuzz/corpus.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
+
+# Lines and branches that the quick tests of five packages reach; tests/coverage/unreached.toml lists
+# the rest, with reasons.
+coverage: $(STAMP)
+	$(BIN)/python -m tests.coverage
 
 # Whether tests notice small wrong changes of formulas: 500 of them, which takes up to an hour. Goes
 # on where it was; prints what no test noticed, with the reason where there is one.

@@ -1,14 +1,15 @@
 """Four tasks of somebody who has just cloned the repository: `make tasks`.
 
 Only lines of README are typed, in a fresh clone and a fresh environment. Each task must end with
-its answer within two minutes. The time of installations is printed separately. Needs a package
-index and 4 GB of disk.
+its answer within two minutes. Installation is timed separately. Needs a package index and 5 GB of
+disk. On a machine whose processors are busy with other programs, processor seconds count.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -71,22 +72,47 @@ def not_in_readme(text: str) -> set[str]:
     return typed - lines_of_readme(text)
 
 
-def type_line(line: str, clone: Path, environment: dict[str, str]) -> tuple[str, float]:
-    """Run a line in the clone; its output, and the seconds that it took.
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock, and of all processors."""
+
+    clock_s: float
+    processor_s: float
+
+    def __str__(self) -> str:
+        return f"{self.clock_s:6.1f} s, {self.processor_s:5.1f} s of processors"
+
+    def __add__(self, other: Took) -> Took:
+        return Took(self.clock_s + other.clock_s, self.processor_s + other.processor_s)
+
+    @property
+    def is_too_long(self) -> bool:
+        busy = os.getloadavg()[0] > (os.cpu_count() or 1) + 1
+        return (self.processor_s if busy else self.clock_s) > LIMIT_S
+
+
+def now() -> Took:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Took(time.monotonic(), children.ru_utime + children.ru_stime)
+
+
+def type_line(line: str, clone: Path, environment: dict[str, str]) -> tuple[str, Took]:
+    """Run a line in the clone; its output, and what it took.
 
     Raises:
         SystemExit: it failed.
     """
-    begin = time.monotonic()
+    begin = now()
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=clone, env=environment, check=False, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    seconds = time.monotonic() - begin
+    end = now()
+    took = Took(end.clock_s - begin.clock_s, end.processor_s - begin.processor_s)
     if done.returncode:
         sys.exit(f"$ {line}\n{done.stdout}\nexit code {done.returncode}")
-    return done.stdout, seconds
+    return done.stdout, took
 
 
 def run(folder: Path) -> None:
@@ -106,15 +132,15 @@ def run(folder: Path) -> None:
         "XDG_DATA_HOME": str(folder / "data"),
     }
     pinned = {"PIP_CONSTRAINT": str(clone / "constraints.txt")}
-    print(f"{type_line(INSTALL, clone, environment | pinned)[1]:6.1f} s  {INSTALL}", flush=True)
-    print(f"{type_line(SETUP, clone, environment)[1]:6.1f} s  {SETUP}", flush=True)
+    print(f"{type_line(INSTALL, clone, environment | pinned)[1]}  {INSTALL}", flush=True)
+    print(f"{type_line(SETUP, clone, environment)[1]}  {SETUP}", flush=True)
     for task in TASKS:
         done = [type_line(line, clone, environment) for line in task.lines]
-        seconds = sum(one for _, one in done)
-        print(f"{seconds:6.1f} s  {task.name}", flush=True)
+        took = sum((one for _, one in done), Took(0, 0))
+        print(f"{took}  {task.name}", flush=True)
         if not re.search(task.answer, done[-1][0], re.MULTILINE):
             sys.exit(f"{task.name} has no answer:\n{done[-1][0]}")
-        if seconds > LIMIT_S:
+        if took.is_too_long:
             sys.exit(f"{task.name} takes more than {LIMIT_S} s")
 
 

@@ -25,7 +25,7 @@ from tritter_mem.units import GiB
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "rehearsals.md"
+PAGE = ROOT / "reports" / "rehearsals.md"
 TOLERANCE = 0.01
 """Of the allocated peak, beyond which a row is off."""
 LIMIT_SECONDS = 1800

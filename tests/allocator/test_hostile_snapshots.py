@@ -246,5 +246,5 @@ def test_a_setting_of_thousands_of_keys_gives_few_short_warnings() -> None:
 
 def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.pickle")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         load_snapshot(tmp_path / "s.pickle")

@@ -144,3 +144,13 @@ def test_a_block_that_joins_both_its_neighbours_leaves_one_part() -> None:
         a.free(blocks[number])
         counts.append(a.statistics["inactive_split.all.current"])
     assert counts == [2, 3, 2, 0]
+
+
+def test_segments_are_counted_as_they_come_and_go() -> None:
+    a = CachingAllocator()
+    blocks = [a.malloc(size) for size in (100, 12 * MiB)]
+    assert a.statistics["num_device_alloc"] == 2
+    for block in blocks:
+        a.free(block)
+    a.empty_cache()
+    assert (a.statistics["num_device_alloc"], a.statistics["num_device_free"]) == (2, 2)

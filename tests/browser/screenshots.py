@@ -14,12 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.browser.actions import drawn, picture, resize, run, show, visible, wait_until
+from tests.browser.actions import (
+    drawn,
+    picture,
+    problems,
+    resize,
+    run,
+    show,
+    visible,
+    wait_until,
+)
 from tests.browser.conftest import start_chromium
 from tests.browser.rehearse_train import snapshot_of_training
 from tritter_mem.units import GiB
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
+EXAMPLES = IMAGES.parent / "examples"
 WIDTH, EDGE = 1100, 16
 SIZES = {"desktop": (1400, 900), "phone": (400, 800)}
 
@@ -48,11 +58,15 @@ def make_pages(folder: Path) -> dict[str, Path]:
     commands = {
         "profile": ["profile", "--config", "7b-128k-gqa"],
         "replay": ["replay", str(snapshot)],
+        "plan": ["plan", "qwen3-32b", "--gpu", "h100"],
+        "plans": ["plan", "qwen3-32b", "qwen3-30b-a3b", "--context", "64k", "--gpu", "h200"],
+        "out-of-memory": ["replay", str(EXAMPLES / "out-of-memory.pickle")],
     }
     pages = {name: folder / f"{name}.html" for name in commands}
     for name, command in commands.items():
         whole = [sys.executable, "-m", "tritter_mem", *command, "--html", str(pages[name])]
-        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(whole, check=False, stdout=subprocess.DEVNULL)
+        assert done.returncode in (0, 1), whole
     return pages
 
 
@@ -96,6 +110,8 @@ def main(whole: Path | None) -> None:
                 for theme in ("light", "dark"):
                     show(browser, path, size=size, dark=theme == "dark")
                     picture(browser, whole / f"{page}-{where}-{theme}.png")
+                    for problem in problems(browser):
+                        print(f"{page}, {where}, {theme}: {problem}")
 
 
 if __name__ == "__main__":

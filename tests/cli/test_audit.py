@@ -79,7 +79,7 @@ def test_without_runs_there_is_no_measured_column(tmp_path: Path) -> None:
     assert "measured" not in shown().splitlines()[0]
     done = CliRunner().invoke(app, ["audit", "--measured", str(tmp_path)])
     assert done.exit_code == 2
-    assert "no result in it" in done.stderr
+    assert "holds no result" in done.stderr
     done = CliRunner().invoke(app, ["audit", "--measured", str(tmp_path / "none.json")])
     assert done.exit_code == 2
     assert "cannot be read" in done.stderr

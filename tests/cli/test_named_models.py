@@ -154,6 +154,16 @@ def test_weights_are_stored_as_the_profile_says(folder: Path) -> None:
     assert 0.25 * whole < quantised < 0.4 * whole  # embedding and output projection stay
 
 
+def test_weights_that_are_dequantised_are_said_to_be(folder: Path) -> None:
+    section = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": section}))
+    said = "transformers dequantises its weights, which the checkpoint stores in"
+    for card, dequantised in (("a100-80gb", True), ("h100", False)):
+        _, output = plan(folder, "--gpu", card)
+        assert (said in " ".join(output.split())) is dequantised
+        assert planned(folder, "--gpu", card)["model"]["dequantises"] is dequantised
+
+
 def a_gguf_file(folder: Path) -> tuple[Path, int]:
     """A small model, its embedding in Q6_K and a matrix in Q4_K; the bytes of its weights."""
     metadata = {

@@ -34,7 +34,7 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
     text = page.read_text(encoding="utf-8").replace(" \\\n", " ")  # one line, as a shell reads it
     for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
         if language in languages:
-            yield body
+            yield body.replace("\\\n", " ")
 
 
 def words_of(line: str) -> list[str]:

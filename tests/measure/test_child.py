@@ -180,7 +180,7 @@ def test_signal_is_named(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ((3, 4), "the kernel's out-of-memory killer was at work: give it more memory, or less"),
+        ((3, 4), "the kernel's out-of-memory killer was at work: give it more memory, or a"),
         ((3, 3), "killed by SIGKILL from outside, and not by the kernel for lack of memory: run"),
         ((None, None), "out-of-memory killer was most likely at work: give it more memory, or"),
     ],

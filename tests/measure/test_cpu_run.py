@@ -104,5 +104,5 @@ def test_failing_run_says_what_failed() -> None:
 @pytest.mark.parametrize("answer", [{}, {"device": "cpu"}, [], 3, {"device": 3, "phases": "x"}])
 def test_result_that_is_none_is_an_error(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "run_in_child", lambda job: answer)
-    with pytest.raises(MeasureError, match="the run left a result that is none"):
+    with pytest.raises(MeasureError, match="the run left a result that cannot be read"):
         cpu_run.measure(INFERENCE, time_limit_seconds=1)

@@ -82,7 +82,7 @@ def test_profile_settings_alone_reach_the_child(monkeypatch: pytest.MonkeyPatch)
             "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
             "cuda:3 is busy: another process has it to itself",
         ),
-        ("CUDA error: out of memory", "cuda:3 is full: other processes leave no room"),
+        ("CUDA error: out of memory", "cuda:3 is full: other processes leave no memory"),
         ("Torch not compiled with CUDA enabled", "this PyTorch is built without CUDA"),
         ("Invalid device id", "there is no cuda:3: `nvidia-smi -L` lists"),
         (

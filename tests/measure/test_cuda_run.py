@@ -244,7 +244,7 @@ def test_runs_that_disagree_leave_components_unknown(case: tuple[RunConfig, Memo
     whole = with_components(found, recorded(other))
     assert not whole.components_known
     assert whole.run is not None
-    assert "went another way" in str(whole.run.components_reason)
+    assert "took another path" in str(whole.run.components_reason)
 
 
 def test_budget_caps_what_is_reserved_and_anew_once_kernels_are_loaded() -> None:

@@ -121,4 +121,4 @@ def test_runs_that_disagree_leave_components_out(found: MemoryUse, other: str) -
     assert whole.components == Components()
     assert whole.allocated_peak_bytes == found.allocated_peak_bytes
     assert whole.run is not None
-    assert "went another way" in str(whole.run.components_reason)
+    assert "took another path" in str(whole.run.components_reason)

@@ -114,7 +114,7 @@ def cache(name: str, content: dict[str, bytes], absent: tuple[str, ...] = ()) ->
         ("a/..b", None),
         ("a/b c", None),
         ("a/b\n", None),
-        ("https://huggingface.co/a/b", None),
+        ("https://huggingface.co/a/b", HubName("a/b")),
     ],
 )
 def test_names_are_those_of_the_hub(text: str, name: HubName | None) -> None:
@@ -237,7 +237,7 @@ def test_a_wrong_token_is_named_and_not_shown(
         (hub_server.status(404, code="EntryNotFound"), "no such file: config.json"),
         (hub_server.status(502), "answered 502, asked for config.json; try again later"),
         (hub_server.half(MODEL["config.json"]), "bytes; try again"),
-        (hub_server.endless, "such a file has at most 16.0 MiB"),
+        (hub_server.endless, "expected at most 16.0 MiB"),
         (lambda handler: handler.send(b"<html>sign in</html>"), "got a web page"),
     ],
 )
@@ -268,7 +268,7 @@ def test_an_endpoint_that_is_no_address_is_named(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "huggingface.co")
-    assert "got no web address" in refusal("org/name")
+    assert "not a web address" in refusal("org/name")
 
 
 def test_what_the_cache_holds_is_not_asked_for(hub: HubServer) -> None:

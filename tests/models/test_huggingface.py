@@ -16,7 +16,12 @@ from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
-from tritter_mem.models.transformers_blocks import Attention, DeltaAttention, Indexer
+from tritter_mem.models.transformers_blocks import (
+    Attention,
+    CompressedAttention,
+    DeltaAttention,
+    Indexer,
+)
 
 MIB, GIB = 1024**2, 1024**3
 QWEN3_30B = {
@@ -321,3 +326,23 @@ def test_the_gated_delta_rule_projects_two_keys_and_a_value(model_type: str) -> 
     [delta, *_] = [m for layer in family_layers(model_type, 4, **sizes) for m in layer
                    if isinstance(m, GatedDelta)]  # fmt: skip
     assert sum(width for _, width in delta.inputs) == 2 * 3 * 8 + 2 * 6 * 16 + 2 * 6
+
+
+def test_odd_layers_of_deepseek_v4_behind_the_first_two_choose_their_tokens() -> None:
+    layers = family_layers("deepseek_v4", 8, compress_ratios=None)
+    every = set(range(8))
+    assert every - set(those_with(layers, CompressedAttention, index=None)) == {3, 5, 7}
+
+
+def test_a_gate_of_step_is_one_number_a_head_or_as_wide_as_its_heads() -> None:
+    for gating, width in ((True, 4), (False, 4 * 32)):
+        layers = family_layers(
+            "step3p5", 1, num_attention_heads=4, head_dim=32, gating=gating, moe_layers_enum=""
+        )
+        assert those_with(layers, Attention, gate=(("g_proj", width),)) == [0]
+
+
+def test_qwen3_5_predicts_further_tokens_only_where_it_has_layers_for_it() -> None:
+    values = {**DEFAULTS["qwen3_5_text"], "model_type": "qwen3_5_text", "num_hidden_layers": 4}
+    assert read_config({**values, "mtp_num_hidden_layers": 0}).mtp == ()
+    assert len(read_config({**values, "mtp_num_hidden_layers": 2}).mtp) == 3

@@ -47,7 +47,7 @@ def test_configuration_with_and_without_quantisation(tmp_path: Path) -> None:
         ("model.gguf", "no config.json, but GGUF files; name one of them, such as model.gguf"),
         ("params.json", "no config.json, but params.json: the original format"),
         ("adapter_config.json", "but a LoRA adapter; name the model that it adapts"),
-        ("model_index.json", "but a diffusers pipeline"),
+        ("model_index.json", "this is a diffusers pipeline"),
         ("README.md", "no config.json, expected a model as Hugging Face stores it, or a GGUF"),
     ],
 )

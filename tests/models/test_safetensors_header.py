@@ -73,7 +73,7 @@ VALID = {"a": entry("F32", [2], 0, 8), "b": entry("U8", [8], 8, 16)}
         (b"\x10\0", "truncated: the file ends at byte 2"),
         (safetensors(VALID, 16)[:40], "truncated: the file ends at byte 40"),
         (safetensors(VALID, 15), r"truncated: got \d+ of \d+ bytes"),
-        (safetensors(VALID, 17), r"got \d+ bytes; its header describes \d+"),
+        (safetensors(VALID, 17), r"has \d+ bytes, but its header describes \d+"),
         ((10**18).to_bytes(8, "little") + b"{}", "claims 1,000,000,000,000,000,000 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"GGUF\3\0\0\0" + bytes(16), "this is a GGUF file"),
@@ -88,8 +88,8 @@ VALID = {"a": entry("F32", [2], 0, 8), "b": entry("U8", [8], 8, 16)}
         (safetensors({"a": entry("F32", [2], 0.0, 8)}, 8), "expected data_offsets"),  # type: ignore[arg-type]
         (safetensors({"a": entry("X32", [2], 0, 8)}, 8), "unknown dtype X32"),
         (safetensors({"a": entry(["F32"], [2], 0, 8)}, 8), "unknown dtype"),  # type: ignore[arg-type]
-        (safetensors({"a": entry("F32", [3], 0, 8)}, 8), r"F32 \[3\] takes 12 bytes, found 8"),
-        (safetensors({"a": entry("F4", [3], 0, 2)}, 2), "takes 1.5 bytes, found 2"),
+        (safetensors({"a": entry("F32", [3], 0, 8)}, 8), r"F32 \[3\] takes 12 bytes, got 8"),
+        (safetensors({"a": entry("F4", [3], 0, 2)}, 2), "takes 1.5 bytes, got 2"),
         (safetensors({"a": entry("F32", [True], 0, 4)}, 4), "expected a shape"),
         (safetensors({"a": entry("F32", [1 << 62] * 50, 0, 4)}, 4), "too many elements"),
         (safetensors({**VALID, "b": entry("U8", [8], 7, 15)}, 15), "b: overlaps the one before"),
@@ -186,5 +186,5 @@ def test_an_index_names_no_file_outside_its_folder(tmp_path: Path, name: str) ->
 
 
 def test_another_file_is_no_index(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="got no weight_map"):
+    with pytest.raises(InputError, match="no weight_map"):
         index(tmp_path, {"model_type": "llama"})

@@ -78,7 +78,7 @@ def test_specification_names_and_defaults(device: SimulatedDevice) -> None:
 def test_a_budget_that_leaves_nothing_is_refused(
     device: SimulatedDevice, budget: float, headroom: float
 ) -> None:
-    with pytest.raises(UsageError, match="budget_gb, headroom_gb: found"):
+    with pytest.raises(UsageError, match="budget_gb, headroom_gb: got"):
         MemoryManager(budget, headroom, device)
 
 
@@ -347,7 +347,7 @@ def test_a_result_that_cannot_be_joined_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.sum()
 
-    with pytest.raises(UsageError, match="got a result of type Tensor, which pieces"):
+    with pytest.raises(UsageError, match="got a result of type Tensor, which cannot be joined"):
         inference_job(Scalar(), torch.randn(4, 2)).run(Settings(micro_batch=2))
 
 
@@ -529,7 +529,9 @@ def test_one_module_in_two_threads_is_refused(settings: Settings) -> None:
     try:
         assert inside.wait(30)
         for other in others:
-            with pytest.raises(UsageError, match=r"runs in another ladder.*, expected in one"):
+            with pytest.raises(
+                UsageError, match=r"runs in another ladder.*; let that one end first"
+            ):
                 other.run(settings)
     finally:
         done.set()

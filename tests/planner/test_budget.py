@@ -74,3 +74,11 @@ def test_a_tower_s_highest_moment_by_hand() -> None:
     """The image of 3 x 224 x 224; for each of 196 patches 3 x 768 and 2 x 3072 numbers."""
     tower = VISION_TOWERS["siglip-base"]
     assert tower.highest_elements == 150_528 + 196 * (3 * 768 + 2 * 3072) == 1_806_336
+
+
+def test_the_overhead_holds_the_context() -> None:
+    profile = load_profile("7b")
+    overhead = calculate_memory_budget(profile)["overhead"] * 2**30
+    context = plan(profile, card()).context_bytes
+    assert context is not None
+    assert overhead >= context > 0

@@ -109,3 +109,11 @@ def test_curves_have_four_lengths_an_octave_and_the_heads_from_many_to_few() -> 
     heads = [curve.kv_heads for curve in curves]
     assert heads == sorted(heads, reverse=True)
     assert len(set(heads)) > 1
+
+
+@pytest.mark.parametrize(("sinks", "least"), [(0, 8), (5, 8), (20, 21)])
+def test_the_shortest_context_is_a_token_more_than_is_generated_or_kept(
+    sinks: int, least: int
+) -> None:
+    profile = tiny(workload__new_tokens=7, kv_cache__attention_sinks=sinks)
+    assert smallest(profile, "context") == least

@@ -124,3 +124,16 @@ def test_a_window_is_suggested_from_4097_tokens_on() -> None:
     for context, there in ((4096, False), (4097, True)):
         found = _cache_changes(load_profile("7b", {"workload.context": context}))
         assert any("model.sliding_window" in change.settings for change in found) is there
+
+
+def test_a_model_that_has_a_window_gets_no_other() -> None:
+    profile = load_profile("7b", {"model.sliding_window": 8192})
+    assert not [c for c in _cache_changes(profile) if "model.sliding_window" in c.settings]
+
+
+def test_only_formats_of_fewer_bits_are_suggested() -> None:
+    types = [c.settings.get("kv_cache.dtype") for c in _cache_changes(load_profile("7b"))]
+    assert [name for name in types if name] == ["int2"]
+    half = load_profile("7b", {"kv_cache.dtype": "bfloat16"})
+    types = [c.settings.get("kv_cache.dtype") for c in _cache_changes(half)]
+    assert [name for name in types if name] == ["int8", "int4", "int2"]

@@ -141,11 +141,13 @@ def test_weights_that_transformers_dequantises_are_planned_so() -> None:
     assert plan_transformers(stored, CARD) != plan_transformers(plain, CARD)
 
 
+W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 4, "symmetric": True}
+
+
 def test_the_least_of_packed_integers_is_of_what_they_become_in_the_first_call() -> None:
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
     section = {
         "quant_method": "compressed-tensors",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4 | {"num_bits": 8}}},
     }
     run = a_run(LLAMA | {"quantization_config": section})
     with pytest.raises(NotPlannedError, match="in the first call"):
@@ -160,6 +162,11 @@ QUANTISED: dict[str, dict[str, Any]] = {
     "nf4": NF4 | {"bnb_4bit_compute_dtype": "bfloat16"},
     "nf4, nested, products in float32": NF4 | {"bnb_4bit_use_double_quant": True},
     "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "packed int4": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4}},
+        "ignore": ["lm_head"],
+    },
 }
 
 
@@ -168,6 +175,10 @@ QUANTISED: dict[str, dict[str, Any]] = {
 def test_quantised_weights_are_planned_as_they_are_simulated(name: str, stored: str) -> None:
     """qwen2 has biases, whose type changes; experts stay as they are."""
     values = tiny_config(name, 0) | {"quantization_config": QUANTISED[stored]}
+    if (name, stored) == ("deepseek_v3", "packed int4"):  # whose latent is no whole groups
+        with pytest.raises(NotPlannedError, match="found 10 inputs in groups of 4"):
+            plan_transformers(a_run(values), CARD)
+        return
     planned, simulated = both(a_run(values | {"attention_dropout": 0.0}, **RUNS["chunks"]))
     assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
     assert (planned.reserved_peak_bytes or 0) >= (simulated.reserved_peak_bytes or 0)

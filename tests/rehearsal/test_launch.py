@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -57,12 +58,15 @@ def run(*arguments: str) -> Result:
     ("arguments", "words"),
     [
         ((), "missing COMMAND: write it after `--`"),
-        (("--", "python"), "--gpu: name the card"),
-        (("--gpu", "rtx-9999", "--", "python"), "got 'rtx-9999'"),
+        (("--", "python"), "missing --gpu: name the GPU"),
+        (("--gpu", "rtx-9999", "--", "python"), "'rtx-9999' is not a known card"),
         (("--gpu", "h100", "--", "no-such-program"), "no-such-program: no such command"),
         (("--gpu", "h100", "--gpus", "17", "--", "python"), "--gpus: got 17, expected 1 to 16"),
         (("--gpu", "h100", "--budget", "much", "--", "python"), "--budget: got 'much'"),
-        (("--gpu", "h100", "--budget", "1MiB", "--", "python"), "less than the CUDA context"),
+        (
+            ("--gpu", "h100", "--budget", "1MiB", "--", "python"),
+            "the CUDA context alone needs more",
+        ),
         (("--gpu", "h100", "--rank", "8", "--world-size", "8", "--", "python"), "expected 0 to 7"),
         (("--gpu", "h100", "--until", "nan", "--", "python"), "--until: got nan s"),
         (("--gpu", "h100", "--until", "1e400", "--", "python"), "--until: got 1e400 s"),
@@ -185,7 +189,7 @@ def test_empty_distributions_stand_for_nvidia_s(tmp_path: Path) -> None:
 def test_an_environment_that_cannot_be_made_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UsageError, match="which is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         environment_setup.set_up(tmp_path, None, tmp_path / "missing.txt")
     monkeypatch.setattr(environment_setup, "NEEDED_BYTES", 1 << 60)
     with pytest.raises(MeasureError, match="GiB of disk are free"):
@@ -196,8 +200,16 @@ def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:
     with pytest.raises(MeasureError, match="was deleted while the command ran"):
         collect(tmp_path / "gone")
     (tmp_path / "processes").write_bytes(b"x" * 64)
-    with pytest.raises(InputError, match="no table"):
+    with pytest.raises(InputError, match="not a table"):
         collect(tmp_path)
+
+
+def test_what_the_rehearsal_s_own_request_draws_decides_only_its_end(tmp_path: Path) -> None:
+    notes = [{"kind": "decided", "text": text, "at": at} for text, at in (("a", 1.0), ("b", 3.0))]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps(note) + "\n" for note in notes))
+    found = collect(tmp_path, asked_at=2.0)
+    assert (found.decided, found.assumed) == (("a",), ("b",))
+    assert collect(tmp_path).decided == ("a", "b")
 
 
 def test_what_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
@@ -208,7 +220,7 @@ def test_what_a_full_disk_cut_off_is_passed_over(tmp_path: Path) -> None:
     head = struct.pack("<QQQQ", 0x7472697474657231, 1 << 62, 1416, 32)
     for table in (b"", head[:20], head):
         (tmp_path / "processes").write_bytes(table)
-        with pytest.raises(InputError, match="no table"):
+        with pytest.raises(InputError, match="not a table"):
             collect(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tests.report.records import planned_7b
-from tritter_mem.config.loading import load_profile
+from tritter_mem.config.loading import load_any, load_profile
 from tritter_mem.planner.result import planned_result
 from tritter_mem.planner.solve import context_curves
 from tritter_mem.report.charts.axes import Chart
@@ -11,7 +11,7 @@ from tritter_mem.report.charts.context_chart import context_chart
 
 
 def chart_of(name: str) -> Chart:
-    profile = load_profile(name)
+    profile = load_any(name)
     result = replace(planned_result(profile), context_curves=context_curves(profile))
     chart = context_chart(result, "GiB")
     assert chart
@@ -52,3 +52,11 @@ def test_records_without_curves_or_a_verdict_have_no_chart() -> None:
     judged = replace(planned_7b(), context_curves=curves)
     assert context_chart(judged, "GiB") is not None
     assert context_chart(replace(judged, verdict=None), "GiB") is None
+
+
+def test_a_named_model_is_drawn_to_where_it_meets_the_budget() -> None:
+    chart = chart_of("qwen3-0.6b")
+    line, crossings = chart.figure["data"]
+    [largest] = crossings["x"]
+    assert line["x"][0] < largest < line["x"][-1]
+    assert "KV heads" not in chart.table.caption

@@ -119,3 +119,8 @@ def test_a_hostile_profile_stays_text() -> None:
 
 def test_an_empty_history_is_a_page_too() -> None:
     assert "0 runs" in render_history_html([], plotlyjs="directory")
+
+
+def test_a_page_without_charts_does_not_have_the_chart_library() -> None:
+    assert len(render_history_html([])) < 100_000
+    assert len(render_history_html([run(1, GiB)])) > 1_000_000

@@ -133,8 +133,8 @@ def test_curves_have_the_same_rising_contexts_and_memory_that_can_be(tmp_path: P
         record["context_curves"][0]["points"] = first
         record["context_curves"][1]["points"] = odd
         assert problems(write(tmp_path, record)) == [
-            "context_curves[1].points: expected rising contexts in tokens, the same in every "
-            "curve, and the bytes of each"
+            "context_curves[1].points: expected ascending contexts in tokens, the same in every "
+            "curve, each with its bytes"
         ]
 
 

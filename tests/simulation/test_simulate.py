@@ -103,7 +103,7 @@ def test_the_trace_is_that_of_the_simulation(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         simulate(tiny(), save_trace=tmp_path)
 
 

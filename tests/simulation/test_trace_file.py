@@ -119,7 +119,7 @@ def written(path: Path, *lines: object) -> Path:
         (["[" * 100_000], "line 1: no JSON"),
         ([{**HEADER, "events": -1}], "events: got -1, expected 0 to"),
         ([{**HEADER, "phases": [["x", 1, 0]]}], "phases: got .* within 0 and 1"),
-        ([{**HEADER, "phases": [["x", 0, 2]]}], "phases: found"),
+        ([{**HEADER, "phases": [["x", 0, 2]]}], "phases: got"),
         ([{**HEADER, "phases": 3}], "phases: got 3, expected a list"),
         ([{**HEADER, "notes": {"a": "b"}}], "a: got 'b'"),
         ([HEADER, {**ALLOC, "alloc": 1}], "line 2: alloc: got storage 1, expected 0"),

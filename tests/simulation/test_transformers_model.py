@@ -260,7 +260,7 @@ def test_on_a_card_without_float8_weights_are_dequantised() -> None:
     assert simulate_transformers(stored, OLD_CARD) == simulate_transformers(plain, OLD_CARD)
 
 
-W4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+W8 = {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
 REFUSED_STORAGE = (
     ("llama", {"quant_method": "awq", "bits": 4, "group_size": 16}, "AWQ 4-bit.*gptqmodel"),
     ("gpt_oss", {"quant_method": "mxfp4"}, "MXFP4.*weights.quantization=none"),
@@ -268,9 +268,9 @@ REFUSED_STORAGE = (
         "llama",
         {
             "quant_method": "compressed-tensors",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4}},
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": W8}},
         },
-        "int4 packed.*dequantises all weights in the first call",
+        "int8 packed.*dequantises all weights in the first call",
     ),
 )
 

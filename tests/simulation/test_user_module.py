@@ -259,7 +259,7 @@ class TestWhatGoesWrong:
             ("raise SystemExit(3)", "user.py:4: .* failed: SystemExit: 3"),
             ("return 3", "user.py:build: returned int; it must return a function"),
             ("return nn.Linear(3, 3, device=device)", "returned Linear; it must return a func"),
-            ("x = torch.ones(3)\nreturn lambda: x * 2", "made no tensor on the device"),
+            ("x = torch.ones(3)\nreturn lambda: x * 2", "created no tensor on the device"),
             (
                 "net = nn.Linear(3, 3, device=device)\nx = torch.ones(2, 3)\nreturn lambda: net(x)",
                 "Linear was called with its weight on meta, its bias on meta, an input on cpu",

@@ -3,6 +3,7 @@
 | storage | source |
 |---|---|
 | float8 in blocks of 128 | kernels-community/finegrained-fp8: quantises as it goes |
+| compressed-tensors int4 | compressed-tensors 0.20: `compressors/pack_quantized` |
 | bitsandbytes 4-bit, int8 | bitsandbytes 0.50: `backends/cuda/ops.py`, `autograd/_functions.py` |
 
 The simulation's layers (`simulation/quantised_layers.py`) run the same of PyTorch's operators.
@@ -42,6 +43,24 @@ def product_of(scheme: Scheme, dtype: StorageFormat) -> Product | None:
     """
     make = PRODUCTS.get(scheme.product)
     return None if make is None else make(scheme, dtype)
+
+
+def unpack(ops: Operations, weight: Parameter, size: int) -> None:
+    """Make a weight of packed 4-bit integers one of numbers of so many bytes, in its place.
+
+    `PackedQuantizationCompressor.decompress`: bytes are split in two, moved to int8, and scaled.
+    """
+    outputs, inputs = weight.shape
+    words = 8 * ceil_div(inputs, 8)
+    halves = [ops.new((outputs, words // 2), 1) for _ in range(2)]
+    stacked = ops.new((outputs, words), 1)
+    del halves
+    codes = ops.new((outputs, inputs), 1)
+    del stacked
+    wide = ops.new((outputs, inputs), size)
+    dense = ops.new((outputs, inputs), size, component="weights")
+    del wide, codes
+    weight.storage, weight.size = dense.storage, size
 
 
 def outlier_columns(inputs: int) -> int:

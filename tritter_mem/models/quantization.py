@@ -20,7 +20,11 @@ MX_BLOCK = 32
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
+UNPACKED_BITS = 4
+"""Of packed integers, of which it is known what unpacking takes."""
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
+UNPACKED = "unpacked in the first call"
+"""A `Scheme.product`: rows are multiplied with what the weight has become."""
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
 
@@ -35,12 +39,15 @@ class Scheme:
         product: how transformers multiplies with it, of `quantised_products.PRODUCTS`; empty: that
             is not planned.
         compute: type in which it multiplies; empty: that of the activations.
+        group: inputs that share a scale, of which a row has a whole number where it is unpacked;
+            0: all, or any number.
     """
 
     name: str
     tensors: Tensors
     product: str = ""
     compute: str = ""
+    group: int = 0
 
     def weight_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a stored weight [outputs, inputs] with its scales."""
@@ -141,7 +148,7 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
             found.append(4 * inputs)
         return *found, 16
 
-    return Scheme(f"int{bits} packed", stored)
+    return Scheme(f"int{bits} packed", stored, group=max(group, 0))
 
 
 def int8_channel(scale_bytes: int) -> Scheme:
@@ -230,8 +237,16 @@ class Quantization:
             capability: compute capability of the card.
         """
         if self.method == DEQUANTISED_LATER:
-            return Quantization(unplanned=self.unplanned)
-        return Quantization() if capability < DEQUANTISED_BELOW.get(self.method, (0, 0)) else self
+            known = self.all_schemes and not self.unsupported
+            if not known or any(scheme.product != UNPACKED for scheme in self.all_schemes):
+                return Quantization(unplanned=self.unplanned)
+            return replace(self, skipped=(*self.skipped, EXPERTS), unplanned="")
+        return Quantization() if self.is_dequantised(capability) else self
+
+    def is_dequantised(self, capability: tuple[int, int]) -> bool:
+        """Whether weights become numbers of the model's type, while they are loaded or later."""
+        later = self.method == DEQUANTISED_LATER
+        return later or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -472,13 +487,11 @@ def _compressed_scheme(weights: Keys, group: Keys) -> Scheme | None:
     if kind == "int" and bits == 8 and activations.values:
         return int8_channel(2)
     if kind == "int" and bits in PACKED_BITS:
-        return packed_integers(
-            bits,
-            size,
-            2,
-            zeros=weights.get("symmetric") is False,
-            order=weights.get("actorder") == "group",
-        )
+        zeros, order = weights.get("symmetric") is False, weights.get("actorder") == "group"
+        scheme = packed_integers(bits, size, 2, zeros=zeros, order=order)
+        alone = not (activations.values or group.section("output_activations").values)
+        plain = bits == UNPACKED_BITS and not zeros and not order
+        return replace(scheme, product=UNPACKED) if plain and alone else scheme
     return None
 
 
@@ -511,10 +524,11 @@ of the model's type while they are loaded. Source: `validate_environment` in
 `quantizer_finegrained_fp8.py` and `quantizer_mxfp4.py`."""
 DEQUANTISED_LATER = "compressed-tensors"
 """A method whose weights become numbers of the model's type in the first call, on every card.
-Source: `ModelCompressor.add_decompress_hook` of compressed-tensors 0.20."""
+Experts, which are one tensor, become so while they are loaded. Sources: compressed-tensors 0.20,
+`ModelCompressor.add_decompress_hook`; `CompressedTensorsDequantize` of transformers."""
 UNPLANNED: Mapping[str, str] = {
-    "compressed-tensors": "compressed-tensors dequantises all weights in the first call, which "
-    "they are counted after; what that takes meanwhile is not planned",
+    "compressed-tensors": "compressed-tensors dequantises all weights in the first call, after "
+    "which they are counted; what that takes meanwhile, and quantised activations, are not planned",
     "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
     "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "

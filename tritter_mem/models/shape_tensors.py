@@ -346,9 +346,9 @@ class Operations:
         return Parameter(shape, size, storage, trains)
 
     def quantised_weight(
-        self, shape: Shape, nbytes: int, product: Product, component: str = "weights"
+        self, shape: Shape, nbytes: int, product: Product | None, component: str = "weights"
     ) -> Parameter:
-        """A weight whose numbers take so many bytes, and how rows are multiplied with it."""
+        """A weight whose numbers take so many bytes, and how rows are multiplied with it, if so."""
         weight = Parameter(shape, QUANTISED, Storage(self.requests, nbytes, component), False)
         weight.product = product
         return weight

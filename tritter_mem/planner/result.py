@@ -88,6 +88,8 @@ def _named_facts(profile: NamedProfile) -> ModelFacts:
         kv_bytes_per_token=model.kv_bytes_per_token(run.dtype, run.work.context),
         stored_bytes=named.stored_bytes,
         runtime=run.runtime,
+        dequantises=not run.trains
+        and model.quantization.is_dequantised(find_gpu(profile.gpu.name).compute_capability),
         unsupported=model.unsupported,
     )
 

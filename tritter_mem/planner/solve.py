@@ -263,21 +263,28 @@ def _curve(
     profile: AnyProfile, card: GpuCard, cache: tuple[str, int], *, own: bool
 ) -> ContextCurve:
     dtype, kv_heads = cache
+    largest = solve(profile, card, budget_of(profile, card), "context")
+    # A named model has one curve, so it can go to where it meets the budget.
+    reaching = largest or 0 if isinstance(profile, NamedProfile) else 0
     return ContextCurve(
         cache_dtype=dtype,
         kv_heads=kv_heads,
         own=own,
         points=tuple(
             (length, _allocated_bytes(profile, card, "context", length))
-            for length in _lengths(profile)
+            for length in _lengths(profile, reaching)
         ),
-        largest_context=solve(profile, card, budget_of(profile, card), "context"),
+        largest_context=largest,
     )
 
 
-def _lengths(profile: AnyProfile) -> list[int]:
-    """Four lengths an octave up to twice the profile's context, and that context itself."""
-    most = min(max(2 * profile.workload.context, 2 * SHORTEST), LONGEST_CONTEXT)
+def _lengths(profile: AnyProfile, reaching: int = 0) -> list[int]:
+    """Four lengths an octave up to twice the profile's context, and that context itself.
+
+    Further, up to the power of two behind `reaching`, where that is more.
+    """
+    most = max(2 * profile.workload.context, 2 * SHORTEST, 1 << reaching.bit_length())
+    most = min(most, LONGEST_CONTEXT)
     least = max(smallest(profile, "context"), SHORTEST)
     octaves = [1 << p for p in range(SHORTEST.bit_length() - 1, most.bit_length())]
     steps = (start * quarter // 4 for start in octaves for quarter in range(4, 8))

@@ -32,8 +32,8 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
-from tritter_mem.models.quantised_products import product_of
-from tritter_mem.models.quantization import Scheme
+from tritter_mem.models.quantised_products import product_of, unpack
+from tritter_mem.models.quantization import UNPACKED, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -198,6 +198,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
+        self._packed: list[Parameter] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -210,7 +211,7 @@ class PlannedModel:
         if stored.unplanned:
             raise NotPlannedError(stored.unplanned)
         for scheme in stored.all_schemes:
-            if product_of(scheme, self.run.dtype) is None:
+            if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
 
     def load(self) -> None:
@@ -273,16 +274,25 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
+            width = f"{inputs} inputs in groups of {scheme.group}"
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
         product = product_of(scheme, self.run.dtype)
-        if product is None:
-            raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
         weight = self.ops.quantised_weight(shape, codes, product, component)
+        if scheme.product == UNPACKED:
+            self._packed.append(weight)
         self._beside += [self.ops.new((size,), 1, component=component) for size in others]
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
         """Channels of a head that rotate."""
         return (windowed and self.dialect.windowed_dim) or self.dialect.rotary_dim
+
+    def unpack(self) -> None:
+        """Before the first call: packed weights become numbers, one after another."""
+        for weight in self._packed:
+            unpack(self.ops, weight, self.size)
+        self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
         """How a layer runs."""
@@ -507,6 +517,7 @@ class _Generation:
         logits = ops.new((0,), LONG)
         for start in starts:
             ids = ops.new((batch, min(size, prompt - start)), LONG)
+            self.model.unpack()
             hidden = self.model.call(ids, start, self.caches)
             last = self.model.last_token(hidden)
             del hidden

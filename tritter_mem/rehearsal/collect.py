@@ -46,8 +46,13 @@ class Left:
     cpu_torch: str = ""
 
 
-def collect(folder: Path) -> Left:
+def collect(folder: Path, asked_at: float | None = None) -> Left:
     """Read a session's folder.
+
+    Args:
+        folder: where the processes left what they know.
+        asked_at: when the rehearsal sent its own request to a server. The tokens that are drawn for
+            it decide when its few end, and no more: those lines count as assumed.
 
     Raises:
         InputError: its table of processes is none.
@@ -70,8 +75,13 @@ def collect(folder: Path) -> Left:
         refusals=tuple(_refusals(notes, list(_lines(folder / "errors.jsonl")))),
         stubs=_once(name for name in stubs if not name.startswith(_BY_RULE)),
         by_rule=_once(name for name in stubs if name.startswith(_BY_RULE)),
-        decided=_once(note["text"] for note in notes if note["kind"] == "decided"),
-        assumed=_once(note["text"] for note in notes if note["kind"] == "assumed"),
+        decided=_once(note["text"] for note in notes if _decided(note, asked_at)),
+        assumed=_once(
+            note["text"]
+            for note in notes
+            if note["kind"] == "assumed"
+            or (note["kind"] == "decided" and not _decided(note, asked_at))
+        ),
         not_followed=_once(note["text"] for note in notes if note["kind"] == "not_followed"),
         uncounted=_once(note["text"] for note in notes if note["kind"] == "uncounted"),
         versions=versions,
@@ -79,6 +89,10 @@ def collect(folder: Path) -> Left:
         unwatched=tuple(use.process for use in uses if use.process not in abouts),
         cpu_torch=_text(folder / "cpu-torch"),
     )
+
+
+def _decided(note: dict[str, Any], asked_at: float | None) -> bool:
+    return note["kind"] == "decided" and (asked_at is None or note["at"] < asked_at)
 
 
 def _once(lines: Iterable[str]) -> tuple[str, ...]:

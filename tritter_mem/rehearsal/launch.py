@@ -256,6 +256,7 @@ class Ended:
         exit_code: negative: the number of a signal.
         by: `--until` or `--host-limit` where it was ended for that.
         lines: what it printed of an engine's figures, where its output was watched.
+        asked_at: when that request was sent, in seconds since the epoch.
         unanswered: why a request to it was not answered; empty: it was, or none was sent.
     """
 
@@ -265,6 +266,7 @@ class Ended:
     interrupted: bool = False
     lines: tuple[str, ...] = ()
     unanswered: str = ""
+    asked_at: float | None = None
 
 
 def run(command: Sequence[str], environment: dict[str, str], until: Until,
@@ -300,6 +302,7 @@ def run(command: Sequence[str], environment: dict[str, str], until: Until,
         _end(process, signal.SIGINT)
     if ended.by:
         if until.ask and watch is not None and watch.seen.is_set():
+            ended.asked_at = time.time()
             ended.unanswered = ask(until.ask)
         _end(process, signal.SIGTERM)
     if watch is not None:

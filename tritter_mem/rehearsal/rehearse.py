@@ -96,7 +96,7 @@ def rehearse(command: Sequence[str], gpu: str, options: Options = Options()) -> 
         argv = _resolved(command, environment)
         until = replace(options.until or until_ready(command), host_bytes=options.host_bytes)
         ended = run(argv, environment, until, options.output)
-        left = collect(session)
+        left = collect(session, ended.asked_at)
         if options.snapshots is not None:
             left.uses = tuple(_keep(left.uses, options.snapshots))
         else:

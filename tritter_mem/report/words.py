@@ -239,6 +239,9 @@ def _model_sentences(result: Result) -> Iterator[str]:
     )
     if model.stored_bytes is not None:
         yield f"the checkpoint holds {format_bytes(model.stored_bytes)} of weights"
+    if model.dequantises:
+        stored = format_bytes(model.weight_bytes)
+        yield f"{runtime} dequantises its weights, which the checkpoint stores in {stored}"
     for what in model.unsupported:
         yield f"not counted: {printable(what, TEXT_LIMIT)}"
 

@@ -581,6 +581,7 @@ class ModelFacts:
         stored_bytes: of all tensors, as the headers of its files have them, where there are files.
         unsupported: what of its configuration is not counted, in one sentence each.
         runtime: what runs it, of a named model: `transformers` or `llama.cpp`.
+        dequantises: whether that holds quantised weights as plain numbers on the card.
     """
 
     name: str
@@ -593,6 +594,7 @@ class ModelFacts:
     stored_bytes: int | None = None
     unsupported: tuple[str, ...] = ()
     runtime: str = "transformers"
+    dequantises: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

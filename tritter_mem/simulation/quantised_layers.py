@@ -4,6 +4,7 @@
 |---|---|---|
 | float8 in blocks of 128 | transformers' own | a Triton kernel of the package `kernels`, which quantises the input as it goes and allocates the result alone |
 | bitsandbytes NF4, FP4 | as bitsandbytes 0.50 keeps them, in place of each `nn.Linear` that transformers converts | up to 4 rows by a kernel; of more rows with the dequantised weight, as on most cards |
+| compressed-tensors, packed int4 of weights alone | packed until the first call, then numbers | as not quantised |
 | bitsandbytes int8 | the same | int8 rows, int32 products, float16 results; one column in 64 has outliers |
 
 What transformers dequantises while it loads is not quantised here either: float8 on cards without
@@ -25,6 +26,7 @@ from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.quantised_products import is_fused, outlier_columns
 from tritter_mem.models.quantization import NF4_BLOCK, NF4_NESTED_BLOCK, Scheme
 from tritter_mem.models.transformers_run import TransformersRun
+from tritter_model import labels
 
 
 def quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
@@ -95,8 +97,27 @@ def _without_method(section: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "quant_method"}
 
 
+def _compressed_tensors(model: Any, run: TransformersRun) -> None:
+    """Packed integers, which all become numbers before the first call."""
+    held = run.model.quantization.held((0, 0))
+    packed = []
+    for name, module in list(model.named_modules()):
+        scheme = held.scheme_of(name.replace("language_model.", ""))
+        if type(module) is nn.Linear and scheme is not None:
+            packed.append(PackedLinear(module, scheme))
+            model.set_submodule(name, packed[-1])
+
+    def unpack(*call: Any) -> None:
+        handle.remove()
+        for layer in packed:
+            layer.unpack()
+
+    handle = model.register_forward_pre_hook(unpack)
+
+
 METHODS: Mapping[str, Callable[[Any, TransformersRun], None]] = {
     "fp8": _float8,
+    "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
 }
 """By `quant_method`. A new one is a row here."""
@@ -180,6 +201,50 @@ class FourBitLinear(_QuantisedLinear):
         if self._nested:
             del scales, shifted
         return result
+
+
+class PackedLinear(_QuantisedLinear):
+    """A linear layer that compressed-tensors holds as packed integers until the first call."""
+
+    weight: nn.Parameter
+
+    def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
+        self._dtype = layer.weight.dtype
+        if scheme.group and layer.in_features % scheme.group:
+            raise SimulationError(
+                "compressed-tensors unpacks whole groups alone: found "
+                f"{layer.in_features} inputs in groups of {scheme.group}"
+            )
+        super().__init__(layer, scheme)
+
+    def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Eight codes a word, scales of groups, and the shape."""
+        _, scales, shape = scheme.tensors(self.out_features, self.in_features)
+        groups = scales // self._dtype.itemsize // self.out_features
+        return [
+            ((self.out_features, ceil_div(self.in_features, 8)), torch.int32),
+            ((self.out_features, groups), self._dtype),
+            ((shape // 8,), torch.int64),
+        ]
+
+    def unpack(self) -> None:
+        """`PackedQuantizationCompressor.decompress`, and the result in place of the codes."""
+        codes = self._codes()
+        groups = self.scales_1.shape[1]
+        wide = codes.unflatten(-1, (groups, -1)).to(self._dtype)
+        with labels.label(labels.WEIGHTS):
+            wide = wide * self.scales_1.unsqueeze(-1)
+        del codes
+        self.weight = nn.Parameter(wide.flatten(start_dim=-2), requires_grad=False)
+
+    def _codes(self) -> Tensor:
+        nibbles = self.weight.view(torch.uint8)
+        stacked = torch.stack((nibbles & 0xF, nibbles >> 4), dim=-1)
+        return stacked.view(torch.int8).view(self.out_features, -1)[:, : self.in_features] - 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [..., K] in, [..., N] out."""
+        return linear(x, self.weight, self.bias)
 
 
 class EightBitLinear(_QuantisedLinear):

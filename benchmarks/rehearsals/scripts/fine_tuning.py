@@ -20,6 +20,7 @@ config = Qwen3_5TextConfig(
 with torch.device("meta"):
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
 model.to_empty(device="cuda")
+model.tie_weights()  # which `to_empty` takes apart
 if "checkpointed" in more:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 if method == "lora":

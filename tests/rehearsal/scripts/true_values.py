@@ -56,6 +56,13 @@ before = lin.weight.detach().clone()
 lin(torch.ones(1, 4, device=d)).sum().backward()
 opt.step()
 assert not torch.equal(before, lin.weight)
+with torch.device("cuda"):  # new tensors are made there
+    assert (2.0 ** torch.arange(3)).tolist() == [1, 2, 4]
+    assert torch.unique(torch.tensor([2, 1, 2])).tolist() == [1, 2]
+    assert (torch.ones(2, 2) > 0).nonzero().shape == (4, 2)
+    scores = torch.empty(300, 300) @ torch.empty(300, 300)  # unknown
+    assert torch.topk(scores, 3).indices[1].tolist() == [3, 4, 5]
+    assert torch.multinomial(scores, 1).shape == (300, 1)
 print("true values fine")
 # scaler and clip on a large model
 big = nn.Linear(2048, 2048).to(d)

@@ -90,11 +90,9 @@ class HostValues:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in torch._C._dispatch_get_all_op_names():
-                base = name.partition(".")[0]
+                short = name.partition(".")[0].removeprefix("aten::")
                 wanted = name.startswith("aten::") and has(name, "CPU")
-                if base.removeprefix("aten::") not in self._left_out and (
-                    wanted or name in _COMPOSITE
-                ):
+                if (wanted or name in _COMPOSITE) and short not in self._left_out:
                     self._replace(name)
 
     def _replace(self, name: str) -> None:

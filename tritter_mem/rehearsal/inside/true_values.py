@@ -40,6 +40,8 @@ _SHAPED_BY_VALUES = {
 }  # fmt: skip
 _OWN = ("aten::", "c10d::", "prim", "_c10d_functional::", "higher_order")
 """How the names of operators begin that are PyTorch's own."""
+_NUMBER_FIRST = ("aten::pow.Scalar", "aten::isin.Scalar_Tensor")
+"""Operators of a number and a tensor that are made of those of two tensors."""
 _FINITE = {"aten::isnan": False, "aten::isinf": False, "aten::isfinite": True}
 _UNSCALE = "aten::_amp_foreach_non_finite_check_and_unscale_"
 
@@ -120,6 +122,8 @@ class Values:
         library.impl(short, run, "CUDA", with_keyset=True, allow_override=True)
 
     def _handler_of(self, base: str, operator: "_Operator") -> Callable[..., Any]:
+        if operator.name.startswith(_NUMBER_FIRST):
+            return lambda keyset, *args, **kwargs: self._number_first(operator, args, kwargs)
         special = {
             "aten::_local_scalar_dense": self._scalar,
             "aten::nonzero": self._nonzero,
@@ -217,7 +221,7 @@ class Values:
             same = torch._C._construct_storage_from_data_pointer(
                 storage.data_ptr(), torch.device("cpu"), storage.nbytes()
             )
-            view = torch.empty(0, dtype=value.dtype)
+            view = torch.empty(0, dtype=value.dtype, device="cpu")
             view.set_(same, value.storage_offset(), value.size(), value.stride())
             return view.conj() if value.is_conj() else view
         if isinstance(value, list | tuple):
@@ -269,6 +273,14 @@ class Values:
         for tensor in written:
             self._mark_written(tensor, state)
         return result
+
+    def _number_first(self, operator: "_Operator", args: Any, kwargs: Any) -> Any:
+        """PyTorch makes a tensor of the number there, which no kernel in Python can take."""
+        torch, (number, tensor, *more) = self.torch, args
+        kind = torch.result_type(number, tensor)
+        first = torch.full((), number, dtype=kind, device=tensor.device)
+        packet = getattr(torch.ops.aten, operator.base.removeprefix("aten::"))
+        return packet(first, tensor, *more, **kwargs)
 
     def _is_kept(self, tensor: Any, written: list[Any]) -> bool:
         if tensor.device.type != "cuda" or len(written) > 8:
@@ -356,7 +368,7 @@ class Values:
         if not isinstance(value, torch.Tensor) or value.device.type != "cuda":
             return self.host(value)
         if self._of_large(value) and self.state(value) == UNKNOWN:
-            return torch.zeros(value.shape, dtype=value.dtype)
+            return torch.zeros(value.shape, dtype=value.dtype, device="cpu")
         return self.host(value)
 
     # Rules for what is unknown
@@ -403,13 +415,16 @@ class Values:
         self._fill(to, constant)
         return True
 
+    def _count(self, most: int) -> Any:
+        """Numbers from 0, on the host, whatever device new tensors are made on."""
+        return self.torch.arange(most, device="cpu")
+
     def _balance(self, scores: Any, chosen: Any, dim: int) -> None:
         """Row i takes the choices from i * k on, around: every expert gets as many tokens."""
-        torch = self.torch
         choices = scores.size(dim) if scores.dim() else 1
         rows = self.host(chosen).movedim(dim, -1) if chosen.dim() else self.host(chosen)
         count = rows.shape[-1] if rows.dim() else 1
-        order = torch.arange(rows.numel() // max(count, 1) * count) % max(choices, 1)
+        order = self._count(rows.numel() // max(count, 1) * count) % max(choices, 1)
         rows.copy_(order.view(rows.shape))
 
     def _choose(self, operator: "_Operator", args: Any, chosen: Any) -> None:
@@ -420,13 +435,13 @@ class Values:
             dim = args[1]
         size = source.size(dim) if source.dim() else 1
         host = self.host(chosen)
-        host.copy_((self.torch.arange(host.numel()) + size // 2).view(host.shape) % max(size, 1))
+        host.copy_((self._count(host.numel()) + size // 2).view(host.shape) % max(size, 1))
 
     def _in_order(self, indices: Any, dim: int) -> None:
         if not indices.dim():
             return
         host = self.host(indices).movedim(dim, -1)
-        host.copy_(self.torch.arange(host.shape[-1]).expand(host.shape))
+        host.copy_(self._count(host.shape[-1]).expand(host.shape))
 
     def _unscaled(self, operator: "_Operator", args: Any, kwargs: Any, result: Any) -> Any:
         """Gradients that nothing computed are finite."""
@@ -495,7 +510,8 @@ class Values:
         if found is not None and found.shape == result.shape:
             self.host(result).copy_(found)
         elif result.numel() <= FEW_WHOLE and result.numel():
-            everything = self.torch.ones(tensor.shape, dtype=self.torch.bool).nonzero()
+            kept = self.torch.ones(tensor.shape, dtype=self.torch.bool, device="cpu")
+            everything = kept.nonzero()
             if everything.shape == result.shape:
                 self.host(result).copy_(everything)
         self._mark(result, state)
@@ -517,7 +533,7 @@ class Values:
         if state == UNKNOWN or not self.few([tensor]):
             state = UNKNOWN
             self.decided("decided")
-            source = torch.arange(tensor.numel()).view(tensor.shape).to(tensor.dtype)
+            source = self._count(tensor.numel()).view(tensor.shape).to(tensor.dtype)
         else:
             source = self.host(tensor)
             if state == ASSUMED:
@@ -797,7 +813,7 @@ class _Operator:
         others = [one for one in args if isinstance(one, torch.Tensor)]
         for at in numbers:
             kind = torch.result_type(others[0], args[at]) if others else None
-            changed[at] = torch.tensor(args[at], dtype=kind)
+            changed[at] = torch.tensor(args[at], dtype=kind, device="cpu")
         return tuple(changed)
 
     @property

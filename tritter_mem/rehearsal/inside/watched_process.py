@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
@@ -136,7 +137,8 @@ class Process:
 
     def note(self, kind: str, text: str, **more: Any) -> None:
         """Add a line to what is known of the run."""
-        self._write("notes.jsonl", "a", {"kind": kind, "pid": self._pid, "text": text, **more})
+        line = {"kind": kind, "pid": self._pid, "text": text, "at": time.time(), **more}
+        self._write("notes.jsonl", "a", line)
 
     def _write(self, name: str, mode: str, line: dict[str, Any]) -> None:
         """Write into the session's folder; where that is gone, the rehearsal says so, not this."""

@@ -16,7 +16,7 @@ COLORS = ("--c-weights", "--c-kv-cache", "--c-gradients", "--c-logits", "--c-emb
 DASHES = {"solid": "full lines", "dash": "dashed", "dot": "dotted"}
 OF_BUDGET = 2
 """How far above the budget the axis goes, as its multiple: beyond it curves only run away."""
-POINTS = "; points, the longest that fit, also count what the allocator reserves beside tensors"
+POINTS = "points, the longest that fit, also count what the allocator reserves beside tensors"
 
 
 def context_chart(result: Result, units: str) -> Chart | None:
@@ -31,13 +31,17 @@ def context_chart(result: Result, units: str) -> Chart | None:
     heads = dict.fromkeys(curve.kv_heads for curve in curves)
     colors = dict(zip(types, cycle(COLORS), strict=False))
     dashes = dict(zip(heads, cycle(DASHES), strict=False))
-    title = f"Memory against context length (planned): {_dashes_in_words(dashes)}{POINTS}"
+    crossings = _crossings(curves, budget_bytes, scale) if near else None
+    notes = [*_dashes_in_words(dashes), *([POINTS] if crossings and crossings["x"] else [])]
+    title = ": ".join(
+        ["Memory against context length (planned)", *filter(None, ["; ".join(notes)])]
+    )
     data = [
         _line(curve, (colors[curve.cache_dtype], dashes[curve.kv_heads]), scale, units)
         for curve in curves
     ]
-    if near:
-        data.append(_crossings(curves, budget_bytes, scale))
+    if crossings is not None:
+        data.append(crossings)
     return Chart(
         title=title,
         description=_says(name_of(result), curves),
@@ -53,8 +57,11 @@ def context_chart(result: Result, units: str) -> Chart | None:
     )
 
 
-def _dashes_in_words(dashes: Mapping[int, str]) -> str:
-    return ", ".join(f"{DASHES[dash]} {heads} KV heads" for heads, dash in dashes.items())
+def _dashes_in_words(dashes: Mapping[int, str]) -> list[str]:
+    """What the lines mean; nothing of a named model, which has one line."""
+    known = {heads: dash for heads, dash in dashes.items() if heads}
+    words = ", ".join(f"{DASHES[dash]} {heads} KV heads" for heads, dash in known.items())
+    return [words] if words else []
 
 
 def _says(name: str, curves: Sequence[ContextCurve]) -> str:
