@@ -105,6 +105,18 @@ def dialect(**more: Any) -> Callable[[Keys], Dialect]:
     return of
 
 
+def partial_dialect(parts: int, **more: Any) -> Callable[[Keys], Dialect]:
+    """Llama's dialect; one of so many parts of a head rotates unless the keys say how much."""
+
+    def of(keys: Keys) -> Dialect:
+        plain = dialect(**more)(keys)
+        told = keys.get("partial_rotary_factor")
+        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
+        return plain if told else replace(plain, rotary_dim=keys.head_dim // parts)
+
+    return of
+
+
 def plain_attention(keys: Keys, kind: str) -> Attention:
     """Attention without biases, whatever the keys."""
     return attention(keys, kind, bias=False, out_bias=False)

@@ -67,6 +67,7 @@ from tritter_mem.models.family_parts import (
     hyper_head,
     indexer,
     mixtral_experts,
+    partial_dialect,
     plain_attention,
     plain_layers,
     qwen3,
@@ -92,7 +93,6 @@ from tritter_mem.models.hybrid_families import (
     qwen4_layers,
     qwen4_outside,
     qwen_hybrid,
-    qwen_hybrid_dialect,
     qwen_mtp,
     zamba2_layers,
 )
@@ -154,16 +154,19 @@ FAMILIES: dict[str, Family] = {
     "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
     "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
-    "qwen3_next": Family(layers=qwen_hybrid(qwen_mlp, fused=True), dialect=qwen_hybrid_dialect(1)),
+    "qwen3_next": Family(
+        layers=qwen_hybrid(qwen_mlp, fused=True),
+        dialect=partial_dialect(4, norm="gemma", rotary="partial later"),
+    ),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
         mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
-        dialect=qwen_hybrid_dialect(3),
+        dialect=partial_dialect(4, norm="gemma", rotary="partial later", grids=3),
     ),
     "qwen3_5_moe_text": Family(
         layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
         mtp=qwen_mtp(qwen_experts),
-        dialect=qwen_hybrid_dialect(3),
+        dialect=partial_dialect(4, norm="gemma", rotary="partial later", grids=3),
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
@@ -216,8 +219,8 @@ FAMILIES: dict[str, Family] = {
         float32_beside_float16=("indexer.weights_proj",),
     ),
     "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
-    "minicpm3": Family(layers=_LATENT),
-    "youtu": Family(layers=_LATENT),
+    "minicpm3": Family(layers=_LATENT, dialect=deepseek_dialect),
+    "youtu": Family(layers=_LATENT, dialect=deepseek_dialect),
     "glm_moe_dsa": Family(
         layers=glm_dsa_layers,
         mtp=next_token_layers(glm_dsa_layers, tables=False),
@@ -229,12 +232,18 @@ FAMILIES: dict[str, Family] = {
         layers=glm5_next_layers,
         float32=(*_BIAS, "conv1d", "A_log", "dt_bias", "hc.base", "hc.scale"),
     ),
-    "glm4_moe": Family(layers=_GLM4_MOE, mtp=next_token_layers(_GLM4_MOE), float32=_BIAS),
+    "glm4_moe": Family(
+        layers=_GLM4_MOE,
+        mtp=next_token_layers(_GLM4_MOE),
+        float32=_BIAS,
+        dialect=partial_dialect(2, rotary="partial later"),
+    ),
     "solar_open": Family(
         layers=deepseek_layers(
             attention_of=lambda keys: (attention(keys, out_bias=False),), first=0
         ),
         float32=_BIAS,
+        dialect=dialect(),
     ),
     "kimi_linear": Family(layers=kimi_linear_layers, outside=untied),
     "bailing_hybrid": Family(

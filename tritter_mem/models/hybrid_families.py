@@ -102,18 +102,6 @@ def qwen_hybrid(
     return layers
 
 
-def qwen_hybrid_dialect(grids: int) -> Callable[[Keys], Dialect]:
-    """A quarter of a head rotates where the keys do not say how much."""
-
-    def of(keys: Keys) -> Dialect:
-        plain = dialect(norm="gemma", rotary="partial later", grids=grids)(keys)
-        told = keys.factor("partial_rotary_factor")
-        told = told or keys.section("rope_parameters").factor("partial_rotary_factor")
-        return plain if told else replace(plain, rotary_dim=keys.head_dim // 4)
-
-    return of
-
-
 def qwen_mtp(mlp: Callable[[Keys], Module]) -> Callable[[Keys], list[Modules]]:
     """Qwen3.5's layers for multi-token prediction, with full attention."""
 
