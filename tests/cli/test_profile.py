@@ -146,7 +146,7 @@ def test_unwritable_output_is_found_before_the_run(option: str, tmp_path: Path) 
 def test_one_file_for_both_outputs_is_refused(tmp_path: Path) -> None:
     done = run("--config", "tiny", "--output", tmp_path / "x", "--html", tmp_path / "x")
     assert done.exit_code == EXIT_USAGE
-    assert "one file for both" in done.stderr
+    assert "two outputs would write" in done.stderr
 
 
 def children(pid: int) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 from typer.testing import Result as Done
 
-from tests.report.records import planned_7b, tiny_on_cpu, training_1b
+from tests.report.records import curves, planned_7b, tiny_on_cpu, training_1b
 from tritter_mem.cli.main import app
 from tritter_mem.config.loading import load_profile
 from tritter_mem.errors import EXIT_OK, EXIT_USAGE
@@ -76,12 +76,19 @@ def test_a_record_without_curves_is_drawn_with_them(tmp_path: Path, known: bool)
     assert "Memory against context length" in page.read_text()
 
 
-def test_the_library_goes_where_it_is_asked_to(planned: Path) -> None:
+def test_the_library_goes_where_it_is_asked_to(tmp_path: Path) -> None:
+    drawn = write(tmp_path / "drawn.json", replace(planned_7b(), context_curves=curves("int4")))
+    page = tmp_path / "new" / "page.html"
+    run(drawn, "--html", page, "--plotlyjs", "directory")
+    assert sorted(file.name for file in page.parent.iterdir()) == ["page.html", PLOTLY_FILE]
+    run(drawn, "--html", page, "--plotlyjs", "cdn")
+    assert "https://cdn.plot.ly/" in page.read_text()
+
+
+def test_a_page_without_charts_brings_no_library(planned: Path) -> None:
     page = planned.parent / "new" / "page.html"
     run(planned, "--html", page, "--plotlyjs", "directory")
-    assert sorted(file.name for file in page.parent.iterdir()) == ["page.html", PLOTLY_FILE]
-    run(planned, "--html", page, "--plotlyjs", "cdn")
-    assert "https://cdn.plot.ly/" in page.read_text()
+    assert [file.name for file in page.parent.iterdir()] == ["page.html"]
 
 
 def test_the_problems_of_all_files_are_told_at_once(planned: Path) -> None:

@@ -44,12 +44,12 @@ def render_page(template: str, *, plotlyjs: PlotlyJs, **content: Any) -> str:
 
 
 def write_page(path: Path, page: str, plotlyjs: PlotlyJs) -> None:
-    """Write a page, and with `directory` the chart library beside it.
+    """Write a page, and with `directory` the chart library beside it, where the page has charts.
 
     Raises:
         OutputError: one of them cannot be written.
     """
-    if plotlyjs == "directory":
+    if plotlyjs == "directory" and f'src="{PLOTLY_FILE}"' in page:
         write_text_atomically(path.parent / PLOTLY_FILE, plotly_source())
     write_text_atomically(path, page)
 
