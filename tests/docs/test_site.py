@@ -31,7 +31,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, since pages are written into the folder of the sources."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs")
-    shutil.copy(ROOT / "CHANGELOG.md", folder)
+    for included in (ROOT / "CHANGELOG.md", ROOT / "reports" / "rehearsals.md"):
+        (folder / included.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(included, folder / included.relative_to(ROOT))
     built = build(folder / "docs", folder / "site")
     assert (built.returncode, built.stderr) == (0, "")
     return folder / "site"
