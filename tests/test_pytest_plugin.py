@@ -129,7 +129,7 @@ def test_over_budget_fails_before_the_body_and_says_what_holds_most_and_what_to_
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines(
         [
-            r"memory_budget: does not fit: needs .* \(simulated\), budget 500\.0 MiB, .* over",
+            r"memory_budget: does not fit: needs .* \(simulated\), .* over the budget of 500\.0 MiB",
             r"  the need is the device peak: .* reserved by PyTorch, 384\.0 MiB CUDA context",
             r"  component \w+.*: .* of .* allocated at the peak",
             r"  phase \w+: .* allocated, the peak at \w+: Transformer",
@@ -198,7 +198,8 @@ def test_several_marks_on_one_test_are_an_error_and_its_own_comes_before_its_cla
     result.stdout.fnmatch_lines(
         [
             "memory_budget: got several on one test, expected one; *",
-            "memory_budget: does not fit: needs 2.0 KiB (measured), budget 1.0 KiB, 1.0 KiB over",
+            "memory_budget: does not fit: needs 2.0 KiB (measured), 1.0 KiB over the "
+            "budget of 1.0 KiB",
         ]
     )
 
@@ -244,7 +245,8 @@ def test_a_body_counts_what_it_makes_and_the_models_it_calls(session: Session) -
     result.stdout.fnmatch_lines(["*its own reason*"])
     result.stdout.fnmatch_lines(
         [
-            "memory_budget: does not fit: needs 6.0 MiB (measured), budget 5.0 MiB, 1.0 MiB over",
+            "memory_budget: does not fit: needs 6.0 MiB (measured), 1.0 MiB over the "
+            "budget of 5.0 MiB",
             "  component Weights: 4.0 MiB of 6.0 MiB allocated at the peak",
         ]
     )

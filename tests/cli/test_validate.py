@@ -39,7 +39,8 @@ def _no_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, *arguments: str | Path) -> Result:
-    words = ["validate", "--device", "cpu", "--output", folder, *arguments]
+    device = [] if "--device" in arguments else ["--device", "cpu"]
+    words = ["validate", *device, "--output", folder, *arguments]
     return CliRunner().invoke(app, list(map(str, words)))
 
 

@@ -99,7 +99,7 @@ def test_a_library_s_symbols_are_read_as_binutils_reads_them(tmp_path: Path) -> 
 def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no").write_bytes(b"\x7fELF\x02\x01 and nothing")
     for path in (tmp_path / "no", tmp_path / "missing", Path(__file__)):
-        with pytest.raises(InputError, match="no shared library"):
+        with pytest.raises(InputError, match="not a readable shared library"):
             read_library(path)
 
 
