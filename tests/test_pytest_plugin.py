@@ -129,7 +129,7 @@ def test_over_budget_fails_before_the_body_and_says_what_holds_most_and_what_to_
     result.assert_outcomes(failed=1)
     result.stdout.re_match_lines(
         [
-            r"memory_budget: does not fit: needs .* \(simulated\), .* over the budget of 500\.0 MiB",
+            r"memory_budget: does not fit: needs .* \(simulated\), .* over the budget of 500\.0 M",
             r"  the need is the device peak: .* reserved by PyTorch, 384\.0 MiB CUDA context",
             r"  component \w+.*: .* of .* allocated at the peak",
             r"  phase \w+: .* allocated, the peak at \w+: Transformer",

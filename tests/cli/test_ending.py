@@ -173,7 +173,7 @@ def test_a_measurement_that_is_ended_leaves_nothing(tmp_path: Path, number: int)
          "--set", "workload.context=8k", "--device", "cpu", "--fast"],
         env={**ENVIRONMENT, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup has it ignored
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509  (nohup ignores it)
     )  # fmt: skip
     while not list(tmp_path.glob("tritter-mem-*/output.txt")):
         assert process.poll() is None, process.communicate()
