@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
 
 from tests.planner.cases import card, profiles, tiny
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.reserved import GRAPH, InferenceRun
+from tritter_mem.planner.reserved import GRAPH, InferenceRun, Reserved, find_reserved
 from tritter_mem.planner.solve import find_largest, with_value
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import bundled_workload, simulate, trace
@@ -121,3 +124,33 @@ def test_training_and_vision_towers_say_that_it_is_unknown() -> None:
     assert plan(tiny(workload__mode="training"), card()).reserved_peak_bytes is None
     tower = tiny(model__vision="siglip-base", workload__context=700)
     assert plan(tower, card()).reserved_peak_bytes is None
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 48 << 20), st.booleans()), min_size=1, max_size=30),
+    limit_mib=st.integers(4, 800),
+)
+def test_what_is_reserved_within_a_limit_is_what_both_plays_say(
+    steps: list[tuple[int, bool]], limit_mib: int
+) -> None:
+    """Without a limit where that is within it or nothing fits it; else within it."""
+    limit = limit_mib << 20
+
+    def play(allocator: CachingAllocator) -> None:
+        held = []
+        for size, stays in steps:
+            block = allocator.malloc(size, 0)
+            if stays:
+                held.append(block)
+            else:
+                allocator.free(block)
+
+    free, limited = CachingAllocator(), CachingAllocator(capacity_bytes=limit)
+    play(free)
+    wanted = Reserved(free.counters.reserved.peak)
+    if wanted.peak_bytes > limit:
+        with suppress(OutOfMemoryError):
+            play(limited)
+            counters = limited.counters
+            wanted = Reserved(counters.reserved.peak, counters.num_alloc_retries)
+    assert find_reserved(play, "", (limit, 0)) == wanted

@@ -48,6 +48,9 @@ def find_reserved(
 ) -> Reserved:
     """What the allocator reserves for a run, within a budget where that suffices.
 
+    Until it first gives cached memory back, an allocator with a limit does what one without does,
+    unless its settings add another limit. So a run that is served within it is played once.
+
     Args:
         play: makes the run's requests; called once or twice.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
@@ -61,20 +64,32 @@ def find_reserved(
         ConfigError: the allocator's settings are unknown, or the run needs more than 2^62 bytes.
     """
     settings = parse_alloc_conf(allocator_conf)
-    free = CachingAllocator(settings)
-    try:
-        play(free)
-    except OutOfMemoryError as error:  # of a device without a limit
-        raise ConfigError(f"too much memory to count: {error}") from error
-    without = Reserved(free.counters.reserved.peak)
-    if limit is None or without.peak_bytes <= limit[0] - limit[1]:
-        return without
-    limited = CachingAllocator(settings, *limit)
-    try:
-        play(limited)
-    except OutOfMemoryError:
-        return without
-    return Reserved(limited.counters.reserved.peak, limited.counters.num_alloc_retries)
+
+    def within(limit: tuple[int, int]) -> Reserved | None:
+        allocator = CachingAllocator(settings, *limit)
+        try:
+            play(allocator)
+        except OutOfMemoryError:
+            return None
+        return Reserved(allocator.counters.reserved.peak, allocator.counters.num_alloc_retries)
+
+    def without() -> Reserved:
+        allocator = CachingAllocator(settings)
+        try:
+            play(allocator)
+        except OutOfMemoryError as error:  # of a device without a limit
+            raise ConfigError(f"too much memory to count: {error}") from error
+        return Reserved(allocator.counters.reserved.peak)
+
+    other_limit = (
+        settings.garbage_collection_threshold > 0 or settings.per_process_memory_fraction < 1
+    )
+    if limit is not None and not other_limit:
+        return within(limit) or without()
+    found = without()
+    if limit is None or found.peak_bytes <= limit[0] - limit[1]:
+        return found
+    return within(limit) or found
 
 
 def reserved_for(case: Case, budget_bytes: int | None = None) -> Reserved | None:
