@@ -469,7 +469,7 @@ def cohere2_types(keys: Keys) -> list[str]:
 
 def cohere2_attention(keys: Keys, kind: str) -> Attention:
     """Heads as wide as the hidden size allows; layers without a window do not rotate."""
-    own = attention(keys, kind, head_dim=keys.hidden // keys.heads)
+    own = attention(keys, kind, head_dim=keys.hidden_per_head)
     return replace(own, rotates=own.window is not None)
 
 

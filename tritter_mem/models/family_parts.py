@@ -224,7 +224,7 @@ def latent(keys: Keys, **more: Any) -> LatentAttention:
         rank=keys.number("kv_lora_rank"),
         nope_dim=keys.number("qk_nope_head_dim"),
         rope_dim=keys.optional("qk_rope_head_dim") or 0,
-        value_dim=keys.optional("v_head_dim") or keys.hidden // keys.heads,
+        value_dim=keys.optional("v_head_dim") or keys.hidden_per_head,
         bias=keys.has("attention_bias"),
     )
     return replace(plain, **more)

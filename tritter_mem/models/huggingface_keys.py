@@ -246,7 +246,21 @@ class Keys:
     @property
     def head_dim(self) -> int:
         """Width of a head: the hidden size over the heads where the file does not say."""
-        return self.optional("head_dim") or self.hidden // self.heads
+        return self.optional("head_dim") or self.hidden_per_head
+
+    @property
+    def hidden_per_head(self) -> int:
+        """The hidden size over the heads.
+
+        Raises:
+            ConfigError: there are more heads than that.
+        """
+        if self.hidden < self.heads:
+            raise ConfigError(
+                f"{self.place}num_attention_heads: got {self.heads:,}, expected at most the hidden "
+                f"size of {self.hidden:,}"
+            )
+        return self.hidden // self.heads
 
     def layer_types(self, derived: Sequence[str] | None = None) -> list[str]:
         """Kind of attention of each layer: `layer_types`, else what the class derives.

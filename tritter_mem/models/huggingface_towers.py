@@ -133,7 +133,7 @@ def gemma4(keys: Keys, language: Keys) -> Iterator[Weight]:
 
 def gemma4_audio(keys: Keys, language: Keys) -> Iterator[Weight]:
     """Gemma 4's for sound: two convolutions, then layers of a Conformer."""
-    width, head = keys.hidden, keys.hidden // keys.heads
+    width, head = keys.hidden, keys.hidden_per_head
     first, second = (keys.numbers("subsampling_conv_channels", 2) or (128, 32))[:2]
     start = "audio_tower.subsample_conv_projection"
     yield table(f"{start}.layer0.conv", first, 1, 3, 3)

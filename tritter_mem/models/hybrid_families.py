@@ -384,7 +384,7 @@ def jamba_layers(keys: Keys) -> list[Modules]:
         conv_bias=keys.has("mamba_conv_bias"),
         normed=True,
     )
-    own = attention(keys, head_dim=keys.hidden // keys.heads, bias=False, out_bias=False)
+    own = attention(keys, head_dim=keys.hidden_per_head, bias=False, out_bias=False)
     count = keys.number("num_experts")
     experts = Experts(
         count=count,
@@ -522,8 +522,8 @@ def lfm2_attention(keys: Keys) -> Attention:
     """LFM2's names."""
     return attention(
         keys,
-        head_dim=keys.hidden // keys.heads,
-        qk_norm=(keys.hidden // keys.heads,) * 2,
+        head_dim=keys.hidden_per_head,
+        qk_norm=(keys.hidden_per_head,) * 2,
         bias=False,
         out_bias=False,
         out="out_proj",
