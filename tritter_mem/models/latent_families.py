@@ -251,7 +251,7 @@ def bailing_layers(keys: Keys) -> list[Modules]:
     with_experts = first_dense(keys, keys.optional("first_k_dense_replace"))
     delta = DeltaAttention(
         heads=keys.heads,
-        head_dim=keys.optional("head_dim") or keys.hidden // keys.heads,
+        head_dim=keys.head_dim,
         kernel=keys.number("short_conv_kernel_size"),
         factorised=False,
     )
