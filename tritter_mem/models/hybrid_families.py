@@ -259,7 +259,7 @@ def nemotron_h_dialect(keys: Keys) -> Dialect:
         order="single",
         names=("norm",),
         rotary="",
-        activation=keys.get("mlp_hidden_act"),
+        activation=keys.text("mlp_hidden_act") or "",
     )(keys)
 
 

@@ -331,7 +331,7 @@ def activated(run: LayerRun, x: Tensor) -> Tensor:
     """
     name = run.dialect.activation
     if name not in ACTIVATIONS:
-        raise NotPlannedError(f"the activation {name} is not planned")
+        raise NotPlannedError(f"the activation {name:.40} is not planned")
     return ACTIVATIONS[name](run.ops, x)
 
 
