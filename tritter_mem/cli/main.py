@@ -156,7 +156,7 @@ class Group(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command; where there is none of that name, say which was probably meant."""
+        """Find the command; suggest the likely one if the name is unknown."""
         try:
             return super().resolve_command(ctx, args)
         except Exception as error:

@@ -92,14 +92,19 @@ def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:
     return replace(plain, **more)
 
 
+def rotary_share(keys: Keys) -> float | None:
+    """The share of a head that rotates, or None where the keys do not say."""
+    share = keys.section("rope_parameters").factor("partial_rotary_factor")
+    return share or keys.factor("partial_rotary_factor")
+
+
 def dialect(**more: Any) -> Callable[[Keys], Dialect]:
     """Llama's dialect; `more` differs from that."""
 
     def of(keys: Keys) -> Dialect:
         activation = keys.text("hidden_activation") or keys.text("hidden_act") or "silu"
-        share = keys.section("rope_parameters").factor("partial_rotary_factor")
-        share = share or keys.factor("partial_rotary_factor") or 1
-        plain = Dialect(activation=activation, rotary_dim=int(keys.head_dim * share))
+        width = int(keys.head_dim * (rotary_share(keys) or 1))
+        plain = Dialect(activation=activation, rotary_dim=width)
         return replace(plain, **more)
 
     return of
@@ -110,9 +115,7 @@ def partial_dialect(parts: int, **more: Any) -> Callable[[Keys], Dialect]:
 
     def of(keys: Keys) -> Dialect:
         plain = dialect(**more)(keys)
-        told = keys.get("partial_rotary_factor")
-        told = told or keys.mapping("rope_parameters").get("partial_rotary_factor")
-        return plain if told else replace(plain, rotary_dim=keys.head_dim // parts)
+        return plain if rotary_share(keys) else replace(plain, rotary_dim=keys.head_dim // parts)
 
     return of
 

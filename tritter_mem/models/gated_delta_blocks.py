@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, halves
-from tritter_mem.models.recurrent_parts import STATE, convolved, goes_on, keep_state, remembered
+from tritter_mem.models.recurrent_parts import (
+    STATE,
+    convolved,
+    goes_on,
+    head_views,
+    keep_state,
+    remembered,
+)
 from tritter_mem.models.shape_tensors import BOOL, FLOAT, NotPlannedError, Operations, Tensor
 from tritter_mem.models.transformers_blocks import Attention, Module, State, linear, vector
 
@@ -165,20 +172,8 @@ class GatedDelta(Module):
 
     def _heads_of(self, ops: Operations, mixed: Tensor) -> list[Tensor]:
         """Views [B, T, H, D] of queries, keys and values."""
-        batch, _, tokens = mixed.shape
-        to_batch, to_channel, to_token = mixed.strides
-        return [
-            ops.alias(
-                mixed,
-                (batch, tokens, heads, width),
-                (to_batch, to_token, width * to_channel, to_channel),
-            )
-            for heads, width in (
-                (self.key_heads, self.key_dim),
-                (self.key_heads, self.key_dim),
-                (self.value_heads, self.value_dim),
-            )
-        ]
+        key, value = (self.key_heads, self.key_dim), (self.value_heads, self.value_dim)
+        return head_views(ops, ops.transpose(mixed, 1, 2), (key, key, value))
 
     def _decay(self, a: Tensor, run: LayerRun) -> Tensor:
         """`-A_log.float().exp() * softplus(a.float() + dt_bias)`: [B, T, H] in float32."""

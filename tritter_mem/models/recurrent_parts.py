@@ -6,8 +6,10 @@ As transformers runs it without the package causal-conv1d: `causal_conv1d_fn`, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tritter_mem.models.layer_run import LayerRun
-from tritter_mem.models.shape_tensors import Tensor
+from tritter_mem.models.shape_tensors import Operations, Tensor
 
 CONVOLUTION, STATE = "convolution", "state"
 """What a layer caches, by name: the convolution's last inputs, and the state."""
@@ -45,6 +47,24 @@ def convolved(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
         out = ops.slice(out, 2, length)
     out = ops.new(out.shape, out.size)
     return ops.slice(out, 2, tokens)
+
+
+def head_views(ops: Operations, x: Tensor, heads: Iterable[tuple[int, int]]) -> list[Tensor]:
+    """Views [B, T, heads, width] of parts of x [B, T, C].
+
+    Args:
+        ops: makes tensors.
+        x: channels of all parts.
+        heads: for each part how many it has, and their width.
+    """
+    batch, tokens, _ = x.shape
+    to_batch, to_token, to_channel = x.strides
+    return [
+        ops.alias(
+            x, (batch, tokens, count, width), (to_batch, to_token, width * to_channel, to_channel)
+        )
+        for count, width in heads
+    ]
 
 
 def keep_state(state: Tensor, run: LayerRun) -> None:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import LayerRun, activated
-from tritter_mem.models.recurrent_parts import STATE, convolved, goes_on, keep_state, remembered
+from tritter_mem.models.recurrent_parts import (
+    STATE,
+    convolved,
+    goes_on,
+    head_views,
+    keep_state,
+    remembered,
+)
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -105,20 +112,8 @@ class Mamba2(Module):
 
     def _parts(self, ops: Operations, mixed: Tensor) -> list[Tensor]:
         """Views of inputs [B, T, H, P], and of what goes into and out of the state [B, T, G, N]."""
-        batch, tokens, _ = mixed.shape
-        to_batch, to_token, to_channel = mixed.strides
-        return [
-            ops.alias(
-                mixed,
-                (batch, tokens, count, width),
-                (to_batch, to_token, width * to_channel, to_channel),
-            )
-            for count, width in (
-                (self.heads, self.head_dim),
-                (self.groups, self.states),
-                (self.groups, self.states),
-            )
-        ]
+        state = self.groups, self.states
+        return head_views(ops, mixed, ((self.heads, self.head_dim), state, state))
 
     def _scanned(self, run: LayerRun, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """`mamba2_chunk_scan`: the result [B, T, H, P], and the last state, a view of all.

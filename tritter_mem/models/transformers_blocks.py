@@ -1158,19 +1158,6 @@ class Experts(Module):
         gate, up = halves(run.ops, made)
         return run.ops.mul(activated(run, gate), up)
 
-    def prepare(self, ids: Tensor, embeds: Tensor, run: LayerRun) -> None:
-        """What it makes before the layers of a call, and leaves in `run.step.shared`.
-
-        Args:
-            ids: of the tokens that run, [B, T].
-            embeds: their embeddings, [B, T, H].
-            run: of what is outside of the layers.
-        """
-
-    def beside(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of what lies beside its weights and is in no checkpoint."""
-        return ()
-
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
         width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
