@@ -303,7 +303,7 @@ def _silu(ops: Operations, x: Tensor) -> Tensor:
 
 
 def _squared_relu(ops: Operations, x: Tensor) -> Tensor:
-    return ops.square(ops.pointwise(x, saves="output"))
+    return ops.square(ops.widened(ops.pointwise(x, saves="output")))
 
 
 ACTIVATIONS: Mapping[str, Callable[[Operations, Tensor], Tensor]] = {
