@@ -113,6 +113,8 @@ def special(model_type: str, rng: random.Random) -> dict[str, Any]:
             "moe_shared_expert_intermediate_size": 24,
             "num_hidden_layers": None,
         },
+        "mamba": {"hidden_size": hidden, "state_size": 4, "time_step_rank": 3},
+        "falcon_mamba": {"hidden_size": hidden, "state_size": 4},
         "mamba2": {
             "hidden_size": hidden,
             "num_heads": 4,

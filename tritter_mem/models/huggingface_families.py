@@ -86,6 +86,9 @@ from tritter_mem.models.hybrid_families import (
     lfm2_layers,
     lfm3_layers,
     mamba2_layers,
+    mamba_dialect,
+    mamba_layers,
+    mamba_outside,
     minimax_layers,
     nemotron_h_dialect,
     nemotron_h_layers,
@@ -129,6 +132,8 @@ _V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
 OLMO = dialect(
     norm="wide", order="behind", names=POST_NORMS.names, rotary="wide halves", wide_angles=True
 )
+
+LFM2 = dialect(order="before, all kept", names=("operator_norm", "ffn_norm"), activation="silu")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(layers=plain_layers(), dialect=dialect()),
@@ -300,18 +305,28 @@ FAMILIES: dict[str, Family] = {
             logits_steps=1,
         ),
     ),
-    "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
+    "jamba": Family(
+        layers=jamba_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(names=FEED_FORWARD_NORMS.names, rotary=""),
+    ),
     "bamba": Family(
         layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
     ),
-    "mamba2": Family(
-        layers=mamba2_layers,
-        outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
+    "mamba": Family(
+        layers=mamba_layers(normed=False), outside=mamba_outside, dialect=mamba_dialect
     ),
+    "falcon_mamba": Family(
+        layers=mamba_layers(normed=True), outside=mamba_outside, dialect=mamba_dialect
+    ),
+    "mamba2": Family(layers=mamba2_layers, outside=mamba_outside, dialect=mamba_dialect),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
-    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm"), dialect=LFM2),
     "lfm2_moe": Family(
-        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+        layers=lfm2_layers,
+        outside=final_norm("embedding_norm"),
+        float32=("expert_bias",),
+        dialect=LFM2,
     ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
     "phi3": Family(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tritter_mem.models.layer_run import LayerRun, activated
-from tritter_mem.models.shape_tensors import NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 
 PER_LAYER = "per-layer inputs"
 """What each layer takes a part of, in `Step.shared`: [B, T, layers, width]."""
@@ -69,6 +69,17 @@ def _before_kept(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     total = ops.add(residual, x)
     del attended
     return total
+
+
+def _before_all_kept(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """The same, and the layer's input has a name to the end: LFM2."""
+    ops, (first, second) = run.ops, run.dialect.names
+    mixer, mlp = parts.one_each()
+    residual = x
+    x = ops.add(mixer(run.norm(x, first), run), residual)
+    x = ops.add(x, mlp(run.norm(x, second), run))
+    del residual
+    return x
 
 
 def _scaled(run: LayerRun, x: Tensor) -> Tensor:
@@ -156,7 +167,7 @@ def _experts_first(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
 
 
 def _single(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
-    """One part a layer, with a norm before it: Nemotron-H.
+    """One part a layer, with a norm before it: Nemotron-H, Mamba.
 
     Raises:
         NotPlannedError: there are several.
@@ -165,7 +176,9 @@ def _single(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     if len(found) != 1:
         raise NotPlannedError("a layer of several parts with one norm is not planned")
     residual = x
-    x = run.norm(x, run.dialect.names[0])
+    x = run.norm(ops.to(x, run.step.size), run.dialect.names[0])
+    if run.dialect.float_residual:
+        residual = ops.to(residual, FLOAT)
     x = found[0](x, run)
     return ops.add(residual, x)
 
@@ -214,6 +227,7 @@ def _of_layer(run: LayerRun) -> Tensor:
 ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "before": _before,
     "before, kept": _before_kept,
+    "before, all kept": _before_all_kept,
     "behind": _behind,
     "around": _around,
     "beside": _beside,

@@ -42,6 +42,7 @@ class Dialect:
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
+        float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
@@ -54,6 +55,7 @@ class Dialect:
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
         chunked: whether windows are chunks, whose masks are made for each sequence.
+        cuts_prompts: whether `generate()` can run a prompt in chunks.
         always_masks: whether masks are made even where `is_causal` says the same.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
@@ -73,6 +75,8 @@ class Dialect:
     activation: str = "silu"
     scales_residual: bool = False
     scales_embedding: bool = False
+    float_residual: bool = False
+    float_logits: bool = False
     logits_steps: int = 0
     half_angles: bool = False
     scales_keys: bool = False
@@ -83,6 +87,7 @@ class Dialect:
     more_masks: tuple[int, ...] = ()
     scalars: int = 0
     chunked: bool = False
+    cuts_prompts: bool = True
     always_masks: bool = False
     last_token_from: int | None = None
 

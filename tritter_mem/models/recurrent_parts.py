@@ -32,8 +32,8 @@ def remembered(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
     return x if tokens >= kernel else ops.new(shape, x.size)
 
 
-def convolved(x: Tensor, run: LayerRun, name: str) -> Tensor:
-    """A convolution of each channel [B, C, T], and its activation: `causal_conv1d_fn`.
+def convolved(x: Tensor, run: LayerRun, name: str, *, activates: bool = True) -> Tensor:
+    """A convolution of each channel [B, C, T], and its activation if any: `causal_conv1d_fn`.
 
     Of one token behind others, `causal_conv1d_update`.
     """
@@ -51,7 +51,7 @@ def convolved(x: Tensor, run: LayerRun, name: str) -> Tensor:
     else:
         out = ops.convolution(ops.to(x, weight.size), whole, bias, length + kernel - 1)
         out = ops.slice(out, 2, length)
-    out = ops.to(ops.pointwise(out), given)
+    out = ops.to(ops.pointwise(out) if activates else out, given)
     return out if length == tokens or decodes else ops.slice(out, 2, tokens)
 
 

@@ -1173,6 +1173,26 @@ class Operations:
         self.record([x], [index], rule, out)
         return out
 
+    def divided(self, a: Tensor, b: Tensor) -> Tensor:
+        """The quotient."""
+        out = self._over(a, b)
+        wants_a, wants_b = a.node is not None, b.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_a = self._over(grad, saved[0]) if wants_a else None
+            if not wants_b:
+                return [of_a, None]
+            negated = self.new(grad.shape, grad.size)
+            once = self._over(saved[1], saved[0])
+            twice = self.new(once.shape, once.size)
+            of_b = self._over(negated, twice)
+            del negated, once, twice
+            return [of_a, of_b]
+
+        self.record([a, b], [b, a if wants_b else None], rule, out)
+        return out
+
     def divided_in_place(self, x: Tensor, other: Tensor) -> None:
         """`x /= other`: a result of x, whose numbers before are kept for the gradient."""
         before = x.node

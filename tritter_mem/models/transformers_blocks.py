@@ -806,62 +806,6 @@ class LightningAttention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba(Module):
-    """The first Mamba's selective state space, with norms of its inputs where it has them."""
-
-    inner: int
-    states: int
-    kernel: int
-    rank: int
-    bias: bool
-    conv_bias: bool
-    normed: bool
-    name: str = "mamba"
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, rank = self.name, self.rank
-        normed = {"dt_layernorm": rank, "b_layernorm": self.states, "c_layernorm": self.states}
-        return (
-            Weight(name=f"{name}.A_log", shape=(self.inner, self.states)),
-            vector(f"{name}.D", self.inner),
-            Weight(name=f"{name}.conv1d", shape=(self.inner, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", self.inner),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", 2 * self.inner, hidden, self.bias),
-            *linear(f"{name}.x_proj", rank + 2 * self.states, self.inner),
-            *linear(f"{name}.dt_proj", self.inner, rank, True),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.bias),
-            *(vector(f"{name}.{n}", width) for n, width in normed.items() if self.normed),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and the state of each channel."""
-        return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvolution(Module):
-    """A gated convolution over the last few tokens."""
-
-    kernel: int
-    width: int
-    bias: bool
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """The convolution between two projections."""
-        return (
-            Weight(name="conv.conv", shape=(self.width, 1, self.kernel)),
-            *((vector("conv.conv.bias", self.width),) if self.bias else ()),
-            *linear("conv.in_proj", 3 * self.width, hidden, self.bias),
-            *linear("conv.out_proj", hidden, self.width, self.bias),
-        )
-
-    def state(self) -> State:
-        """Its last inputs."""
-        return State(compute=self.width * self.kernel)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DepthwiseConvolutions(Module):
     """Short convolutions over single channels, each with a state."""
 
@@ -1334,11 +1278,39 @@ def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
 
+def _plain_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """In the rows' type, with a bias for choosing where there is one: LFM2."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    weights = ops.pointwise(logits, saves="output")
+    if experts.correction:
+        choice = ops.add(weights, run.weights[_correction(experts)])
+        places = ops.topk(choice, experts.chosen)[1]
+        weights = ops.picked(weights, places)
+        del choice
+    else:
+        weights, places = ops.topk(weights, experts.chosen)
+    if experts.normalised:
+        weights = ops.divided(weights, ops.shifted(ops.sum(weights, [-1])))
+    return logits, ops.scaled(weights), places
+
+
+def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of float32 logits, not made to sum to one, in the rows' type: Jamba."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    chances = ops.softmax(logits, FLOAT)
+    values, places = ops.topk(chances, experts.chosen)
+    return logits, ops.to(values, x.size), places
+
+
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "softmax": _softmax,
     "float softmax": _float_softmax,
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
+    "plain sigmoid": _plain_sigmoid,
+    "given softmax": _given_softmax,
     "chosen softmax": _chosen_softmax,
     "chosen float softmax": _chosen_float_softmax,
 }
