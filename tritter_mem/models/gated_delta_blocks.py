@@ -113,7 +113,7 @@ class GatedDelta(Module):
         Raises:
             NotPlannedError: its projections have other names than Qwen's.
         """
-        ops, (batch, tokens, _) = run.ops, x.shape
+        ops = run.ops
         mixed, z, b, a, held, parts = self._inputs(x, run)
         decodes = goes_on(run)
         if not decodes:
@@ -126,12 +126,17 @@ class GatedDelta(Module):
         rule = self._recurrent if decodes else self._chunked
         out, state = rule(run, (q, k, v, beta, decay))
         keep_state(state, run)
-        flat = (out.elements // self.value_dim, self.value_dim)
-        out = self._gated(run, ops.view(out, flat), ops.view(z, flat))
-        out = ops.view(out, (batch, tokens, self.value_heads * self.value_dim))
+        out = self._normed_rows(run, out, z)
         out = run.linear(out, f"linear_attn.{self.out[0]}")
         del mixed, z, b, a, held, q, k, v, beta, decay, state
         return out
+
+    def _normed_rows(self, run: LayerRun, out: Tensor, z: Tensor) -> Tensor:
+        """Normed and gated, [B, T, H * D]."""
+        ops, (batch, tokens, heads, width) = run.ops, out.shape
+        flat = (out.elements // width, width)
+        gated = self._gated(run, ops.view(out, flat), ops.view(z, flat))
+        return ops.view(gated, (batch, tokens, heads * width))
 
     def _inputs(self, x: Tensor, run: LayerRun) -> _Inputs:
         """What the projections make."""
@@ -279,6 +284,41 @@ class GatedDelta(Module):
             compute=self.conv_width * self.kernel,
             float32=self.value_heads * self.key_dim * self.value_dim,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OlmoGatedDelta(GatedDelta):
+    """The same with a projection for each part, of which those of heads follow the convolution.
+
+    Attributes:
+        doubled: whether what says how fast heads learn is doubled.
+    """
+
+    doubled: bool = False
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`OlmoHybridGatedDeltaNet`."""
+        ops, name = run.ops, "linear_attn"
+        parts = [run.linear(x, f"{name}.{part}") for part in ("q_proj", "k_proj", "v_proj")]
+        mixed = ops.transpose(ops.cat(parts, -1), 1, 2)
+        parts.clear()
+        decodes = goes_on(run)
+        if not decodes:
+            mixed = remembered(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, f"{name}.conv1d")
+        q, k, v = self._heads_of(ops, mixed)
+        beta = ops.pointwise(run.linear(x, f"{name}.b_proj"), saves="output")
+        if self.doubled:
+            beta = ops.scaled(beta)
+        decay = self._decay(run.linear(x, f"{name}.a_proj"), run)
+        rule = self._recurrent if decodes else self._chunked
+        out, state = rule(run, (q, k, v, beta, decay))
+        keep_state(state, run)
+        gate = run.linear(x, f"{name}.g_proj")
+        out = self._normed_rows(run, out, gate)
+        out = run.linear(out, f"{name}.{self.out[0]}")
+        del mixed, q, k, v, beta, decay, state, gate
+        return out
 
 
 def _unit(ops: Operations, x: Tensor) -> Tensor:

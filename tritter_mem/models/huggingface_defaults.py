@@ -597,6 +597,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "layer_group_size": 6,
     },
     "hy_v3": {
+        "enable_moe_fp32_combine": True,
         "vocab_size": 120832,
         "hidden_size": 4096,
         "intermediate_size": 13312,
@@ -904,6 +905,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
     },
     "olmo_hybrid": {
+        "linear_allow_neg_eigval": True,
         "vocab_size": 100352,
         "hidden_size": 3840,
         "intermediate_size": 11008,
@@ -921,6 +923,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
     },
     "cohere2_moe": {
+        "shared_expert_combination_strategy": "average",
+        "norm_topk_prob": True,
+        "expert_selection_fn": "softmax",
         "vocab_size": 256000,
         "hidden_size": 8192,
         "intermediate_size": 22528,
@@ -1030,6 +1035,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "n_shared_experts": 2,
     },
     "bitnet": {
+        "hidden_act": "relu2",
         "vocab_size": 128256,
         "hidden_size": 2560,
         "intermediate_size": 6912,

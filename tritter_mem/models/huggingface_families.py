@@ -10,10 +10,12 @@ from dataclasses import replace
 
 from tritter_mem.models.attention_families import (
     GEMMA_NORMS,
+    afmoe_dialect,
     afmoe_layers,
     bitnet_attention,
     bitnet_mlp,
     cohere2_attention,
+    cohere2_moe_dialect,
     cohere2_moe_layers,
     cohere2_types,
     ernie_layers,
@@ -92,6 +94,7 @@ from tritter_mem.models.hybrid_families import (
     minimax_layers,
     nemotron_h_dialect,
     nemotron_h_layers,
+    olmo_hybrid_dialect,
     olmo_hybrid_layers,
     qwen4_layers,
     qwen4_outside,
@@ -215,7 +218,10 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "mistral4": Family(
-        layers=deepseek_layers(experts=lambda keys: routed_experts(keys, correction=None))
+        layers=deepseek_layers(
+            experts=lambda keys: routed_experts(keys, correction=None, routing="grouped softmax")
+        ),
+        dialect=lambda keys: replace(deepseek_dialect(keys), scales_queries=True),
     ),
     "mistral_large4_text": Family(
         layers=mistral_large4_layers,
@@ -262,6 +268,7 @@ FAMILIES: dict[str, Family] = {
             attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
         ),
         float32=_BIAS,
+        dialect=dialect(),
     ),
     "hy_v4": Family(
         layers=hy_v4_layers,
@@ -348,14 +355,16 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
+    "olmo_hybrid": Family(
+        layers=olmo_hybrid_layers, float32=("A_log",), dialect=olmo_hybrid_dialect
+    ),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
         ),
         dialect=dialect(norm="cohere", order="beside", rotary="pairs", logits_steps=1),
     ),
-    "cohere2_moe": Family(layers=cohere2_moe_layers),
+    "cohere2_moe": Family(layers=cohere2_moe_layers, dialect=cohere2_moe_dialect),
     "exaone4": Family(
         layers=plain_layers(types=exaone4_types, attention_of=exaone4_attention, norms=POST_NORMS),
         dialect=dialect(order="behind", names=POST_NORMS.names, heads_first=True),
@@ -364,6 +373,7 @@ FAMILIES: dict[str, Family] = {
         layers=ernie_layers,
         outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
         float32=("mlp.gate.",),
+        dialect=dialect(rotary="wide pairs", wide_angles=True),
     ),
     "mimo_v2_flash": Family(
         layers=mimo_layers,
@@ -382,8 +392,14 @@ FAMILIES: dict[str, Family] = {
         ),
         float32=(*_BIAS, "gate.global_scale", "sconv"),
     ),
-    "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
-    "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
+    "bitnet": Family(
+        layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp), dialect=dialect()
+    ),
+    "afmoe": Family(
+        layers=afmoe_layers,
+        float32_beside_float16=("norm", "expert_bias"),
+        dialect=afmoe_dialect,
+    ),
     "step3p5": Family(layers=step_layers, dialect=step_dialect),
 }
 

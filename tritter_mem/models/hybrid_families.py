@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
-from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
+from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta, OlmoGatedDelta
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.selective_scan_blocks import Mamba
@@ -633,12 +633,13 @@ def olmo_hybrid_layers(keys: Keys) -> list[Modules]:
     key_dim = keys.optional("linear_key_head_dim") or int(0.75 * keys.hidden / key_heads)
     value_dim = keys.optional("linear_value_head_dim") or 2 * key_dim
     queries, values = key_heads * key_dim, value_heads * value_dim
-    delta = GatedDelta(
+    delta = OlmoGatedDelta(
         key_heads=key_heads,
         value_heads=value_heads,
         key_dim=key_dim,
         value_dim=value_dim,
         kernel=keys.number("linear_conv_kernel_dim"),
+        doubled=keys.has("linear_allow_neg_eigval"),
         inputs=(
             ("q_proj", queries),
             ("k_proj", queries),
@@ -654,9 +655,27 @@ def olmo_hybrid_layers(keys: Keys) -> list[Modules]:
         del number
         if kind == LINEAR:
             return delta, dense(keys), LAYER_NORMS
-        return olmo_attention(keys, kind), dense(keys), POST_NORMS
+        own = replace(olmo_attention(keys, kind), rotates=_has_angles(keys))
+        return own, dense(keys), POST_NORMS
 
     return stack(keys.layer_types(derived), layer)
+
+
+def _has_angles(keys: Keys) -> bool:
+    """Whether attention of OLMo Hybrid rotates: `rope_theta` is null where it does not."""
+    section = keys.get("rope_parameters")
+    return not isinstance(section, Mapping) or section.get("rope_theta", 0) is not None
+
+
+def olmo_hybrid_dialect(keys: Keys) -> Dialect:
+    """OLMo's norms, which stand behind attention and before linear attention."""
+    return dialect(
+        norm="wide",
+        order="before or behind",
+        names=POST_NORMS.names,
+        rotary="wide halves" if _has_angles(keys) else "",
+        wide_angles=True,
+    )(keys)
 
 
 def inkling_layers(keys: Keys) -> list[Modules]:

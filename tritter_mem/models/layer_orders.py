@@ -15,6 +15,9 @@ from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 PER_LAYER = "per-layer inputs"
 """What each layer takes a part of, in `Step.shared`: [B, T, layers, width]."""
 
+LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+"""Names of norms before attention and MLP in most families."""
+
 Part = Callable[[Tensor, LayerRun], Tensor]
 
 
@@ -41,9 +44,9 @@ class Parts:
         return self.mixers[0], self.mlps[0]
 
 
-def _before(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+def _before(x: Tensor, run: LayerRun, parts: Parts, names: tuple[str, ...] | None = None) -> Tensor:
     """A norm before each part."""
-    ops, (first, second) = run.ops, run.dialect.names
+    ops, (first, second) = run.ops, names or run.dialect.names
     mixer, mlp = parts.one_each()
     residual = x
     x = run.norm(x, first)
@@ -98,6 +101,13 @@ def _behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     x = mlp(x, run)
     x = run.norm(x, second)
     return ops.add(residual, x)
+
+
+def _before_or_behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Norms before the parts of layers that have them there, else behind: OLMo Hybrid."""
+    if LLAMA_NORMS[0] not in run.weights:
+        return _behind(x, run, parts)
+    return _before(x, run, parts, LLAMA_NORMS)
 
 
 def _around(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
@@ -229,6 +239,7 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "before, kept": _before_kept,
     "before, all kept": _before_all_kept,
     "behind": _behind,
+    "before or behind": _before_or_behind,
     "around": _around,
     "beside": _beside,
     "state space beside": _state_space_beside,

@@ -479,6 +479,24 @@ def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tup
     return ops.to(q_embed, size), ops.to(k_embed, size)
 
 
+def _wide_pairs(
+    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Neighbours rotate by angles in float32: Ernie."""
+    ops, size, half = run.ops, q.size, cos.shape[-1] // 2
+    cos = ops.interleaved(ops.slice(cos, -1, half), -1, 2)
+    sin = ops.interleaved(ops.slice(sin, -1, half), -1, 2)
+
+    def turned(x: Tensor) -> Tensor:
+        return ops.add(
+            ops.mul(ops.to(x, FLOAT), cos), ops.mul(ops.to(_rotate_half(ops, x), FLOAT), sin)
+        )
+
+    q_embed = turned(q)
+    k_embed = turned(k)
+    return ops.to(q_embed, size), ops.to(k_embed, size)
+
+
 def _interleaved(
     run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -524,6 +542,7 @@ ROTATIONS: Mapping[str, Rotation] = {
     "chunked": _chunked,
     "interleaved": _interleaved,
     "pairs": _pairs,
+    "wide pairs": _wide_pairs,
     "partial": _partial,
     "partial later": _partial_later,
 }
