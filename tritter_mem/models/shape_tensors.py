@@ -990,8 +990,9 @@ class Operations:
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
         given = [self._cast(b), self._cast(a)]  # there until the product is
-        b, a = (self._batched(x) for x in given)
-        out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
+        batch = broadcast(a.shape[:-2], b.shape[:-2])
+        b, a = (self._batched(self._spread(x, batch)) for x in given)
+        out = self.new((*batch, a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
 
@@ -1083,6 +1084,10 @@ class Operations:
         shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
         return self.reshape(turned, shape)
 
+    def _spread(self, x: Tensor, batch: Shape) -> Tensor:
+        """Matrices repeated without memory, as many as the batch has."""
+        return x if x.shape[:-2] == batch else self.expand(x, (*batch, *x.shape[-2:]))
+
     def _batched(self, x: Tensor) -> Tensor:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
         return x if _joins(x.shape[:-2], x.strides[:-2]) else self.clone(x)
@@ -1172,6 +1177,29 @@ class Operations:
 
         self.record([x], [index], rule, out)
         return out
+
+    def numbers_of(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x[rows, columns, None]`: a number for each row of an index."""
+        out = self.new((*index.shape, 1), x.size)
+        whole = x.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(whole, _one(grads).size)
+            self.inside(index_put_bytes(saved[0].elements))
+            return [of_x]
+
+        self.record([x], [index], rule, out)
+        return out
+
+    def rows_added(self, x: Tensor, rows: Tensor, index: Tensor) -> None:
+        """`x.index_add_(0, index, rows)`."""
+        shape = rows.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [grad, self.new(shape, grad.size)]
+
+        self.record([x, rows], [index, rows], rule, x)
 
     def divided(self, a: Tensor, b: Tensor) -> Tensor:
         """The quotient."""

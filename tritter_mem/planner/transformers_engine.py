@@ -636,13 +636,13 @@ class _Training:
         ops.inside([len(chunks) * max(chunks) * 4])
         del norms
         if not self.state:
-            self._make_state()
+            self._make_state(trained)
         for weight in trained:
             weight.grad = None
 
-    def _make_state(self) -> None:
-        """As `optimizer.step()` makes it."""
-        for weight in self.parameters:
+    def _make_state(self, trained: list[Parameter]) -> None:
+        """As `optimizer.step()` makes it, of weights with a gradient."""
+        for weight in trained:
             match self.training.optimizer:
                 case "adamw":
                     self._keep((), FLOAT)
