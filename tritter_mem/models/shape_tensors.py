@@ -448,6 +448,8 @@ class Operations:
             frame = self._again
             for x in saved:
                 frame.again[len(frame.again)] = x.detached()
+            # What runs again has a graph too, which lives where a later layer holds its results.
+            node.saved = [x.detached() for x in saved]
             if len(frame.again) >= frame.count:
                 raise _AllSavedError
         elif self._frame is not None:
@@ -835,9 +837,22 @@ class Operations:
         self.record([x], [], lambda saved, grads: [self.expand(_one(grads), whole)], out)
         return out
 
-    def mean(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Over the last dimension, which stays."""
-        out = self._reduced(x, [-1], size)
+    def deviation(self, x: Tensor) -> Tensor:
+        """The standard deviation over the last dimension, which stays."""
+        out = self._reduced(x, [-1], None)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            less = self.new(saved[0].shape, saved[0].size)
+            of_x = self.new(less.shape, less.size)
+            del less
+            return [of_x]
+
+        self.record([x], [x, out], rule, out)
+        return out
+
+    def mean(self, x: Tensor, size: int | None = None, dim: int = -1) -> Tensor:
+        """Over a dimension, which stays."""
+        out = self._reduced(x, [dim], size)
         whole, before = x.shape, x.size
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
         return out
@@ -925,6 +940,16 @@ class Operations:
             return [whole, self.to(of_place, size)]
 
         self.record([out, part], [], rule, out)
+
+    def added_behind(self, x: Tensor, part: Tensor) -> None:
+        """`x[1:] += part`, the same for each place of the first dimension."""
+        shape = (x.shape[0] - 1, *x.shape[1:])
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            whole = self.copy(_one(grads))
+            return [whole, self.new(shape, whole.size)]
+
+        self.record([x, part], [], rule, x)
 
     # Products
 
@@ -1238,6 +1263,15 @@ class Operations:
             return [self.new(grad.shape, grad.size), of_other]
 
         self.record([x, other], [other, kept], rule, x)
+
+    def multiplied_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x *= other`, which is not trained."""
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [self.new(grad.shape, grad.size)]
+
+        self.record([x], [other], rule, x)
 
     def added_in_place(self, x: Tensor, other: Tensor) -> None:
         """`x.add_(other)`, both of one shape."""

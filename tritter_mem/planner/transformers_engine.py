@@ -20,7 +20,7 @@ from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
-from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
@@ -366,9 +366,13 @@ class PlannedModel:
             positions = self._given(batch, tokens)
         for window in (*self.windows(), *self.dialect.more_masks):
             step.masks[window] = make_mask(step, window)
-        x = embeds
+        begun = [embeds]
+        for module in self.model.outside:
+            begun.append(module.begin(begun.pop(), outside))
         self._rotate(step, positions)
-        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        x = self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)
+        for module in self.model.outside:
+            x = module.end(x, outside)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
 
@@ -385,6 +389,7 @@ class PlannedModel:
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
+                part=part_of_layer(step),
             )
             ops.requests.enter(f"layer {number}")
             if checkpoints:
