@@ -67,7 +67,14 @@ class NamedWeights(Section):
 
 
 class NamedCache(Section):
-    """The key-value cache of inference."""
+    """The key-value cache of inference: generate's cache_implementation and its settings."""
+
+    implementation: Literal["dynamic", "static"] = "dynamic"
+    """dynamic: grows with each token; static: has room for all tokens from the first one on, and
+    generate runs with disable_compile=True."""
+    max_cache_len: Tokens | None = None
+    """Tokens that a static cache has room for at least, as generate's max_cache_len; null: those of
+    the context."""
 
     dtype: Annotated[
         str,

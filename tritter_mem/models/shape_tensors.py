@@ -1059,6 +1059,8 @@ class Operations:
     ) -> Tensor:
         """`scaled_dot_product_attention`; grouped heads where no mask is given.
 
+        As `sdpa_attention_forward` calls it: causal attention reads as many keys as queries.
+
         Args:
             query: [B, H, Q, D].
             key: [B, G, K, D].
@@ -1066,6 +1068,8 @@ class Operations:
             mask: of booleans, broadcast to [B, H, Q, K]; None: none.
             causal: whether a token sees only itself and what is before it.
         """
+        if causal and query.shape[2] < key.shape[2]:  # of a static cache, whose rest is masked
+            key, value = (self.slice(x, 2, query.shape[2]) for x in (key, value))
         value, key, query = (self._cast(x) for x in (value, key, query))  # the last one first
         half = query.size < FLOAT
         sizes = _attention_sizes(query, key, value)

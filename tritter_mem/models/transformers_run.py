@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tritter_mem.config.named_profile import QUANTIZATIONS, NamedProfile
+from tritter_mem.config.named_profile import QUANTIZATIONS, NamedCache, NamedProfile
 from tritter_mem.config.profile import Training, Workload
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat, storage_format
@@ -14,6 +14,9 @@ from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
 from tritter_mem.models.quantization import GGUF, read_quantization
+from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
+
+_DYNAMIC = NamedCache()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,9 @@ class TransformersRun:
     """One run, described once for the formulas and for the simulation.
 
     Inference is the loop of greedy `generate()`: the prompt, whole or `prefill_chunk` tokens at a
-    time, then token by token, with logits of the last token alone and a `DynamicCache`. Training is
-    one step of `Trainer`: forward with labels, backward, optimizer, gradients set to None.
+    time, then token by token, with logits of the last token alone and a `DynamicCache` or another
+    cache that `generate()` makes. Training is one step of `Trainer`: forward with labels, backward,
+    optimizer, gradients set to None.
 
     Attributes:
         model: what the configuration describes.
@@ -32,6 +36,7 @@ class TransformersRun:
         prefill_chunk: tokens of the prompt that run at a time; None: all.
         training: the optimizer and the type of trained weights. In float32 the forward pass runs
             under autocast to `dtype`; checkpointing is of every layer or of none.
+        cache: which cache `generate()` makes.
     """
 
     model: HuggingFaceModel
@@ -40,11 +45,19 @@ class TransformersRun:
     work: Workload
     prefill_chunk: int | None
     training: Training
+    cache: NamedCache = _DYNAMIC
 
     @property
     def trains(self) -> bool:
         """Whether the run is a training step."""
         return self.work.mode == "training"
+
+    @property
+    def cache_kind(self) -> CacheKind:
+        """The cache that `generate()` makes."""
+        if self.cache.implementation == "static":
+            return StaticCache(max(self.work.context - 1, self.cache.max_cache_len or 0))
+        return GROWING
 
     @property
     def runtime(self) -> str:
@@ -119,6 +132,7 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
             master_dtype=training.master_dtype,
             checkpointing={"policy": training.checkpointing.policy},  # type: ignore[arg-type]
         ),
+        cache=profile.kv_cache,
     )
 
 

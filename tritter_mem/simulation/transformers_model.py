@@ -320,6 +320,35 @@ def cached_tensors(cache: Any) -> Iterator[Tensor]:
             yield tensor
 
 
+def _cache_settings(run: TransformersRun) -> dict[str, Any]:
+    """Of `generate()`: which cache it makes."""
+    cache = run.cache
+    if cache.implementation == "dynamic":
+        return {}
+    settings = {"cache_implementation": cache.implementation, "disable_compile": True}
+    if cache.max_cache_len is not None:
+        settings["max_cache_len"] = cache.max_cache_len
+    return settings
+
+
+@contextmanager
+def _known_lengths() -> Iterator[None]:
+    """Let static layers say how many tokens they hold, which they count in a tensor."""
+    from transformers.cache_utils import StaticLayer
+
+    update, told = StaticLayer.update, "_tokens_held"
+
+    def counted(layer: Any, keys: Tensor, values: Tensor, *rest: Any, **more: Any) -> Any:
+        setattr(layer, told, getattr(layer, told, 0) + keys.shape[-2])
+        return update(layer, keys, values, *rest, **more)
+
+    with (
+        patch.object(StaticLayer, "update", counted),
+        patch.object(StaticLayer, "get_seq_length", lambda layer: getattr(layer, told, 0)),
+    ):
+        yield
+
+
 def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     """Greedy `generate()` of a prompt without padding."""
     from transformers import GenerationConfig
@@ -328,7 +357,7 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     no_end: Any = GenerationConfig  # no token ends a sequence
     model.generation_config = no_end()
     work = run.work
-    with _Generation(run, watch) as generation, _answering(generation):
+    with _Generation(run, watch) as generation, _answering(generation), _known_lengths():
         handle = model.register_forward_hook(generation.ran)
         ids = torch.ones((work.batch, run.prompt), dtype=torch.long, device=model.device)
         model.generate(
@@ -337,6 +366,7 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
             do_sample=False,
             prefill_chunk_size=run.prefill_chunk,
             logits_processor=[generation],
+            **_cache_settings(run),
         )
         handle.remove()
 
