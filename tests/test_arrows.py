@@ -40,6 +40,7 @@ ORDER = (
     "models.shape_tensors",
     "models.quantised_products",
     "models.transformers_caches",
+    "models.quantised_caches",
     "models.layer_run",
     "models.layer_repeats",
     "models.layer_orders",

@@ -753,12 +753,18 @@ class Operations:
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
         return out
 
-    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+    def extreme(self, x: Tensor, dims: Sequence[int]) -> Tensor:
+        """The largest, or the smallest, over dimensions, which stay with size 1; no gradient."""
+        return self._reduced(x, dims, None, x.size)
+
+    def _reduced(
+        self, x: Tensor, dims: Sequence[int], size: int | None, partial: int = 0
+    ) -> Tensor:
         reduced = [dim % len(x.shape) for dim in dims]
         shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
         out = self.new(shape, size or x.size)
         summed = Summed(x.shape, x.strides, reduced, x.size)
-        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        shared = shared_bytes(self.card, summed, partial or max(FLOAT, x.size))
         self.inside(filter(None, shared))
         return out
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from tritter_mem.models.shape_tensors import LONG, Operations, Tensor
 
+KEYS, VALUES, INDEX_KEYS = "keys", "values", "index keys"
+"""What is cached of each token, by name."""
 LayerCache = dict[str, Tensor]
-"""What a layer caches, by name."""
+"""What a layer caches, by name: what it has of each token, and what it has beside that."""
 
 
 class CacheKind(ABC):
@@ -45,6 +47,27 @@ class CacheKind(ABC):
     @abstractmethod
     def keys(self, at: Span) -> int:
         """Keys that attention reads of a layer: `get_mask_sizes`."""
+
+    @abstractmethod
+    def skip(self, ops: Operations, cache: LayerCache, tokens: int, window: int | None) -> None:
+        """Hold what is there behind so many more tokens, each of which is a call.
+
+        Args:
+            ops: makes tensors.
+            cache: of the layer; it is changed.
+            tokens: how many.
+            window: tokens that the layer reaches; None: all.
+        """
+
+    def high_steps(self, cache: LayerCache, steps: int) -> list[int]:
+        """Which of so many calls with one token each takes more than the last one.
+
+        Args:
+            cache: of a layer, before the first of them.
+            steps: calls.
+        """
+        del cache, steps
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +108,7 @@ class DynamicCache(CacheKind):
         return list(joined.values())
 
     @staticmethod
-    def _joined(
-        ops: Operations, cache: LayerCache, name: str, x: Tensor, *, keeps: bool
-    ) -> Tensor:
+    def _joined(ops: Operations, cache: LayerCache, name: str, x: Tensor, *, keeps: bool) -> Tensor:
         before = cache.get(name)
         joined = ops.cat([x] if before is None else [before, x], 2)
         ops.account(joined, "kv_cache")
@@ -100,6 +121,23 @@ class DynamicCache(CacheKind):
         if at.window and at.past >= at.window:
             return at.window - 1 + at.tokens
         return at.past + at.tokens
+
+    def skip(self, ops: Operations, cache: LayerCache, tokens: int, window: int | None) -> None:
+        """Longer keys and values; those of a window as far as it reaches."""
+        for name in (KEYS, VALUES, INDEX_KEYS):
+            if name in cache:
+                cache[name] = self._longer(ops, cache[name], tokens, window)
+
+    @staticmethod
+    def _longer(ops: Operations, x: Tensor, tokens: int, window: int | None) -> Tensor:
+        batch, heads, length, width = x.shape
+        if window is None:
+            return ops.new((batch, heads, length + tokens, width), x.size, component="kv_cache")
+        if length >= window - 1:
+            return x
+        joined = min(length + tokens, window)
+        made = ops.new((batch, heads, joined, width), x.size, component="kv_cache")
+        return ops.slice(made, 2, window - 1) if joined == window else made
 
 
 GROWING = DynamicCache()
@@ -168,3 +206,7 @@ class StaticCache(CacheKind):
         if at.window is None or at.past + at.tokens <= room:
             return room
         return (room - 1 if at.past >= room else at.past) + at.tokens
+
+    def skip(self, ops: Operations, cache: LayerCache, tokens: int, window: int | None) -> None:
+        """Nothing changes."""
+        del ops, cache, tokens, window

@@ -13,7 +13,9 @@ from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
+from tritter_mem.models.quantised_caches import CodedCache, Float8Cache, QuantoCache
 from tritter_mem.models.quantization import GGUF, read_quantization
+from tritter_mem.models.transformers_blocks import NO_STATE
 from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
 
 _DYNAMIC = NamedCache()
@@ -55,9 +57,53 @@ class TransformersRun:
     @property
     def cache_kind(self) -> CacheKind:
         """The cache that `generate()` makes."""
-        if self.cache.implementation == "static":
-            return StaticCache(max(self.work.context - 1, self.cache.max_cache_len or 0))
+        match self.cache.implementation:
+            case "static":
+                return StaticCache(max(self.work.context - 1, self.cache.max_cache_len or 0))
+            case "quantized":
+                return self._quantised_cache()
         return GROWING
+
+    @property
+    def cache_name(self) -> str:
+        """How keys and values are stored, in words."""
+        if self.cache.implementation != "quantized":
+            return self.dtype.name
+        bits = "" if self.cache.backend == "fp8" else f" int{self.cache.nbits}"
+        return f"{self.cache.backend}{bits}"
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What a token behind the context adds to the cache of one sequence."""
+        kind = self.cache_kind
+        if not isinstance(kind, CodedCache):
+            return self.model.kv_bytes_per_token(self.dtype, self.work.context)
+        return sum(
+            kind.row_bytes(width, self.dtype.element_bytes)
+            for layer in self.model.layers
+            for module in layer
+            for width in module.rows()
+        )
+
+    @property
+    def least_cache_bytes(self) -> int:
+        """What the whole cache takes at least."""
+        kind, work = self.cache_kind, self.work
+        if isinstance(kind, CodedCache):
+            return work.batch * (work.context - 1) * self.kv_bytes_per_token
+        tokens = kind.length if isinstance(kind, StaticCache) else work.context
+        return self.model.cache_bytes(tokens, work.batch, self.dtype.name)
+
+    def _quantised_cache(self) -> CacheKind:
+        cache = self.cache
+        if cache.backend == "fp8":
+            return Float8Cache()
+        return QuantoCache(
+            bits=cache.nbits,
+            axes=(cache.axis_key, cache.axis_value),
+            group=cache.q_group_size,
+            residual=cache.residual_length,
+        )
 
     @property
     def runtime(self) -> str:
@@ -119,6 +165,8 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     name = profile.weights.dtype
     dtype = named.model.dtype if name == "auto" else storage_format(name)
     model, config = _stored_as(profile.weights.quantization, named, dtype)
+    if profile.kv_cache.implementation == "quantized" and work.mode == "inference":
+        _refuse_all_but_full_attention(model)
     return TransformersRun(
         model=model,
         config=config,
@@ -134,6 +182,23 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
         ),
         cache=profile.kv_cache,
     )
+
+
+def _refuse_all_but_full_attention(model: HuggingFaceModel) -> None:
+    """`QuantizedCache` takes models with keys and values of all tokens in each layer alone.
+
+    Raises:
+        ConfigError: this is none.
+    """
+    for layer in set(model.layers):
+        kept = [module for module in layer if module.rows() or module.state() != NO_STATE]
+        plain = [module for module in kept if module.reach() is None and len(module.rows()) == 2]
+        if len(kept) != 1 or plain != kept or kept[0].state() != NO_STATE:
+            raise ConfigError(
+                "kv_cache.implementation: got quantized; transformers takes it for models whose "
+                f"layers all have full attention, and {model.model_type} has others; try dynamic "
+                "or static"
+            )
 
 
 def _stored_as(

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -412,6 +413,13 @@ class PlannedModel:
                     shape = (batch, module.kv_heads, kind.room(module.window), module.head_dim)
                     kind.make(self.ops, cache, {"keys": shape, "values": shape}, self.size)
 
+    def skip(self, caches: list[LayerCache], tokens: int) -> None:
+        """Make caches those behind so many more calls of one token each, which are not run."""
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            reached = [module.reach() for module in layer if module.rows()]
+            if reached and tokens:
+                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
+
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
     ) -> Tensor:
@@ -533,12 +541,17 @@ class _Generation:
         del ids, positions, of_prompt, scores, token, open_ends
 
     def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last."""
+        """Tokens that are cached at each step that is run: the first ones, and the last.
+
+        What is cached then is what is there behind all steps before it.
+        """
         first, steps = self.model.run.prompt, self.work.new_tokens - 1
-        numbers = range(steps)
+        numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token:
-            numbers = [*range(SHORTENED - 1), steps - 1]  # type: ignore[assignment]
-        for number in numbers:
+            high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+        for before, number in pairwise([-1, *numbers]):
+            self.model.skip(self.caches, number - before - 1)
             yield first + number
 
     def _positions(self, mask: Tensor) -> Tensor:
