@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 FEW = 16_384
@@ -719,7 +720,8 @@ class Values:
             for at, value in [*enumerate(args), *kwargs.items()]:
                 if at in places[at.__class__ is str]:
                     for tensor in values._tensors_of(value):
-                        values._mark_written(tensor, UNKNOWN)
+                        with suppress(RuntimeError):  # a compiler's fake tensor has no memory
+                            values._mark_written(tensor, UNKNOWN)
 
         def watched(kind: Any, named: str, overloads: Callable[[Any], Iterable[Any]]) -> None:
             plain = kind.__call__
