@@ -261,3 +261,11 @@ def test_an_interrupt_ends_it(environment: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tritter-mem")]
+
+
+def test_what_other_kernels_write_is_not_known_any_more(rehearse: Any) -> None:
+    found = rehearse("other_kernels.py")
+    assert found.record["command"]["exit_code"] == 0, found.printed
+    assert "read fine" in found.printed
+    decided = lines_of(found.trust["values_decided_shapes"], "other_kernels.py")
+    assert decided == lines_with("other_kernels.py", "DECIDES")

@@ -168,6 +168,15 @@ class Values:
             at = max(at, end)
         return max(part[2] for part in within) if at >= last else UNKNOWN
 
+    def is_known(self, tensor: Any) -> bool:
+        """Whether a tensor's values are known, or follow a rule."""
+        return self.state_of_any(tensor) != UNKNOWN
+
+    def forget(self, tensor: Any) -> None:
+        """Something wrote into a tensor, and computed nothing."""
+        with suppress(RuntimeError):  # a compiler's fake tensor has no memory
+            self._mark_written(tensor, UNKNOWN)
+
     def _mark(self, tensor: Any, state: int) -> None:
         if tensor.device.type == "cuda":
             key = self._key(tensor)
@@ -720,8 +729,7 @@ class Values:
             for at, value in [*enumerate(args), *kwargs.items()]:
                 if at in places[at.__class__ is str]:
                     for tensor in values._tensors_of(value):
-                        with suppress(RuntimeError):  # a compiler's fake tensor has no memory
-                            values._mark_written(tensor, UNKNOWN)
+                        values.forget(tensor)
 
         def watched(kind: Any, named: str, overloads: Callable[[Any], Iterable[Any]]) -> None:
             plain = kind.__call__
