@@ -21,7 +21,7 @@ from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
-from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
@@ -371,9 +371,13 @@ class PlannedModel:
                 step.masks[window] = make_mask(step, window)
         else:
             step.masks.update(masks)
-        x = embeds
+        begun = [embeds]
+        for module in self.model.outside:
+            begun.append(module.begin(begun.pop(), outside))
         self._rotate(step, positions)
-        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        x = self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)
+        for module in self.model.outside:
+            x = module.end(x, outside)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
 
@@ -433,6 +437,7 @@ class PlannedModel:
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
+                part=part_of_layer(step),
             )
             ops.requests.enter(f"layer {number}")
             if checkpoints:
@@ -694,13 +699,13 @@ class _Training:
         ops.inside([len(chunks) * max(chunks) * 4])
         del norms
         if not self.state:
-            self._make_state()
+            self._make_state(trained)
         for weight in trained:
             weight.grad = None
 
-    def _make_state(self) -> None:
-        """As `optimizer.step()` makes it."""
-        for weight in self.parameters:
+    def _make_state(self, trained: list[Parameter]) -> None:
+        """As `optimizer.step()` makes it, of weights with a gradient."""
+        for weight in trained:
             match self.training.optimizer:
                 case "adamw":
                     self._keep((), FLOAT)
