@@ -4,6 +4,7 @@
 |---|---|
 | float8 in blocks of 128 | kernels-community/finegrained-fp8: quantises as it goes |
 | compressed-tensors int4 | compressed-tensors 0.20: `compressors/pack_quantized` |
+| compressed-tensors fp8, int8 | `compressors/naive_quantized`, `quantization/lifecycle/forward` |
 | bitsandbytes 4-bit, int8 | bitsandbytes 0.50: `backends/cuda/ops.py`, `autograd/_functions.py` |
 
 The simulation's layers (`simulation/quantised_layers.py`) run the same of PyTorch's operators.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tritter_mem.models.formats import StorageFormat, ceil_div, storage_format
-from tritter_mem.models.quantization import NF4_BLOCK, Scheme
+from tritter_mem.models.quantization import NF4_BLOCK, UNPACKED, Rounding, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -35,32 +36,104 @@ the input. One column in so many is counted."""
 
 
 def product_of(scheme: Scheme, dtype: StorageFormat) -> Product | None:
-    """How transformers multiplies with weights of a scheme; None: that is not planned.
+    """How transformers multiplies with weights of a scheme; None: as with numbers, or not planned.
 
     Args:
         scheme: of the weights.
         dtype: of activations.
     """
+    if scheme.product == UNPACKED:
+        return None if scheme.rounding is None else _with_rounded(scheme.rounding)
     make = PRODUCTS.get(scheme.product)
     return None if make is None else make(scheme, dtype)
 
 
-def unpack(ops: Operations, weight: Parameter, size: int) -> None:
-    """Make a weight of packed 4-bit integers one of numbers of so many bytes, in its place.
+def unpack(ops: Operations, weight: Parameter, size: int, scheme: Scheme) -> None:
+    """Make a weight of codes one of numbers of so many bytes, in its place.
 
     `PackedQuantizationCompressor.decompress`: bytes are split in two, moved to int8, and scaled.
+    `NaiveQuantizationCompressor.decompress`: codes are scaled.
     """
     outputs, inputs = weight.shape
-    words = 8 * ceil_div(inputs, 8)
-    halves = [ops.new((outputs, words // 2), 1) for _ in range(2)]
-    stacked = ops.new((outputs, words), 1)
-    del halves
-    codes = ops.new((outputs, inputs), 1)
-    del stacked
+    codes = None
+    if scheme.packs:
+        words = 8 * ceil_div(inputs, 8)
+        halves = [ops.new((outputs, words // 2), 1) for _ in range(2)]
+        stacked = ops.new((outputs, words), 1)
+        del halves
+        codes = ops.new((outputs, inputs), 1)
+        del stacked
     wide = ops.new((outputs, inputs), size)
     dense = ops.new((outputs, inputs), size, component="weights")
     del wide, codes
     weight.storage, weight.size = dense.storage, size
+
+
+def _with_rounded(rounding: Rounding) -> Product:
+    """`quantized_forward` of compressed-tensors."""
+
+    def product(ops: Operations, x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+        numbers = Tensor(weight.shape, weight.strides, weight.size, weight.storage)
+        rounded = _rounded(ops, x, rounding)
+        return ops.linear(rounded, numbers, bias)
+
+    return product
+
+
+def _rounded(ops: Operations, x: Tensor, rounding: Rounding) -> Tensor:
+    """`fake_quantize`: to codes and back, in the type of x [..., K]."""
+    found = _found_scales(ops, x, rounding) if rounding.dynamic else []
+    small = found[0].elements * x.size if found else 0
+    scaled = ops.scaled(x)
+    ops.inside([small])
+    limited = ops.scaled(scaled)
+    codes = ops.new(x.shape, 1) if rounding.floats else None
+    whole = ops.scaled(limited)
+    del limited, codes
+    moved = whole
+    if found:
+        shift = ops.new(found[0].shape, x.size)
+        moved = ops.scaled(whole)
+        del shift
+    out = ops.scaled(moved)
+    del scaled, whole, moved
+    return out
+
+
+def _found_scales(ops: Operations, x: Tensor, rounding: Rounding) -> list[Tensor]:
+    """`compute_dynamic_scales_and_zp`: scales in the type of x, and zero points of a byte."""
+    dims = [-1]
+    if rounding.group:
+        x = ops.view(x, (*x.shape[:-1], x.shape[-1] // rounding.group, rounding.group))
+    elif (
+        len(x.shape) == 2
+    ):  # the dimensions of sequences and tokens are not reduced; it has no other
+        dims = [0, 1]
+    extremes = [ops.extreme(x, dims) for _ in range(2)]
+    shape, size = extremes[0].shape, x.size
+    with_zero = []
+    for _ in extremes:
+        zeros = ops.new(shape, size)
+        with_zero.append(ops.new(shape, size))
+        del zeros
+    span = ops.new((), FLOAT)
+    sizes = [ops.new(shape, size) for _ in range(2)]
+    most = ops.new(shape, size)
+    del sizes
+    numbers = [ops.new((), size) for _ in range(2)]
+    numbers.pop(0)
+    scales = ops.new(shape, size)
+    del numbers
+    zeros = ops.new(shape, size)
+    empty, least = ops.new(shape, BOOL), ops.new((), size)
+    chosen = ops.new(shape, size)
+    del empty, least, scales
+    limited = ops.new(shape, size)
+    if not rounding.floats:
+        limited = ops.new(shape, size)
+    points = ops.new(shape, 1)
+    del limited, zeros, with_zero, span, most, extremes
+    return [chosen, points]
 
 
 def outlier_columns(inputs: int) -> int:

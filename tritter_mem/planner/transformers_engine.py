@@ -201,7 +201,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
-        self._packed: list[Parameter] = []
+        self._packed: list[tuple[Parameter, Scheme]] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -277,13 +277,12 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
-        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
-            width = f"{inputs} inputs in groups of {scheme.group}"
-            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
+        if found := scheme.refusal(outputs, inputs):
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
         weight = self.ops.quantised_weight(shape, codes, product, component)
         if scheme.product == UNPACKED:
-            self._packed.append(weight)
+            self._packed.append((weight, scheme))
         self._beside += [self.ops.new((size,), 1, component=component) for size in others]
         return weight
 
@@ -293,8 +292,8 @@ class PlannedModel:
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
-        for weight in self._packed:
-            unpack(self.ops, weight, self.size)
+        for weight, scheme in self._packed:
+            unpack(self.ops, weight, self.size, scheme)
         self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
