@@ -187,6 +187,7 @@ QUANTISED: dict[str, dict[str, Any]] = {
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": W4}},
         "ignore": ["lm_head"],
     },
+    "packed int4 with zeros": coded(W4 | {"symmetric": False}, None),
     "fp8, tokens rounded": coded(FP8, rounded("float", "token")),
     "fp8, a scale for all": coded(FP8 | {"strategy": "tensor"}, rounded("float", "tensor")),
     "fp8, blocks": coded(
@@ -203,7 +204,9 @@ QUANTISED: dict[str, dict[str, Any]] = {
 def test_quantised_weights_are_planned_as_they_are_simulated(name: str, stored: str) -> None:
     """qwen2 has biases, whose type changes; experts stay as they are."""
     values = tiny_config(name, 0) | {"quantization_config": QUANTISED[stored]}
-    if (name, stored) == ("deepseek_v3", "packed int4"):  # whose latent is no whole groups
+    if name == "deepseek_v3" and stored.startswith(
+        "packed int4"
+    ):  # whose latent is no whole groups
         with pytest.raises(NotPlannedError, match="found 10 inputs in groups of 4"):
             plan_transformers(a_run(values), CARD)
         return

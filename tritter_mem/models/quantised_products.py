@@ -48,25 +48,56 @@ def product_of(scheme: Scheme, dtype: StorageFormat) -> Product | None:
     return None if make is None else make(scheme, dtype)
 
 
-def unpack(ops: Operations, weight: Parameter, size: int, scheme: Scheme) -> None:
+def unpack(
+    ops: Operations, weight: Parameter, size: int, scheme: Scheme, zeros: list[Tensor]
+) -> None:
     """Make a weight of codes one of numbers of so many bytes, in its place.
 
     `PackedQuantizationCompressor.decompress`: bytes are split in two, moved to int8, and scaled.
     `NaiveQuantizationCompressor.decompress`: codes are scaled.
+
+    Args:
+        ops: makes tensors.
+        weight: it is changed.
+        size: bytes of an element.
+        scheme: of the weight.
+        zeros: packed zeros of groups, which are unpacked too; empty: there are none.
     """
     outputs, inputs = weight.shape
-    codes = None
-    if scheme.packs:
-        words = 8 * ceil_div(inputs, 8)
-        halves = [ops.new((outputs, words // 2), 1) for _ in range(2)]
-        stacked = ops.new((outputs, words), 1)
-        del halves
-        codes = ops.new((outputs, inputs), 1)
-        del stacked
+    groups = inputs // scheme.group if scheme.group else 1
+    points = [_split(ops, groups, outputs, moves=groups > 1) for _ in zeros]
+    codes = _split(ops, outputs, inputs) if scheme.packs else None
     wide = ops.new((outputs, inputs), size)
+    for point in points:
+        near = ops.new(point.shape, size)
+        moved = ops.new((outputs, inputs), size)
+        wide = moved
+        del near, moved
     dense = ops.new((outputs, inputs), size, component="weights")
     del wide, codes
     weight.storage, weight.size = dense.storage, size
+    for point in points:
+        ops.account(point, "weights")
+    zeros[:] = points
+
+
+def _split(ops: Operations, rows: int, columns: int, *, moves: bool = False) -> Tensor:
+    """4-bit codes [rows, columns] of words, as int8: `unpack_from_int32`.
+
+    Args:
+        ops: makes tensors.
+        rows: of words.
+        columns: codes of a row.
+        moves: whether words of a row lie apart, so that they are brought together first.
+    """
+    words = 8 * ceil_div(columns, 8)
+    together = ops.new((rows, words // 2), 1) if moves else None
+    halves = [ops.new((rows, words // 2), 1) for _ in range(2)]
+    stacked = ops.new((rows, words), 1)
+    del halves
+    codes = ops.new((rows, columns), 1)
+    del stacked, together
+    return codes
 
 
 def _with_rounded(rounding: Rounding) -> Product:

@@ -60,7 +60,7 @@ class Scheme:
         group: inputs that share a scale, of which a row has a whole number where it is unpacked;
             0: all, or any number.
         rows: outputs that share a scale, of which there is a whole number where it is unpacked.
-        packs: whether a word has several codes.
+        packs: whether a word has several codes. `zeros`: whether a group has a packed zero too.
         rounding: of the input of a product, once the weight is unpacked; None: there is none.
     """
 
@@ -71,6 +71,7 @@ class Scheme:
     group: int = 0
     rows: int = 1
     packs: bool = False
+    zeros: bool = False
     rounding: Rounding | None = None
 
     def refusal(self, outputs: int, inputs: int) -> str:
@@ -188,7 +189,7 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
             found.append(4 * inputs)
         return *found, 16
 
-    return Scheme(f"int{bits} packed", stored, group=max(group, 0), packs=True)
+    return Scheme(f"int{bits} packed", stored, group=max(group, 0), packs=True, zeros=zeros)
 
 
 def int8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
@@ -547,7 +548,7 @@ def _compressed_scheme(weights: Keys, group: Keys) -> Scheme | None:
         zeros, order = weights.get("symmetric") is False, weights.get("actorder") == "group"
         scheme = packed_integers(bits, size, SCALE_BYTES, zeros=zeros, order=order)
         alone = not (activations.values or group.section("output_activations").values)
-        plain = bits == UNPACKED_BITS and not zeros and not order
+        plain = bits == UNPACKED_BITS and not order
         return replace(scheme, product=UNPACKED) if plain and alone else scheme
     return None
 
@@ -629,8 +630,10 @@ UNPLANNED: Mapping[str, str] = {
     "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
     "TensorRT-LLM; activations are not planned",
-    "awq": "what the kernels of gptqmodel for AWQ take is not planned",
-    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+    "awq": "what the kernels of gptqmodel for AWQ take is not planned: which of them runs depends "
+    "on what can be compiled on the machine, and some expand a whole weight",
+    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned: which of them runs "
+    "depends on what can be compiled on the machine, and some expand a whole weight",
     GGUF: "a GGUF file is for llama.cpp: its weights and a float16 cache are counted, compute "
     "buffers are not planned; weights.quantization=none plans transformers, which dequantises it",
 }

@@ -141,6 +141,7 @@ class _QuantisedLinear(nn.Module):
 
     bias: nn.Parameter | None
     scales_1: Tensor
+    scales_2: Tensor
     scales_3: Tensor
 
     def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
@@ -336,32 +337,46 @@ def _whole(x: Tensor, rounding: Rounding) -> Tensor:
 
 
 class PackedLinear(UnpackedLinear):
-    """Eight codes a word."""
+    """Eight codes a word: `PackedQuantizationCompressor`."""
 
     def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Eight codes a word, scales of groups, and the shape."""
-        _, scales, shape = scheme.tensors(self.out_features, self.in_features)
+        """Eight codes a word, scales of groups, packed zeros where there are any, and the shape."""
+        _, scales, *_, shape = scheme.tensors(self.out_features, self.in_features)
         groups = scales // self._dtype.itemsize // self.out_features
+        self._has_zeros = scheme.zeros
+        zeros = ((ceil_div(self.out_features, 8), groups), torch.int32)
         return [
             ((self.out_features, ceil_div(self.in_features, 8)), torch.int32),
             ((self.out_features, groups), self._dtype),
+            *([zeros] if scheme.zeros else []),
             ((shape // 8,), torch.int64),
         ]
 
     def unpack(self) -> None:
-        """`PackedQuantizationCompressor.decompress`, and the result in place of the codes."""
-        codes = self._codes()
+        """`decompress`, and the result in place of the codes."""
+        zeros = self._zeros() if self._has_zeros else None
+        codes = _split(self.weight.data, self.in_features)
         groups = self.scales_1.shape[1]
         wide = codes.unflatten(-1, (groups, -1)).to(self._dtype)
+        if zeros is not None:
+            wide = wide - zeros.unsqueeze(-1).to(self._dtype)
         with labels.label(labels.WEIGHTS):
             wide = wide * self.scales_1.unsqueeze(-1)
         del codes
         self.weight = nn.Parameter(wide.flatten(start_dim=-2), requires_grad=False)
+        if zeros is not None:
+            self.scales_2 = zeros
 
-    def _codes(self) -> Tensor:
-        nibbles = self.weight.view(torch.uint8)
-        stacked = torch.stack((nibbles & 0xF, nibbles >> 4), dim=-1)
-        return stacked.view(torch.int8).view(self.out_features, -1)[:, : self.in_features] - 8
+    def _zeros(self) -> Tensor:
+        with labels.label(labels.WEIGHTS):
+            return _split(self.scales_2.transpose(0, 1), self.out_features).transpose(0, 1)
+
+
+def _split(words: Tensor, columns: int) -> Tensor:
+    """`unpack_from_int32` of 4-bit codes: a row of words has so many."""
+    nibbles = words.contiguous().view(torch.uint8)
+    output = torch.stack((nibbles & 0xF, nibbles >> 4), dim=-1)
+    return output.view(torch.int8).view(words.shape[0], -1)[:, :columns] - 8
 
 
 class EightBitLinear(_QuantisedLinear):
