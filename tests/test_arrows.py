@@ -51,6 +51,8 @@ ORDER = (
     "models.recurrent_parts",
     "models.gated_delta_blocks",
     "models.state_space_blocks",
+    "models.selective_scan_blocks",
+    "models.convolution_blocks",
     "models.huggingface_towers",
     "models.family_parts",
     "models.attention_families",

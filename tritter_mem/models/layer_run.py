@@ -43,6 +43,7 @@ class Dialect:
         activation: of the MLP, of `ACTIVATIONS`.
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
+        float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
         logits_steps: results that are made of the logits, one after another.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
@@ -55,6 +56,7 @@ class Dialect:
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
         chunked: whether windows are chunks, whose masks are made for each sequence.
+        cuts_prompts: whether `generate()` can run a prompt in chunks.
         always_masks: whether masks are made even where `is_causal` says the same.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
@@ -74,6 +76,8 @@ class Dialect:
     activation: str = "silu"
     scales_residual: bool = False
     scales_embedding: bool = False
+    float_residual: bool = False
+    float_logits: bool = False
     logits_steps: int = 0
     half_angles: bool = False
     scales_keys: bool = False
@@ -84,6 +88,7 @@ class Dialect:
     more_masks: tuple[int, ...] = ()
     scalars: int = 0
     chunked: bool = False
+    cuts_prompts: bool = True
     always_masks: bool = False
     last_token_from: int | None = None
 
@@ -283,7 +288,7 @@ def _silu(ops: Operations, x: Tensor) -> Tensor:
 
 
 def _squared_relu(ops: Operations, x: Tensor) -> Tensor:
-    return ops.square(ops.pointwise(x, saves="output"))
+    return ops.square(ops.widened(ops.pointwise(x, saves="output")))
 
 
 ACTIVATIONS: Mapping[str, Callable[[Operations, Tensor], Tensor]] = {
@@ -454,6 +459,24 @@ def _pairs(run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tup
     return ops.to(q_embed, size), ops.to(k_embed, size)
 
 
+def _wide_pairs(
+    run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Neighbours rotate by angles in float32: Ernie."""
+    ops, size, half = run.ops, q.size, cos.shape[-1] // 2
+    cos = ops.interleaved(ops.slice(cos, -1, half), -1, 2)
+    sin = ops.interleaved(ops.slice(sin, -1, half), -1, 2)
+
+    def turned(x: Tensor) -> Tensor:
+        return ops.add(
+            ops.mul(ops.to(x, FLOAT), cos), ops.mul(ops.to(_rotate_half(ops, x), FLOAT), sin)
+        )
+
+    q_embed = turned(q)
+    k_embed = turned(k)
+    return ops.to(q_embed, size), ops.to(k_embed, size)
+
+
 def _interleaved(
     run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -499,6 +522,7 @@ ROTATIONS: Mapping[str, Rotation] = {
     "chunked": _chunked,
     "interleaved": _interleaved,
     "pairs": _pairs,
+    "wide pairs": _wide_pairs,
     "partial": _partial,
     "partial later": _partial_later,
 }

@@ -477,7 +477,12 @@ class PlannedModel:
         ops = self.ops
         ops.requests.enter("logits")
         name = self.tables.head or self.tables.embedding
-        logits = ops.linear(x, self.outside[name], self.outside.get("lm_head.bias"))
+        weight = self.outside[name]
+        if self.dialect.float_logits:
+            x = ops.to(x, weight.size)
+        logits = ops.linear(x, weight, self.outside.get("lm_head.bias"))
+        if self.dialect.float_logits:
+            logits = ops.to(logits, FLOAT)
         for _ in range(self.dialect.logits_steps):
             logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
         return logits
@@ -572,6 +577,9 @@ class _Generation:
         """The prompt, whole or in chunks: the logits of its last token."""
         ops, batch, prompt = self.ops, self.work.batch, self.model.run.prompt
         size = self.model.run.prefill_chunk or prompt
+        if size < prompt and not self.model.dialect.cuts_prompts:
+            kind = self.model.model.language_type
+            raise NotPlannedError(f"transformers runs prompts of {kind} models whole alone")
         starts = range(0, prompt, size)
         logits = ops.new((0,), LONG)
         for start in starts:
