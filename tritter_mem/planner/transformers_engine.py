@@ -201,7 +201,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
-        self._packed: list[Parameter] = []
+        self._packed: list[tuple[Parameter, Scheme, list[Tensor]]] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -277,14 +277,15 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
-        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
-            width = f"{inputs} inputs in groups of {scheme.group}"
-            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
+        if found := scheme.refusal(outputs, inputs):
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
         weight = self.ops.quantised_weight(shape, codes, product, component)
+        beside = [self.ops.new((size,), 1, component=component) for size in others]
         if scheme.product == UNPACKED:
-            self._packed.append(weight)
-        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
+            zeros = [beside.pop(1)] if scheme.zeros else []
+            self._packed.append((weight, scheme, zeros))
+        self._beside += beside
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
@@ -293,8 +294,9 @@ class PlannedModel:
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
-        for weight in self._packed:
-            unpack(self.ops, weight, self.size)
+        for weight, scheme, zeros in self._packed:
+            unpack(self.ops, weight, self.size, scheme, zeros)
+            self._beside += zeros
         self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
