@@ -35,6 +35,7 @@ def on_gpu(one: torch.Tensor) -> torch.Tensor:
 
 model._apply(on_gpu)
 there.clear()
+model.tie_weights()
 if method == "lora":
     from peft import LoraConfig, get_peft_model
 
