@@ -55,11 +55,12 @@ _PEFT = ("transformers==5.24.0", "peft")
 _2_RANKS = "torchrun --nproc-per-node 2"
 
 
-def _fine_tuned(words: str, allocated_gib: float) -> Row:
+def _fine_tuned(words: str, allocated_gib: float, ranks: int = 1) -> Row:
+    launcher = f"torchrun --nproc-per-node {ranks}" if ranks > 1 else "python"
     return Row(
-        name=f"Qwen3.5, {words}",
-        command=f"python fine_tuning.py {words}",
-        options="--gpu rtx-3090-ti",
+        name=f"Qwen3.5, {words}" + (f", {ranks} ranks" if ranks > 1 else ""),
+        command=f"{launcher} fine_tuning.py {words}",
+        options=f"--gpu rtx-3090-ti --gpus {ranks}",
         torch="2.12.1",
         needs=("transformers==5.12.1", "peft==0.21.2"),
         allocated_gib=allocated_gib,
@@ -141,6 +142,13 @@ ROWS = (
     _fine_tuned("2b lora 16", 3.868),
     _fine_tuned("2b lora 128", 4.959),
     _fine_tuned("2b lora 128 checkpointed", 3.974),
+    _fine_tuned("0.8b sharded 16", 3.308, 2),
+    _fine_tuned("0.8b sharded 128", 3.357, 2),
+    _fine_tuned("0.8b sharded-lora 16", 1.961, 2),
+    _fine_tuned("0.8b sharded-lora 128", 2.687, 2),
+    _fine_tuned("0.8b sharded-lora 16", 1.594, 4),
+    _fine_tuned("0.8b sharded-lora 64", 1.803, 4),
+    _fine_tuned("0.8b sharded-lora 128", 2.322, 4),
     *(
         Row(name=f"8B, AdamW, checkpointed, torch {release}", command="python llama.py 8b train",
             torch=release, cause=_NO_WORKSPACE if release == RELEASES[-1] else "")
