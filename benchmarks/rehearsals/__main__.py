@@ -38,7 +38,8 @@ NOTE = """\
 The published fine-tuning runs are rehearsed with the versions of PyTorch and transformers that the
 authors name. The script is written anew, after what the authors' worker does. What matters beside
 the shapes: what the model returned stays until the end of the step, half of the labels are masked,
-adapters are float32, and embeddings that are tied stay so on the GPU.
+adapters are float32, embeddings that are tied stay so on the GPU, and FSDP2 shards all again after
+the forward pass, the root too.
 """
 
 

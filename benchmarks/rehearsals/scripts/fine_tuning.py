@@ -70,8 +70,8 @@ if method == "sharded-lora":
     from torch.distributed.fsdp import fully_shard
 
     for layer in model.base_model.model.model.layers:
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, reshard_after_forward=True)
+    fully_shard(model, reshard_after_forward=True)
 inputs = []
 for _ in range(batches):
     ids = torch.randint(100, config.vocab_size, (1, length))
