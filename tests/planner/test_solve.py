@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.planner.cases import card, profiles, tiny
-from tritter_mem.config.loading import load_profile
+from tritter_mem.config.loading import load_any, load_profile
 from tritter_mem.config.profile import Profile, changed
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import (
     context_curves,
@@ -101,6 +104,19 @@ def test_largest_says_what_one_more_needs() -> None:
     found = find_largest(load_profile("7b-128k-gqa"), "context")
     assert found.value is not None
     assert found.footprint_bytes <= found.budget_bytes < (found.next_footprint_bytes or 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"workload.prefill_chunk": 8192}])
+def test_what_is_found_is_planned_with_every_token(settings: dict[str, Any]) -> None:
+    """The search plans fewer tokens; cached memory is released at the largest context."""
+    profile = load_any("qwen3-8b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16, **settings})
+    found, gpu = find_largest(profile, "context"), find_gpu("rtx-4090")
+    assert found.value is not None
+    whole = plan(with_value(profile, "context", found.value), gpu)
+    assert whole.cache_releases
+    assert found.footprint_bytes == whole.footprint_bytes <= found.budget_bytes
+    more = plan(with_value(profile, "context", found.value + 1), gpu)
+    assert found.next_footprint_bytes == more.footprint_bytes > found.budget_bytes
 
 
 def test_nothing_fits() -> None:
