@@ -84,7 +84,7 @@ def _name_modules(snapshot: Path) -> None:
 
 def test_the_history_is_drawn(browser: Any, tmp_path: Path, screenshots: Path) -> None:
     history = [
-        remembered(day, size * GiB, profile=profile, commit=f"{day:040x}")
+        remembered(day, size * GiB, profile=profile, commit=f"{day:08x}" * 5)
         for day in range(1, 25)
         for profile, size in (("7b", 6 + day % 3), ("tiny", 1))
     ]

@@ -102,7 +102,8 @@ def test_several_are_compared_with_profiles_of_the_bundled_model(folder: Path) -
         (("--gpu", "voodoo"), "is not a known card"),
         (("--set", "weights.format=int4"), "unknown key"),
         (("--set", "weights.quantization=int4"), "expected auto, none, bitsandbytes-int8"),
-        (("--checkpoint", "segments:8"), "expected none or every-layer"),
+        (("--checkpoint", "segments"), "expected none or every-layer"),
+        (("--checkpoint", "segments:8"), "--checkpoint: a named model takes none or every-layer"),
         (("--set", "workload.new_tokens=9999"), "fewer than context"),
     ],
 )
@@ -112,6 +113,7 @@ def test_what_cannot_be_is_one_clear_message(
     code, output = plan(folder, *arguments)
     assert code == EXIT_USAGE
     assert words in " ".join(output.split())
+    assert output.count("error: ") == 1
 
 
 def test_a_profile_names_its_model_by_a_path_beside_it(folder: Path) -> None:

@@ -24,6 +24,8 @@ from tritter_mem.models.quantization import Quantization
 pytest.importorskip("transformers")
 import torch
 
+STATE_SPACES = ("mamba", "falcon_mamba", "mamba2")
+"""Families whose cache has another name."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -67,7 +69,7 @@ def test_a_cache_holds_what_transformers_does(model_type: str, seed: int) -> Non
     module = module_class(config)._from_config(config, dtype=getattr(torch, dtype)).eval()
     as_loaded(module)
     ids = torch.randint(3, 90, (BATCH, PREFILL))
-    kept = "cache_params" if model_type == "mamba2" else "past_key_values"
+    kept = "cache_params" if model_type in STATE_SPACES else "past_key_values"
     cache: Any = None
     with torch.no_grad():
         for step in range(1 + DECODED):

@@ -111,8 +111,11 @@ def special(model_type: str, rng: random.Random) -> dict[str, Any]:
             "ssm_state_size": 8,
             "n_groups": 2,
             "moe_shared_expert_intermediate_size": 24,
+            "moe_latent_size": rng.choice((None, 16)),
             "num_hidden_layers": None,
         },
+        "mamba": {"hidden_size": hidden, "state_size": 4, "time_step_rank": 3},
+        "falcon_mamba": {"hidden_size": hidden, "state_size": 4},
         "mamba2": {
             "hidden_size": hidden,
             "num_heads": 4,

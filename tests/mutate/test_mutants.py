@@ -49,6 +49,17 @@ def test_each_change_makes_another_module(source: Path) -> None:
     assert ast.unparse(ast.parse(SOURCE)) not in made
 
 
+def test_a_change_of_one_function_leaves_the_sample_of_others(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(m, "files", lambda: [source])
+    before = [mutant.key for mutant in m.sample(3, 100)]
+    source.write_text(SOURCE + "\n\ndef other(a: int) -> int:\n    return a + a\n")
+    after = [mutant.key for mutant in m.sample(3, 100)]
+    assert after != before
+    assert [key for key in after if " padded" in key] == before
+
+
 def test_a_seed_chooses_the_same_changes(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(m, "files", lambda: [source])
     assert m.sample(3, 5) == m.sample(3, 5) != m.sample(4, 5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,10 +104,9 @@ def test_largest_says_what_one_more_needs() -> None:
     assert found.footprint_bytes <= found.budget_bytes < (found.next_footprint_bytes or 0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"workload.prefill_chunk": 8192}])
-def test_what_is_found_is_planned_with_every_token(settings: dict[str, Any]) -> None:
+def test_what_is_found_is_planned_with_every_token() -> None:
     """The search plans fewer tokens; cached memory is released at the largest context."""
-    profile = load_any("qwen3-8b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16, **settings})
+    profile = load_any("qwen3-8b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16})
     found, gpu = find_largest(profile, "context"), find_gpu("rtx-4090")
     assert found.value is not None
     whole = plan(with_value(profile, "context", found.value), gpu)

@@ -8,6 +8,7 @@ import signal
 import stat
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from tritter_mem.rehearsal.build import cache_folder
 from tritter_mem.rehearsal.collect import Left, collect
 from tritter_mem.rehearsal.environment_setup import nvidia_requirements, write_empty_distribution
 from tritter_mem.rehearsal.launch import Machine, Until, python_of, torch_of, until_ready
-from tritter_mem.rehearsal.rehearse import Options, _trust, rehearse
+from tritter_mem.rehearsal.rehearse import Options, _trust, _verdict, rehearse
+from tritter_mem.report.rehearsal_report import verdict_words
 from tritter_mem.results.rehearsal import (
     Command,
     EngineFigures,
@@ -322,6 +324,23 @@ DECIDED = Trust(values_decided_shapes=("a.py:1",))
 )
 def test_exit_codes(done: Rehearsal, code: int) -> None:
     assert done.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("done", "fits"),
+    [
+        (rehearsal(), True),
+        (rehearsal(1, refusals=(REFUSED,)), False),
+        (rehearsal(1), None),
+        (rehearsal(rehearsed=None), None),
+        (rehearsal(trust=DECIDED), None),
+        (rehearsal(trust=DECIDED, accepted=True), True),
+    ],
+)
+def test_a_run_that_cannot_be_trusted_has_no_verdict(done: Rehearsal, fits: bool | None) -> None:
+    verdict = _verdict(done)
+    assert (verdict.fits if verdict else None) is fits
+    assert ("fits: " in verdict_words(replace(done, verdict=verdict))) is (fits is True)
 
 
 def test_the_top_figures_are_those_of_the_fullest_rank() -> None:

@@ -17,7 +17,7 @@ from tritter_mem.config.bundled_files import bundled_profiles, find_profile, lab
 from tritter_mem.config.cards import AUTO, find_card, known_as, unknown_card
 from tritter_mem.config.fields import OR_NULL, KeyPath, Problem, build, check, set_value
 from tritter_mem.config.named_profile import AnyProfile, NamedProfile, is_named
-from tritter_mem.config.options import KEYS
+from tritter_mem.config.options import CHECKPOINT_NUMBER, KEYS
 from tritter_mem.config.profile import Profile
 from tritter_mem.config.reading import NUMBER, Document, read_document, read_stream
 from tritter_mem.errors import ConfigError
@@ -28,6 +28,9 @@ STDIN = "-"
 DTYPE = KEYS["dtype"]
 _DTYPE_OF_BUNDLED = (
     "the bundled model has weights.format instead; use --set weights.format=bfloat16"
+)
+_CHECKPOINTS_OF_NAMED = (
+    "a named model takes none or every-layer, which is what gradient_checkpointing_enable() does"
 )
 # A profile that extends another is another one: it does not take over what it is called.
 _NOT_INHERITED = ("name", "description")
@@ -88,6 +91,9 @@ def load_any(
     if kind is Profile and DTYPE in paths:
         del document.values["weights"]["dtype"]
         problems.append(Problem(paths[DTYPE], _DTYPE_OF_BUNDLED))
+    if kind is NamedProfile and CHECKPOINT_NUMBER in paths:
+        del document.values["training"]["checkpointing"]
+        problems.append(Problem(paths[CHECKPOINT_NUMBER], _CHECKPOINTS_OF_NAMED))
     typed = document.values.get("gpu")
     values, wrong = check(kind, document.values)
     problems += [*wrong, *_card_problems(values, typed)]

@@ -35,6 +35,7 @@ from tritter_mem.models.step_blocks import (
     ClampedExperts,
     ClampedFeedForward,
     HeadGatedAttention,
+    WideGatedAttention,
 )
 from tritter_mem.models.transformers_blocks import (
     Attention,
@@ -484,20 +485,46 @@ def cohere2_moe_layers(keys: Keys) -> list[Modules]:
         SLIDING if (n + 1) % behind else FULL for n in range(keys.layers - first)
     ]
     inner, shared = keys.number("intermediate_size"), keys.optional("num_shared_experts") or 0
+    selection = keys.text("expert_selection_fn") or ""
     experts = Experts(
         count=keys.number("num_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=inner,
         shared=shared * inner,
+        routing="chosen " + {"softmax": "chances"}.get(selection, selection),
+        normalised=keys.has("norm_topk_prob"),
+        averaged=keys.text("shared_expert_combination_strategy") == "average",
     )
+    forced = keys.number("prefix_dense_sliding_window_pattern") == 1
     with_experts, norm = first_dense(keys, first), Norms(("input_layernorm",))
     wide = keys.optional("prefix_dense_intermediate_size") or inner
 
     def layer(number: int, kind: str) -> Modules:
         mlp: Module = experts if with_experts[number] else FeedForward(inner=wide)
-        return attention(keys, kind), mlp, norm
+        own = attention(keys, kind)
+        rotates = own.window is not None or (forced and not with_experts[number])
+        return replace(own, rotates=rotates), mlp, norm
 
     return stack(keys.layer_types(derived), layer)
+
+
+def cohere2_moe_dialect(keys: Keys) -> Dialect:
+    """Attention and MLP side by side, of a norm of either kind."""
+    norm = "llama" if keys.get("rms_norm_eps") is not None else "cohere"
+    return dialect(norm=norm, order="beside", rotary="pairs", logits_steps=1)(keys)
+
+
+def afmoe_dialect(keys: Keys) -> Dialect:
+    """Norms around attention and MLP."""
+    names = (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_mlp_layernorm",
+        "post_mlp_layernorm",
+    )
+    return dialect(
+        norm="wide", order="around", names=names, scales_embedding=keys.has("mup_enabled")
+    )(keys)
 
 
 def exaone4_types(keys: Keys) -> list[str]:
@@ -521,6 +548,8 @@ def ernie_layers(keys: Keys) -> list[Modules]:
         shared=shared * inner,
         shared_bias=bias,
         correction=("gate.moe_statics.e_score_correction_bias", True),
+        routing="float chances",
+        shared_at="first",
     )
     first, last = keys.optional("moe_layer_start_index") or 0, keys.integer("moe_layer_end_index")
     if last is None or last == -1:
@@ -550,6 +579,8 @@ def hy_v3_experts(keys: Keys) -> Experts:
         inner=inner,
         shared=inner * (keys.optional("num_shared_experts") or 0),
         correction=("e_score_correction_bias", False),
+        routing="float sigmoid",
+        wide_sum=keys.has("enable_moe_fp32_combine"),
     )
 
 
@@ -588,6 +619,8 @@ def afmoe_layers(keys: Keys) -> list[Modules]:
         shared=inner * (keys.optional("num_shared_experts") or 0),
         router="router.gate",
         correction=("expert_bias", True),
+        routing="wide sigmoid",
+        shared_at="between",
     )
     norms = Norms(
         (
@@ -603,7 +636,10 @@ def afmoe_layers(keys: Keys) -> list[Modules]:
     )
 
     def layer(number: int, kind: str) -> Modules:
-        own = attention(keys, kind, bias=False, out_bias=False, qk_norm=head_norms(keys), gate=gate)
+        plain = attention(
+            keys, kind, bias=False, out_bias=False, qk_norm=head_norms(keys), gate=gate
+        )
+        own = WideGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
         return own, experts if number >= first else dense(keys), norms
 
     return stack(keys.layer_types(derived), layer)

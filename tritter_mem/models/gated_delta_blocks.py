@@ -111,29 +111,32 @@ class GatedDelta(Module):
         """Project, convolve, apply the rule, and gate what it gives: `Qwen3_5GatedDeltaNet`.
 
         Raises:
-            NotPlannedError: it trains, or its projections have other names than Qwen's.
+            NotPlannedError: its projections have other names than Qwen's.
         """
-        if run.ops.grad:
-            raise NotPlannedError("training with the gated delta rule is not planned")
-        ops, (batch, tokens, _) = run.ops, x.shape
+        ops = run.ops
         mixed, z, b, a, held, parts = self._inputs(x, run)
         decodes = goes_on(run)
         if not decodes:
             mixed = remembered(mixed, run, self.kernel)
-        mixed = convolved(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, "linear_attn.conv1d")
         q, k, v = self._heads_of(ops, mixed)
         parts.clear()
-        beta = ops.pointwise(b)
+        beta = ops.pointwise(b, saves="output")
         decay = self._decay(a, run)
         rule = self._recurrent if decodes else self._chunked
         out, state = rule(run, (q, k, v, beta, decay))
         keep_state(state, run)
-        flat = (out.elements // self.value_dim, self.value_dim)
-        out = self._gated(run, ops.view(out, flat), ops.view(z, flat))
-        out = ops.view(out, (batch, tokens, self.value_heads * self.value_dim))
+        out = self._normed_rows(run, out, z)
         out = run.linear(out, f"linear_attn.{self.out[0]}")
         del mixed, z, b, a, held, q, k, v, beta, decay, state
         return out
+
+    def _normed_rows(self, run: LayerRun, out: Tensor, z: Tensor) -> Tensor:
+        """Normed and gated, [B, T, H * D]."""
+        ops, (batch, tokens, heads, width) = run.ops, out.shape
+        flat = (out.elements // width, width)
+        gated = self._gated(run, ops.view(out, flat), ops.view(z, flat))
+        return ops.view(gated, (batch, tokens, heads * width))
 
     def _inputs(self, x: Tensor, run: LayerRun) -> _Inputs:
         """What the projections make."""
@@ -178,7 +181,8 @@ class GatedDelta(Module):
     def _decay(self, a: Tensor, run: LayerRun) -> Tensor:
         """`-A_log.float().exp() * softplus(a.float() + dt_bias)`: [B, T, H] in float32."""
         ops, weights = run.ops, run.weights
-        rates = ops.scaled(ops.pointwise(ops.to(weights["linear_attn.A_log"], FLOAT)))
+        rates = ops.to(weights["linear_attn.A_log"], FLOAT)
+        rates = ops.scaled(ops.pointwise(rates, saves="output"))
         moved = ops.pointwise(ops.add(ops.to(a, FLOAT), weights["linear_attn.dt_bias"]))
         return ops.mul(rates, moved)
 
@@ -187,13 +191,12 @@ class GatedDelta(Module):
         ops, (q, k, *others) = run.ops, given
         times = self.value_heads // self.key_heads
         if times > 1:
-            shape = (*q.shape[:2], self.value_heads, self.key_dim)
-            q = ops.new(shape, q.size)
-            k = ops.new(shape, k.size)
+            q = ops.interleaved(q, 2, times)
+            k = ops.interleaved(k, 2, times)
 
         def wide(x: Tensor) -> Tensor:
             turned = ops.transpose(x, 1, 2)
-            return turned if x.size == FLOAT else ops.new(turned.shape, FLOAT)
+            return turned if x.size == FLOAT else ops.clone(turned, FLOAT)
 
         return [wide(x) for x in (q, k, *others)]
 
@@ -206,42 +209,44 @@ class GatedDelta(Module):
         k = _unit(ops, k)
         q = ops.scaled(q)
         chunks = -(-tokens // CHUNK)
-        padded = (batch, self.value_heads, chunks * CHUNK)
-        q, k, v = [ops.new((*padded, x.shape[3]), FLOAT) for x in (q, k, v)]
-        beta, decay = [ops.new(padded, FLOAT) for _ in (beta, decay)]
-        rates = ops.view(beta, (*padded, 1))
-        v_beta = ops.mul(v, rates)
-        k_beta = ops.mul(k, rates)
+        length = chunks * CHUNK
+        q, k, v = [ops.padded(x, 2, length) for x in (q, k, v)]
+        beta, decay = [ops.padded(x, 2, length) for x in (beta, decay)]
+        v_beta = ops.mul(v, _column(ops, beta))
+        k_beta = ops.mul(k, _column(ops, beta))
         rows = (batch, self.value_heads, chunks, CHUNK)
-        q, k, v_beta, k_beta = [ops.view(x, (*rows, x.shape[3])) for x in (q, k, v_beta, k_beta)]
+        q, k, k_beta, v_beta = [ops.view(x, (*rows, x.shape[3])) for x in (q, k, k_beta, v_beta)]
+        decay = ops.reshape(decay, rows)
         mask = _upper(ops)
-        sums = ops.new(rows, FLOAT)
-        pairs = ops.new((*rows, CHUNK), FLOAT)
-        pairs = ops.pointwise(pairs)
-        pairs = ops.pointwise(pairs)
+        sums = ops.cumsum(decay)
+        pairs = ops.subtracted(_column(ops, sums), ops.view(sums, (*rows[:3], 1, CHUNK)))
+        pairs = ops.masked(pairs, mask)
+        pairs = ops.pointwise(pairs, saves="output")
         system = ops.mul(ops.matmul(k_beta, ops.transpose(k, 3, 4)), pairs)
         inside = ops.mul(ops.matmul(q, ops.transpose(k, 3, 4)), pairs)
-        scale = (*rows, 1)
-        decayed = ops.mul(k_beta, ops.view(ops.pointwise(sums), scale))
-        values = ops.new(v_beta.shape, FLOAT)
-        read = ops.new(decayed.shape, FLOAT)
+        decayed = ops.mul(k_beta, _column(ops, ops.pointwise(sums, saves="output")))
+        values = ops.solved(system, v_beta)
+        read = ops.solved(system, decayed)
         state = run.cache.get(STATE)
         if state is None:
             state = ops.new((batch, self.value_heads, self.key_dim, self.value_dim), FLOAT)
-        out = ops.new(values.shape, FLOAT)
-        q = ops.mul(q, ops.view(ops.pointwise(sums), scale))
-        k = ops.mul(k, ops.view(ops.pointwise(ops.new(rows, FLOAT)), scale))
-        each = ops.new(rows[:3], FLOAT)
-        chunk = [
-            ops.alias(x, (*x.shape[:2], *x.shape[3:]), (*x.strides[:2], *x.strides[3:]))
-            for x in (q, k, values, read, inside)
-        ]
-        state, new, between = _scan(ops, chunk, state, min(chunks, CHUNKS_RUN))
-        if chunks > 1:  # the solver's results, and what is like them, lie by columns
-            out = ops.new(out.shape, FLOAT)
-        narrow = ops.new((batch, tokens, self.value_heads, self.value_dim), size)
-        del beta, decay, v, mask, system, each, chunk, new, between, out
+        out = ops.new(values.shape, FLOAT, values.strides)
+        q = ops.mul(q, _column(ops, ops.pointwise(sums, saves="output")))
+        k = ops.mul(k, _column(ops, self._left(ops, sums)))
+        each = ops.pointwise(ops.selected(sums, 3), saves="output")
+        each = ops.view(each, (*rows[:3], 1, 1))
+        state, new, between = _scan(ops, (q, k, values, read, inside, each), out, state)
+        out = ops.reshape(out, (*rows[:2], length, self.value_dim))
+        if length > tokens:
+            out = ops.slice(out, 2, tokens)
+        narrow = ops.clone(ops.transpose(out, 1, 2), size)
+        del beta, decay, v, mask, system, each, new, between, out, decayed, v_beta, k_beta
         return narrow, state
+
+    @staticmethod
+    def _left(ops: Operations, sums: Tensor) -> Tensor:
+        """Decay from each position to the end of its chunk."""
+        return ops.pointwise(ops.subtracted(ops.slice(sums, 3, 1), sums), saves="output")
 
     def _recurrent(self, run: LayerRun, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """`torch_recurrent_gated_delta_rule` of one token."""
@@ -281,6 +286,41 @@ class GatedDelta(Module):
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OlmoGatedDelta(GatedDelta):
+    """The same with a projection for each part, of which those of heads follow the convolution.
+
+    Attributes:
+        doubled: whether what says how fast heads learn is doubled.
+    """
+
+    doubled: bool = False
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`OlmoHybridGatedDeltaNet`."""
+        ops, name = run.ops, "linear_attn"
+        parts = [run.linear(x, f"{name}.{part}") for part in ("q_proj", "k_proj", "v_proj")]
+        mixed = ops.transpose(ops.cat(parts, -1), 1, 2)
+        parts.clear()
+        decodes = goes_on(run)
+        if not decodes:
+            mixed = remembered(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, f"{name}.conv1d")
+        q, k, v = self._heads_of(ops, mixed)
+        beta = ops.pointwise(run.linear(x, f"{name}.b_proj"), saves="output")
+        if self.doubled:
+            beta = ops.scaled(beta)
+        decay = self._decay(run.linear(x, f"{name}.a_proj"), run)
+        rule = self._recurrent if decodes else self._chunked
+        out, state = rule(run, (q, k, v, beta, decay))
+        keep_state(state, run)
+        gate = run.linear(x, f"{name}.g_proj")
+        out = self._normed_rows(run, out, gate)
+        out = run.linear(out, f"{name}.{self.out[0]}")
+        del mixed, q, k, v, beta, decay, state, gate
+        return out
+
+
 def _unit(ops: Operations, x: Tensor) -> Tensor:
     """`l2norm`: x over the root of the sum of its squares."""
     inverse = ops.rsqrt(ops.shifted(ops.sum(ops.mul(x, x), [-1])))
@@ -295,22 +335,34 @@ def _upper(ops: Operations) -> Tensor:
     return upper
 
 
+def _column(ops: Operations, x: Tensor) -> Tensor:
+    """`x.unsqueeze(-1)`."""
+    return ops.view(x, (*x.shape, 1), (*x.strides, 1))
+
+
 def _scan(
-    ops: Operations, chunk: list[Tensor], state: Tensor, count: int
+    ops: Operations, whole: tuple[Tensor, ...], out: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """So many chunks: the last state, new values, and what was read of the state before.
+    """All chunks: the last state, new values, and what was read of the state before.
+
+    Without gradients the first ones stand for all, as each takes what the one before left.
 
     Args:
         ops: makes tensors.
-        chunk: of a chunk the queries, keys, values, keys that read the state, and its own scores.
+        whole: of all chunks [B, H, chunks, ...] the queries, keys, values, keys that read the
+            state, scores inside of the chunk, and decays of the state.
+        out: what the results are copied to.
         state: before the first.
-        count: how many there are.
     """
-    q, k, values, read, inside = chunk
+    chunks = out.shape[2]
     new = between = state
-    for _ in range(count):
-        new = ops.add(values, ops.matmul(read, state))
-        between = ops.matmul(q, state)
-        ops.add(between, ops.matmul(inside, new))
-        state = ops.add(ops.scaled(state), ops.matmul(ops.transpose(k, 2, 3), new))
+    for _ in range(chunks if ops.grad else min(chunks, CHUNKS_RUN)):
+        q, k, values, read, inside, each = whole
+        new = ops.subtracted(ops.selected(values, 2), ops.matmul(ops.selected(read, 2), state))
+        between = ops.matmul(ops.selected(q, 2), state)
+        ops.placed(out, ops.add(between, ops.matmul(ops.selected(inside, 2), new)))
+        state = ops.add(
+            ops.mul(state, ops.selected(each, 2)),
+            ops.matmul(ops.transpose(ops.selected(k, 2), 2, 3), new),
+        )
     return state, new, between

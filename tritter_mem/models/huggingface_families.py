@@ -10,10 +10,12 @@ from dataclasses import replace
 
 from tritter_mem.models.attention_families import (
     GEMMA_NORMS,
+    afmoe_dialect,
     afmoe_layers,
     bitnet_attention,
     bitnet_mlp,
     cohere2_attention,
+    cohere2_moe_dialect,
     cohere2_moe_layers,
     cohere2_types,
     ernie_layers,
@@ -86,9 +88,13 @@ from tritter_mem.models.hybrid_families import (
     lfm2_layers,
     lfm3_layers,
     mamba2_layers,
+    mamba_dialect,
+    mamba_layers,
+    mamba_outside,
     minimax_layers,
     nemotron_h_dialect,
     nemotron_h_layers,
+    olmo_hybrid_dialect,
     olmo_hybrid_layers,
     qwen4_layers,
     qwen4_outside,
@@ -129,6 +135,8 @@ _V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
 OLMO = dialect(
     norm="wide", order="behind", names=POST_NORMS.names, rotary="wide halves", wide_angles=True
 )
+
+LFM2 = dialect(order="before, all kept", names=("operator_norm", "ffn_norm"), activation="silu")
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(layers=plain_layers(), dialect=dialect()),
@@ -210,7 +218,10 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "mistral4": Family(
-        layers=deepseek_layers(experts=lambda keys: routed_experts(keys, correction=None))
+        layers=deepseek_layers(
+            experts=lambda keys: routed_experts(keys, correction=None, routing="grouped softmax")
+        ),
+        dialect=lambda keys: replace(deepseek_dialect(keys), scales_queries=True),
     ),
     "mistral_large4_text": Family(
         layers=mistral_large4_layers,
@@ -257,6 +268,7 @@ FAMILIES: dict[str, Family] = {
             attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
         ),
         float32=_BIAS,
+        dialect=dialect(),
     ),
     "hy_v4": Family(
         layers=hy_v4_layers,
@@ -300,18 +312,28 @@ FAMILIES: dict[str, Family] = {
             logits_steps=1,
         ),
     ),
-    "jamba": Family(layers=jamba_layers, outside=final_norm("final_layernorm")),
+    "jamba": Family(
+        layers=jamba_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(names=FEED_FORWARD_NORMS.names, rotary=""),
+    ),
     "bamba": Family(
         layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
     ),
-    "mamba2": Family(
-        layers=mamba2_layers,
-        outside=lambda keys: Outside(prefix="backbone", embedding="embeddings", norm="norm_f"),
+    "mamba": Family(
+        layers=mamba_layers(normed=False), outside=mamba_outside, dialect=mamba_dialect
     ),
+    "falcon_mamba": Family(
+        layers=mamba_layers(normed=True), outside=mamba_outside, dialect=mamba_dialect
+    ),
+    "mamba2": Family(layers=mamba2_layers, outside=mamba_outside, dialect=mamba_dialect),
     "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
-    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm")),
+    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm"), dialect=LFM2),
     "lfm2_moe": Family(
-        layers=lfm2_layers, outside=final_norm("embedding_norm"), float32=("expert_bias",)
+        layers=lfm2_layers,
+        outside=final_norm("embedding_norm"),
+        float32=("expert_bias",),
+        dialect=LFM2,
     ),
     "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
     "phi3": Family(
@@ -333,14 +355,16 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
     ),
-    "olmo_hybrid": Family(layers=olmo_hybrid_layers, float32=("A_log",)),
+    "olmo_hybrid": Family(
+        layers=olmo_hybrid_layers, float32=("A_log",), dialect=olmo_hybrid_dialect
+    ),
     "cohere2": Family(
         layers=plain_layers(
             types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
         ),
         dialect=dialect(norm="cohere", order="beside", rotary="pairs", logits_steps=1),
     ),
-    "cohere2_moe": Family(layers=cohere2_moe_layers),
+    "cohere2_moe": Family(layers=cohere2_moe_layers, dialect=cohere2_moe_dialect),
     "exaone4": Family(
         layers=plain_layers(types=exaone4_types, attention_of=exaone4_attention, norms=POST_NORMS),
         dialect=dialect(order="behind", names=POST_NORMS.names, heads_first=True),
@@ -349,6 +373,7 @@ FAMILIES: dict[str, Family] = {
         layers=ernie_layers,
         outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
         float32=("mlp.gate.",),
+        dialect=dialect(rotary="wide pairs", wide_angles=True),
     ),
     "mimo_v2_flash": Family(
         layers=mimo_layers,
@@ -367,8 +392,14 @@ FAMILIES: dict[str, Family] = {
         ),
         float32=(*_BIAS, "gate.global_scale", "sconv"),
     ),
-    "bitnet": Family(layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp)),
-    "afmoe": Family(layers=afmoe_layers, float32_beside_float16=("norm", "expert_bias")),
+    "bitnet": Family(
+        layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp), dialect=dialect()
+    ),
+    "afmoe": Family(
+        layers=afmoe_layers,
+        float32_beside_float16=("norm", "expert_bias"),
+        dialect=afmoe_dialect,
+    ),
     "step3p5": Family(layers=step_layers, dialect=step_dialect),
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.attention_families import olmo_attention, qwen_experts
+from tritter_mem.models.convolution_blocks import ShortConvolution
 from tritter_mem.models.family_parts import (
     FEED_FORWARD_NORMS,
     LAYER_NORMS,
@@ -24,9 +25,10 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
-from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta
+from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta, OlmoGatedDelta
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.selective_scan_blocks import Mamba
 from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
     Attention,
@@ -37,10 +39,8 @@ from tritter_mem.models.transformers_blocks import (
     FeedForward,
     FusedIndexer,
     LightningAttention,
-    Mamba,
     Module,
     Norms,
-    ShortConvolution,
     Tables,
 )
 
@@ -384,13 +384,14 @@ def jamba_layers(keys: Keys) -> list[Modules]:
         conv_bias=keys.has("mamba_conv_bias"),
         normed=True,
     )
-    own = attention(keys, head_dim=keys.hidden_per_head, bias=False, out_bias=False)
+    own = attention(keys, head_dim=keys.hidden_per_head, bias=False, out_bias=False, rotates=False)
     count = keys.number("num_experts")
     experts = Experts(
         count=count,
         chosen=keys.number("num_experts_per_tok"),
         inner=keys.number("intermediate_size"),
         router="router",
+        routing="given softmax",
         name="feed_forward",
     )
 
@@ -405,6 +406,27 @@ def jamba_layers(keys: Keys) -> list[Modules]:
     return [layer(number) for number in range(keys.layers)]
 
 
+def mamba_layers(*, normed: bool) -> Callable[[Keys], list[Modules]]:
+    """The first Mamba alone."""
+
+    def layers(keys: Keys) -> list[Modules]:
+        rank = keys.optional("time_step_rank")
+        state_space = Mamba(
+            inner=int(keys.number("expand") * keys.hidden),
+            states=keys.number("state_size"),
+            kernel=keys.number("conv_kernel"),
+            rank=rank or -(-keys.hidden // 16),
+            bias=keys.has("use_bias"),
+            conv_bias=keys.has("use_conv_bias"),
+            normed=normed,
+            weightless=normed,
+            name="mixer",
+        )
+        return [(state_space, Norms(("norm",)))] * keys.layers
+
+    return layers
+
+
 def mamba2_layers(keys: Keys) -> list[Modules]:
     """Mamba-2 alone."""
     state_space = Mamba2(
@@ -417,9 +439,28 @@ def mamba2_layers(keys: Keys) -> list[Modules]:
         bias=keys.has("use_bias"),
         out_bias=keys.has("use_bias"),
         conv_bias=keys.has("use_conv_bias"),
+        chunk=keys.number("chunk_size"),
         name="mixer",
     )
     return [(state_space, Norms(("norm",)))] * keys.layers
+
+
+def mamba_outside(keys: Keys) -> Outside:
+    """Names of what is outside of the layers."""
+    del keys
+    return Outside(prefix="backbone", embedding="embeddings", norm="norm_f")
+
+
+def mamba_dialect(keys: Keys) -> Dialect:
+    """One norm and one part a layer; logits are float32, and the residual stream may be."""
+    return Dialect(
+        order="single",
+        names=("norm",),
+        rotary="",
+        float_residual=keys.has("residual_in_fp32"),
+        float_logits=True,
+        cuts_prompts=False,
+    )
 
 
 def zamba2_kinds(keys: Keys) -> list[str]:
@@ -545,6 +586,8 @@ def lfm2_layers(keys: Keys) -> list[Modules]:
             chosen=keys.number("num_experts_per_tok"),
             inner=keys.number("moe_intermediate_size"),
             correction=("expert_bias", False) if keys.has("use_expert_bias") else None,
+            routing="plain sigmoid",
+            normalised=keys.has("norm_topk_prob"),
             name="feed_forward",
         )
     plain = FeedForward(inner=lfm2_inner(keys), names=LFM_NAMES, name="feed_forward")
@@ -590,12 +633,13 @@ def olmo_hybrid_layers(keys: Keys) -> list[Modules]:
     key_dim = keys.optional("linear_key_head_dim") or int(0.75 * keys.hidden / key_heads)
     value_dim = keys.optional("linear_value_head_dim") or 2 * key_dim
     queries, values = key_heads * key_dim, value_heads * value_dim
-    delta = GatedDelta(
+    delta = OlmoGatedDelta(
         key_heads=key_heads,
         value_heads=value_heads,
         key_dim=key_dim,
         value_dim=value_dim,
         kernel=keys.number("linear_conv_kernel_dim"),
+        doubled=keys.has("linear_allow_neg_eigval"),
         inputs=(
             ("q_proj", queries),
             ("k_proj", queries),
@@ -611,9 +655,27 @@ def olmo_hybrid_layers(keys: Keys) -> list[Modules]:
         del number
         if kind == LINEAR:
             return delta, dense(keys), LAYER_NORMS
-        return olmo_attention(keys, kind), dense(keys), POST_NORMS
+        own = replace(olmo_attention(keys, kind), rotates=_has_angles(keys))
+        return own, dense(keys), POST_NORMS
 
     return stack(keys.layer_types(derived), layer)
+
+
+def _has_angles(keys: Keys) -> bool:
+    """Whether attention of OLMo Hybrid rotates: `rope_theta` is null where it does not."""
+    section = keys.get("rope_parameters")
+    return not isinstance(section, Mapping) or section.get("rope_theta", 0) is not None
+
+
+def olmo_hybrid_dialect(keys: Keys) -> Dialect:
+    """OLMo's norms, which stand behind attention and before linear attention."""
+    return dialect(
+        norm="wide",
+        order="before or behind",
+        names=POST_NORMS.names,
+        rotary="wide halves" if _has_angles(keys) else "",
+        wide_angles=True,
+    )(keys)
 
 
 def inkling_layers(keys: Keys) -> list[Modules]:

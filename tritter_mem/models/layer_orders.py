@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tritter_mem.models.layer_run import LayerRun, activated
-from tritter_mem.models.shape_tensors import NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 
 PER_LAYER = "per-layer inputs"
 """What each layer takes a part of, in `Step.shared`: [B, T, layers, width]."""
+
+LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+"""Names of norms before attention and MLP in most families."""
 
 Part = Callable[[Tensor, LayerRun], Tensor]
 
@@ -41,9 +44,9 @@ class Parts:
         return self.mixers[0], self.mlps[0]
 
 
-def _before(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+def _before(x: Tensor, run: LayerRun, parts: Parts, names: tuple[str, ...] | None = None) -> Tensor:
     """A norm before each part."""
-    ops, (first, second) = run.ops, run.dialect.names
+    ops, (first, second) = run.ops, names or run.dialect.names
     mixer, mlp = parts.one_each()
     residual = x
     x = run.norm(x, first)
@@ -71,6 +74,17 @@ def _before_kept(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return total
 
 
+def _before_all_kept(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """The same, and the layer's input has a name to the end: LFM2."""
+    ops, (first, second) = run.ops, run.dialect.names
+    mixer, mlp = parts.one_each()
+    residual = x
+    x = ops.add(mixer(run.norm(x, first), run), residual)
+    x = ops.add(x, mlp(run.norm(x, second), run))
+    del residual
+    return x
+
+
 def _scaled(run: LayerRun, x: Tensor) -> Tensor:
     return run.ops.scaled(x) if run.dialect.scales_residual else x
 
@@ -87,6 +101,13 @@ def _behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     x = mlp(x, run)
     x = run.norm(x, second)
     return ops.add(residual, x)
+
+
+def _before_or_behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Norms before the parts of layers that have them there, else behind: OLMo Hybrid."""
+    if LLAMA_NORMS[0] not in run.weights:
+        return _behind(x, run, parts)
+    return _before(x, run, parts, LLAMA_NORMS)
 
 
 def _around(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
@@ -156,7 +177,7 @@ def _experts_first(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
 
 
 def _single(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
-    """One part a layer, with a norm before it: Nemotron-H.
+    """One part a layer, with a norm before it: Nemotron-H, Mamba.
 
     Raises:
         NotPlannedError: there are several.
@@ -165,7 +186,9 @@ def _single(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     if len(found) != 1:
         raise NotPlannedError("a layer of several parts with one norm is not planned")
     residual = x
-    x = run.norm(x, run.dialect.names[0])
+    x = run.norm(ops.to(x, run.step.size), run.dialect.names[0])
+    if run.dialect.float_residual:
+        residual = ops.to(residual, FLOAT)
     x = found[0](x, run)
     return ops.add(residual, x)
 
@@ -214,7 +237,9 @@ def _of_layer(run: LayerRun) -> Tensor:
 ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "before": _before,
     "before, kept": _before_kept,
+    "before, all kept": _before_all_kept,
     "behind": _behind,
+    "before or behind": _before_or_behind,
     "around": _around,
     "beside": _beside,
     "state space beside": _state_space_beside,

@@ -32,21 +32,27 @@ def remembered(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
     return x if tokens >= kernel else ops.new(shape, x.size)
 
 
-def convolved(x: Tensor, run: LayerRun, kernel: int) -> Tensor:
-    """A convolution of each channel [B, C, T], and its activation: `causal_conv1d_fn`.
+def convolved(x: Tensor, run: LayerRun, name: str, *, activates: bool = True) -> Tensor:
+    """A convolution of each channel [B, C, T], and its activation if any: `causal_conv1d_fn`.
 
     Of one token behind others, `causal_conv1d_update`.
     """
-    ops, (batch, width, length), tokens = run.ops, x.shape, run.step.tokens
-    if goes_on(run) and length == 1:
+    ops, tokens, given = run.ops, run.step.tokens, x.size
+    weight, bias = run.weights[name], run.weights.get(f"{name}.bias")
+    width, _, kernel = weight.shape
+    decodes = goes_on(run) and x.shape[2] == 1
+    if decodes:
         x = ops.cat([run.cache[CONVOLUTION], x], -1)
-        out = ops.new((batch, width, x.shape[2] - kernel + 1), x.size)
+    length = x.shape[2]
+    whole = ops.view(weight, (width, 1, kernel))
+    if decodes:
+        out = ops.convolution(ops.to(x, weight.size), whole, bias, length - kernel + 1)
         out = ops.slice(out, 2, 1)
     else:
-        out = ops.new((batch, width, length + kernel - 1), x.size)
+        out = ops.convolution(ops.to(x, weight.size), whole, bias, length + kernel - 1)
         out = ops.slice(out, 2, length)
-    out = ops.new(out.shape, out.size)
-    return ops.slice(out, 2, tokens)
+    out = ops.to(ops.pointwise(out) if activates else out, given)
+    return out if length == tokens or decodes else ops.slice(out, 2, tokens)
 
 
 def head_views(ops: Operations, x: Tensor, heads: Iterable[tuple[int, int]]) -> list[Tensor]:
@@ -58,12 +64,11 @@ def head_views(ops: Operations, x: Tensor, heads: Iterable[tuple[int, int]]) -> 
         heads: for each part how many it has, and their width.
     """
     batch, tokens, _ = x.shape
-    to_batch, to_token, to_channel = x.strides
+    shapes = list(heads)
+    parts = ops.split(x, -1, [count * width for count, width in shapes])
     return [
-        ops.alias(
-            x, (batch, tokens, count, width), (to_batch, to_token, width * to_channel, to_channel)
-        )
-        for count, width in heads
+        ops.reshape(part, (batch, tokens, count, width))
+        for part, (count, width) in zip(parts, shapes, strict=True)
     ]
 
 

@@ -277,6 +277,18 @@ def contiguous(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the second of four dimensions is the innermost: `is_channels_last_strides_2d`."""
+    if len(x.shape) != 4 or not x.strides[1]:
+        return False
+    least = 0
+    for dim in (1, 3, 2, 0):
+        if x.strides[dim] < least or (dim == 0 and least == x.strides[1]):
+            return False
+        least = x.strides[dim] * max(x.shape[dim], 1)
+    return True
+
+
 def _like(tensor: Tensor, shape: Shape) -> Shape:
     """Strides of a result that lies in memory as a tensor of its shape does."""
     if tensor.is_contiguous:
@@ -509,7 +521,18 @@ class Operations:
                 self._run_again(node.frame)
             saved = [node.frame.again.pop(node.first + i) for i in range(node.wants)]
         outputs: Grads = list(node.rule(saved, grads))
-        for i, edge in enumerate(node.edges):
+        if node.frame is not None:  # what ran again goes with the call, before casts of gradients
+            saved.clear()
+        self._fit(outputs, node.edges)
+        grads.clear()
+        node.saved, node.frame = [], None
+        saved.reverse()  # a list lets its last item go first
+        saved.clear()
+        return outputs
+
+    def _fit(self, outputs: Grads, edges: list[Edge]) -> None:
+        """Gradients in the shapes and types of their inputs: `validate_outputs`."""
+        for i, edge in enumerate(edges):
             grad = outputs[i]
             if edge is None:
                 outputs[i] = None
@@ -520,11 +543,6 @@ class Operations:
                 if grad.size != edge[3]:
                     outputs[i] = self.copy(grad, edge[3])
             del grad
-        grads.clear()
-        node.saved, node.frame = [], None
-        saved.reverse()  # a list lets its last item go first
-        saved.clear()
-        return outputs
 
     def _summed_to(self, grad: Tensor, shape: Shape) -> Tensor:
         """The gradient of what was broadcast."""
@@ -591,6 +609,15 @@ class Operations:
         self.record([x], [], lambda saved, grads: [self.transpose(_one(grads), one, other)], out)
         return out
 
+    def permuted(self, x: Tensor, order: Sequence[int]) -> Tensor:
+        """Dimensions in another order."""
+        if list(order) == sorted(order):
+            return x
+        out = self.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+        back = sorted(range(len(order)), key=lambda i: order[i])
+        self.record([x], [], lambda saved, grads: [self.permuted(_one(grads), back)], out)
+        return out
+
     def alias(self, x: Tensor, shape: Shape, strides: Shape) -> Tensor:
         """A view without a gradient."""
         out = Tensor(shape, strides, x.size, x.storage)
@@ -613,6 +640,14 @@ class Operations:
         dim %= len(x.shape)
         shape = (*x.shape[:dim], length, *x.shape[dim + 1 :])
         out = self.alias(x, shape, x.strides)
+        whole = x.shape
+        self.record([x], [], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
+        return out
+
+    def selected(self, x: Tensor, dim: int) -> Tensor:
+        """One place of a dimension, `x[:, 0]`; its gradient is as large as the whole."""
+        dim %= len(x.shape)
+        out = self.alias(x, _without(x.shape, dim), _without(x.strides, dim))
         whole = x.shape
         self.record([x], [], lambda saved, grads: [self.new(whole, _one(grads).size)], out)
         return out
@@ -647,10 +682,21 @@ class Operations:
         """In another type; itself where it has that."""
         return x if x.size == size else self.copy(x, size)
 
-    def clone(self, x: Tensor) -> Tensor:
-        """A copy whose elements lie in order."""
-        out = self.new(x.shape, x.size)
-        self.record([x], [], lambda saved, grads: [_one(grads)], out)
+    def clone(self, x: Tensor, size: int | None = None) -> Tensor:
+        """A copy whose elements lie in order, in another type where a size is given."""
+        out = self.new(x.shape, size or x.size)
+        back = x.size
+        self.record([x], [], lambda saved, grads: [self.to(_one(grads), back)], out)
+        return out
+
+    def padded(self, x: Tensor, dim: int, length: int) -> Tensor:
+        """Zeros behind a dimension; a copy even where there are none: `constant_pad_nd`."""
+        dim %= len(x.shape)
+        shape = (*x.shape[:dim], length, *x.shape[dim + 1 :])
+        follows = shape == x.shape or _is_channels_last(x)
+        out = self.new(shape, x.size, _like(x, shape) if follows else None)
+        before = x.shape
+        self.record([x], [], lambda saved, grads: [self.new(before, _one(grads).size)], out)
         return out
 
     def pointwise(
@@ -717,6 +763,49 @@ class Operations:
         self.record([a, b], [b if wants_a else None, a if wants_b else None], rule, out)
         return out
 
+    def subtracted(self, a: Tensor, b: Tensor) -> Tensor:
+        """The difference."""
+        out = self._over(a, b)
+        wants_b = b.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_b = self.new(grad.shape, grad.size, _like(grad, grad.shape)) if wants_b else None
+            return [grad, of_b]
+
+        self.record([a, b], [], rule, out)
+        return out
+
+    def masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`x.masked_fill(mask, number)`."""
+        out = self.new(x.shape, x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [self.new(grad.shape, grad.size)]
+
+        self.record([x], [mask], rule, out)
+        return out
+
+    def clamped(self, x: Tensor) -> Tensor:
+        """`torch.clamp` to two numbers."""
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            zero = self.new((), grad.size)
+            flags = [self.new(grad.shape, BOOL) for _ in range(2)]
+            of_x = self.new(grad.shape, grad.size)
+            del zero, flags
+            return [of_x]
+
+        self.record([x], [x], rule, out)
+        return out
+
+    def widened(self, x: Tensor) -> Tensor:
+        """In float32, where autocast has an operator take that."""
+        return self.to(x, FLOAT) if self.autocast else x
+
     def square(self, x: Tensor) -> Tensor:
         """To the power of two."""
         out = self.new(x.shape, x.size, _like(x, x.shape))
@@ -753,12 +842,33 @@ class Operations:
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
         return out
 
-    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+    def cumsum(self, x: Tensor) -> Tensor:
+        """Sums up to each place of a dimension."""
+        out = self.new(x.shape, x.size)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            flipped = self.new(grad.shape, grad.size)
+            summed = self.new(grad.shape, grad.size)
+            of_x = self.new(grad.shape, grad.size)
+            del summed, flipped
+            return [of_x]
+
+        self.record([x], [], rule, out)
+        return out
+
+    def extreme(self, x: Tensor, dims: Sequence[int]) -> Tensor:
+        """The largest, or the smallest, over dimensions, which stay with size 1; no gradient."""
+        return self._reduced(x, dims, None, x.size)
+
+    def _reduced(
+        self, x: Tensor, dims: Sequence[int], size: int | None, partial: int = 0
+    ) -> Tensor:
         reduced = [dim % len(x.shape) for dim in dims]
         shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
         out = self.new(shape, size or x.size)
         summed = Summed(x.shape, x.strides, reduced, x.size)
-        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        shared = shared_bytes(self.card, summed, partial or max(FLOAT, x.size))
         self.inside(filter(None, shared))
         return out
 
@@ -809,6 +919,18 @@ class Operations:
 
             self.record([out, part], [], rule, out)
         return out
+
+    def placed(self, out: Tensor, part: Tensor) -> None:
+        """`out[:, i] = part`: a part is copied to its place."""
+        shape, size = part.shape, part.size
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            whole = self.copy(_one(grads))
+            of_place = self.new(shape, whole.size)
+            self.inside([of_place.nbytes])
+            return [whole, self.to(of_place, size)]
+
+        self.record([out, part], [], rule, out)
 
     # Products
 
@@ -873,8 +995,8 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        given = [self._cast(a), self._cast(b)]  # there until the product is
-        a, b = (self._batched(x) for x in given)
+        given = [self._cast(b), self._cast(a)]  # there until the product is
+        b, a = (self._batched(x) for x in given)
         out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -883,22 +1005,65 @@ class Operations:
             grad = _one(grads)
             of_a = of_b = None
             if wants_b:
-                left = saved[0]
+                left = saved[-1]
                 of_b = self.new((*left.shape[:-2], left.shape[-1], grad.shape[-1]), grad.size)
                 of_b.is_view = True
             if wants_a:
-                right = saved[-1]
+                right = saved[0]
                 of_a = self.new((*right.shape[:-2], grad.shape[-2], right.shape[-2]), grad.size)
                 of_a.is_view = True
             self.product()
             return [of_a, of_b]
 
-        self.record([a, b], [a if wants_b else None, b if wants_a else None], rule, out)
+        self.record([a, b], [b if wants_a else None, a if wants_b else None], rule, out)
         del given
         return out
 
+    def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, length: int) -> Tensor:
+        """A convolution [B, C, length] of each channel of x [B, C, T] with a weight [C, 1, K]."""
+        bias = bias and self._cast(bias)
+        weight = self._cast(weight)
+        x = self._cast(x)
+        out = self.new((*x.shape[:2], length), x.size)
+        given = (x, weight, bias)
+        shapes = [y.shape if y is not None and y.node is not None else None for y in given]
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            size = _one(grads).size
+            return [None if shape is None else self.new(shape, size) for shape in shapes]
+
+        self.record(given, [x, weight], rule, out)
+        return out
+
+    def solved(self, system: Tensor, x: Tensor) -> Tensor:
+        """`linalg.solve_triangular` of [..., N, N] and [..., N, K]: it lies by columns.
+
+        What it takes inside is not counted.
+        """
+        out = self._by_columns(x)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x, (system, _) = self._by_columns(_one(grads)), saved
+            product = self.new(system.shape, system.size)
+            self.product()
+            negated = self.new(system.shape, system.size)
+            del product
+            of_system = self.new(system.shape, system.size)
+            del negated
+            return [of_system, of_x]
+
+        self.record([system, x], [system, out], rule, out)
+        return out
+
+    def _by_columns(self, x: Tensor) -> Tensor:
+        *batch, rows, columns = x.shape
+        made = self.new((*batch, columns, rows), x.size)
+        strides = (*made.strides[:-2], 1, rows)
+        made.shape, made.strides = x.shape, strides
+        return made
+
     def einsum(self, spec: str, a: Tensor, b: Tensor) -> Tensor:
-        """`torch.einsum` of two tensors, without a gradient: one batched product.
+        """`torch.einsum` of two tensors: one batched product.
 
         Dimensions of both that stay are its batch; copies of what does not lie so.
         """
@@ -909,19 +1074,18 @@ class Operations:
         rows = [n for n in out if n not in right]
         columns = [n for n in out if n not in left]
         summed = sorted(n for n in left if n not in out)
-        one = self._lined_up(a, left, (batch, rows, summed))
-        other = self._lined_up(b, right, (batch, summed, columns))
-        made = self.new((one.shape[0], one.shape[1], other.shape[2]), a.size)
-        self.product()
+        given = [self._cast(a), self._cast(b)]  # there until the product is
+        one = self._lined_up(given[0], left, (batch, rows, summed))
+        other = self._lined_up(given[1], right, (batch, summed, columns))
+        made = self.matmul(one, other)
+        del given
         names = [*batch, *rows, *columns]
-        whole = contiguous(tuple(sizes[n] for n in names))
-        strides = dict(zip(names, whole, strict=True))
-        return self.alias(made, tuple(sizes[n] for n in out), tuple(strides[n] for n in out))
+        whole = self.view(made, tuple(sizes[n] for n in names))
+        return self.permuted(whole, [names.index(n) for n in out])
 
     def _lined_up(self, x: Tensor, names: str, groups: tuple[list[str], ...]) -> Tensor:
         """Dimensions in another order, and those of a group as one."""
-        order = [names.index(name) for group in groups for name in group]
-        turned = self.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+        turned = self.permuted(x, [names.index(name) for group in groups for name in group])
         shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
         return self.reshape(turned, shape)
 
@@ -1015,6 +1179,26 @@ class Operations:
         self.record([x], [index], rule, out)
         return out
 
+    def divided(self, a: Tensor, b: Tensor) -> Tensor:
+        """The quotient."""
+        out = self._over(a, b)
+        wants_a, wants_b = a.node is not None, b.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            of_a = self._over(grad, saved[0]) if wants_a else None
+            if not wants_b:
+                return [of_a, None]
+            negated = self.new(grad.shape, grad.size)
+            once = self._over(saved[1], saved[0])
+            twice = self.new(once.shape, once.size)
+            of_b = self._over(negated, twice)
+            del negated, once, twice
+            return [of_a, of_b]
+
+        self.record([a, b], [b, a if wants_b else None], rule, out)
+        return out
+
     def divided_in_place(self, x: Tensor, other: Tensor) -> None:
         """`x /= other`: a result of x, whose numbers before are kept for the gradient."""
         before = x.node
@@ -1059,6 +1243,8 @@ class Operations:
     ) -> Tensor:
         """`scaled_dot_product_attention`; grouped heads where no mask is given.
 
+        As `sdpa_attention_forward` calls it: causal attention reads as many keys as queries.
+
         Args:
             query: [B, H, Q, D].
             key: [B, G, K, D].
@@ -1066,6 +1252,8 @@ class Operations:
             mask: of booleans, broadcast to [B, H, Q, K]; None: none.
             causal: whether a token sees only itself and what is before it.
         """
+        if causal and query.shape[2] < key.shape[2]:  # of a static cache, whose rest is masked
+            key, value = (self.slice(x, 2, query.shape[2]) for x in (key, value))
         value, key, query = (self._cast(x) for x in (value, key, query))  # the last one first
         half = query.size < FLOAT
         sizes = _attention_sizes(query, key, value)
@@ -1197,6 +1385,14 @@ class Operations:
         del returned
         return out
 
+    def interleaved(self, x: Tensor, dim: int, times: int) -> Tensor:
+        """`x.repeat_interleave(times, dim)`; a copy even where that is once."""
+        dim %= len(x.shape)
+        before, behind = x.shape[: dim + 1], x.shape[dim + 1 :]
+        wide = self.view(x, (*before, 1, *behind), _inserted(x.strides, dim + 1))
+        wide = self.clone(self.expand(wide, (*before, times, *behind)))
+        return self.view(wide, (*x.shape[:dim], times * x.shape[dim], *behind))
+
     def repeated(self, x: Tensor, times: int) -> Tensor:
         """[B, G, T, D] with each head several times: `repeat_kv`."""
         batch, groups, tokens, width = x.shape
@@ -1296,6 +1492,10 @@ def _expanded(x: Tensor) -> Shape:
     for i in reversed(order):
         strides[i], step = step, step * x.shape[i]
     return tuple(strides)
+
+
+def _without(shape: Shape, dim: int) -> Shape:
+    return (*shape[:dim], *shape[dim + 1 :])
 
 
 def _swapped(shape: Shape) -> Shape:

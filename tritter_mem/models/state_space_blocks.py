@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
@@ -18,7 +17,6 @@ from tritter_mem.models.recurrent_parts import (
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
-    NotPlannedError,
     Operations,
     Tensor,
 )
@@ -73,24 +71,19 @@ class Mamba2(Module):
         )
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
-        """Project, convolve, scan, and gate what that gives: `NemotronHMamba2Mixer`.
-
-        Raises:
-            NotPlannedError: it trains.
-        """
+        """Project, convolve, scan, and gate what that gives: `NemotronHMamba2Mixer`."""
         ops, name = run.ops, self.name
-        if ops.grad:
-            raise NotPlannedError("training with a state space is not planned")
         rows, size = (*x.shape[:2], self.inner), x.size
         made = run.linear(ops.scaled(x) if self.scaled else x, f"{name}.in_proj")
-        made = ops.scaled(made) if self.scaled else made
-        rates = ops.scaled(ops.pointwise(ops.to(run.weights[f"{name}.A_log"], FLOAT)))
+        made = ops.scaled(made, max(made.size, run.step.size)) if self.scaled else made
+        rates = ops.to(run.weights[f"{name}.A_log"], FLOAT)
+        rates = ops.scaled(ops.pointwise(rates, saves="output"))
         gate, mixed, dt = ops.split(made, -1, [self.inner, self.conv_width, self.heads])
         mixed = ops.transpose(mixed, 1, 2)
         decodes = goes_on(run)
         if not decodes:
             mixed = remembered(mixed, run, self.kernel)
-        mixed = convolved(mixed, run, self.kernel)
+        mixed = convolved(mixed, run, f"{name}.conv1d")
         mixed = ops.transpose(mixed, 1, 2)
         given = (*self._parts(ops, mixed), dt, rates)
         held: list[Tensor] = []
@@ -105,10 +98,9 @@ class Mamba2(Module):
             out = self._gated(run, out, gate)
         elif not decodes:
             out = ops.mul(out, ops.pointwise(gate))
-        out = ops.to(out, size)
-        out = run.linear(out, f"{name}.out_proj")
-        del made, gate, mixed, dt, given, held, rates
-        return out
+        result = run.linear(ops.to(out, size), f"{name}.out_proj")
+        del made, gate, mixed, dt, given, held, rates, out
+        return result
 
     def _parts(self, ops: Operations, mixed: Tensor) -> list[Tensor]:
         """Views of inputs [B, T, H, P], and of what goes into and out of the state [B, T, G, N]."""
@@ -123,57 +115,51 @@ class Mamba2(Module):
         """
         ops, (x, b, c, dt, rates), size = run.ops, given, self.chunk
         batch, tokens, heads, _ = x.shape
-        dt = ops.pointwise(ops.add(dt, run.weights[f"{self.name}.dt_bias"]))
-        dt = ops.pointwise(dt)
+        dt = ops.add(dt, ops.to(run.weights[f"{self.name}.dt_bias"], dt.size))
+        dt = ops.pointwise(ops.widened(dt))
+        dt = ops.clamped(dt)
         x = ops.to(x, FLOAT)
-        b = self._of_heads(ops, b)
-        c = self._of_heads(ops, c)
+        b = ops.interleaved(ops.to(b, FLOAT), 2, heads // self.groups)
+        c = ops.interleaved(ops.to(c, FLOAT), 2, heads // self.groups)
         length = -(-tokens // size) * size
-        around = ops.mul(ops.new((self.heads, 1), FLOAT), _padded(ops, x, length))
-        wide = (batch, tokens, heads, 1)
-        x = ops.mul(x, ops.view(ops.to(dt, FLOAT), wide))
+        skipped = ops.view(run.weights[f"{self.name}.D"], (heads, 1))
+        around = ops.mul(skipped, ops.padded(x, 1, length))
+        x = ops.mul(x, ops.to(ops.view(dt, (*dt.shape, 1), (*dt.strides, 1)), FLOAT))
         a = ops.mul(rates, ops.to(dt, FLOAT))
         x, a, b, c = [
-            ops.reshape(_padded(ops, part, length), (batch, length // size, size, *part.shape[2:]))
+            ops.reshape(ops.padded(part, 1, length), (batch, length // size, size, *part.shape[2:]))
             for part in (x, a, b, c)
         ]
-        a = _permuted(ops, a, (0, 3, 1, 2))
-        sums = ops.new(a.shape, FLOAT)
-        decays = ops.pointwise(_segment_sums(ops, a))
+        a = ops.permuted(a, (0, 3, 1, 2))
+        sums = ops.cumsum(a)
+        decays = ops.pointwise(_segment_sums(ops, a), saves="output")
         scores = ops.einsum("bclhn,bcshn->bclsh", c, b)
-        masked = ops.mul(scores, _permuted(ops, decays, (0, 2, 3, 4, 1)))
+        masked = ops.mul(scores, ops.permuted(decays, (0, 2, 3, 4, 1)))
         inside = ops.einsum("bclsh,bcshp->bclhp", masked, x)
-        left = ops.pointwise(ops.new(sums.shape, FLOAT))
-        written = ops.mul(b, ops.view(_permuted(ops, left, (0, 2, 3, 1)), (*b.shape[:4], 1)))
+        left = _left(ops, sums)
+        written = ops.mul(b, _by_position(ops, left))
         states = ops.einsum("bclhn,bclhp->bchpn", written, x)
         first = run.cache.get(STATE)
         if first is None:
-            first = ops.new((batch, 1, *states.shape[2:]), FLOAT)
+            first = ops.new((batch, 1, *states.shape[2:]), states.size)
         else:
-            first = ops.view(first, (batch, 1, *states.shape[2:]))
+            first = ops.to(ops.view(first, (batch, 1, *states.shape[2:])), states.size)
         states = ops.cat([first, states], 1)
-        ends = ops.new((batch, heads, states.shape[1]), FLOAT)
-        between = ops.pointwise(_segment_sums(ops, ends))
+        ends = ops.padded(ops.selected(sums, 3), 2, states.shape[1])
+        between = ops.pointwise(_segment_sums(ops, ends), saves="output")
         del ends
-        between = _permuted(ops, between, (0, 3, 2, 1))
+        between = ops.permuted(between, (0, 3, 2, 1))
         made = ops.einsum("bzch,bzhpn->bchpn", between, states)
         states = ops.slice(made, 1, made.shape[1] - 1)
         last = ops.alias(made, (batch, *made.shape[2:]), (made.strides[0], *made.strides[2:]))
-        outward = ops.pointwise(sums)
+        outward = ops.pointwise(sums, saves="output")
         read = ops.einsum("bclhn,bchpn->bclhp", c, states)
-        outside = ops.mul(read, ops.view(_permuted(ops, outward, (0, 2, 3, 1)), (*b.shape[:4], 1)))
+        outside = ops.mul(read, _by_position(ops, outward))
         out = ops.contiguous(ops.add(inside, outside))
         out = ops.view(out, (batch, length, heads, self.head_dim))
         out = ops.add(out, around)
         del x, dt, masked, scores, decays, written, left, first, made, outward, read, outside
-        return ops.slice(out, 1, tokens), last
-
-    def _of_heads(self, ops: Operations, x: Tensor) -> Tensor:
-        """In float32, for each head that of its group."""
-        wide = ops.to(x, FLOAT)
-        out = ops.new((*x.shape[:2], self.heads, self.states), FLOAT)
-        del wide
-        return out
+        return out if length == tokens else ops.slice(out, 1, tokens), last
 
     def _one(self, run: LayerRun, given: tuple[Tensor, ...], gate: Tensor | None) -> Tensor:
         """`mamba2_selective_state_update` of one token: [B, 1, H, P]."""
@@ -222,7 +208,7 @@ class Mamba2(Module):
         x = ops.view(x, (*x.shape[:2], self.groups, self.inner // self.groups))
         variance = ops.mean(ops.square(x))
         x = ops.mul(x, ops.rsqrt(ops.shifted(variance)))
-        x = ops.scaled(x)
+        x = ops.mul(ops.view(run.weights[f"{self.name}.norm"], x.shape[2:]), x)
         x = ops.view(x, (*x.shape[:2], self.inner))
         if self.before_gate:
             x = ops.mul(x, ops.pointwise(ops.to(gate, FLOAT)))
@@ -255,28 +241,28 @@ class ScaledFeedForward(FeedForward):
         return y  # noqa: RET504  (what goes down goes with its name)
 
 
-def _padded(ops: Operations, x: Tensor, length: int) -> Tensor:
-    """A copy with so many tokens, in order."""
-    return ops.new((x.shape[0], length, *x.shape[2:]), x.size)
+def _left(ops: Operations, sums: Tensor) -> Tensor:
+    """Decay from each position to the end of its chunk."""
+    return ops.pointwise(ops.subtracted(ops.slice(sums, 3, 1), sums), saves="output")
 
 
-def _permuted(ops: Operations, x: Tensor, order: Sequence[int]) -> Tensor:
-    return ops.alias(x, tuple(x.shape[i] for i in order), tuple(x.strides[i] for i in order))
+def _by_position(ops: Operations, x: Tensor) -> Tensor:
+    """[B, H, C, L] as [B, C, L, H, 1]."""
+    turned = ops.permuted(x, (0, 2, 3, 1))
+    return ops.view(turned, (*turned.shape, 1), (*turned.strides, 1))
 
 
 def _segment_sums(ops: Operations, x: Tensor) -> Tensor:
     """`segment_sum`: sums of all stretches [..., L, L] of [..., L]."""
-    shape = (*x.shape, x.shape[-1])
-    lower = _lower(ops, x.shape[-1])
-    ops_not = ops.new(lower.shape, BOOL)
-    masked = ops.new(shape, x.size)
-    del ops_not
-    sums = ops.new(shape, x.size)
-    lower = _lower(ops, x.shape[-1])
-    ops_not = ops.new(lower.shape, BOOL)
-    result = ops.new(shape, x.size)
-    del ops_not, masked, sums, lower
-    return result
+    size = x.shape[-1]
+    wide = ops.expand(ops.view(x, (*x.shape, 1), (*x.strides, 1)), (*x.shape, size))
+    lower = _lower(ops, size)
+    wide = ops.masked(wide, ops.new(lower.shape, BOOL))
+    sums = ops.cumsum(wide)
+    lower = _lower(ops, size)
+    sums = ops.masked(sums, ops.new(lower.shape, BOOL))
+    del wide, lower
+    return sums
 
 
 def _lower(ops: Operations, length: int) -> Tensor:

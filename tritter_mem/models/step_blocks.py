@@ -1,4 +1,4 @@
-"""Modules of Step 3.5 and 3.7: `modeling_step3p7.py` of transformers 5.23."""
+"""Modules of Step 3.5 and 3.7, and gated attention of AFMoE."""
 
 from __future__ import annotations
 
@@ -34,6 +34,36 @@ class HeadGatedAttention(Attention):
         out = ops.view(out, (*heads[:2], self.out_width))
         out = run.linear(out, f"{name}.{self.out}")
         return out  # noqa: RET504  (what was attended goes first)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideGatedAttention(Attention):
+    """Attention whose result a projection as wide as it gates; layers with a window rotate."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`AfmoeAttention`."""
+        ops, step, name = run.ops, run.step, self.name
+        shape = (step.batch, step.tokens, -1, self.head_dim)
+        made = [run.linear(x, f"{name}.{part}") for part in ("q_proj", "k_proj", "v_proj")]
+        heads = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = (
+            ops.view(part, (*shape[:2], count, self.head_dim))
+            for part, count in zip(made, heads, strict=True)
+        )
+        made.clear()
+        gate = run.linear(x, f"{name}.{self.gate[0][0]}")
+        q = ops.transpose(run.norm(q, f"{name}.{self.norm_names[0]}"), 1, 2)
+        k = ops.transpose(run.norm(k, f"{name}.{self.norm_names[1]}"), 1, 2)
+        v = ops.transpose(v, 1, 2)
+        if self.window is not None:
+            q, k = ROTATIONS[run.dialect.rotary](run, q, k, *step.angles[True])
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        out = ops.reshape(out, (*shape[:2], self.out_width))
+        out = ops.mul(out, ops.pointwise(gate, saves="output"))
+        attended = run.linear(out, f"{name}.{self.out}")
+        del q, k, v, gate, out
+        return attended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,14 @@ from tritter_mem.models.layer_run import (
     halves,
     scaled_by_position,
 )
-from tritter_mem.models.shape_tensors import FLOAT, LONG, QUANTISED, NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import (
+    FLOAT,
+    LONG,
+    QUANTISED,
+    NotPlannedError,
+    Operations,
+    Tensor,
+)
 
 FLOAT32_BYTES = 4
 
@@ -240,12 +247,14 @@ class Attention(Module):
         k, v = run.update({"keys": k, "values": v}, self.window)
         out = self._attend(run, q, k, v)
         out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        for name, _ in self.vectors:
+            if name != "sinks":
+                out = run.norm(out, f"{self.name}.{name}")
         out = run.linear(out, f"{self.name}.{self.out}")
         return out  # noqa: RET504  (what was attended goes first)
 
     def _refuse_unplanned(self) -> None:
-        others = [name for name, _ in self.vectors if name != "sinks"]
-        if self.gate or others or self.query_copies > 1 or not self.has_keys:
+        if self.gate or self.query_copies > 1 or not self.has_keys:
             raise NotPlannedError("attention with gates or shared keys is not planned")
         if not self.has_values or self.inputs is not None:
             raise NotPlannedError("attention with keys as values is not planned")
@@ -276,7 +285,7 @@ class Attention(Module):
         ops, step = run.ops, run.step
         if run.dialect.eager:
             return self._written_out(run, q, k, v)
-        if self.vectors:
+        if "sinks" in dict(self.vectors):
             raise NotPlannedError("attention with sinks by a kernel is not planned")
         mask, times = step.masks[self.window], self.heads // self.kv_heads
         grouped = times > 1 and mask is None and k.shape[3] == v.shape[3] <= 256
@@ -492,6 +501,8 @@ class LatentAttention(Module):
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
         latent, k_rot = run.update({"keys": latent, "values": k_rot})
         query = ops.cat([q_pass, q_rot], -1)
+        if run.dialect.scales_queries:
+            query = scaled_by_position(run, query)
         k, v = self._expanded(latent, k_rot, run)
         mask = step.masks[None]
         out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
@@ -806,62 +817,6 @@ class LightningAttention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba(Module):
-    """The first Mamba's selective state space, with norms of its inputs where it has them."""
-
-    inner: int
-    states: int
-    kernel: int
-    rank: int
-    bias: bool
-    conv_bias: bool
-    normed: bool
-    name: str = "mamba"
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution and the state space."""
-        name, rank = self.name, self.rank
-        normed = {"dt_layernorm": rank, "b_layernorm": self.states, "c_layernorm": self.states}
-        return (
-            Weight(name=f"{name}.A_log", shape=(self.inner, self.states)),
-            vector(f"{name}.D", self.inner),
-            Weight(name=f"{name}.conv1d", shape=(self.inner, 1, self.kernel)),
-            *((vector(f"{name}.conv1d.bias", self.inner),) if self.conv_bias else ()),
-            *linear(f"{name}.in_proj", 2 * self.inner, hidden, self.bias),
-            *linear(f"{name}.x_proj", rank + 2 * self.states, self.inner),
-            *linear(f"{name}.dt_proj", self.inner, rank, True),
-            *linear(f"{name}.out_proj", hidden, self.inner, self.bias),
-            *(vector(f"{name}.{n}", width) for n, width in normed.items() if self.normed),
-        )
-
-    def state(self) -> State:
-        """The convolution's last inputs, and the state of each channel."""
-        return State(compute=self.inner * self.kernel, float32=self.inner * self.states)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvolution(Module):
-    """A gated convolution over the last few tokens."""
-
-    kernel: int
-    width: int
-    bias: bool
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """The convolution between two projections."""
-        return (
-            Weight(name="conv.conv", shape=(self.width, 1, self.kernel)),
-            *((vector("conv.conv.bias", self.width),) if self.bias else ()),
-            *linear("conv.in_proj", 3 * self.width, hidden, self.bias),
-            *linear("conv.out_proj", hidden, self.width, self.bias),
-        )
-
-    def state(self) -> State:
-        """Its last inputs."""
-        return State(compute=self.width * self.kernel)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DepthwiseConvolutions(Module):
     """Short convolutions over single channels, each with a state."""
 
@@ -889,7 +844,7 @@ class FeedForward(Module):
         gated: whether a gate multiplies what goes up.
         fused: name of the one projection that makes gate and up; empty: they are two.
         names: of the projections to gate, up and down.
-        vectors: elements of other weights, by name.
+        vectors: elements of norms before the projection down, by name.
     """
 
     inner: int
@@ -905,8 +860,6 @@ class FeedForward(Module):
         """Up, through the activation, and down."""
         ops = run.ops
         gate, up, down = (f"{self.name}.{name}" for name in self.names)
-        if self.vectors:
-            raise NotPlannedError("an MLP with norms inside is not planned")
         if self.fused:
             states = run.linear(x, f"{self.name}.{self.fused}")
             half, other = ops.split(states, -1, [self.inner, self.inner])
@@ -914,7 +867,16 @@ class FeedForward(Module):
             return run.linear(states, down)
         if not self.gated:
             return run.linear(activated(run, run.linear(x, up)), down)
-        return run.linear(ops.mul(activated(run, run.linear(x, gate)), run.linear(x, up)), down)
+        return run.linear(self._normed(self._gated(x, run, gate, up), run), down)
+
+    @staticmethod
+    def _gated(x: Tensor, run: LayerRun, gate: str, up: str) -> Tensor:
+        return run.ops.mul(activated(run, run.linear(x, gate)), run.linear(x, up))
+
+    def _normed(self, x: Tensor, run: LayerRun) -> Tensor:
+        for name, _ in self.vectors:
+            x = run.norm(x, f"{self.name}.{name}")
+        return x
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections up and down."""
@@ -950,6 +912,9 @@ class Experts(Module):
         routing: how experts are chosen, of `ROUTINGS`; `all`: each runs over all tokens; empty:
             that is not planned.
         normalised: whether the weights of a token's experts are made to sum to one.
+        shared_at: when shared experts run: `behind` the others, `first`, or `between` the router
+            and the others. `averaged`: whether their sum with the others is halved. `wide_sum`:
+            whether it is made in float32.
         groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
         name: of the module. `shared_name`: of the shared experts.
@@ -974,6 +939,9 @@ class Experts(Module):
     packed: bool = False
     routing: str = ""
     normalised: bool = True
+    shared_at: str = "behind"
+    averaged: bool = False
+    wide_sum: bool = False
     groups: int = 1
     chosen_groups: int = 1
     vectors: tuple[tuple[str, int], ...] = ()
@@ -988,18 +956,35 @@ class Experts(Module):
         """
         if self.routing == "all":
             return self._all(x, run)
-        if self.routing not in ROUTINGS or self.idle or self.width is not None:
+        is_latent = f"{self.name}.fc1_latent_proj" in run.weights
+        if self.routing not in ROUTINGS or self.idle or (self.width and not is_latent):
             raise NotPlannedError(f"activations of {run.kind} experts are not planned")
         ops, shape = run.ops, x.shape
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
+        shared = self._shared_run(flat, run) if self.shared_at == "first" else None
         chosen = self.route(flat, run)
-        out = ops.view(self._chosen(flat, run, chosen[1], chosen[2]), shape)
+        if self.shared_at == "between":
+            shared = self._shared_run(flat, run)
+        rows = run.linear(flat, f"{self.name}.fc1_latent_proj") if is_latent else flat
+        rows = self._chosen(rows, run, chosen[1], chosen[2])
+        rows = run.linear(rows, f"{self.name}.fc2_latent_proj") if is_latent else rows
+        out = ops.view(rows, shape)
+        del rows
         if self.shared:
             del flat
-            out = ops.add(out, self._shared_run(x, run))
+            out = self._summed_up(run, out, shared or self._shared_run(x, run))
         return out
+
+    def _summed_up(self, run: LayerRun, routed: Tensor, shared: Tensor) -> Tensor:
+        """What the chosen and the shared experts give."""
+        ops, size = run.ops, routed.size
+        if self.wide_sum:
+            return ops.to(ops.add(ops.to(routed, FLOAT), ops.to(shared, FLOAT)), size)
+        shared = ops.view(shared, routed.shape)
+        total = ops.add(routed, shared)
+        return ops.scaled(total) if self.averaged else total
 
     def route(self, x: Tensor, run: LayerRun) -> Routed:
         """Logits of the router for rows [T, H], and weights and places of their experts."""
@@ -1281,15 +1266,30 @@ def _grouped_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     logits = _float_linear(run, x, weight)
     scores = ops.pointwise(logits, saves="output")
     choice = ops.add(scores, run.weights[_correction(experts)])
-    rows = choice.shape[0]
+    return logits, *_among_groups(experts, ops, scores, choice)
+
+
+def _grouped_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """The same of chances in the rows' type: Mistral 4."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    scores = ops.softmax(ops.widened(logits))
+    return logits, *_among_groups(experts, ops, scores, scores)
+
+
+def _among_groups(
+    experts: Experts, ops: Operations, scores: Tensor, choice: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights and places of the experts with the highest of `choice` in the best groups."""
+    rows, size = choice.shape[0], choice.size
     shape = (rows, experts.groups, experts.count // experts.groups)
     best, _ = ops.topk(ops.view(choice, shape), 2)
     group_scores = ops.view(ops.sum(best, [-1]), shape[:2])
     del best, _
     found, index = ops.topk(group_scores, experts.chosen_groups)
     del found
-    mask = ops.new(shape[:2], FLOAT)
-    wide = ops.new((rows, experts.count), FLOAT)
+    mask = ops.new(shape[:2], size)
+    wide = ops.new((rows, experts.count), size)
     flags = ops.new((rows, experts.count), 1)
     inverse = ops.new((rows, experts.count), 1)
     del flags
@@ -1305,7 +1305,67 @@ def _grouped_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
         ops.divided_in_place(values, total)
     values = ops.scaled(values)
     del scores, choice, group_scores, index, mask, wide
-    return logits, values, places
+    return values, places
+
+
+def _wide_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of float32 logits: AFMoE."""
+    ops = run.ops
+    logits = ops.to(run.linear(x, f"{experts.name}.{experts.router}"), FLOAT)
+    return logits, *_by_sigmoid(experts, run, logits)
+
+
+def _float_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of logits of a product in float32: Hunyuan 3."""
+    logits = _float_linear(run, x, run.weights[f"{experts.name}.{experts.router}"])
+    return logits, *_by_sigmoid(experts, run, logits)
+
+
+def _by_sigmoid(experts: Experts, run: LayerRun, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and places, with a bias for choosing."""
+    ops = run.ops
+    scores = ops.pointwise(logits, saves="output")
+    choice = ops.add(scores, run.weights[_correction(experts)])
+    places = ops.topk(choice, experts.chosen)[1]
+    values = ops.picked(scores, places)
+    values = ops.divided(values, ops.shifted(ops.sum(values, [-1])))
+    values = ops.scaled(values)
+    del scores, choice
+    return values, places
+
+
+def _float_chances(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of logits of a product in float32 without autocast, with a bias for choosing: Ernie."""
+    ops = run.ops
+    autocast, ops.autocast = ops.autocast, 0
+    logits = _float_linear(run, x, run.weights[f"{experts.name}.{experts.router}"])
+    chances = ops.softmax(logits)
+    choice = ops.add(chances, ops.view(run.weights[_correction(experts)], (experts.count,)))
+    places = ops.topk(choice, experts.chosen)[1]
+    del choice
+    values = ops.picked(chances, places)
+    values = ops.divided(values, ops.clamped(ops.sum(values, [-1])))
+    ops.autocast = autocast
+    return logits, ops.to(values, x.size), places
+
+
+def _chosen_chances(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Softmax of the chosen experts' logits in float32: Command A's experts."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    values, places = ops.topk(logits, experts.chosen)
+    return logits, ops.to(ops.softmax(values, FLOAT), x.size), places
+
+
+def _chosen_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Sigmoid of the chosen experts' logits: Command A's experts."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    values, places = ops.topk(logits, experts.chosen)
+    values = ops.pointwise(values, saves="output")
+    if experts.normalised:
+        values = ops.divided(values, ops.sum(ops.widened(values), [-1]))
+    return logits, ops.to(values, x.size), places
 
 
 def _float_linear(run: LayerRun, x: Tensor, weight: Tensor) -> Tensor:
@@ -1334,11 +1394,45 @@ def _correction(experts: Experts) -> str:
     return f"{experts.name}.{experts.correction[0]}" if experts.correction else ""
 
 
+def _plain_sigmoid(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """In the rows' type, with a bias for choosing where there is one: LFM2."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    weights = ops.pointwise(logits, saves="output")
+    if experts.correction:
+        choice = ops.add(weights, run.weights[_correction(experts)])
+        places = ops.topk(choice, experts.chosen)[1]
+        weights = ops.picked(weights, places)
+        del choice
+    else:
+        weights, places = ops.topk(weights, experts.chosen)
+    if experts.normalised:
+        weights = ops.divided(weights, ops.shifted(ops.sum(weights, [-1])))
+    return logits, ops.scaled(weights), places
+
+
+def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of float32 logits, not made to sum to one, in the rows' type: Jamba."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    chances = ops.softmax(logits, FLOAT)
+    values, places = ops.topk(chances, experts.chosen)
+    return logits, ops.to(values, x.size), places
+
+
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "softmax": _softmax,
     "float softmax": _float_softmax,
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
+    "grouped softmax": _grouped_softmax,
+    "plain sigmoid": _plain_sigmoid,
+    "wide sigmoid": _wide_sigmoid,
+    "float sigmoid": _float_sigmoid,
+    "float chances": _float_chances,
+    "chosen chances": _chosen_chances,
+    "chosen sigmoid": _chosen_sigmoid,
+    "given softmax": _given_softmax,
     "chosen softmax": _chosen_softmax,
     "chosen float softmax": _chosen_float_softmax,
 }

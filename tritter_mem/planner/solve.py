@@ -307,7 +307,7 @@ def _named_curves(profile: NamedProfile, card: GpuCard) -> tuple[ContextCurve, .
 
     if plan(profile, card, plays=False).lower_bound_reason is not None:
         return ()
-    return (_curve(profile, card, (transformers_run(profile).dtype.name, 0), own=True),)
+    return (_curve(profile, card, (transformers_run(profile).cache_name, 0), own=True),)
 
 
 def _cache_of(profile: Profile) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -25,7 +25,6 @@ from tritter_mem.models.layer_orders import ORDERS, Parts
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
-    LayerCache,
     LayerRun,
     Step,
     complex_angles,
@@ -45,7 +44,8 @@ from tritter_mem.models.shape_tensors import (
     Requests,
     Tensor,
 )
-from tritter_mem.models.transformers_blocks import Module, Tables
+from tritter_mem.models.transformers_blocks import Attention, Module, Tables
+from tritter_mem.models.transformers_caches import LayerCache, StaticCache
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.planner.reserved import find_reserved
 from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
@@ -58,6 +58,8 @@ DROPOUTS = (
     "resid_pdrop", "residual_dropout",
 )  # fmt: skip
 Weights = dict[str, Parameter]
+Masks = dict[int | None, Tensor | None]
+"""Of a call, by window of the layers; None: `is_causal` says the same."""
 
 
 @dataclass
@@ -350,6 +352,7 @@ class PlannedModel:
         *,
         checkpoints: bool = False,
         decodes: bool = False,
+        masks: Masks | None = None,
     ) -> Tensor:
         """Hidden states [B, T, H] of ids [B, T]: `forward` of the model without its head.
 
@@ -359,13 +362,11 @@ class PlannedModel:
             caches: of each layer; None: there is no cache.
             checkpoints: whether each layer saves its input alone.
             decodes: whether tokens are generated.
+            masks: that it is given, by window; None: it makes them.
         """
         ops = self.ops
         batch, tokens = ids.shape
-        step = Step(
-            ops=ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens, past=past,
-            caches=caches is not None, decodes=decodes,
-        )  # fmt: skip
+        step = self._step(batch, tokens, past, caches=caches is not None, decodes=decodes)
         ops.requests.enter("embedding")
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
@@ -377,13 +378,59 @@ class PlannedModel:
             positions = self._positions(tokens)
         else:
             positions = self._given(batch, tokens)
-        for window in (*self.windows(), *self.dialect.more_masks):
-            step.masks[window] = make_mask(step, window)
+        if masks is None:
+            for window in (*self.windows(), *self.dialect.more_masks):
+                step.masks[window] = make_mask(step, window)
+        else:
+            step.masks.update(masks)
         x = embeds
         self._rotate(step, positions)
         x = self._through_layers(x, step, caches, checkpoints=checkpoints)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
+
+    def _step(
+        self, batch: int, tokens: int, past: int, *, caches: bool = True, decodes: bool = False
+    ) -> Step:
+        return Step(
+            ops=self.ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens,
+            past=past, caches=caches, cache_kind=self.run.cache_kind, decodes=decodes,
+        )  # fmt: skip
+
+    def masks(self, batch: int, tokens: int, past: int) -> Masks | None:
+        """Masks that `generate()` makes for a call: `create_masks_for_generate`."""
+        if not self.run.cache_kind.masks_first:
+            return None
+        step = self._step(batch, tokens, past)
+        made = {window: make_mask(step, window) for window in self.windows()}
+        return {window: mask and self.ops.contiguous(mask) for window, mask in made.items()}
+
+    def make_caches(self, caches: list[LayerCache], batch: int) -> None:
+        """A static cache of a prompt that runs in chunks is there before: `early_initialization`.
+
+        Raises:
+            NotPlannedError: a layer's keys and values differ in width.
+        """
+        kind = self.run.cache_kind
+        if not isinstance(kind, StaticCache):
+            return
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            for module in layer:
+                if isinstance(module, Attention) and module.rows():
+                    if module.value_width != module.key_width:
+                        raise NotPlannedError(
+                            "transformers makes static caches of prompts in chunks with values as "
+                            "wide as keys, which this model has not"
+                        )
+                    shape = (batch, module.kv_heads, kind.room(module.window), module.head_dim)
+                    kind.make(self.ops, cache, {"keys": shape, "values": shape}, self.size)
+
+    def skip(self, caches: list[LayerCache], tokens: int) -> None:
+        """Make caches those behind so many more calls of one token each, which are not run."""
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            reached = [module.reach() for module in layer if module.rows()]
+            if reached and tokens:
+                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
 
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
@@ -440,7 +487,12 @@ class PlannedModel:
         ops = self.ops
         ops.requests.enter("logits")
         name = self.tables.head or self.tables.embedding
-        logits = ops.linear(x, self.outside[name], self.outside.get("lm_head.bias"))
+        weight = self.outside[name]
+        if self.dialect.float_logits:
+            x = ops.to(x, weight.size)
+        logits = ops.linear(x, weight, self.outside.get("lm_head.bias"))
+        if self.dialect.float_logits:
+            logits = ops.to(logits, FLOAT)
         for _ in range(self.dialect.logits_steps):
             logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
         return logits
@@ -474,6 +526,8 @@ class _Generation:
             positions = of_prompt = self._positions(mask)  # `generate()` holds them to its end
             del mask
             ops.inside([work.batch * prompt, 1])  # whether an id is out of range
+            if self.model.run.prefill_chunk:
+                self.model.make_caches(self.caches, work.batch)
             open_ends = ops.new((work.batch,), LONG)
             logits = self._prefill(given)
             ids, positions, scores, token, open_ends = self._chosen(
@@ -483,13 +537,15 @@ class _Generation:
         if work.new_tokens == 1:
             return
         with _phase(self.played, "decode"):
-            inputs: list[Tensor] = []
+            inputs: tuple[list[Tensor], Masks | None] = [], None
             for past in self._pasts():
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
-                inputs = inputs_now
+                inputs = inputs_now, self.model.masks(work.batch, 1, past)
                 del inputs_now
-                hidden = self.model.call(inputs[0], past, self.caches, decodes=True)
+                ids_now, masks = inputs[0][0], inputs[1]
+                hidden = self.model.call(ids_now, past, self.caches, decodes=True, masks=masks)
+                del ids_now, masks
                 logits = self._adopted(self.model.head(hidden))
                 del hidden
                 length = past + 2
@@ -504,12 +560,17 @@ class _Generation:
         del ids, positions, of_prompt, scores, token, open_ends
 
     def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last."""
+        """Tokens that are cached at each step that is run: the first ones, and the last.
+
+        What is cached then is what is there behind all steps before it.
+        """
         first, steps = self.model.run.prompt, self.work.new_tokens - 1
-        numbers = range(steps)
+        numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token(self.ops.requests):
-            numbers = [*range(SHORTENED - 1), steps - 1]  # type: ignore[assignment]
-        for number in numbers:
+            high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+        for before, number in pairwise([-1, *numbers]):
+            self.model.skip(self.caches, number - before - 1)
             yield first + number
 
     def _positions(self, mask: Tensor) -> Tensor:
@@ -528,12 +589,16 @@ class _Generation:
         """The prompt, whole or in chunks: the logits of its last token."""
         ops, batch, prompt = self.ops, self.work.batch, self.model.run.prompt
         size = self.model.run.prefill_chunk or prompt
+        if size < prompt and not self.model.dialect.cuts_prompts:
+            kind = self.model.model.language_type
+            raise NotPlannedError(f"transformers runs prompts of {kind} models whole alone")
         starts = range(0, prompt, size)
         logits = ops.new((0,), LONG)
         for start in starts:
             ids = ops.new((batch, min(size, prompt - start)), LONG)
+            masks = self.model.masks(batch, ids.shape[1], start)
             self.model.unpack()
-            hidden = self.model.call(ids, start, self.caches)
+            hidden = self.model.call(ids, start, self.caches, masks=masks)
             last = self.model.last_token(hidden)
             del hidden
             made = self.model.head(last)

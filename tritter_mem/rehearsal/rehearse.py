@@ -197,8 +197,9 @@ def _record(command: Sequence[str], machine: Machine, options: Options, ended: E
 
 
 def _verdict(done: Rehearsal) -> Verdict | None:
-    """Whether the card's memory, or the cap, sufficed; None where no device was used."""
-    if done.rehearsed is None or (done.failed and not done.out_of_memory):
+    """Whether the card's memory, or the cap, sufficed; None where the run cannot say."""
+    counts = done.trust.trusted or done.accepted
+    if done.rehearsed is None or not (done.out_of_memory or (counts and not done.failed)):
         return None
     refused = max((one.requested_bytes for one in done.refusals), default=0)
     needs = done.rehearsed.device_peak_bytes + (refused if done.out_of_memory else 0)

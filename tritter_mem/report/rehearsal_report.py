@@ -87,9 +87,16 @@ def verdict_words(done: Rehearsal) -> str:
     if done.rehearsed is None:
         return "nothing used a device"
     peak = format_bytes(done.rehearsed.device_peak_bytes, UNITS)
-    spare = format_bytes(done.total_bytes - done.rehearsed.device_peak_bytes, UNITS)
+    return _served(done, f"the fullest process takes {peak}")
+
+
+def _served(done: Rehearsal, takes: str) -> str:
+    """Every request was served: a verdict if the run can be trusted."""
+    if done.verdict is None:
+        return f"{takes} (rehearsed), if the run is right"
+    spare = format_bytes(done.verdict.headroom_bytes, UNITS)
     caught = " (it ran out of memory and continued)" if done.refusals else ""
-    return f"fits: the fullest process takes {peak}, {spare} to spare (rehearsed){caught}"
+    return f"fits: {takes}, {spare} to spare (rehearsed){caught}"
 
 
 def _refused(done: Rehearsal) -> str:
