@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models.tiny_models import BUILT, tiny_config
+from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.profile import Training, Workload
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.formats import storage_format
@@ -232,6 +234,34 @@ def test_without_the_allocator_nothing_is_said_of_what_is_reserved() -> None:
     assert fast.components.rounding_bytes == 0
     assert fast.allocated_peak_bytes <= whole.allocated_peak_bytes
     assert whole.components.total_bytes == whole.allocated_peak_bytes
+
+
+@pytest.mark.parametrize("chunk", [None, 700])
+def test_where_memory_is_released_every_token_is_played(chunk: int | None) -> None:
+    """Whether that happens for the prompt or for a token; in brief, fewer are."""
+    run = a_run(
+        LLAMA | {"hidden_size": 1024, "head_dim": 256},
+        work={"context": 3000, "batch": 4, "new_tokens": 24},
+        chunk=chunk,
+    )
+    every = play_run(run, CARD, every_token=lambda _: True).requests
+    most = plan_transformers(run, CARD).footprint_bytes
+    found = []
+    for budget in range(most - (120 << 20), most, 8 << 20):
+        plan = plan_transformers(run, CARD, budget_bytes=budget)
+        if plan.cache_releases:
+            limit = budget - SMALL_SEGMENT_BYTES
+            alone = CachingAllocator(None, limit, CARD.context_bytes)
+            alone.serve(every.sizes, every.events, {})
+            reserved = (plan.reserved_peak_bytes or 0) - SMALL_SEGMENT_BYTES
+            assert reserved == alone.counters.reserved.peak
+            assert plan.cache_releases == alone.counters.num_alloc_retries
+            assert plan.footprint_bytes <= budget
+            found.append(budget)
+    assert found
+    brief = plan_transformers(run, CARD, budget_bytes=found[0], briefly=True)
+    whole = plan_transformers(run, CARD, budget_bytes=found[0])
+    assert brief.phases[0] == whole.phases[0]
 
 
 def deeper(values: dict[str, Any]) -> dict[str, Any]:
