@@ -39,6 +39,8 @@ ORDER = (
     "models.cuda_indexing",
     "models.shape_tensors",
     "models.quantised_products",
+    "models.transformers_caches",
+    "models.quantised_caches",
     "models.layer_run",
     "models.layer_repeats",
     "models.layer_orders",

@@ -21,7 +21,11 @@ from tritter_mem.units import MiB
 pytest_plugins = ["pytester"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "pytest.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    text
+    for text in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    if "rehearse=True" not in text  # tests/rehearsal/test_gates.py
+]
 BODY = """
 import os
 import pytest

@@ -7,6 +7,7 @@ until a test or an option asks for it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import chdir, contextmanager
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
 MARK = "memory_budget"
 _MARKER = (
-    f"{MARK}(budget, *, profile=None, module=None, ...): the test fails where the profile, the "
-    "third-party code or, without either, its own body needs more memory than the budget"
+    f"{MARK}(budget, *, profile=None, module=None, rehearse=False, ...): the test fails where the "
+    "profile, the third-party code or, without either, its own body needs more memory than the "
+    "budget"
 )
 _MARKED: pytest.StashKey[MarkedTest] = pytest.StashKey()
 _BASELINE: pytest.StashKey[Baseline | None] = pytest.StashKey()
+SESSION = "STANDIN_SESSION"
+"""Names the folder of the rehearsal that this process is part of."""
 _ATTRIBUTE = "memory_result"
 """Of a test's report: its record, in a form that xdist can send."""
 
@@ -73,9 +77,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(MarkedResults(files, baseline), "tritter_mem_session")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what rehearses a test in its place, where its mark asks for that."""
+    if SESSION not in os.environ:  # else all is rehearsed already
+        items[:] = [RehearsedTest.of(item) if _is_rehearsed(item) else item for item in items]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Find what a marked test needs, once its marks to skip have not skipped it."""
-    if item.get_closest_marker(MARK) is not None:
+    if item.get_closest_marker(MARK) is not None and not _is_rehearsed(item):
         item.stash[_MARKED] = prepare(item)
 
 
@@ -144,6 +154,57 @@ class MarkedTest:
             yield
         self.result = _named(self.name, result())
         _fail_beyond(self.result, baseline)
+
+
+class RehearsedTest(pytest.Item):
+    """Stands for a test whose body runs in another process, over stand-ins for CUDA's libraries.
+
+    Neither its fixtures nor its body run here, where there may be no GPU.
+    """
+
+    _line: tuple[Path | str, int | None, str]
+
+    @classmethod
+    def of(cls, item: pytest.Item) -> RehearsedTest:
+        """The same test: its id, marks and place."""
+        assert item.parent is not None  # noqa: S101  (only a session has none)
+        found: RehearsedTest = cls.from_parent(item.parent, name=item.name, nodeid=item.nodeid)
+        found.own_markers = item.own_markers
+        found.keywords.update(item.keywords)
+        path, line, name = item.reportinfo()
+        found._line = Path(path), line, name
+        return found
+
+    def reportinfo(self) -> tuple[Path | str, int | None, str]:
+        """Where the test is."""
+        return self._line
+
+    def runtest(self) -> None:
+        """Rehearse the test, and compare what it took with its budget."""
+        from tritter_mem.check.budget import rehearsed_result
+        from tritter_mem.check.budget_mark import read_mark
+
+        given, name = _closest_mark(self), _id_without_groups(self)
+        settings = self.config.inipath
+        options = [
+            "--rootdir",
+            str(self.config.rootpath),
+            *(["-c", str(settings)] * bool(settings)),
+        ]
+        try:
+            mark = read_mark(given.args, given.kwargs)
+            with chdir(self.config.rootpath):
+                result = _named(name, rehearsed_result(mark, name, options))
+        except TritterMemError as error:
+            _fail(*error.problems)
+        marked = self.stash[_MARKED] = MarkedTest(name=name, mark=mark, result=result)
+        with marked.around_body(self.config.stash[_BASELINE]):
+            pass
+
+
+def _is_rehearsed(item: pytest.Item) -> bool:
+    mark = item.get_closest_marker(MARK)
+    return mark is not None and mark.kwargs.get("rehearse") is True
 
 
 def prepare(item: pytest.Item) -> MarkedTest:

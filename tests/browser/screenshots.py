@@ -56,7 +56,7 @@ def make_pages(folder: Path) -> dict[str, Path]:
     """Each page, by its name."""
     snapshot = snapshot_of_training(folder / "train.pickle", capacity_bytes=int(9.6 * GiB))
     commands = {
-        "profile": ["profile", "--config", "7b-128k-gqa"],
+        "profile": ["profile", "qwen3-8b", "--context", "16k", "--gpu", "rtx-4090"],
         "replay": ["replay", str(snapshot)],
         "plan": ["plan", "qwen3-32b", "--gpu", "h100"],
         "plans": ["plan", "qwen3-32b", "qwen3-30b-a3b", "--context", "64k", "--gpu", "h200"],

@@ -20,6 +20,7 @@ FULL = Baseline(
         entry("7b", settings={"workload.mode": "training", "gpu.budget": None}, fast=True),
         entry("tiny", gate="allocated", tolerance=EXACT),
         entry("125m", kind="measured", gpu="cpu"),
+        entry("", command=("torchrun", "train.py"), gpus=2, kind="rehearsed"),
     ),
 )
 
@@ -73,6 +74,21 @@ def test_any_names_and_sizes_survive_as_plain_json(module: str, sizes: dict[str,
     assert told.get("components", {}) == sizes
 
 
+def test_an_entry_is_of_a_configuration_or_of_a_command(tmp_path: Path) -> None:
+    wrong = (
+        entry(""),
+        entry("7b", command=("a",), kind="rehearsed"),
+        entry("", command=("b",), kind="simulated"),
+    )
+    record = json.loads(baseline_text(Baseline(entries=wrong)))
+    found = [line.partition(": ") for line in problems(tmp_path, record)]
+    assert sorted(words for _, _, words in found) == [
+        "got 'simulated', expected 'rehearsed' of a command",
+        "got config and command, expected one of them",
+        "got neither config nor command, expected one of them",
+    ]
+
+
 def test_every_problem_is_named_with_its_place(tmp_path: Path) -> None:
     record = json.loads(baseline_text(FULL))
     record["tolerence"] = {}
@@ -81,7 +97,7 @@ def test_every_problem_is_named_with_its_place(tmp_path: Path) -> None:
     del record["entries"][2]["torch"]
     assert sorted(problems(tmp_path, record)) == [
         "entries[0].figures.allocated_peak_bytes: got '8 GiB', expected a valid integer",
-        "entries[1].kind: got 'planned', expected 'simulated' or 'measured'",
+        "entries[1].kind: got 'planned', expected 'simulated', 'rehearsed' or 'measured'",
         "entries[2].torch: missing",
         "tolerence: unknown key",
     ]

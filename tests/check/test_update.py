@@ -14,11 +14,11 @@ from tritter_mem.check.tasks import (
     update,
     updated,
 )
-from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case
+from tritter_mem.results.baseline import CHECKED_KINDS, PROFILED_KINDS, Baseline, Case
 from tritter_mem.results.check import CheckReport
 from tritter_mem.units import GiB
 
-TASK = Task(case=Case(config="1b"), kinds=CHECKED_KINDS)
+TASK = Task(case=Case(config="1b"), kinds=PROFILED_KINDS)
 
 
 def test_each_kind_is_an_entry_and_then_nothing_differs() -> None:

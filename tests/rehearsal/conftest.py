@@ -32,15 +32,15 @@ def environment() -> Path:
         refuse_other_machines()
     except MeasureError as error:
         pytest.skip(str(error))
-    complete = FOLDER / f"torch-{TORCH}"
+    complete, requirements = FOLDER / f"torch-{TORCH}", SCRIPTS / "requirements.txt"
     with (ROOT / ".rehearsal.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not complete.exists():
+        if not complete.exists() or complete.read_text() != requirements.read_text():
             try:
-                set_up(FOLDER, TORCH, SCRIPTS / "requirements.txt")
+                set_up(FOLDER, TORCH, requirements)
             except MeasureError as error:
                 if index_answers():
                     raise
                 pytest.skip(f"the package index cannot be reached, so no CUDA build: {error}")
-            complete.touch()
+            complete.write_text(requirements.read_text())
     return FOLDER

@@ -219,6 +219,29 @@ def test_a_function_that_is_missing_fails_with_its_name(built: Path, tmp_path: P
     ]
 
 
+def test_a_card_without_a_fabric_is_no_missing_function(built: Path, tmp_path: Path) -> None:
+    code = (
+        "import ctypes; every = ctypes.CDLL(None);"
+        "print(every.nvmlDeviceGetGpuFabricInfoV(None, None))"
+    )
+    assert run_over(built, code, STANDIN_SESSION=str(tmp_path)) == "3\n"
+    assert not (tmp_path / "stubs").exists()
+
+
+def test_a_cudart_that_is_linked_statically_finds_no_device_and_is_noted(
+    built: Path, tmp_path: Path
+) -> None:
+    """It asks the driver for tables of functions that are not documented, before all else."""
+    code = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuGetExportTable(None, None))"
+    printed = run_over(built, code, STANDIN_SESSION=str(tmp_path))
+    assert printed.startswith("801\n")
+    assert (tmp_path / "stubs").read_text() == "cuGetExportTable\n"
+    from tritter_mem.rehearsal.collect import collect
+
+    [note] = [line for line in collect(tmp_path).uncounted if "statically" in line]
+    assert "not counted" in note
+
+
 MEMORY = """
 import ctypes
 import errno

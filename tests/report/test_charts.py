@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.report.records import hostile, many, planned_7b, record, tiny_on_cpu, training_1b
 from tritter_mem.report.charts.axes import Chart, Scale, plotly_text
@@ -14,6 +16,7 @@ from tritter_mem.report.charts.segment_map import segment_map
 from tritter_mem.report.charts.timeline_chart import (
     LETTER_WIDTH,
     PHONE_WIDTH,
+    Axis,
     Limit,
     draw_timeline,
     timeline_chart,
@@ -221,3 +224,34 @@ def test_a_timeline_of_nothing_is_drawn_empty(columns: tuple[str, ...]) -> None:
 
 def test_no_timeline_is_no_chart() -> None:
     assert timeline_chart(planned_7b(), "GiB") is None
+
+
+def rows_of(*lengths: int) -> list[tuple[float, ...]]:
+    """Rows of phases that take so many events."""
+    phases = [phase for phase, length in enumerate(lengths) for _ in range(length)]
+    return [(event, phase, 5, 9) for event, phase in enumerate(phases)]
+
+
+def test_short_phases_are_drawn_wider_beside_one_that_has_nearly_all_events() -> None:
+    chart = drawn(timeline_of(*rows_of(5, 45, 950), phase=True), None, "load", "prefill", "decode")
+    axis = chart.figure["layout"]["xaxis"]
+    assert axis["tickvals"] == pytest.approx([0, 0.169, 0.358], abs=1e-3)
+    assert axis["ticktext"] == ["0", "5", "50"]
+    assert axis["title"]["text"] == "999 allocations and frees, stretched"
+    assert labels(chart)["Decode"] == axis["tickvals"][2]
+
+
+def test_an_axis_of_seconds_or_of_even_phases_stays_linear() -> None:
+    even = drawn(timeline_of(*rows_of(300, 700), phase=True), None, "a", "b")
+    assert even.figure["layout"]["xaxis"]["range"] == [0, 999]
+    timeline = timeline_of(*rows_of(5, 995), phase=True)
+    seconds = replace(timeline, columns=("seconds", *timeline.columns[1:]))
+    assert drawn(seconds, None, "a", "b").figure["layout"]["xaxis"]["range"] == [0, 999]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.data())
+def test_moments_keep_their_order_on_the_axis(lengths: list[int], data: st.DataObject) -> None:
+    axis = Axis.of(timeline_of(*rows_of(*lengths), phase=True))
+    a, b = sorted(data.draw(st.lists(st.integers(0, sum(lengths) - 1), min_size=2, max_size=2)))
+    assert 0 <= axis.along(a) <= axis.along(b) <= 1
+    assert a == b or axis.at(a) < axis.at(b)

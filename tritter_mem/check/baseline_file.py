@@ -11,7 +11,7 @@ from typing import Any
 
 from tritter_mem.errors import InputError
 from tritter_mem.input_files import is_there
-from tritter_mem.results.baseline import SCHEMA, Baseline, Tolerance
+from tritter_mem.results.baseline import SCHEMA, Baseline, Entry, Tolerance
 from tritter_mem.results.from_json import (
     Problem,
     WrongDataError,
@@ -64,6 +64,8 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
     }
     for place, tolerance in tolerances.items():
         yield from _wrong_tolerance(place, tolerance)
+    for index, entry in enumerate(baseline.entries):
+        yield from _wrong_case(f"entries[{index}]", entry)
     for key, times in Counter(entry.key for entry in baseline.entries).items():
         if times > 1:
             yield "entries", f"got {times} of {printable(', '.join(key), 200)}; keep one"
@@ -72,6 +74,15 @@ def _implausible(baseline: Baseline) -> Iterator[Problem]:
         if number and not 0 <= value <= MAX_BYTES:
             allowed = "0 or more" if value < 0 else f"up to {MAX_BYTES:,}"
             yield place, f"got {shown(value)}, expected {allowed}"
+
+
+def _wrong_case(place: str, entry: Entry) -> Iterator[Problem]:
+    """An entry is of a configuration or of a command, and a command is rehearsed."""
+    if bool(entry.command) == bool(entry.config):
+        found = "config and command" if entry.command else "neither config nor command"
+        yield place, f"got {found}, expected one of them"
+    elif entry.command and entry.kind != "rehearsed":
+        yield f"{place}.kind", f"got '{entry.kind}', expected 'rehearsed' of a command"
 
 
 def _wrong_tolerance(place: str, tolerance: Tolerance) -> Iterator[Problem]:

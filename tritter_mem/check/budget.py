@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,6 +47,25 @@ def result_of(mark: MemoryBudget) -> Result:
         TritterMemError: what is named is wrong, or could not be simulated or measured.
     """
     return _of_profile(mark) if mark.profile is not None else _of_module(mark)
+
+
+def rehearsed_result(mark: MemoryBudget, name: str, options: Sequence[str]) -> Result:
+    """Rehearse the test that has the mark, and judge it.
+
+    Args:
+        mark: with `rehearse`.
+        name: the test's id.
+        options: of the pytest that runs it.
+
+    Raises:
+        TritterMemError: it failed, or it cannot be rehearsed.
+    """
+    from tritter_mem.check.rehearsed import DEFAULT_GPU, rehearsed_test
+    from tritter_mem.config.cards import find_card
+
+    gpu = mark.gpu or DEFAULT_GPU
+    _check_card(mark, find_card(gpu))
+    return _judged(rehearsed_test(name, gpu, options), mark)
 
 
 def _of_profile(mark: MemoryBudget) -> Result:

@@ -13,17 +13,19 @@ from typing import Any
 from tritter_mem.config.options import KEYS, overrides
 from tritter_mem.errors import UsageError
 from tritter_mem.input_files import is_file
-from tritter_mem.results.baseline import CHECKED_KINDS, CheckedKind
+from tritter_mem.results.baseline import PROFILED_KINDS, CheckedKind
 from tritter_mem.results.from_json import shown
 from tritter_mem.text import printable
 from tritter_mem.units import MAX_BYTES, parse_bytes
 
 _BODY = "the test's own body"
+_REHEARSED = "a test that is rehearsed"
 _OPTIONS = ("context", "batch", "mode", "gpu")
 _ALLOWED = {
     "profile": {*_OPTIONS, "kind", "settings", "fast"},
     "module": {"args", "gpu", "kind"},
-    _BODY: {"device"},
+    _BODY: {"device", "rehearse"},
+    _REHEARSED: {"rehearse", "gpu"},
 }
 _TYPES: dict[str, tuple[type, str]] = {
     "profile": (str, "a bundled profile's name or a YAML file"),
@@ -33,6 +35,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "settings": (Mapping, "values by key of the profile, such as {'weights.format': 'int4'}"),
     "fast": (bool, "True or False"),
     "device": (str, "cpu, cuda or cuda:1"),
+    "rehearse": (bool, "True or False"),
 }
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
@@ -54,6 +57,7 @@ class MemoryBudget:
         settings: any key of the profile, by its dotted name.
         fast: simulated without the chunks and tokens that repeat those before them.
         device: where the body's tensors count; default: CUDA where it is there, else the CPU.
+        rehearse: whether the test runs over stand-ins for CUDA's libraries, in a separate process.
     """
 
     budget: str | int
@@ -69,6 +73,7 @@ class MemoryBudget:
     settings: Mapping[str, Any] | None = None
     fast: bool | None = None
     device: str | None = None
+    rehearse: bool | None = None
 
     @property
     def budget_bytes(self) -> int:
@@ -77,8 +82,9 @@ class MemoryBudget:
 
     @property
     def subject(self) -> str:
-        """What the budget is for: `profile`, `module` or the body."""
-        return next((name for name in ("profile", "module") if getattr(self, name)), _BODY)
+        """What the budget is for: `profile`, `module`, the body, or the test, rehearsed."""
+        own = _REHEARSED if self.rehearse else _BODY
+        return next((name for name in ("profile", "module") if getattr(self, name)), own)
 
     @property
     def is_of_body(self) -> bool:
@@ -88,6 +94,8 @@ class MemoryBudget:
     @property
     def checked_kind(self) -> CheckedKind:
         """The kind of number that is compared with the budget."""
+        if self.subject == _REHEARSED:
+            return "rehearsed"
         return "measured" if self.is_of_body else self.kind or "simulated"
 
     def overrides(self) -> dict[str, Any]:
@@ -139,8 +147,8 @@ def _wrong_types(mark: MemoryBudget) -> Iterator[str]:
         value = getattr(mark, name)
         if value is not None and (not isinstance(value, kind) or value == ""):
             yield f"{name}: got {shown(value)}, expected {allowed}"
-    if mark.kind is not None and mark.kind not in CHECKED_KINDS:
-        yield f"kind: got {shown(mark.kind)}, expected {', '.join(CHECKED_KINDS)}"
+    if mark.kind is not None and mark.kind not in PROFILED_KINDS:
+        yield f"kind: got {shown(mark.kind)}, expected {', '.join(PROFILED_KINDS)}"
 
 
 def _wrong_values(mark: MemoryBudget) -> Iterator[str]:

@@ -63,6 +63,8 @@ def entry_of(case: Case, kind: CheckedKind, result: Result) -> Entry:
         config=case.config,
         settings=case.settings,
         fast=case.fast,
+        command=case.command,
+        gpus=case.gpus if case.gpus > 1 else None,
         kind=kind,
         gpu=result.gpu_of(kind),
         torch=(result.environment.torch or "none").partition("+")[0],
@@ -125,7 +127,7 @@ def _without_entry(now: Entry, baseline: Baseline) -> CaseOutcome:
     return replace(
         _outcome_of(now),
         status="no entry",
-        message=f"{found}; check --update-baseline --config {now.config} adds it",
+        message=f"{found}; check --update-baseline {now.case.options} adds it",
         exit_code=EXIT_USAGE,
     )
 

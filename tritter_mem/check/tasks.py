@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tritter_mem.check.compare import Rules, compare, difference, entry_of
 from tritter_mem.errors import EXIT_NOT_MEASURED, TritterMemError
-from tritter_mem.results.baseline import CHECKED_KINDS, Baseline, Case, CheckedKind, Entry
+from tritter_mem.results.baseline import PROFILED_KINDS, Baseline, Case, CheckedKind, Entry
 from tritter_mem.results.check import CaseOutcome, SizeChange
 from tritter_mem.results.run import Result
 
@@ -75,7 +75,7 @@ def listed_tasks(baseline: Baseline, kinds: Sequence[CheckedKind]) -> list[Task]
 def run_task(
     task: Task, device: str, time_limit_seconds: float, progress: Progress | None = None
 ) -> Profiled:
-    """Simulate a case and, where that is wanted, measure it.
+    """Simulate a case and, where that is wanted, measure it; rehearse a command.
 
     Args:
         task: what to profile.
@@ -86,6 +86,8 @@ def run_task(
     from tritter_mem.config.loading import load_any
     from tritter_mem.profiling.profiler import MeasurementFailedError, profile
 
+    if task.case.command:
+        return _rehearsed(task)
     try:
         result = profile(
             load_any(task.case.config, task.case.settings),
@@ -102,9 +104,19 @@ def run_task(
     return Profiled(task=task, result=result)
 
 
+def _rehearsed(task: Task) -> Profiled:
+    from tritter_mem.check.rehearsed import rehearsed_command
+
+    try:
+        return Profiled(task=task, result=rehearsed_command(task.case))
+    except TritterMemError as error:
+        problem = "; ".join(error.problems)
+        return Profiled(task=task, result=None, problem=problem, exit_code=error.exit_code)
+
+
 def from_file(baseline: Baseline, result: Result) -> Profiled:
     """A result that was made before, as what the baseline's case came to."""
-    kinds = [kind for kind in CHECKED_KINDS if kind in result.by_kind()] or ["simulated"]
+    kinds = [kind for kind in PROFILED_KINDS if kind in result.by_kind()] or ["simulated"]
     return Profiled(task=Task(case=_case_of(baseline, result), kinds=kinds), result=result)
 
 

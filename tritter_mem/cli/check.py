@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from tritter_mem.input_files import is_input, is_there, remembering_inputs
 if TYPE_CHECKING:
     from tritter_mem.check.compare import Rules
     from tritter_mem.check.tasks import Profiled, Task
-    from tritter_mem.results.baseline import Baseline, CheckedKind
+    from tritter_mem.results.baseline import Baseline, Case, CheckedKind
     from tritter_mem.results.check import CheckReport
 
 BASELINE = Path("reports/baseline.json")
@@ -53,6 +54,16 @@ Fast = Annotated[
     bool,
     typer.Option("--fast", help="Skip chunks and tokens that repeat earlier ones."),
 ]
+Rehearse = Annotated[
+    list[str],
+    typer.Option(
+        "--rehearse",
+        metavar="COMMAND",
+        help="Rehearse this command on --gpu instead of simulating a model, such as "
+        '"python train.py".',
+    ),
+]
+Gpus = Annotated[int, typer.Option("--gpus", metavar="N", help="The number of GPUs of --rehearse.")]
 GateOption = Annotated[
     Literal["allocated", "reserved"] | None,
     typer.Option("--gate", help="Which peak decides; the other one is only shown."),
@@ -86,6 +97,8 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     time_limit: TimeLimit = 300.0,
     results: Results = [],  # noqa: B006  (typer copies it)
     fast: Fast = False,
+    rehearse: Rehearse = [],  # noqa: B006
+    gpus: Gpus = 1,
     gate: GateOption = None,
     relative: Relative = None,
     absolute: Absolute = None,
@@ -94,10 +107,11 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 ) -> None:
     """Compare peak memory with a committed baseline and say what grew. Made for CI without a GPU.
 
-    Every entry of the baseline is simulated. A peak may grow by --relative (1%) or by --absolute
+    Every model of the baseline is simulated. A peak may grow by --relative (1%) or by --absolute
     (16 MiB), whichever is larger; an entry may have its own tolerance.
 
-    With MODEL, only those models are checked. --update-baseline writes them into the baseline.
+    With MODEL or --rehearse, only those are checked. A command of the baseline runs only if
+    --rehearse names it. --update-baseline writes what is named into the baseline.
 
     Exit code: 0 within tolerance or smaller; 1 a regression; 2 nothing to compare with (no entry,
     another PyTorch version, a changed profile) or wrong usage; 3 could not simulate or measure.
@@ -106,10 +120,11 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     """
     from tritter_mem.check.compare import Rules
 
-    kinds: Sequence[CheckedKind] = ("simulated", "measured") if measured else ("simulated",)
     ask = Ask(
         options=options.naming(models),
-        kinds=kinds,
+        measured=measured,
+        commands=_commands(rehearse),
+        gpus=gpus,
         device=device,
         time_limit_seconds=time_limit,
         fast=fast,
@@ -131,10 +146,12 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What is to be profiled, and how."""
+    """What is to be profiled or rehearsed, and how."""
 
     options: ProfileOptions
-    kinds: Sequence[CheckedKind]
+    measured: bool
+    commands: Sequence[tuple[str, ...]]
+    gpus: int
     device: str | None
     time_limit_seconds: float
     fast: bool
@@ -146,8 +163,9 @@ class Ask:
         """Say which options exclude each other, before anything runs."""
         from tritter_mem.check.compare import Rules
 
-        named, measured = bool(self.options.config), "measured" in self.kinds
-        if (self.options.overrides() or self.fast) and not named:
+        named, measured = bool(self.options.config), self.measured
+        self._refuse_what_commands_have_not()
+        if not self.commands and (self.options.overrides() or self.fast) and not named:
             raise UsageError("--fast and options that change a profile need MODEL or --config")
         if self.device is not None and not measured:
             raise UsageError("--device needs --measured; nothing else runs on a device")
@@ -156,25 +174,55 @@ class Ask:
                 "--gate, --relative and --absolute cannot be combined with --update-baseline; "
                 "write `gate` and `tolerance` into the baseline instead"
             )
-        if results and (update or named or measured):
+        if results and (update or named or measured or self.commands):
             raise UsageError(
-                "--results cannot be combined with --config, --measured or --update-baseline"
+                "--results cannot be combined with --config, --rehearse, --measured or "
+                "--update-baseline"
             )
+
+    def _refuse_what_commands_have_not(self) -> None:
+        if not self.commands:
+            if self.gpus != 1:
+                raise UsageError("--gpus needs --rehearse")
+            return
+        if self.options.config or self.measured or self.fast:
+            raise UsageError("--rehearse cannot be combined with MODEL, --measured or --fast")
+        if self.options.gpu is None:
+            raise UsageError("--rehearse needs --gpu; `tritter-mem gpus` lists them")
+        if replace(self.options, gpu=None).overrides():
+            raise UsageError("--rehearse takes no options of a profile, only --gpu and --gpus")
+
+    @property
+    def wanted(self) -> CheckedKind:
+        """The kind of number that has to be there."""
+        return "measured" if self.measured else "rehearsed" if self.commands else "simulated"
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
         from tritter_mem.check.tasks import Task, listed_tasks
         from tritter_mem.results.baseline import Case
 
+        if self.commands:
+            return [Task(case=case, kinds=("rehearsed",)) for case in self._cases_of_commands()]
+        kinds: Sequence[CheckedKind] = (
+            ("simulated", "measured") if self.measured else ("simulated",)
+        )
         if not self.options.config:
-            return listed_tasks(baseline, self.kinds)
+            return listed_tasks(baseline, kinds)
         settings = self.options.overrides()
         named = [Case(config=name, settings=settings) for name in self.options.config]
         fast = {entry.case.label for entry in baseline.entries if entry.fast}
         return [
-            Task(case=replace(case, fast=self.fast or case.label in fast), kinds=self.kinds)
+            Task(case=replace(case, fast=self.fast or case.label in fast), kinds=kinds)
             for case in named
         ]
+
+    def _cases_of_commands(self) -> list[Case]:
+        from tritter_mem.config.cards import find_card
+        from tritter_mem.results.baseline import Case
+
+        gpu = find_card(str(self.options.gpu)).name
+        return [Case(command=words, gpus=self.gpus, gpu=gpu) for words in self.commands]
 
     def run(self, tasks: Sequence[Task]) -> list[Profiled]:
         """Profile every case; what fails is part of the answer."""
@@ -189,6 +237,20 @@ class Ask:
             ]
         remember([profiled.result for profiled in found if profiled.result is not None])
         return found
+
+
+def _commands(texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """The words of each command."""
+    found = []
+    for text in texts:
+        try:
+            words = tuple(shlex.split(text))
+        except ValueError as error:
+            raise UsageError(f"--rehearse: got {text[:80]!r}: {error}") from error
+        if not words:
+            raise UsageError("--rehearse: got '', expected a command, such as \"python train.py\"")
+        found.append(words)
+    return found
 
 
 def _ratio(text: str | None) -> float | None:
@@ -210,14 +272,24 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
     baseline = read_baseline(file)
     tasks = ask.tasks(baseline)
-    wanted = ask.kinds[-1]
-    if not any(wanted in task.kinds for task in tasks):
-        measured = " --measured" if wanted == "measured" else ""
+    notes = _commands_not_run(baseline, tasks)
+    if not any(ask.wanted in task.kinds for task in tasks):
+        measured = " --measured" if ask.measured else ""
         raise InputError(
-            f"{file}: nothing {wanted} in it; to add to it: "
-            f"tritter-mem check --update-baseline{measured} --config NAME"
+            f"{file}: nothing {ask.wanted} in it; to add to it: "
+            f"tritter-mem check --update-baseline{measured} --config NAME",
+            *notes,
         )
-    return CheckReport(baseline=str(file), outcomes=outcomes_of(ask.run(tasks), baseline, limits))
+    outcomes = outcomes_of(ask.run(tasks), baseline, limits)
+    return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
+
+
+def _commands_not_run(baseline: Baseline, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """A baseline may come from anybody, so its commands run only where the user names them."""
+    named = {task.case.label for task in tasks}
+    listed = {entry.case.label: entry.case for entry in baseline.entries if entry.command}
+    left = [case for label, case in listed.items() if label not in named]
+    return tuple(f"not run: a command has to be named: {case.options}" for case in left)
 
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:
@@ -248,7 +320,7 @@ def _update(file: Path, ask: Ask) -> CheckReport:
 
     def read() -> Baseline:
         with remembering_inputs():  # it is written anew
-            needed = is_there(file) or not ask.options.config
+            needed = is_there(file) or not (ask.options.config or ask.commands)
             return read_baseline(file) if needed else Baseline()
 
     check_writable(file)

@@ -67,16 +67,37 @@ class NamedWeights(Section):
 
 
 class NamedCache(Section):
-    """The key-value cache of inference."""
+    """The key-value cache of inference: generate's cache_implementation and its settings."""
 
+    implementation: Literal["dynamic", "static", "quantized"] = "dynamic"
+    """dynamic: grows with each token; static: has room for all tokens from the first one on, and
+    generate runs with disable_compile=True; quantized: in fewer bits, of models whose layers all
+    have full attention."""
     dtype: Annotated[
         str,
         Choice(
             ("auto",),
-            "transformers keeps keys and values in the type of the activations, which --dtype sets",
+            "transformers keeps keys and values in the type of the activations, which --dtype "
+            "sets; kv_cache.implementation=quantized keeps them in fewer bits",
         ),
     ] = "auto"
-    """auto: the activations' type, in which transformers' DynamicCache holds keys and values."""
+    """auto: the activations' type, in which transformers holds keys and values that are not
+    quantised."""
+    max_cache_len: Tokens | None = None
+    """Tokens that a static cache has room for at least, as generate's max_cache_len; null: those of
+    the context."""
+    backend: Literal["quanto", "fp8"] = "quanto"
+    """What a quantized cache is coded by."""
+    nbits: Annotated[int, Whole(1, 8)] = 4
+    """Bits of a code of quanto: 2 or 4."""
+    axis_key: Annotated[int, Whole(-1, 0)] = 0
+    """Along which axis quanto codes keys: 0 or -1."""
+    axis_value: Annotated[int, Whole(-1, 0)] = 0
+    """Along which axis quanto codes values: 0 or -1."""
+    q_group_size: Annotated[int, Whole(1, 65536)] = 64
+    """Elements that share a scale of quanto."""
+    residual_length: Tokens = 128
+    """Tokens that wait, as they are, until quanto codes all."""
 
 
 class NamedWorkload(Section):
@@ -144,7 +165,21 @@ def _training_is_of_floats(profile: Any) -> Iterator[Problem]:
         )
 
 
-NAMED_RULES = (new_tokens_leave_a_prompt, _training_is_of_floats)
+QUANTO_BITS = (2, 4)
+
+
+def _quanto_has_codes_of(profile: Any) -> Iterator[Problem]:
+    cache = profile.kv_cache
+    by_quanto = cache.implementation == "quantized" and cache.backend == "quanto"
+    if by_quanto and cache.nbits not in QUANTO_BITS:
+        yield problem_at("kv_cache.nbits", f"got {cache.nbits}; quanto takes 2, 4")
+
+
+NAMED_RULES = (
+    new_tokens_leave_a_prompt,
+    _training_is_of_floats,
+    _quanto_has_codes_of,
+)
 
 
 AnyProfile = Profile | NamedProfile

@@ -20,6 +20,7 @@ from tritter_mem.models.shape_tensors import (
     Tensor,
     contiguous,
 )
+from tritter_mem.models.transformers_caches import GROWING, CacheKind, LayerCache, Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +93,6 @@ class Dialect:
     last_token_from: int | None = None
 
 
-LayerCache = dict[str, Tensor]
-"""What a layer caches, by name."""
-
-
 @dataclass(slots=True, kw_only=True)
 class Step:
     """One call of the model.
@@ -105,7 +102,7 @@ class Step:
         dialect: of the family.
         size: bytes of an element of the residual stream.
         batch: sequences. `tokens`: of each, that run now. `past`: that are cached.
-        caches: whether there is a cache.
+        caches: whether there is a cache. `cache_kind`: of which kind.
         decodes: whether tokens are generated.
         angles: cosines and sines of the positions, for layers without a window and with one.
         masks: by window: None where attention needs none.
@@ -119,6 +116,7 @@ class Step:
     tokens: int
     past: int
     caches: bool
+    cache_kind: CacheKind = GROWING
     decodes: bool = False
     angles: dict[bool, tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[int | None, Tensor | None] = field(default_factory=dict)
@@ -177,11 +175,7 @@ class LayerRun:
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
     def update(self, new: Mapping[str, Tensor], window: int | None = None) -> list[Tensor]:
-        """`DynamicLayer.update`: what was cached and what is new [B, G, T, D], in new tensors.
-
-        Both are there while the new one is made; it replaces what was cached. With a window
-        (`DynamicSlidingWindowLayer`) all are made first, and what stays are views of the last
-        tokens, one less than the window.
+        """Cache new keys and values [B, G, T, D].
 
         Args:
             new: by name in the cache.
@@ -190,25 +184,11 @@ class LayerRun:
         Returns:
             What attention reads: all that was cached and is new.
         """
-        if not self.step.caches:
+        step = self.step
+        if not step.caches:
             return list(new.values())
-        if window is None:
-            return [self._joined(name, x, keeps=True) for name, x in new.items()]
-        if "window" not in self.cache:
-            self.cache["window"] = self.ops.new((), LONG)
-        joined = {name: self._joined(name, x, keeps=False) for name, x in new.items()}
-        for name, x in joined.items():
-            kept = min(x.shape[2], window - 1)
-            self.cache[name] = self.ops.slice(x, 2, kept) if kept < x.shape[2] else x
-        return list(joined.values())
-
-    def _joined(self, name: str, x: Tensor, *, keeps: bool) -> Tensor:
-        before = self.cache.get(name)
-        joined = self.ops.cat([x] if before is None else [before, x], 2)
-        self.ops.account(joined, "kv_cache")
-        if keeps:
-            self.cache[name] = joined
-        return joined
+        span = Span(step.past, step.tokens, window)
+        return step.cache_kind.update(self.ops, self.cache, new, span)
 
 
 # Norms
@@ -557,15 +537,14 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     """The mask of a call, of booleans [B, 1, T, K]; None where `is_causal` says the same.
 
     `sdpa_mask` of `masking_utils.py`: no mask for one token, nor for a prompt with nothing before
-    it, unless a window cuts it.
+    it, unless a window cuts it. A static cache takes one for one token too.
     """
     ops = step.ops
-    keys = step.past + step.tokens
-    if window and step.past >= window:
-        keys = window - 1 + step.tokens
+    keys = step.cache_kind.keys(Span(step.past, step.tokens, window))
     cut = window is not None and keys >= window
     eager = step.dialect.eager
     always = eager or step.dialect.always_masks
+    always = always or (step.cache_kind.masks_first and step.tokens == 1)
     if not always and not cut and (step.tokens == 1 or not step.past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]

@@ -872,12 +872,18 @@ class Operations:
         self.record([x], [], rule, out)
         return out
 
-    def _reduced(self, x: Tensor, dims: Sequence[int], size: int | None) -> Tensor:
+    def extreme(self, x: Tensor, dims: Sequence[int]) -> Tensor:
+        """The largest, or the smallest, over dimensions, which stay with size 1; no gradient."""
+        return self._reduced(x, dims, None, x.size)
+
+    def _reduced(
+        self, x: Tensor, dims: Sequence[int], size: int | None, partial: int = 0
+    ) -> Tensor:
         reduced = [dim % len(x.shape) for dim in dims]
         shape = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
         out = self.new(shape, size or x.size)
         summed = Summed(x.shape, x.strides, reduced, x.size)
-        shared = shared_bytes(self.card, summed, max(FLOAT, x.size))
+        shared = shared_bytes(self.card, summed, partial or max(FLOAT, x.size))
         self.inside(filter(None, shared))
         return out
 
@@ -1299,6 +1305,8 @@ class Operations:
     ) -> Tensor:
         """`scaled_dot_product_attention`; grouped heads where no mask is given.
 
+        As `sdpa_attention_forward` calls it: causal attention reads as many keys as queries.
+
         Args:
             query: [B, H, Q, D].
             key: [B, G, K, D].
@@ -1306,6 +1314,8 @@ class Operations:
             mask: of booleans, broadcast to [B, H, Q, K]; None: none.
             causal: whether a token sees only itself and what is before it.
         """
+        if causal and query.shape[2] < key.shape[2]:  # of a static cache, whose rest is masked
+            key, value = (self.slice(x, 2, query.shape[2]) for x in (key, value))
         value, key, query = (self._cast(x) for x in (value, key, query))  # the last one first
         half = query.size < FLOAT
         sizes = _attention_sizes(query, key, value)

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tritter_mem.config.named_profile import QUANTIZATIONS, NamedProfile
+from tritter_mem.config.named_profile import QUANTIZATIONS, NamedCache, NamedProfile
 from tritter_mem.config.profile import Training, Workload
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import StorageFormat, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.model_files import Progress
 from tritter_mem.models.named_model import NamedModel, find_model, of_keys
+from tritter_mem.models.quantised_caches import CodedCache, Float8Cache, QuantoCache
 from tritter_mem.models.quantization import GGUF, read_quantization
+from tritter_mem.models.transformers_blocks import NO_STATE
+from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
+
+_DYNAMIC = NamedCache()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +26,9 @@ class TransformersRun:
     """One run, described once for the formulas and for the simulation.
 
     Inference is the loop of greedy `generate()`: the prompt, whole or `prefill_chunk` tokens at a
-    time, then token by token, with logits of the last token alone and a `DynamicCache`. Training is
-    one step of `Trainer`: forward with labels, backward, optimizer, gradients set to None.
+    time, then token by token, with logits of the last token alone and a `DynamicCache` or another
+    cache that `generate()` makes. Training is one step of `Trainer`: forward with labels, backward,
+    optimizer, gradients set to None.
 
     Attributes:
         model: what the configuration describes.
@@ -32,6 +38,7 @@ class TransformersRun:
         prefill_chunk: tokens of the prompt that run at a time; None: all.
         training: the optimizer and the type of trained weights. In float32 the forward pass runs
             under autocast to `dtype`; checkpointing is of every layer or of none.
+        cache: which cache `generate()` makes.
     """
 
     model: HuggingFaceModel
@@ -40,11 +47,63 @@ class TransformersRun:
     work: Workload
     prefill_chunk: int | None
     training: Training
+    cache: NamedCache = _DYNAMIC
 
     @property
     def trains(self) -> bool:
         """Whether the run is a training step."""
         return self.work.mode == "training"
+
+    @property
+    def cache_kind(self) -> CacheKind:
+        """The cache that `generate()` makes."""
+        match self.cache.implementation:
+            case "static":
+                return StaticCache(max(self.work.context - 1, self.cache.max_cache_len or 0))
+            case "quantized":
+                return self._quantised_cache()
+        return GROWING
+
+    @property
+    def cache_name(self) -> str:
+        """How keys and values are stored, in words."""
+        if self.cache.implementation != "quantized":
+            return self.dtype.name
+        bits = "" if self.cache.backend == "fp8" else f" int{self.cache.nbits}"
+        return f"{self.cache.backend}{bits}"
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What a token behind the context adds to the cache of one sequence."""
+        kind = self.cache_kind
+        if not isinstance(kind, CodedCache):
+            return self.model.kv_bytes_per_token(self.dtype, self.work.context)
+        return sum(
+            kind.row_bytes(width, self.dtype.element_bytes)
+            for layer in self.model.layers
+            for module in layer
+            for width in module.rows()
+        )
+
+    @property
+    def least_cache_bytes(self) -> int:
+        """What the whole cache takes at least."""
+        kind, work = self.cache_kind, self.work
+        if isinstance(kind, CodedCache):
+            return work.batch * (work.context - 1) * self.kv_bytes_per_token
+        tokens = kind.length if isinstance(kind, StaticCache) else work.context
+        return self.model.cache_bytes(tokens, work.batch, self.dtype.name)
+
+    def _quantised_cache(self) -> CacheKind:
+        cache = self.cache
+        if cache.backend == "fp8":
+            return Float8Cache()
+        return QuantoCache(
+            bits=cache.nbits,
+            axes=(cache.axis_key, cache.axis_value),
+            group=cache.q_group_size,
+            residual=cache.residual_length,
+        )
 
     @property
     def runtime(self) -> str:
@@ -106,6 +165,8 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     name = profile.weights.dtype
     dtype = named.model.dtype if name == "auto" else storage_format(name)
     model, config = _stored_as(profile.weights.quantization, named, dtype)
+    if profile.kv_cache.implementation == "quantized" and work.mode == "inference":
+        _refuse_all_but_full_attention(model)
     return TransformersRun(
         model=model,
         config=config,
@@ -119,7 +180,25 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
             master_dtype=training.master_dtype,
             checkpointing={"policy": training.checkpointing.policy},  # type: ignore[arg-type]
         ),
+        cache=profile.kv_cache,
     )
+
+
+def _refuse_all_but_full_attention(model: HuggingFaceModel) -> None:
+    """`QuantizedCache` takes models with keys and values of all tokens in each layer alone.
+
+    Raises:
+        ConfigError: this is none.
+    """
+    for layer in set(model.layers):
+        kept = [module for module in layer if module.rows() or module.state() != NO_STATE]
+        plain = [module for module in kept if module.reach() is None and len(module.rows()) == 2]
+        if len(kept) != 1 or plain != kept or kept[0].state() != NO_STATE:
+            raise ConfigError(
+                "kv_cache.implementation: got quantized; transformers takes it for models whose "
+                f"layers all have full attention, and {model.model_type} has others; try dynamic "
+                "or static"
+            )
 
 
 def _stored_as(

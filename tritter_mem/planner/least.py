@@ -29,10 +29,10 @@ def least_memory(run: TransformersRun, card: GpuCard, reason: str) -> MemoryUse:
 
 
 def _loaded(run: TransformersRun, card: GpuCard) -> Components:
-    model, work = run.model.held_on(card.compute_capability), run.work
+    model = run.model.held_on(card.compute_capability)
     return Components(
         weights_bytes=model.weight_bytes_in(model.quantization, run.dtype),
-        kv_cache_bytes=model.cache_bytes(work.context, work.batch, run.dtype.name),
+        kv_cache_bytes=run.least_cache_bytes,
     )
 
 

@@ -85,7 +85,7 @@ def _named_facts(profile: NamedProfile) -> ModelFacts:
         language_parameters=model.language_parameters,
         active_parameters=model.active_parameters,
         weight_bytes=model.weight_bytes_in(model.quantization, run.dtype),
-        kv_bytes_per_token=model.kv_bytes_per_token(run.dtype, run.work.context),
+        kv_bytes_per_token=run.kv_bytes_per_token,
         stored_bytes=named.stored_bytes,
         runtime=run.runtime,
         dequantises=not run.trains

@@ -11,11 +11,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
-from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
@@ -24,7 +25,6 @@ from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
-    LayerCache,
     LayerRun,
     Step,
     complex_angles,
@@ -44,9 +44,10 @@ from tritter_mem.models.shape_tensors import (
     Requests,
     Tensor,
 )
-from tritter_mem.models.transformers_blocks import Module, Tables
+from tritter_mem.models.transformers_blocks import Attention, Module, Tables
+from tritter_mem.models.transformers_caches import LayerCache, StaticCache
 from tritter_mem.models.transformers_run import TransformersRun
-from tritter_mem.planner.reserved import Reserved, find_reserved
+from tritter_mem.planner.reserved import find_reserved
 from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
@@ -57,6 +58,8 @@ DROPOUTS = (
     "resid_pdrop", "residual_dropout",
 )  # fmt: skip
 Weights = dict[str, Parameter]
+Masks = dict[int | None, Tensor | None]
+"""Of a call, by window of the layers; None: `is_causal` says the same."""
 
 
 @dataclass
@@ -80,6 +83,7 @@ def plan_transformers(
     allocator_conf: str = "",
     *,
     plays: bool = True,
+    briefly: bool = False,
     budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Plan what transformers allocates for a run on a card.
@@ -89,6 +93,8 @@ def plan_transformers(
         card: it decides which attention kernels run, and what libraries take.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         plays: whether to play the run through the allocator; without, what is reserved is unknown.
+        briefly: whether to leave tokens out where memory is released too. Then what is reserved
+            may be otherwise: good enough to search with, not to be shown.
         budget_bytes: what may be used of the card: the allocator gives cached memory back to stay
             within it, where that suffices. None: there is no cap.
 
@@ -96,17 +102,20 @@ def plan_transformers(
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
         ConfigError: the allocator's settings are unknown.
     """
-    played = play_run(run, card)
-    blocks, found = None, None
+    found = None
     if plays:
         limit = None
         if budget_bytes is not None:
             limit = budget_bytes - SMALL_SEGMENT_BYTES, card.context_bytes
-        blocks, found = _served(played.requests, allocator_conf, limit)
-        if found.releases and limit is not None:
+        served = _Served(run, card, briefly=briefly)
+        found = find_reserved(served.play, allocator_conf, limit)
+        if found.releases and not (briefly or served.every_token or run.trains):
             # Which memory is free when the cache is released depends on every token before.
-            played = play_run(run, card, every_token=True)
-            blocks, found = _served(played.requests, allocator_conf, limit)
+            served = _Served(run, card, every_token=True)
+            found = find_reserved(served.play, allocator_conf, limit)
+        played, blocks = served.played, served.blocks
+    else:
+        played, blocks = play_run(run, card), None
     # Of tensors of some bytes not each goes when it does in a run: one segment more than is seen.
     reserved = None if found is None else found.peak_bytes + SMALL_SEGMENT_BYTES
     peaks = list(_peaks(played, blocks))
@@ -125,13 +134,19 @@ def plan_transformers(
     )
 
 
-def play_run(run: TransformersRun, card: GpuCard, *, every_token: bool = False) -> PlayedRun:
+def play_run(
+    run: TransformersRun,
+    card: GpuCard,
+    *,
+    every_token: Callable[[Requests], bool] = lambda _: False,
+) -> PlayedRun:
     """The requests of a run.
 
     Args:
         run: the model and its work.
         card: the card.
-        every_token: whether all tokens are generated, or the first ones and the last.
+        every_token: asked once the prompt has run: whether all tokens are generated, or the first
+            ones and the last.
 
     Raises:
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
@@ -198,7 +213,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
-        self._packed: list[Parameter] = []
+        self._packed: list[tuple[Parameter, Scheme, list[Tensor]]] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -274,14 +289,15 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
-        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
-            width = f"{inputs} inputs in groups of {scheme.group}"
-            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
+        if found := scheme.refusal(outputs, inputs):
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
         weight = self.ops.quantised_weight(shape, codes, product, component)
+        beside = [self.ops.new((size,), 1, component=component) for size in others]
         if scheme.product == UNPACKED:
-            self._packed.append(weight)
-        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
+            zeros = [beside.pop(1)] if scheme.zeros else []
+            self._packed.append((weight, scheme, zeros))
+        self._beside += beside
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
@@ -290,8 +306,9 @@ class PlannedModel:
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
-        for weight in self._packed:
-            unpack(self.ops, weight, self.size)
+        for weight, scheme, zeros in self._packed:
+            unpack(self.ops, weight, self.size, scheme, zeros)
+            self._beside += zeros
         self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
@@ -337,6 +354,7 @@ class PlannedModel:
         *,
         checkpoints: bool = False,
         decodes: bool = False,
+        masks: Masks | None = None,
     ) -> Tensor:
         """Hidden states [B, T, H] of ids [B, T]: `forward` of the model without its head.
 
@@ -346,13 +364,11 @@ class PlannedModel:
             caches: of each layer; None: there is no cache.
             checkpoints: whether each layer saves its input alone.
             decodes: whether tokens are generated.
+            masks: that it is given, by window; None: it makes them.
         """
         ops = self.ops
         batch, tokens = ids.shape
-        step = Step(
-            ops=ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens, past=past,
-            caches=caches is not None, decodes=decodes,
-        )  # fmt: skip
+        step = self._step(batch, tokens, past, caches=caches is not None, decodes=decodes)
         ops.requests.enter("embedding")
         embeds = ops.embedding(ids, self.outside[self.tables.embedding])
         if self.dialect.scales_embedding:
@@ -364,8 +380,11 @@ class PlannedModel:
             positions = self._positions(tokens)
         else:
             positions = self._given(batch, tokens)
-        for window in (*self.windows(), *self.dialect.more_masks):
-            step.masks[window] = make_mask(step, window)
+        if masks is None:
+            for window in (*self.windows(), *self.dialect.more_masks):
+                step.masks[window] = make_mask(step, window)
+        else:
+            step.masks.update(masks)
         begun = [embeds]
         for module in self.model.outside:
             begun.append(module.begin(begun.pop(), outside))
@@ -375,6 +394,49 @@ class PlannedModel:
             x = module.end(x, outside)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
+
+    def _step(
+        self, batch: int, tokens: int, past: int, *, caches: bool = True, decodes: bool = False
+    ) -> Step:
+        return Step(
+            ops=self.ops, dialect=self.dialect, size=self.size, batch=batch, tokens=tokens,
+            past=past, caches=caches, cache_kind=self.run.cache_kind, decodes=decodes,
+        )  # fmt: skip
+
+    def masks(self, batch: int, tokens: int, past: int) -> Masks | None:
+        """Masks that `generate()` makes for a call: `create_masks_for_generate`."""
+        if not self.run.cache_kind.masks_first:
+            return None
+        step = self._step(batch, tokens, past)
+        made = {window: make_mask(step, window) for window in self.windows()}
+        return {window: mask and self.ops.contiguous(mask) for window, mask in made.items()}
+
+    def make_caches(self, caches: list[LayerCache], batch: int) -> None:
+        """A static cache of a prompt that runs in chunks is there before: `early_initialization`.
+
+        Raises:
+            NotPlannedError: a layer's keys and values differ in width.
+        """
+        kind = self.run.cache_kind
+        if not isinstance(kind, StaticCache):
+            return
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            for module in layer:
+                if isinstance(module, Attention) and module.rows():
+                    if module.value_width != module.key_width:
+                        raise NotPlannedError(
+                            "transformers makes static caches of prompts in chunks with values as "
+                            "wide as keys, which this model has not"
+                        )
+                    shape = (batch, module.kv_heads, kind.room(module.window), module.head_dim)
+                    kind.make(self.ops, cache, {"keys": shape, "values": shape}, self.size)
+
+    def skip(self, caches: list[LayerCache], tokens: int) -> None:
+        """Make caches those behind so many more calls of one token each, which are not run."""
+        for layer, cache in zip(self.model.layers, caches, strict=True):
+            reached = [module.reach() for module in layer if module.rows()]
+            if reached and tokens:
+                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
 
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
@@ -455,7 +517,9 @@ def _refuse_dropout(run: TransformersRun) -> None:
 class _Generation:
     """The loop of greedy `generate()`."""
 
-    def __init__(self, model: PlannedModel, played: PlayedRun, *, every_token: bool) -> None:
+    def __init__(
+        self, model: PlannedModel, played: PlayedRun, *, every_token: Callable[[Requests], bool]
+    ) -> None:
         self.model, self.ops, self.played = model, model.ops, played
         self.work, self.every_token = model.run.work, every_token
         self.caches: list[LayerCache] = [{} for _ in model.model.layers]
@@ -469,6 +533,8 @@ class _Generation:
             positions = of_prompt = self._positions(mask)  # `generate()` holds them to its end
             del mask
             ops.inside([work.batch * prompt, 1])  # whether an id is out of range
+            if self.model.run.prefill_chunk:
+                self.model.make_caches(self.caches, work.batch)
             open_ends = ops.new((work.batch,), LONG)
             logits = self._prefill(given)
             ids, positions, scores, token, open_ends = self._chosen(
@@ -478,13 +544,15 @@ class _Generation:
         if work.new_tokens == 1:
             return
         with _phase(self.played, "decode"):
-            inputs: list[Tensor] = []
+            inputs: tuple[list[Tensor], Masks | None] = [], None
             for past in self._pasts():
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
-                inputs = inputs_now
+                inputs = inputs_now, self.model.masks(work.batch, 1, past)
                 del inputs_now
-                hidden = self.model.call(inputs[0], past, self.caches, decodes=True)
+                ids_now, masks = inputs[0][0], inputs[1]
+                hidden = self.model.call(ids_now, past, self.caches, decodes=True, masks=masks)
+                del ids_now, masks
                 logits = self._adopted(self.model.head(hidden))
                 del hidden
                 length = past + 2
@@ -499,12 +567,17 @@ class _Generation:
         del ids, positions, of_prompt, scores, token, open_ends
 
     def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last."""
+        """Tokens that are cached at each step that is run: the first ones, and the last.
+
+        What is cached then is what is there behind all steps before it.
+        """
         first, steps = self.model.run.prompt, self.work.new_tokens - 1
-        numbers = range(steps)
-        if steps > SHORTENED and not self.every_token:
-            numbers = [*range(SHORTENED - 1), steps - 1]  # type: ignore[assignment]
-        for number in numbers:
+        numbers = list(range(steps))
+        if steps > SHORTENED and not self.every_token(self.ops.requests):
+            high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+        for before, number in pairwise([-1, *numbers]):
+            self.model.skip(self.caches, number - before - 1)
             yield first + number
 
     def _positions(self, mask: Tensor) -> Tensor:
@@ -530,8 +603,9 @@ class _Generation:
         logits = ops.new((0,), LONG)
         for start in starts:
             ids = ops.new((batch, min(size, prompt - start)), LONG)
+            masks = self.model.masks(batch, ids.shape[1], start)
             self.model.unpack()
-            hidden = self.model.call(ids, start, self.caches)
+            hidden = self.model.call(ids, start, self.caches, masks=masks)
             last = self.model.last_token(hidden)
             del hidden
             made = self.model.head(last)
@@ -707,33 +781,30 @@ def _peaks(played: PlayedRun, blocks: list[int] | None) -> Iterator[_Peak]:
         blocks: bytes of the block that each storage got; None: of what was asked for.
     """
     requests = played.requests
-    sizes, components = requests.sizes, requests.components
+    sizes, components, events = requests.sizes, requests.components, requests.events
     taken = sizes if blocks is None else blocks
-    live: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
-    total = at = 0
+    live: set[int] = set()
+    at = 0
 
     def move(end: int) -> None:
-        nonlocal at, total
-        for event in requests.events[at:end]:
-            number = event if event >= 0 else ~event
-            sign = 1 if event >= 0 else -1
-            live[components[number]] += sign * sizes[number]
-            live["rounding"] += sign * (taken[number] - sizes[number])
-            total += sign * taken[number]
+        nonlocal at
+        passed = events[at:end]
+        live.update(event for event in passed if event >= 0)
+        live.difference_update([~event for event in passed if event < 0])
         at = end
 
     for name, start, end in played.spans:
         if not name:
             continue
         move(start)
-        highest, where, running = total, start, total
-        for i in range(start, end):
-            event = requests.events[i]
-            running += taken[event] if event >= 0 else -taken[~event]
-            if running > highest:
-                highest, where = running, i + 1
+        changes = [taken[e] if e >= 0 else -taken[~e] for e in events[start:end]]
+        totals = list(accumulate(changes, initial=sum(taken[number] for number in live)))
+        where = start + totals.index(max(totals))
         move(where)
-        parts = {f"{key}_bytes": count for key, count in live.items()}
+        parts = dict.fromkeys((f"{component}_bytes" for component in COMPONENTS), 0)
+        for number in live:
+            parts[f"{components[number]}_bytes"] += sizes[number]
+            parts["rounding_bytes"] += taken[number] - sizes[number]
         yield _Peak(name, _place(requests, where), Components(**parts))
         move(end)
 
@@ -744,22 +815,66 @@ def _place(requests: Requests, event: int) -> str:
     return requests.places[at - 1][1] if at else ""
 
 
-def _served(
-    requests: Requests, allocator_conf: str, limit: tuple[int, int] | None
-) -> tuple[list[int], Reserved]:
-    """Bytes of the block that each storage gets, and what the allocator reserves."""
-    served: list[list[int]] = []
+class _Served:
+    """A run whose requests an allocator serves.
 
-    def play(allocator: CachingAllocator) -> None:
+    Args:
+        run: the model and its work.
+        card: the card.
+        every_token: whether all tokens are generated. Where the allocator releases memory for the
+            prompt, they are anyway.
+        briefly: whether they never are.
+
+    Attributes:
+        played: the run; there once it was played.
+        blocks: bytes of the block that each storage got when it was last played.
+        every_token: whether all tokens were generated.
+    """
+
+    played: PlayedRun
+
+    def __init__(
+        self,
+        run: TransformersRun,
+        card: GpuCard,
+        *,
+        every_token: bool = False,
+        briefly: bool = False,
+    ) -> None:
+        self._run, self._card, self._briefly = run, card, briefly
+        self.every_token = every_token
+        self.blocks: list[int] = []
+        self._is_made = False
+
+    def play(self, allocator: CachingAllocator) -> None:
+        """Ask an allocator for all that the run asks for.
+
+        Raises:
+            OutOfMemoryError: it does not have so much.
+        """
         held: dict[int, Memory] = {}
-        blocks: list[int] = []
-        for event in requests.events:
-            if event >= 0:
-                block = held[event] = allocator.malloc(requests.sizes[event], 0)
-                blocks.append(block.size)
-            else:
-                allocator.free(held.pop(~event))
-        served.append(blocks)
+        self.blocks = []
+        done, problem = 0, None
 
-    reserved = find_reserved(play, allocator_conf, limit)
-    return served[-1], reserved
+        def of_prompt(requests: Requests) -> bool:
+            nonlocal done, problem
+            if self._briefly or self.every_token:
+                return self.every_token
+            done = len(requests.events)
+            try:
+                self.blocks += allocator.serve(requests.sizes, requests.events, held)
+            except OutOfMemoryError as error:
+                # The run goes on, for an allocator without a limit. A traceback would hold its
+                # tensors.
+                problem = error.with_traceback(None)
+            else:
+                self.every_token = allocator.counters.num_alloc_retries > 0
+            return self.every_token
+
+        if not self._is_made:
+            self.played = play_run(self._run, self._card, every_token=of_prompt)
+            self._is_made = True
+        if problem is not None:
+            raise problem
+        requests = self.played.requests
+        self.blocks += allocator.serve(requests.sizes, islice(requests.events, done, None), held)

@@ -17,6 +17,11 @@ _DEVICES, _FIGURES = 16, 8
 _SLOT = struct.Struct(f"<II{_DEVICES}Q{_DEVICES}Q{_DEVICES * _FIGURES}Q")
 _HEAD = struct.Struct("<QQQQ")
 _ABOUT = {"pid", "rank", "title", "versions", "allocator_conf"}
+OWN_RUNTIME = (
+    "a library with a statically linked CUDA runtime found no GPU: its memory is not counted"
+)
+_EXPORT_TABLE = "cuGetExportTable"
+"""What such a runtime asks the driver for, before all else."""
 _BY_RULE = ("workspace of ", "reserve of ", "times between ")
 """How notes of the stand-ins begin that are no names of functions."""
 
@@ -83,7 +88,10 @@ def collect(folder: Path, asked_at: float | None = None) -> Left:
             or (note["kind"] == "decided" and not _decided(note, asked_at))
         ),
         not_followed=_once(note["text"] for note in notes if note["kind"] == "not_followed"),
-        uncounted=_once(note["text"] for note in notes if note["kind"] == "uncounted"),
+        uncounted=(
+            *_once(note["text"] for note in notes if note["kind"] == "uncounted"),
+            *([OWN_RUNTIME] if _EXPORT_TABLE in stubs else []),
+        ),
         versions=versions,
         allocator_conf=next((about["allocator_conf"] for about in abouts.values()), ""),
         unwatched=tuple(use.process for use in uses if use.process not in abouts),

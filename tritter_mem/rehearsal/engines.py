@@ -27,6 +27,8 @@ class Engine:
         starts: two words of a command that follow each other and start a server.
         ready: what it prints once it answers.
         port: where it answers unless `--port` says otherwise.
+        drops: files whose functions run the engine on requests of no user, before it is ready, and
+            throw the tokens away: a copy of them to the host decides nothing. The ends of paths.
         figures: what its lines say, by the attribute of `EngineFigures`: sizes have a number and a
             unit, others a number.
     """
@@ -36,6 +38,7 @@ class Engine:
     ready: str
     port: int
     figures: dict[str, re.Pattern[str]]
+    drops: tuple[str, ...] = ()
 
 
 ENGINES = (
@@ -44,6 +47,7 @@ ENGINES = (
         starts=frozenset({("vllm", "serve"), ("-m", "vllm.entrypoints.openai.api_server")}),
         ready="Application startup complete",
         port=8000,
+        drops=("/vllm/v1/worker/gpu/warmup.py",),  # as read in 0.33
         figures={
             "weights_bytes": re.compile(rf"Model loading took {_SIZE}"),
             "activation_peak_bytes": re.compile(rf"activation peak memory takes {_SIZE}"),

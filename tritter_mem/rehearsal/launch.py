@@ -20,7 +20,7 @@ from typing import IO
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import MeasureError, UsageError
 from tritter_mem.rehearsal.build import libraries_of, stand_ins_for
-from tritter_mem.rehearsal.engines import LINE, address_of, ask, engine_of
+from tritter_mem.rehearsal.engines import ENGINES, LINE, address_of, ask, engine_of
 from tritter_mem.units import MiB
 
 INSIDE = Path(__file__).parent / "inside"
@@ -187,6 +187,7 @@ def environment_for(machine: Machine, libraries: Path, session: Path,
     found.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it compiles with CUDA's headers
     found["TRITTER_MEM_HISTORY"] = "off"
     found[SESSION] = str(session)
+    found["STANDIN_DROPS"] = os.pathsep.join(path for one in ENGINES for path in one.drops)
     if folder is not None:
         found["PATH"] = os.pathsep.join([str(folder / "bin"), found.get("PATH", os.defpath)])
         found["VIRTUAL_ENV"] = str(folder)

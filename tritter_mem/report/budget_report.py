@@ -80,6 +80,9 @@ def _most(use: MemoryUse) -> Iterator[str]:
         phase = max(use.phases, key=lambda phase: phase.allocated_peak_bytes)
         size = format_bytes(phase.allocated_peak_bytes, UNITS)
         yield f"phase {printable(phase.name, NAME_LIMIT)}: {size} allocated{_at(use)}"
+    if (refused := use.out_of_memory) is not None and use.device != "cpu":
+        size = format_bytes(refused.requested_bytes, UNITS)
+        yield f"out of memory: {size} more at {printable(refused.operator, NAME_LIMIT)}"
     for module in held_by_same(use.held_at_peak)[:1]:
         many = f", {module.count} of them" if module.count > 1 else ""
         name = printable(module.module, NAME_LIMIT) or OUTSIDE

@@ -1,12 +1,13 @@
 """The baseline (`tritter-mem.baseline/1`): what a profile took when it was last accepted.
 
-An entry is named by what is profiled, the kind of number, the GPU and the version of PyTorch: only
-figures that agree in all four are compared.
+An entry is named by what is profiled or rehearsed, the kind of number, the GPU and the version of
+PyTorch: only figures that agree in all four are compared.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,8 +17,10 @@ from tritter_mem.units import MiB
 
 SCHEMA = "tritter-mem.baseline/1"
 Gate = Literal["allocated", "reserved"]
-CheckedKind = Literal["simulated", "measured"]
-CHECKED_KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
+CheckedKind = Literal["simulated", "rehearsed", "measured"]
+CHECKED_KINDS: tuple[CheckedKind, ...] = ("simulated", "rehearsed", "measured")
+PROFILED_KINDS: tuple[CheckedKind, ...] = ("simulated", "measured")
+"""Those of a profile; a command and a test's body are rehearsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,23 +42,40 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is profiled.
+    """What is profiled, or a command that is rehearsed.
 
     Attributes:
-        config: a bundled profile's name or a file, as `--config` takes it.
+        config: a bundled profile's name or a file, as `--config` takes it; a test's id; empty for a
+            command.
         settings: what is changed in it, by dotted key, as `--set` takes it.
         fast: simulated without the chunks and tokens that repeat those before them.
+        command: the words of a command.
+        gpus: how many GPUs the command has.
+        gpu: the one that the command is rehearsed for.
     """
 
-    config: str
+    config: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     fast: bool = False
+    command: tuple[str, ...] = ()
+    gpus: int = 1
+    gpu: str = ""
 
     @property
     def label(self) -> str:
-        """What reports call it: `1b workload.mode=training`."""
+        """What reports call it: `1b workload.mode=training`, `torchrun train.py gpus=2`."""
+        if self.command:
+            return shlex.join(self.command) + (f" gpus={self.gpus}" if self.gpus > 1 else "")
         changed = (f"{key}={_shown(self.settings[key])}" for key in sorted(self.settings))
         return " ".join((self.config, *changed))
+
+    @property
+    def options(self) -> str:
+        """The options of `check` that name it."""
+        if not self.command:
+            return f"--config {self.config}"
+        several = f" --gpus {self.gpus}" if self.gpus > 1 else ""
+        return f"--rehearse {shlex.quote(shlex.join(self.command))} --gpu {self.gpu}{several}"
 
 
 def _shown(value: object) -> str:
@@ -97,16 +117,22 @@ class Entry:
     """One line of the baseline.
 
     Attributes:
+        config: what is profiled, and
+        command: what is rehearsed: an entry has one of them.
+        gpus: of a command, where it has several.
         gpu: the card that it stands for or ran on; `cpu` for a run on the CPU.
         torch: PyTorch's version without the build (`+cu130`).
-        profile_hash: of the resolved profile; another content is another profile.
+        profile_hash: of the resolved profile; another content is another profile. Empty for a
+            command, whose files may change: that is what is checked.
         gate: which peak decides; where it is None the baseline's.
         tolerance: how far it may move; where it is None the baseline's.
     """
 
-    config: str
+    config: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     fast: bool = False
+    command: tuple[str, ...] = ()
+    gpus: int | None = None
     kind: CheckedKind
     gpu: str
     torch: str
@@ -117,7 +143,9 @@ class Entry:
 
     @property
     def case(self) -> Case:
-        """What is profiled for it."""
+        """What is profiled or rehearsed for it."""
+        if self.command:
+            return Case(command=self.command, gpus=self.gpus or 1, gpu=self.gpu)
         return Case(config=self.config, settings=self.settings, fast=self.fast)
 
     @property

@@ -316,8 +316,48 @@ def cached_tensors(cache: Any) -> Iterator[Tensor]:
     """The keys, values and states that a cache of transformers holds."""
     held = [list(vars(layer).values()) for layer in cache.layers]
     for tensor in tensors([held, getattr(cache, "linear_cache", [])]):  # the second is of MiniMax
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() or tensor.dtype in (torch.uint8, torch.int32):  # codes
             yield tensor
+
+
+def _cache_settings(run: TransformersRun) -> dict[str, Any]:
+    """Of `generate()`: which cache it makes."""
+    cache = run.cache
+    match cache.implementation:
+        case "static":
+            settings = {"cache_implementation": "static", "disable_compile": True}
+            length = cache.max_cache_len
+            return settings if length is None else settings | {"max_cache_len": length}
+        case "quantized":
+            grouped = ("nbits", "axis_key", "axis_value", "q_group_size", "residual_length")
+            names = () if cache.backend == "fp8" else grouped
+            config = {"backend": cache.backend} | {name: getattr(cache, name) for name in names}
+            return {"cache_implementation": "quantized", "cache_config": config}
+    return {}
+
+
+@contextmanager
+def _caches() -> Iterator[None]:
+    """Let static layers say how many tokens they hold, which they count in a tensor.
+
+    Backends of quantised ones are stood for.
+    """
+    from transformers.cache_utils import StaticLayer
+
+    from tritter_mem.simulation.cache_backends import shapes_of_backends
+
+    update, told = StaticLayer.update, "_tokens_held"
+
+    def counted(layer: Any, keys: Tensor, values: Tensor, *rest: Any, **more: Any) -> Any:
+        setattr(layer, told, getattr(layer, told, 0) + keys.shape[-2])
+        return update(layer, keys, values, *rest, **more)
+
+    with (
+        patch.object(StaticLayer, "update", counted),
+        patch.object(StaticLayer, "get_seq_length", lambda layer: getattr(layer, told, 0)),
+        shapes_of_backends(),
+    ):
+        yield
 
 
 def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
@@ -325,10 +365,15 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
     from transformers import GenerationConfig
 
     _load(model, watch)
+    if run.cache.implementation != "dynamic" and not model._supports_default_dynamic_cache():
+        raise SimulationError(
+            f"{run.model.model_type}: transformers makes a cache for it whatever "
+            "kv_cache.implementation says; set it to dynamic"
+        )
     no_end: Any = GenerationConfig  # no token ends a sequence
     model.generation_config = no_end()
     work = run.work
-    with _Generation(run, watch) as generation, _answering(generation):
+    with _Generation(run, watch) as generation, _answering(generation), _caches():
         handle = model.register_forward_hook(generation.ran)
         ids = torch.ones((work.batch, run.prompt), dtype=torch.long, device=model.device)
         model.generate(
@@ -337,6 +382,7 @@ def _generate(model: Any, run: TransformersRun, watch: Watch) -> None:
             do_sample=False,
             prefill_chunk_size=run.prefill_chunk,
             logits_processor=[generation],
+            **_cache_settings(run),
         )
         handle.remove()
 

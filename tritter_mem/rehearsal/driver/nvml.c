@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #define SUCCESS 0
+#define NOT_SUPPORTED 3
 #define NOT_FOUND 6
 #define INSUFFICIENT_SIZE 7
 #define HANDLE(device) ((void *)(uintptr_t)(0x5000 + (device)))
@@ -128,3 +129,6 @@ int nvmlDeviceGetMemoryBusWidth(void *device, unsigned *lines) { return *lines =
 int nvmlDeviceGetNumGpuCores(void *device, unsigned *cores) { 
     return *cores = device_attribute(MULTIPROCESSOR_COUNT) * 128, SUCCESS;
  }
+// As a card answers that is in no fabric of several machines; PyTorch and NVSHMEM ask each card.
+int nvmlDeviceGetGpuFabricInfo(void *device, void *info) { return NOT_SUPPORTED; }
+int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return NOT_SUPPORTED; }

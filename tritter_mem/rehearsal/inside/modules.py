@@ -10,6 +10,7 @@ peak has risen: at the end of a model's call, around an optimizer's step, and at
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 ACTIVATIONS, WEIGHTS, GRADIENTS, OPTIMIZER = (
     "activations", "weights", "gradients", "optimizer_state",
 )  # fmt: skip
+MOST_LOOKS = 8
+"""Look-ups that are remembered of each device, the latest."""
 
 
 class Modules:
@@ -30,8 +33,8 @@ class Modules:
         self._optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._thread = threading.local()
         self._peaks: dict[int, int] = {}
-        self._labels: dict[int, tuple[int, dict[int, str]]] = {}
-        """By device: requests up to then, and what lay at which address."""
+        self._looks: dict[int, deque[tuple[int, dict[int, str]]]] = {}
+        """By device and look-up: requests up to then, and what lay at which address."""
 
     def install(self) -> None:
         """See modules called and optimizers step; in compiled code nothing is seen."""
@@ -98,7 +101,10 @@ class Modules:
                     address = local.untyped_storage().data_ptr()
                     found[local.device.index].setdefault(address, words)
         for device, labels in found.items():
-            self._labels[device] = self._requests.served(device), labels
+            looks = self._looks.setdefault(device, deque(maxlen=MOST_LOOKS))
+            if looks and looks[-1][1].items() <= labels.items():
+                looks.pop()
+            looks.append((self._requests.served(device), labels))
 
     def _known(self) -> Iterator[tuple[Any, str]]:
         owners: dict[int, str] = {}
@@ -125,15 +131,16 @@ class Modules:
     def write_into(self, snapshot: dict[str, Any]) -> None:
         """Put the words of what was looked up into a snapshot's history.
 
-        An address names the last request that it was given to before it was looked up.
+        An address names the last request that it was given to before it was looked up. What is gone
+        when it is looked up again, as a model at the process's end, keeps the words that it had.
         """
-        for device, (requests, labels) in self._labels.items():
+        for device, looks in self._looks.items():
             first, asked = self._requests.numbered(snapshot, device)
-            asked = asked[: max(requests - first, 0)]
-            left = dict(labels)
-            for event in reversed(asked):
-                words = left.pop(event["addr"], None)
-                if words is not None:
-                    event["user_metadata"] = sys.intern(words)
-                if not left:
-                    break
+            for requests, labels in looks:
+                left = dict(labels)
+                for event in reversed(asked[: max(requests - first, 0)]):
+                    words = left.pop(event["addr"], None)
+                    if words is not None:
+                        event["user_metadata"] = sys.intern(words)
+                    if not left:
+                        break

@@ -42,6 +42,7 @@ class Inside(NamedTuple):
     host_values: ModuleType
     history_lines: ModuleType
     modules: ModuleType
+    triton_kernels: ModuleType
     one_rank: ModuleType
 
 
@@ -70,6 +71,9 @@ class Process:
         self._requests = inside.history_lines.Requests(torch)
         self._backward = inside.history_lines.BackwardPasses(torch, self._requests)
         self._modules = inside.modules.Modules(torch, self._requests)
+        self._kernels = inside.triton_kernels.TritonKernels(
+            torch, self._values.is_known, self._values.forget
+        )
         driver = ctypes.CDLL("libcuda.so.1")
         self._number = driver.tritter_standin_device_number
         self._slot = self._own_slot(driver)
@@ -90,6 +94,8 @@ class Process:
         self._values.install()
         for one in (self._requests, self._backward, self._modules):
             one.install()
+        when_imported("triton.runtime.jit", self._kernels.watch_triton)
+        when_imported("torch._inductor.runtime.triton_heuristics", self._kernels.watch_inductor)
         if self._values.problem:
             self.note("uncounted", self._values.problem)
         self._write_about()
@@ -234,19 +240,28 @@ def watch(inside: Inside) -> None:
         _prepare(torch, inside)
         inside.one_rank.stand_alone(torch)
 
-    sys.meta_path.insert(0, _Finder(then))
+    when_imported("torch", then)
+
+
+def when_imported(name: str, then: Callable[[Any], None]) -> None:
+    """Run something with a module once it has been imported."""
+    if name in sys.modules:
+        then(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Finder(name, then))
 
 
 class _Finder:
-    """Runs something when torch has been imported."""
+    """Runs something when a module has been imported."""
 
-    def __init__(self, then: Callable[[Any], None]) -> None:
+    def __init__(self, name: str, then: Callable[[Any], None]) -> None:
+        self._name = name
         self._then = then
         self._within = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Torch's own spec, whose loader does a little more; many only look for it at first."""
-        if name != "torch" or self._within:
+        """The module's own spec, whose loader does a little more; many only look for it."""
+        if name != self._name or self._within:
             return None
         import importlib.util
 
@@ -260,7 +275,8 @@ class _Finder:
         run = spec.loader.exec_module
 
         def run_and_then(module: ModuleType) -> None:
-            sys.meta_path.remove(self)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
             run(module)
             self._then(module)
 

@@ -16,7 +16,7 @@ COLORS = ("--c-weights", "--c-kv-cache", "--c-gradients", "--c-logits", "--c-emb
 DASHES = {"solid": "full lines", "dash": "dashed", "dot": "dotted"}
 OF_BUDGET = 2
 """How far above the budget the axis goes, as its multiple: beyond it curves only run away."""
-POINTS = "points, the longest that fit, also count what the allocator reserves beside tensors"
+POINTS = "a point is the longest that fits, with what the allocator reserves beyond tensors"
 
 
 def context_chart(result: Result, units: str) -> Chart | None:
