@@ -242,6 +242,8 @@ class PlannedModel:
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
             self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
             for module in layer:
+                if (source := module.borrows()) is not None:
+                    self.layers[-1] = self.layers[source] | self.layers[-1]
                 self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
