@@ -242,7 +242,8 @@ class GatedDelta(Module):
         if length > tokens:
             out = ops.slice(out, 2, tokens)
         narrow = ops.clone(ops.transpose(out, 1, 2), size)
-        del beta, decay, v, mask, system, each, new, between, out, decayed, v_beta, k_beta
+        del q, k, v, beta, decay, v_beta, k_beta, mask, sums, pairs, system, inside, decayed
+        del values, read, out, each, new, between
         return narrow, state
 
     @staticmethod
