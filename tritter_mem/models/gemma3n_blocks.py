@@ -86,9 +86,9 @@ class Streams(Module):
     def begin(self, x: Tensor, run: LayerRun) -> Tensor:
         """Streams [N, B, T, H] of embeddings [B, T, H]."""
         target = self._magnitude(run, x)
-        streams, held = [x], list[Tensor]()
-        for number in range(self.count - 1):
-            streams.append(self._another(run, x, target, f"altup_projections.{number}", held))
+        held: list[Tensor] = []
+        names = (f"altup_projections.{number}" for number in range(self.count - 1))
+        streams = [x, *(self._another(run, x, target, name, held) for name in names)]
         run.step.shared[HELD] = (*streams, target, *held)
         return self._stacked(run, streams)
 
