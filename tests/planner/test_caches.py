@@ -63,6 +63,12 @@ def test_a_static_cache_has_room_for_all_tokens_from_the_first_one_on(kind: str)
         assert phase.components.kv_cache_bytes == held
 
 
+def test_a_static_cache_is_said_to_be_without_compiled_steps() -> None:
+    for use in both(cached(LLAMA, STATIC)):
+        assert "disable_compile=True" in (use.caveat or "")
+    assert plan_transformers(cached(LLAMA, {}), CARD).caveat is None
+
+
 def test_a_static_cache_is_as_long_as_what_is_generated() -> None:
     use = plan_transformers(cached(LLAMA, STATIC, work={"context": 300}), CARD)
     assert use.components.kv_cache_bytes == 2 * 2 * 2 * 299 * 64 * 2
