@@ -132,6 +132,7 @@ def plan_transformers(
         cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
+        caveat=run.caveat,
     )
 
 
