@@ -1,12 +1,14 @@
 """What holds for any workload under any settings."""
 
+from contextlib import suppress
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.allocator.workloads import ALLOC, CONFS, WORKLOADS, Run, Step
-from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tests.allocator.workloads import ALLOC, CONFS, SIZES, WORKLOADS, Run, Step
+from tritter_mem.allocator.blocks import Block
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.results.segments import ALLOCATED, FREE
 from tritter_mem.units import GiB, MiB
@@ -138,3 +140,54 @@ def test_everything_freed_and_the_cache_emptied_leaves_nothing(
     assert found.allocator.segments() == []
     assert found.allocator.statistics["reserved_bytes.all.current"] == 0
     assert found.allocator.statistics["active.all.current"] == 0
+
+
+EVENTS = st.lists(st.one_of(SIZES, st.integers(-(1 << 16), -1)), max_size=120)
+
+
+@settings(max_examples=200, deadline=None)
+@given(conf=ANY_CONF, capacity=CAPACITIES, wanted=EVENTS, cut=st.integers(0, 120))
+def test_many_requests_at_once_get_the_blocks_that_each_alone_would(
+    conf: str, capacity: int | None, wanted: list[int], cut: int
+) -> None:
+    """Cut into two calls anywhere; out of memory with the same request."""
+    sizes, events = _events(wanted)
+    each = CachingAllocator(parse_alloc_conf(conf), capacity)
+    alone: dict[int, Block] = {}
+    blocks: list[int] = []
+    with suppress(OutOfMemoryError):
+        for event in events:
+            if event >= 0:
+                alone[event] = each.malloc(sizes[event])
+                blocks.append(alone[event].size)
+            else:
+                each.free(alone.pop(~event))
+    at_once = CachingAllocator(parse_alloc_conf(conf), capacity)
+    held: dict[int, Block] = {}
+    served: list[int] = []
+    with suppress(OutOfMemoryError):
+        served += at_once.serve(sizes, events[:cut], held)
+        served += at_once.serve(sizes, events[cut:], held)
+    places = [{number: (b.address, b.size) for number, b in live.items()} for live in (alone, held)]
+    assert places[0] == places[1]
+    assert served == blocks[: len(served)]
+    for name in ("reserved_bytes.all.peak", "reserved_bytes.all.current", "num_alloc_retries"):
+        assert each.statistics[name] == at_once.statistics[name]
+    free = [[(b.address, b.size, b.state) for s in a.segments() for b in s.blocks]
+            for a in (each, at_once)]  # fmt: skip
+    assert free[0] == free[1]
+
+
+def _events(wanted: list[int]) -> tuple[list[int], list[int]]:
+    """Sizes and events; a number below 0 frees one of those that live, if any."""
+    sizes: list[int] = []
+    events: list[int] = []
+    live: list[int] = []
+    for number in wanted:
+        if number > 0:
+            live.append(len(sizes))
+            events.append(len(sizes))
+            sizes.append(number)
+        elif live:
+            events.append(~live.pop(number % len(live)))
+    return sizes, events

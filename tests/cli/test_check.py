@@ -196,7 +196,6 @@ def test_measuring_what_the_baseline_has_only_simulated_is_no_pass(baseline: Pat
         (("--absolute", "16 parsecs"), "--absolute: got '16 parsecs'"),
         (("--device", "cpu"), "--device needs --measured"),
         (("--gpus", "2"), "--gpus needs --rehearse"),
-        (("--rehearsed", "7b"), "--rehearsed is for the commands of the baseline"),
         (("--rehearse", "python t.py"), "--rehearse needs --gpu"),
         (("--rehearse", "", "--gpu", "h100"), "--rehearse: got '', expected a command"),
         (("--rehearse", "a 'b", "--gpu", "h100"), '--rehearse: got "a \'b": No closing'),

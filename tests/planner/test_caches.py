@@ -108,7 +108,7 @@ def test_quantized_caches_hold_codes_and_scales_by_hand() -> None:
 
 def most(run: TransformersRun, component: str, *, every_token: bool) -> int:
     """The most bytes that are asked for at once, of a component or of all."""
-    requests = play_run(run, CARD, every_token=every_token).requests
+    requests = play_run(run, CARD, every_token=lambda _: every_token).requests
     live = highest = 0
     for event in requests.events:
         number = event if event >= 0 else ~event

@@ -7,13 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.planner.cases import card, profiles, tiny
-from tritter_mem.config.loading import load_profile
+from tritter_mem.config.loading import load_any, load_profile
 from tritter_mem.config.profile import Profile, changed
+from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import (
     context_curves,
     find_largest,
-    largest,
+    largest_below,
     smallest,
     solve,
     solve_roughly,
@@ -70,13 +71,49 @@ def test_the_answer_fits_and_the_next_does_not(
 
 @pytest.mark.parametrize(("limit", "found"), [(0, None), (1, 1), (7, 7), (99, 99), (1000, 100)])
 def test_largest_of_a_range(limit: int, found: int | None) -> None:
-    assert largest(lambda value: value <= limit, 1, 100) == found
+    assert largest_below(lambda value: value - limit, 1, 100) == found
+
+
+@settings(deadline=None)
+@given(
+    low=st.integers(1, 1 << 10),
+    width=st.integers(1, 1 << 30),
+    share=st.floats(0, 1),
+    step=st.integers(1, 1 << 20),
+    power=st.floats(0.3, 3),
+)
+def test_the_largest_of_what_grows_in_steps_is_found_with_few_looks(
+    low: int, width: int, share: float, step: int, power: float
+) -> None:
+    """The last value that fits; one look more than by halving at most, and at both ends."""
+    at, looks = low + int(width * share), []
+
+    def over(value: int) -> int:
+        looks.append(value)
+        distance = abs(value - at) ** power // step * step
+        return -int(distance) if value <= at else int(distance) + 1
+
+    assert largest_below(over, low, low + width) == min(at, low + width)
+    assert len(looks) <= width.bit_length() + 4
+    assert len(looks) == len(set(looks))
 
 
 def test_largest_says_what_one_more_needs() -> None:
     found = find_largest(load_profile("7b-128k-gqa"), "context")
     assert found.value is not None
     assert found.footprint_bytes <= found.budget_bytes < (found.next_footprint_bytes or 0)
+
+
+def test_what_is_found_is_planned_with_every_token() -> None:
+    """The search plans fewer tokens; cached memory is released at the largest context."""
+    profile = load_any("qwen3-8b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16})
+    found, gpu = find_largest(profile, "context"), find_gpu("rtx-4090")
+    assert found.value is not None
+    whole = plan(with_value(profile, "context", found.value), gpu)
+    assert whole.cache_releases
+    assert found.footprint_bytes == whole.footprint_bytes <= found.budget_bytes
+    more = plan(with_value(profile, "context", found.value + 1), gpu)
+    assert found.next_footprint_bytes == more.footprint_bytes > found.budget_bytes
 
 
 def test_nothing_fits() -> None:
@@ -89,16 +126,25 @@ def test_nothing_fits() -> None:
 def test_a_rough_batch_is_the_exact_one(batch: int) -> None:
     budget = footprint(tiny(workload__batch=batch))
     exact = solve(tiny(), card(), budget, "batch")
-    assert solve_roughly(tiny(), card(), budget, "batch", 100) == exact
-
-
-def test_a_rough_context_is_a_multiple_of_256_that_fits_where_256_more_do_not() -> None:
-    profile = tiny(workload__context=3000)
-    budget = footprint(profile)
-    found = solve_roughly(profile, card(), budget, "context", 3000)
+    found = solve_roughly(tiny(), card(), budget, "batch", 100)
     assert found is not None
-    assert found % 256 == 0
-    assert footprint(with_value(profile, "context", found)) <= budget
+    assert found[0] == exact
+
+
+@pytest.mark.parametrize(("most", "unit"), [(3000, 256), (30_000, 256), (131_072, 2048)])
+def test_a_rough_context_is_a_multiple_that_fits_where_one_more_does_not(
+    most: int, unit: int
+) -> None:
+    profile = load_profile("7b-128k-gqa")
+    budget = footprint(with_value(profile, "context", most * 2 // 3))
+    found = solve_roughly(profile, card(), budget, "context", most)
+    assert found is not None
+    value, use = found
+    assert value % unit == 0
+    assert use == plan(with_value(profile, "context", value), card())
+    assert use.footprint_bytes <= budget
+    more = value + unit
+    assert more > most or footprint(with_value(profile, "context", more)) > budget
 
 
 def test_curves_have_four_lengths_an_octave_and_the_heads_from_many_to_few() -> None:

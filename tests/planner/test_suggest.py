@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from tests.planner.cases import card
-from tritter_mem.config.loading import load_profile
+from tritter_mem.config.loading import load_any, load_profile
 from tritter_mem.config.named_profile import NamedProfile
 from tritter_mem.config.profile import changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import _cache_changes, suggest
+from tritter_mem.results.run import Suggestion
 
 BUDGET = 15 << 30
 CASES = [
@@ -66,7 +67,7 @@ def test_quantised_weights_are_suggested_and_hold_when_simulated(context: int) -
     budget = 620 << 20
     found = suggest(profile, gpu, budget)
     kinds = {s.settings.get("weights.quantization") for s in found}
-    assert {"bitsandbytes-int8", "bitsandbytes-nf4"} & kinds
+    assert {"bitsandbytes-int8", "bitsandbytes-nf4", "bitsandbytes-nf4-double"} & kinds
     fitting = [s for s in found if s.fits]
     assert any("costs quality" in s.text for s in fitting)
     for suggestion in fitting:
@@ -80,6 +81,49 @@ def test_of_ways_to_store_the_smaller_takes_the_place_of_the_larger() -> None:
     assert first.settings["weights.quantization"].startswith("bitsandbytes-nf4")
     assert len(first.settings) > 1
     assert first.fits
+
+
+def release(name: str, card_name: str, **settings: Any) -> NamedProfile:
+    given = {f"workload.{key}": value for key, value in settings.items()}
+    profile = load_any(name, {"gpu.name": card_name, **given})
+    assert isinstance(profile, NamedProfile)
+    return profile
+
+
+def suggested(profile: NamedProfile) -> tuple[Suggestion, ...]:
+    card = find_gpu(profile.gpu.name)
+    return suggest(profile, card, card.default_budget_bytes)
+
+
+def test_what_costs_time_alone_comes_first_and_together_where_one_is_not_enough() -> None:
+    first, *others = suggested(release("qwen3-8b", "rtx-4090", context=32768))
+    assert first.fits
+    assert first.settings == {
+        "allocator.conf": "expandable_segments:True", "workload.prefill_chunk": 2048,
+    }  # fmt: skip
+    assert not any("workload.prefill_chunk" in found.settings for found in others)
+
+
+def test_what_is_found_together_is_not_followed_by_changes_that_are_not_enough() -> None:
+    found = suggested(release("qwen3-0.6b", "rtx-4090", mode="training", context=8192))
+    assert len(found[0].settings) > 1
+    assert all(suggestion.fits for suggestion in found)
+
+
+def test_of_changes_that_are_not_enough_those_that_save_next_to_nothing_are_left_out() -> None:
+    found = suggested(release("llama-3.3-70b", "rtx-4090"))
+    assert [suggestion.settings for suggestion in found] == [
+        {"weights.quantization": "bitsandbytes-int8"},
+        {"weights.quantization": "bitsandbytes-nf4-double"},
+    ]
+    assert not any(suggestion.fits for suggestion in found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"context": 131072}, {"mode": "training"}])
+def test_nothing_is_suggested_where_all_together_is_far_from_enough(
+    settings: dict[str, Any],
+) -> None:
+    assert suggested(release("deepseek-r1", "h100", **settings)) == ()
 
 
 def test_what_fits_needs_no_suggestion() -> None:
@@ -105,8 +149,8 @@ def test_training_that_no_change_makes_fit_says_so_by_what_is_left() -> None:
 def test_batch_1_is_suggested_where_there_is_more() -> None:
     for batch, there in ((1, False), (2, True)):
         profile = load_profile("spec-train-development", {"workload.batch": batch})
-        settings = [found.settings for found in suggest(profile, card(), 6 << 30)]
-        assert ({"workload.batch": 1} in settings) is there
+        batches = [s.settings.get("workload.batch") for s in suggest(profile, card(), 6 << 30)]
+        assert (1 in batches) is there
 
 
 def test_the_largest_context_is_named_as_all_stands_and_with_what_costs_time_alone() -> None:
@@ -116,7 +160,7 @@ def test_the_largest_context_is_named_as_all_stands_and_with_what_costs_time_alo
     ]
     assert len(found) == 2
     assert set(found[0]) == {"workload.context"}
-    assert set(found[1]) == {"workload.context", "workload.prefill_chunk"}
+    assert set(found[1]) == {"workload.context", "workload.prefill_chunk", "allocator.conf"}
     assert found[1]["workload.context"] >= found[0]["workload.context"]
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.check.build import entry
 from tests.rehearsal.conftest import SCRIPTS
 from tests.rehearsal.test_launch import rehearsal
-from tritter_mem.check.baseline_file import baseline_text
 from tritter_mem.check.rehearsed import _refuse
 from tritter_mem.errors import MeasureError, UsageError
-from tritter_mem.results.baseline import Baseline
 from tritter_mem.results.rehearsal import Trust
 from tritter_mem.units import MiB
 
@@ -97,28 +94,18 @@ def test_a_command_that_grows_is_a_regression_that_names_what_grew(
     assert entry["command"] == COMMAND.split()
     assert (entry["kind"], entry["gpu"], entry["torch"]) == ("rehearsed", "rtx-4090", "2.14.0")
     assert not {"config", "gpus", "settings"} & entry.keys()
-    grown = made | {"WIDTH": "8192"}
-    found = run(tmp_path, grown, "tritter_mem", "check", "--rehearsed", "--json")
+    unnamed = run(tmp_path, made, "tritter_mem", "check")
+    assert unnamed.returncode == 2
+    assert "a command has to be named: --rehearse" in unnamed.stderr
+    wide = made | {"WIDTH": "8192"}
+    found = run(tmp_path, wide, "tritter_mem", "check", *name, "--json")
     assert found.returncode == 1, found.stdout + found.stderr
     [outcome] = json.loads(found.stdout)["outcomes"]
     assert outcome["status"] == "regression"
-    held = {(one["component"], one["name"]): one["change"] for one in outcome["reasons"]
+    grown = {(one["component"], one["name"]): one["change"] for one in outcome["reasons"]
              if one["group"] == "module"}  # fmt: skip
-    change = held["weights", "Sequential.*"]
+    change = grown["weights", "Sequential.*"]
     assert change["now_bytes"] - change["baseline_bytes"] == 16 * MiB + 16384
-
-
-def test_commands_of_a_baseline_run_only_where_that_is_asked_for(tmp_path: Path) -> None:
-    hostile = entry("", command=("touch", str(tmp_path / "ran")), kind="rehearsed", gpu="h100")
-    for entries, code, words in (
-        ((hostile,), 2, "nothing simulated in it; --rehearsed runs its commands"),
-        ((hostile, entry("tiny")), 2, "commands in the baseline that were not run: 1; --rehearsed"),
-    ):
-        (tmp_path / "base.json").write_text(baseline_text(Baseline(entries=entries)))
-        found = run(tmp_path, dict(os.environ), "tritter_mem", "check", "--baseline", "base.json")
-        assert found.returncode == code
-        assert words in " ".join((found.stdout + found.stderr).split())
-    assert not (tmp_path / "ran").exists()
 
 
 def test_a_command_that_cannot_be_trusted_writes_no_baseline(

@@ -34,12 +34,6 @@ Update = Annotated[
 Measured = Annotated[
     bool, typer.Option("--measured", help="Also measure the entries that have measured figures.")
 ]
-Rehearsed = Annotated[
-    bool,
-    typer.Option(
-        "--rehearsed", help="Also rehearse the commands of the baseline, which runs them."
-    ),
-]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -99,7 +93,6 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     file: File = BASELINE,
     update: Update = False,
     measured: Measured = False,
-    rehearsed: Rehearsed = False,
     device: Device = None,
     time_limit: TimeLimit = 300.0,
     results: Results = [],  # noqa: B006  (typer copies it)
@@ -114,12 +107,11 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 ) -> None:
     """Compare peak memory with a committed baseline and say what grew. Made for CI without a GPU.
 
-    Every entry of the baseline is simulated; with --rehearsed, those that are commands are
-    rehearsed. A peak may grow by --relative (1%) or by --absolute (16 MiB), whichever is larger; an
-    entry may have its own tolerance.
+    Every model of the baseline is simulated. A peak may grow by --relative (1%) or by --absolute
+    (16 MiB), whichever is larger; an entry may have its own tolerance.
 
-    With MODEL or --rehearse, only those are checked. --update-baseline writes them into the
-    baseline.
+    With MODEL or --rehearse, only those are checked. A command of the baseline runs only if
+    --rehearse names it. --update-baseline writes what is named into the baseline.
 
     Exit code: 0 within tolerance or smaller; 1 a regression; 2 nothing to compare with (no entry,
     another PyTorch version, a changed profile) or wrong usage; 3 could not simulate or measure.
@@ -131,7 +123,6 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
     ask = Ask(
         options=options.naming(models),
         measured=measured,
-        rehearsed=rehearsed,
         commands=_commands(rehearse),
         gpus=gpus,
         device=device,
@@ -159,7 +150,6 @@ class Ask:
 
     options: ProfileOptions
     measured: bool
-    rehearsed: bool
     commands: Sequence[tuple[str, ...]]
     gpus: int
     device: str | None
@@ -184,35 +174,28 @@ class Ask:
                 "--gate, --relative and --absolute cannot be combined with --update-baseline; "
                 "write `gate` and `tolerance` into the baseline instead"
             )
-        if results and (update or named or measured or self.commands or self.rehearsed):
+        if results and (update or named or measured or self.commands):
             raise UsageError(
-                "--results cannot be combined with --config, --rehearse, --rehearsed, --measured "
-                "or --update-baseline"
+                "--results cannot be combined with --config, --rehearse, --measured or "
+                "--update-baseline"
             )
 
     def _refuse_what_commands_have_not(self) -> None:
-        if self.rehearsed and self.options.config:
-            raise UsageError("--rehearsed is for the commands of the baseline; leave out MODEL")
         if not self.commands:
             if self.gpus != 1:
                 raise UsageError("--gpus needs --rehearse")
             return
-        if self.options.config or self.measured or self.fast or self.rehearsed:
-            raise UsageError(
-                "--rehearse cannot be combined with MODEL, --rehearsed, --measured or --fast"
-            )
+        if self.options.config or self.measured or self.fast:
+            raise UsageError("--rehearse cannot be combined with MODEL, --measured or --fast")
         if self.options.gpu is None:
             raise UsageError("--rehearse needs --gpu; `tritter-mem gpus` lists them")
         if replace(self.options, gpu=None).overrides():
             raise UsageError("--rehearse takes no options of a profile, only --gpu and --gpus")
 
     @property
-    def kinds(self) -> tuple[CheckedKind, ...]:
-        """The kinds of number that are wanted of the baseline's entries."""
-        kinds: dict[CheckedKind, bool] = {
-            "simulated": True, "measured": self.measured, "rehearsed": self.rehearsed,
-        }  # fmt: skip
-        return tuple(kind for kind, wanted in kinds.items() if wanted)
+    def wanted(self) -> CheckedKind:
+        """The kind of number that has to be there."""
+        return "measured" if self.measured else "rehearsed" if self.commands else "simulated"
 
     def tasks(self, baseline: Baseline) -> list[Task]:
         """What `--config` names, as fast as its entry, else what the baseline lists."""
@@ -221,13 +204,16 @@ class Ask:
 
         if self.commands:
             return [Task(case=case, kinds=("rehearsed",)) for case in self._cases_of_commands()]
+        kinds: Sequence[CheckedKind] = (
+            ("simulated", "measured") if self.measured else ("simulated",)
+        )
         if not self.options.config:
-            return listed_tasks(baseline, self.kinds)
+            return listed_tasks(baseline, kinds)
         settings = self.options.overrides()
         named = [Case(config=name, settings=settings) for name in self.options.config]
         fast = {entry.case.label for entry in baseline.entries if entry.fast}
         return [
-            Task(case=replace(case, fast=self.fast or case.label in fast), kinds=self.kinds)
+            Task(case=replace(case, fast=self.fast or case.label in fast), kinds=kinds)
             for case in named
         ]
 
@@ -286,27 +272,24 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
     baseline = read_baseline(file)
     tasks = ask.tasks(baseline)
-    wanted = ask.kinds[-1]
-    if not ask.commands and not any(wanted in task.kinds for task in tasks):
-        raise InputError(f"{file}: nothing {wanted} in it{_what_to_do(baseline, wanted)}")
+    notes = _commands_not_run(baseline, tasks)
+    if not any(ask.wanted in task.kinds for task in tasks):
+        measured = " --measured" if ask.measured else ""
+        raise InputError(
+            f"{file}: nothing {ask.wanted} in it; to add to it: "
+            f"tritter-mem check --update-baseline{measured} --config NAME",
+            *notes,
+        )
     outcomes = outcomes_of(ask.run(tasks), baseline, limits)
-    return CheckReport(baseline=str(file), outcomes=outcomes, notes=_not_run(baseline, ask))
+    return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
 
 
-def _what_to_do(baseline: Baseline, wanted: CheckedKind) -> str:
-    if wanted == "simulated" and baseline.entries:
-        return "; --rehearsed runs its commands, --measured measures"
-    how = {"measured": "--measured --config NAME", "rehearsed": "--rehearse COMMAND --gpu NAME"}
-    more = how.get(wanted, "--config NAME")
-    return f"; to add to it: tritter-mem check --update-baseline {more}"
-
-
-def _not_run(baseline: Baseline, ask: Ask) -> tuple[str, ...]:
-    """A baseline is a file like others: its commands run only where that is asked for."""
-    count = sum(bool(entry.command) for entry in baseline.entries)
-    if not count or ask.rehearsed or ask.commands or ask.options.config:
-        return ()
-    return (f"commands in the baseline that were not run: {count}; --rehearsed runs them",)
+def _commands_not_run(baseline: Baseline, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """A baseline may come from anybody, so its commands run only where the user names them."""
+    named = {task.case.label for task in tasks}
+    listed = {entry.case.label: entry.case for entry in baseline.entries if entry.command}
+    left = [case for label, case in listed.items() if label not in named]
+    return tuple(f"not run: a command has to be named: {case.options}" for case in left)
 
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:

@@ -28,7 +28,9 @@ def budget_of(profile: AnyProfile, card: GpuCard) -> int:
     return profile.gpu.budget or card.default_budget_bytes
 
 
-def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse:
+def plan(
+    profile: AnyProfile, card: GpuCard, *, plays: bool = True, briefly: bool = False
+) -> MemoryUse:
     """Plan a profile's memory on a card by formula.
 
     A named model is planned as transformers runs it. Where activations of its kind have no
@@ -45,20 +47,22 @@ def plan(profile: AnyProfile, card: GpuCard, *, plays: bool = True) -> MemoryUse
             split.
         plays: whether to play the tensors through the allocator. Without, what is reserved is
             unknown, and the plan is made several times as fast.
+        briefly: whether to play fewer tokens than are generated, see `plan_transformers`. Such a
+            plan is there to search with; what is found must be planned in whole.
 
     Raises:
         ConfigError: the allocator's settings are wrong.
     """
     parse_alloc_conf(profile.allocator.conf)  # whether or not this plan plays the allocator
     if isinstance(profile, NamedProfile):
-        use = _plan_named(profile, card, plays=plays)
+        use = _plan_named(profile, card, plays=plays, briefly=briefly)
     else:
         budget = budget_of(profile, card) if plays else None
         use = plan_case(Case.of(profile, card), budget, plays=plays)
     return replace(use, caveat=card.caveat) if card.caveat else use
 
 
-def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryUse:
+def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool, briefly: bool) -> MemoryUse:
     from tritter_mem.models.shape_tensors import NotPlannedError
     from tritter_mem.models.transformers_run import transformers_run
     from tritter_mem.planner.least import least_memory
@@ -68,7 +72,7 @@ def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool) -> MemoryU
     try:
         budget = budget_of(profile, card) if plays else None
         conf = profile.allocator.conf
-        return plan_transformers(run, card, conf, plays=plays, budget_bytes=budget)
+        return plan_transformers(run, card, conf, plays=plays, briefly=briefly, budget_bytes=budget)
     except NotPlannedError as error:
         return least_memory(run, card, str(error))
 

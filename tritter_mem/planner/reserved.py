@@ -78,7 +78,7 @@ def find_reserved(
         try:
             play(allocator)
         except OutOfMemoryError as error:  # of a device without a limit
-            raise ConfigError(f"too much memory to count: {error}") from error
+            raise ConfigError("too much memory to count: more than 2^62 bytes") from error
         return Reserved(allocator.counters.reserved.peak)
 
     other_limit = (

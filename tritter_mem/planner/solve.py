@@ -12,9 +12,11 @@ from tritter_mem.errors import ConfigError, UsageError
 from tritter_mem.models.bundled import architecture_of
 from tritter_mem.planner.compose import budget_of, plan
 from tritter_mem.results.largest import Largest, Unknown
-from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve
+from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve, MemoryUse
 
 ROUND_TOKENS = 256
+ROUGH_STEPS = 64
+TRIED = 16
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
@@ -34,55 +36,132 @@ def solve(
         The largest value that fits; None where not even the smallest does.
     """
     low = smallest(profile, unknown)
-    return _solve(profile, card, budget_bytes, unknown, (low, most or LIMITS[unknown], 1))
+    return _Solver(profile, card, budget_bytes, unknown).largest(low, most or LIMITS[unknown])
 
 
 def solve_roughly(
     profile: AnyProfile, card: GpuCard, budget_bytes: int, unknown: Unknown, most: int
-) -> int | None:
-    """A context that is a multiple of 256 tokens, or a batch, that fits where 256 more do not.
+) -> tuple[int, MemoryUse] | None:
+    """A context in steps of many tokens, or a batch, that fits where one step more does not.
 
-    Takes half as long as `solve`, and is as good a suggestion.
+    A step is 256 tokens, or up to 1/64 of the most of them. As good a suggestion as what `solve`
+    finds, and found sooner.
+
+    Returns:
+        The value and its plan; None where none fits.
     """
-    unit = ROUND_TOKENS if unknown == "context" else 1
+    unit = 1
+    if unknown == "context":
+        unit = 1 << max(most // ROUGH_STEPS, ROUND_TOKENS).bit_length() - 1
+    solver = _Solver(profile, card, budget_bytes, unknown, unit)
     low = -(-smallest(profile, unknown) // unit)
-    return _solve(profile, card, budget_bytes, unknown, (low, max(most // unit, low), unit))
+    found = solver.largest(low, max(most // unit, low))
+    return None if found is None else (found * unit, solver.plan(found))
 
 
-def _solve(
-    profile: AnyProfile,
-    card: GpuCard,
-    budget_bytes: int,
-    unknown: Unknown,
-    bounds: tuple[int, int, int],
-    *,
-    thorough: bool = False,
-) -> int | None:
-    """The largest multiple of a unit that fits; `bounds` are the first, the last, and the unit.
+class _Solver:
+    """Plans of a profile with other contexts or batches, each made once.
 
-    `thorough`: look for larger ones behind some that do not.
+    Args:
+        profile: everything else.
+        card: the card that it is planned for.
+        budget_bytes: what the device's peak must not exceed.
+        unknown: what to solve for.
+        unit: values are counted in multiples of it.
     """
-    first, last, unit = bounds
 
-    def over(value: int) -> int:
-        return _footprint_bytes(profile, card, unknown, value * unit) - budget_bytes
+    def __init__(
+        self,
+        profile: AnyProfile,
+        card: GpuCard,
+        budget_bytes: int,
+        unknown: Unknown,
+        unit: int = 1,
+    ) -> None:
+        self._profile, self._card, self._budget_bytes = profile, card, budget_bytes
+        self._unknown: Unknown = unknown
+        self._unit = unit
+        self._plans: dict[tuple[int, bool], MemoryUse] = {}
+        self._allocated: dict[int, int] = {}
 
-    def allocated_fits(value: int) -> bool:
-        return _allocated_bytes(profile, card, unknown, value * unit) <= budget_bytes
+    def plan(self, value: int, *, briefly: bool = False) -> MemoryUse:
+        """The plan of a value. In brief it is quick, and good to search with alone."""
+        whole, brief = self._plans.get((value, False)), self._plans.get((value, True))
+        if whole is not None:
+            return whole
+        if brief is not None and (briefly or not brief.cache_releases):
+            return brief  # tokens are left out only where that changes nothing, or in brief
+        profile = with_value(self._profile, self._unknown, value * self._unit)
+        found = self._plans[value, briefly] = plan(profile, self._card, briefly=briefly)
+        return found
 
-    # What is reserved is no less than what is allocated, for which a plan takes much less time.
-    high = largest(allocated_fits, first, last)
-    found = None if high is None else _largest_below(over, first, high)
-    if thorough and found is not None and high is not None:
-        found = _with_more(over, found, high)
-    return None if found is None else found * unit
+    def largest(self, first: int, last: int, *, thorough: bool = False) -> int | None:
+        """The largest value that fits, where one more does not; None where the first does not.
+
+        What is searched with is quick to plan: what is allocated alone, which is no more than what
+        is reserved, and then plans in brief. What is found is planned in whole.
+
+        Args:
+            first: the smallest value.
+            last: the largest value.
+            thorough: look for larger ones behind some that do not fit.
+        """
+        high = self._largest_allocated(first, last)
+        found = None if high is None else largest_below(self._briefly_over, first, high)
+        if found is None or high is None:
+            return None
+        found = self._largest_at_most(found, first)
+        if thorough and found is not None:
+            found = _with_more(self._over, found, high)
+        return found
+
+    def _largest_allocated(self, first: int, last: int) -> int | None:
+        """The same for what is allocated alone. A value far beyond would take long to plan."""
+        low, now = first, getattr(self._profile.workload, self._unknown) // self._unit
+        while low < last:
+            high = min(max(2 * low, now), last)
+            if self._allocated_over(high) > 0:
+                return largest_below(self._allocated_over, low, high)
+            low = high
+        return low if self._allocated_over(low) <= 0 else None
+
+    def _largest_at_most(self, high: int, first: int) -> int | None:
+        """The same among values up to one that fits in brief."""
+        low, step = high, max(1, high // 256)
+        while self._over(low) > 0:
+            if low == first:
+                return None
+            low, high, step = max(low - step, first), low, 2 * step
+        return low if low == high else largest_below(self._over, low, high)
+
+    def _over(self, value: int) -> int:
+        over = self._briefly_over(value)
+        return over if over > 0 else self.plan(value).footprint_bytes - self._budget_bytes
+
+    def _briefly_over(self, value: int) -> int:
+        return self.plan(value, briefly=True).footprint_bytes - self._budget_bytes
+
+    def _allocated_over(self, value: int) -> int:
+        if value not in self._allocated:
+            at = value * self._unit
+            found = _allocated_bytes(self._profile, self._card, self._unknown, at)
+            self._allocated[value] = found - self._budget_bytes
+        return self._allocated[value]
 
 
-def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | None:
-    """The largest value up to `high` that is over by nothing, with few looks at `over`.
+def largest_below(over: Callable[[int], int], low: int, high: int) -> int | None:
+    """The largest value of a range that is over by nothing, where one more is over by something.
 
-    A value is guessed from how much its neighbours are over; every second time it is the middle, as
-    what is reserved grows in steps.
+    A value is guessed from how much its neighbours are over, but no more values are looked at than
+    one more than by halving: the ITP method (Oliveira and Takahashi, 2020).
+
+    Args:
+        over: by how much a value is over.
+        low: the first of the range.
+        high: the last of it.
+
+    Returns:
+        `high` where it is not over; None where `low` is.
     """
     over_high = over(high)
     if over_high <= 0:
@@ -90,16 +169,23 @@ def _largest_below(over: Callable[[int], int], low: int, high: int) -> int | Non
     over_low = over(low)
     if over_low > 0:
         return None
-    halve = False
+    most, push, looks = 1 << (high - low).bit_length(), 0.02 / (high - low), 0
     while high - low > 1:
-        share = 0.5 if halve else -over_low / (over_high - over_low)
-        guess = min(max(low + int((high - low) * share), low + 1), high - 1)
-        found = over(guess)
+        middle = (low + high) / 2
+        guess = low - over_low * (high - low) / (over_high - over_low)
+        # A little behind the guess, the other end moves too.
+        towards = 1 if guess <= middle else -1
+        beyond = min(max(push * (high - low) ** 2, 1), abs(middle - guess))
+        guess += towards * beyond
+        reach = most / (1 << looks) - (high - low) / 2
+        if abs(guess - middle) > reach:
+            guess = middle - towards * reach
+        at = min(max(int(guess), low + 1), high - 1)
+        found, looks = over(at), looks + 1
         if found <= 0:
-            low, over_low = guess, found
+            low, over_low = at, found
         else:
-            high, over_high = guess, found
-        halve = not halve
+            high, over_high = at, found
     return low
 
 
@@ -107,20 +193,21 @@ def _with_more(over: Callable[[int], int], found: int, high: int) -> int:
     """The largest value that fits, where some before it do not.
 
     What the allocator reserves beside tensors rises and falls: a free segment serves tensors of
-    one size, and those that are a little larger need another. So values one percent apart are
-    tried, from the largest whose tensors alone fit down to one that is known to fit.
+    one size, and those that are a little larger need another. So some values are tried, from the
+    largest whose tensors alone fit down to one that is known to fit, and those that are one percent
+    larger than what is found.
 
     Args:
         over: by how much a value is over.
         found: it fits, and one more does not.
         high: the largest whose tensors alone fit.
     """
-    step = max(1, found // 100)
+    step = max(1, found // 100, (high - found) // TRIED)
     found = next((value for value in range(high, found, -step) if over(value) <= 0), found)
     while found < high:
         step = max(1, found // 100)
         if over(high) > 0:
-            found = _largest_below(over, found, min(found + step, high)) or found
+            found = largest_below(over, found, min(found + step, high)) or found
         if found + step > high or over(found + step) > 0:
             return found
         found += step
@@ -131,26 +218,10 @@ def _allocated_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value
     return plan(with_value(profile, unknown, value), card, plays=False).footprint_bytes
 
 
-def _footprint_bytes(profile: AnyProfile, card: GpuCard, unknown: Unknown, value: int) -> int:
-    return plan(with_value(profile, unknown, value), card).footprint_bytes
-
-
 def with_value(profile: AnyProfile, unknown: Unknown, value: int) -> AnyProfile:
     """The profile with another context or batch, not checked against the rules for profiles."""
     workload = profile.workload.model_copy(update={unknown: value})
     return profile.model_copy(update={"workload": workload})
-
-
-def largest(fits: Callable[[int], bool], low: int, high: int) -> int | None:
-    """The largest integer of a range that fits, where what fits is a beginning of the range."""
-    if not fits(low):
-        return None
-    if fits(high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def smallest(profile: AnyProfile, unknown: Unknown) -> int:
@@ -176,7 +247,8 @@ def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
     if (reason := plan(profile, card, plays=False).lower_bound_reason) is not None:
         raise UsageError(f"--max: there is no answer for {profile.name}: {reason}")
     budget, first = budget_of(profile, card), smallest(profile, unknown)
-    value = _solve(profile, card, budget, unknown, (first, LIMITS[unknown], 1), thorough=True)
+    solver = _Solver(profile, card, budget, unknown)
+    value = solver.largest(first, LIMITS[unknown], thorough=True)
     at = first if value is None else value
     after = None if at >= LIMITS[unknown] else at + 1
     return Largest(
@@ -186,11 +258,9 @@ def find_largest(profile: AnyProfile, unknown: Unknown) -> Largest:
         basis="planned",
         value=value,
         budget_bytes=budget,
-        footprint_bytes=_footprint_bytes(profile, card, unknown, at),
+        footprint_bytes=solver.plan(at).footprint_bytes,
         next_value=after,
-        next_footprint_bytes=(
-            None if after is None else _footprint_bytes(profile, card, unknown, after)
-        ),
+        next_footprint_bytes=None if after is None else solver.plan(after).footprint_bytes,
     )
 
 

@@ -15,7 +15,8 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.formats import Use, formats_for, storage_format
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.solve import solve_roughly
+from tritter_mem.planner.least import least_memory
+from tritter_mem.planner.solve import smallest, solve_roughly
 from tritter_mem.results.largest import Unknown
 from tritter_mem.results.run import Kind, MemoryUse, Suggestion, Verdict
 from tritter_mem.results.verdict import judge
@@ -27,6 +28,12 @@ UNKNOWNS: tuple[Unknown, ...] = ("batch", "context")
 MOST = 8
 CARDS = 4
 """So many cards are named."""
+HOPELESS = 2
+"""Where all changes together need more budgets than this, none is named."""
+WORTH_SHARE = 10
+"""A change that is not enough is named where it saves one part in so many of what is missing."""
+BETWEEN = " + "
+EXPANDABLE = "expandable_segments:True"
 
 
 class Cost(IntEnum):
@@ -51,7 +58,8 @@ def suggest(
 ) -> tuple[Suggestion, ...]:
     """Changes that save memory, those that make the profile fit first; none where it fits.
 
-    They are in the order of what they give up, and then of what they save.
+    They are in the order of what they give up, and then of what they save. Where not even all of
+    them leave twice the budget, none is named.
 
     A plan that is a lower bound has none: what it says of a change would not hold either.
 
@@ -68,18 +76,20 @@ def suggest(
     need = use.footprint_bytes
     if need <= budget_bytes or use.lower_bound_reason is not None:
         return ()
-    case = _Case(profile, card, budget_bytes, need)
-    changes = sorted(_changes(profile), key=lambda change: change.cost)
-    single = [(change, found) for change in changes if (found := case.judge(change))]
-    single.sort(key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
-    free = [change for change in changes if change.cost is Cost.TIME]
-    bases = [Change("", {}), _laid_over(free)]
+    case = _Case(profile, card, budget_bytes, use)
+    changes = list(_in_order(_changes(profile, use)))
+    if case.least_bytes(_most(changes)) > HOPELESS * budget_bytes:
+        return ()
+    single = case.each(changes)
+    bases = [Change("", {})]
+    if not any(found.fits and change.cost is Cost.TIME for change, found in single):
+        bases.append(_laid_over(_of_time(changes)))
     enough = [found for _, found in single if found.fits]
     if not enough:
-        laid, found = case.together(single)
-        enough = [*([] if found is None else [found]), *(found for _, found in single)]
+        laid, found = case.together(changes, single)
+        enough = case.worth_naming(single) if found is None else [found]
         bases += [laid] if found is None else []
-    limits = [found for change in case.largest(bases) if (found := case.judge(change))]
+    limits = list(case.largest(bases))
     return (*enough[: MOST - len(limits)], *limits)
 
 
@@ -128,12 +138,67 @@ class _Case(NamedTuple):
     profile: AnyProfile
     card: GpuCard
     budget_bytes: int
-    need_bytes: int
+    use: MemoryUse
 
-    def judge(self, change: Change) -> Suggestion | None:
-        """Plan a change; None where it is not possible or saves next to nothing."""
+    @property
+    def need_bytes(self) -> int:
+        """What the profile needs as it is."""
+        return self.use.footprint_bytes
+
+    def least_bytes(self, change: Change) -> int:
+        """What a change needs at least, by a formula alone; 0 where there is none."""
+        if not isinstance(self.profile, NamedProfile):
+            return 0
+        from tritter_mem.models.transformers_run import transformers_run
+
         try:
-            use = plan(changed(self.profile, change.settings), self.card)
+            run = transformers_run(changed(self.profile, change.settings))
+        except ConfigError:
+            return 0
+        return least_memory(run, self.card, "").footprint_bytes
+
+    def each(self, changes: Iterable[Change]) -> list[tuple[Change, Suggestion]]:
+        """Judge each change alone; in the order of what they give up, and then of what they save.
+
+        Where one is enough, those behind it that set the same at the same cost are left out, and
+        those that set more or less. So is what costs time alone and cannot be enough alone.
+
+        Args:
+            changes: in the order of what they give up.
+        """
+        found: list[tuple[Change, Suggestion]] = []
+        for change in changes:
+            if any(_covers(change, other) and judged.fits for other, judged in found):
+                continue
+            if change.cost is Cost.TIME and self.least_bytes(change) > self.budget_bytes:
+                continue
+            if (judged := self.judge(change)) is not None:
+                found.append((change, judged))
+        return sorted(found, key=lambda pair: (pair[0].cost, -pair[1].saves_bytes))
+
+    def worth_naming(self, single: Iterable[tuple[Change, Suggestion]]) -> list[Suggestion]:
+        """Changes that are not enough, but save a good part of what is missing.
+
+        Of those that set the same at the same cost, or a part of it, the one that saves the most.
+        """
+        missing = self.need_bytes - self.budget_bytes
+        named: list[tuple[Change, Suggestion]] = []
+        for change, judged in single:
+            if judged.saves_bytes * WORTH_SHARE < missing:
+                continue
+            if not any(_covers(change, other) for other, _ in named):
+                named.append((change, judged))
+        return [judged for _, judged in named]
+
+    def judge(self, change: Change, use: MemoryUse | None = None) -> Suggestion | None:
+        """Plan a change; None where it is not possible or saves next to nothing.
+
+        Args:
+            change: what is set.
+            use: its plan, where it has been made.
+        """
+        try:
+            use = use or plan(changed(self.profile, change.settings), self.card)
         except ConfigError:  # a rule between settings forbids this one here
             return None
         need = use.footprint_bytes
@@ -148,7 +213,7 @@ class _Case(NamedTuple):
             headroom_bytes=headroom,
         )
 
-    def largest(self, bases: Sequence[Change]) -> Iterator[Change]:
+    def largest(self, bases: Sequence[Change]) -> Iterator[Suggestion]:
         """The largest batch and context that fit, over each of several changes.
 
         Args:
@@ -158,46 +223,100 @@ class _Case(NamedTuple):
             profile = changed(self.profile, base.settings)
             for unknown in UNKNOWNS:
                 now = getattr(self.profile.workload, unknown)  # which does not fit
+                if f"workload.{unknown}" in base.settings or now <= smallest(profile, unknown):
+                    continue
                 found = solve_roughly(profile, self.card, self.budget_bytes, unknown, now)
-                if found is not None and f"workload.{unknown}" not in base.settings:
-                    about = "about " if unknown == "context" else ""
-                    text = f"{unknown} {format_count(found)}, {about}the largest that fits"
-                    yield _laid_over([base, Change(text, {f"workload.{unknown}": found})])
+                if found is None:
+                    continue
+                value, use = found
+                if value >= now:
+                    continue
+                about = "about " if unknown == "context" else ""
+                text = f"{unknown} {format_count(value)}, {about}the largest that fits"
+                change = _laid_over([base, Change(text, {f"workload.{unknown}": value})])
+                if (judged := self.judge(change, use)) is not None:
+                    yield judged
 
     def together(
-        self, single: Iterable[tuple[Change, Suggestion]]
+        self, changes: Iterable[Change], single: Iterable[tuple[Change, Suggestion]]
     ) -> tuple[Change, Suggestion | None]:
         """Lay changes over each other, cheapest first, until the profile fits.
 
         Of changes that set the same, the one that saves the most takes the place of the others.
+        Those that cannot be enough alone, and were not judged, come last.
 
         Returns:
             The changes laid over each other, and what they make; None where they are not enough.
         """
-        laid: list[tuple[Change, int]] = []
-        for change, alone in single:
-            same = [pair for pair in laid if pair[0].settings.keys() & change.settings.keys()]
-            if any(saves >= alone.saves_bytes for _, saves in same):
+        saves = {change.text: judged.saves_bytes for change, judged in single}
+        rest = [change for change in changes if change.text not in saves]
+        laid: list[Change] = []
+        for change in (*(change for change, _ in single), *rest):
+            same = [other for other in laid if other.settings.keys() & change.settings.keys()]
+            if any(saves.get(other.text, 0) >= saves.get(change.text, 0) for other in same):
                 continue
-            laid = [*(pair for pair in laid if pair not in same), (change, alone.saves_bytes)]
-            found = self.judge(_laid_over(change for change, _ in laid))
-            if found and found.fits:
-                return _laid_over(change for change, _ in laid), found
-        return _laid_over(change for change, _ in laid), None
+            laid = [*(other for other in laid if other not in same), change]
+            both = _laid_over(laid)
+            if self.least_bytes(both) <= self.budget_bytes:
+                found = self.judge(both)
+                if found and found.fits:
+                    return both, found
+        return _laid_over(laid), None
+
+
+def _covers(change: Change, other: Change) -> bool:
+    """Whether two changes set the same and give up as much; if time alone, one may set more."""
+    one, two = change.settings.keys(), other.settings.keys()
+    if change.cost is not other.cost:
+        return False
+    return one == two or (change.cost is Cost.TIME and (one <= two or two <= one))
+
+
+def _of_time(changes: Iterable[Change]) -> Iterator[Change]:
+    return (change for change in changes if change.cost is Cost.TIME)
+
+
+def _in_order(changes: Iterable[Change]) -> Iterator[Change]:
+    """Changes in the order of what they give up.
+
+    Those that cost time alone come together too, and then with a further step of one of them.
+    """
+    given = sorted(changes, key=lambda change: change.cost)
+    free = list(_of_time(given))
+    parts = [
+        change for change in free if _laid_over(free).settings.items() >= change.settings.items()
+    ]
+    yield from parts
+    if len(parts) > 1:
+        yield _laid_over(parts)
+    for change in free:
+        if change not in parts:
+            yield _laid_over([*(part for part in parts if not _covers(part, change)), change])
+    yield from (change for change in given if change not in free)
+
+
+def _most(changes: Iterable[Change]) -> Change:
+    """Changes laid over each other, of those that set the same the last one."""
+    return _laid_over(reversed(list(changes)))
 
 
 def _laid_over(changes: Iterable[Change]) -> Change:
     """Several changes as one; of two that set the same, the first counts."""
     settings: dict[str, Any] = {}
-    texts = []
+    texts, cost = [], Cost.TIME
     for change in changes:
         if not settings.keys() & change.settings.keys():
             settings |= change.settings
             texts.append(change.text)
-    return Change(" + ".join(filter(None, texts)), settings)
+            cost = max(cost, change.cost)
+    return Change(BETWEEN.join(filter(None, texts)), settings, cost)
 
 
-def _changes(profile: AnyProfile) -> Iterator[Change]:
+def _changes(profile: AnyProfile, use: MemoryUse) -> Iterator[Change]:
+    unused = (use.reserved_peak_bytes or 0) - use.allocated_peak_bytes
+    if unused >= WORTH_BYTES and not profile.allocator.conf:
+        text = f"expandable segments (PYTORCH_CUDA_ALLOC_CONF={EXPANDABLE})"
+        yield Change(text, {"allocator.conf": EXPANDABLE})
     if isinstance(profile, NamedProfile):
         yield from _named_changes(profile)
     elif profile.workload.mode == "training":
@@ -258,7 +377,9 @@ def _named_changes(profile: NamedProfile) -> Iterator[Change]:
     if not transformers_run(profile).model.quantization.method:
         for name, (text, cost) in NAMED_STORAGE.items():
             yield Change(text, {"weights.quantization": name}, cost)
-    for chunk in (2048, 512):
+    # A 16th of the prompt takes little beside weights and cache, and is not much slower.
+    most = 1 << max(profile.workload.context // 16, 2048).bit_length() - 1
+    for chunk in (most, most // 4):
         text = f"prefill in chunks of {format_count(chunk)} tokens"
         yield Change(text, {"workload.prefill_chunk": chunk})
 

@@ -11,17 +11,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
-from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
-from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
@@ -47,7 +47,7 @@ from tritter_mem.models.shape_tensors import (
 from tritter_mem.models.transformers_blocks import Attention, Module, Tables
 from tritter_mem.models.transformers_caches import LayerCache, StaticCache
 from tritter_mem.models.transformers_run import TransformersRun
-from tritter_mem.planner.reserved import Reserved, find_reserved
+from tritter_mem.planner.reserved import find_reserved
 from tritter_mem.results.run import COMPONENTS, Components, MemoryUse, Phase
 
 SHORTENED = 3
@@ -83,6 +83,7 @@ def plan_transformers(
     allocator_conf: str = "",
     *,
     plays: bool = True,
+    briefly: bool = False,
     budget_bytes: int | None = None,
 ) -> MemoryUse:
     """Plan what transformers allocates for a run on a card.
@@ -92,6 +93,8 @@ def plan_transformers(
         card: it decides which attention kernels run, and what libraries take.
         allocator_conf: as in `PYTORCH_CUDA_ALLOC_CONF`.
         plays: whether to play the run through the allocator; without, what is reserved is unknown.
+        briefly: whether to leave tokens out where memory is released too. Then what is reserved
+            may be otherwise: good enough to search with, not to be shown.
         budget_bytes: what may be used of the card: the allocator gives cached memory back to stay
             within it, where that suffices. None: there is no cap.
 
@@ -99,17 +102,20 @@ def plan_transformers(
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
         ConfigError: the allocator's settings are unknown.
     """
-    played = play_run(run, card)
-    blocks, found = None, None
+    found = None
     if plays:
         limit = None
         if budget_bytes is not None:
             limit = budget_bytes - SMALL_SEGMENT_BYTES, card.context_bytes
-        blocks, found = _served(played.requests, allocator_conf, limit)
-        if found.releases and limit is not None:
+        served = _Served(run, card, briefly=briefly)
+        found = find_reserved(served.play, allocator_conf, limit)
+        if found.releases and not (briefly or served.every_token or run.trains):
             # Which memory is free when the cache is released depends on every token before.
-            played = play_run(run, card, every_token=True)
-            blocks, found = _served(played.requests, allocator_conf, limit)
+            served = _Served(run, card, every_token=True)
+            found = find_reserved(served.play, allocator_conf, limit)
+        played, blocks = served.played, served.blocks
+    else:
+        played, blocks = play_run(run, card), None
     # Of tensors of some bytes not each goes when it does in a run: one segment more than is seen.
     reserved = None if found is None else found.peak_bytes + SMALL_SEGMENT_BYTES
     peaks = list(_peaks(played, blocks))
@@ -128,13 +134,19 @@ def plan_transformers(
     )
 
 
-def play_run(run: TransformersRun, card: GpuCard, *, every_token: bool = False) -> PlayedRun:
+def play_run(
+    run: TransformersRun,
+    card: GpuCard,
+    *,
+    every_token: Callable[[Requests], bool] = lambda _: False,
+) -> PlayedRun:
     """The requests of a run.
 
     Args:
         run: the model and its work.
         card: the card.
-        every_token: whether all tokens are generated, or the first ones and the last.
+        every_token: asked once the prompt has run: whether all tokens are generated, or the first
+            ones and the last.
 
     Raises:
         NotPlannedError: a module of the model, or what is run of it, has no formulas.
@@ -201,7 +213,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
-        self._packed: list[Parameter] = []
+        self._packed: list[tuple[Parameter, Scheme, list[Tensor]]] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -277,14 +289,15 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
-        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
-            width = f"{inputs} inputs in groups of {scheme.group}"
-            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
+        if found := scheme.refusal(outputs, inputs):
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
         weight = self.ops.quantised_weight(shape, codes, product, component)
+        beside = [self.ops.new((size,), 1, component=component) for size in others]
         if scheme.product == UNPACKED:
-            self._packed.append(weight)
-        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
+            zeros = [beside.pop(1)] if scheme.zeros else []
+            self._packed.append((weight, scheme, zeros))
+        self._beside += beside
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
@@ -293,8 +306,9 @@ class PlannedModel:
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
-        for weight in self._packed:
-            unpack(self.ops, weight, self.size)
+        for weight, scheme, zeros in self._packed:
+            unpack(self.ops, weight, self.size, scheme, zeros)
+            self._beside += zeros
         self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
@@ -371,9 +385,13 @@ class PlannedModel:
                 step.masks[window] = make_mask(step, window)
         else:
             step.masks.update(masks)
-        x = embeds
+        begun = [embeds]
+        for module in self.model.outside:
+            begun.append(module.begin(begun.pop(), outside))
         self._rotate(step, positions)
-        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        x = self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)
+        for module in self.model.outside:
+            x = module.end(x, outside)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
 
@@ -433,6 +451,7 @@ class PlannedModel:
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
+                part=part_of_layer(step),
             )
             ops.requests.enter(f"layer {number}")
             if checkpoints:
@@ -498,7 +517,9 @@ def _refuse_dropout(run: TransformersRun) -> None:
 class _Generation:
     """The loop of greedy `generate()`."""
 
-    def __init__(self, model: PlannedModel, played: PlayedRun, *, every_token: bool) -> None:
+    def __init__(
+        self, model: PlannedModel, played: PlayedRun, *, every_token: Callable[[Requests], bool]
+    ) -> None:
         self.model, self.ops, self.played = model, model.ops, played
         self.work, self.every_token = model.run.work, every_token
         self.caches: list[LayerCache] = [{} for _ in model.model.layers]
@@ -552,7 +573,7 @@ class _Generation:
         """
         first, steps = self.model.run.prompt, self.work.new_tokens - 1
         numbers = list(range(steps))
-        if steps > SHORTENED and not self.every_token:
+        if steps > SHORTENED and not self.every_token(self.ops.requests):
             high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
             numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
         for before, number in pairwise([-1, *numbers]):
@@ -694,13 +715,13 @@ class _Training:
         ops.inside([len(chunks) * max(chunks) * 4])
         del norms
         if not self.state:
-            self._make_state()
+            self._make_state(trained)
         for weight in trained:
             weight.grad = None
 
-    def _make_state(self) -> None:
-        """As `optimizer.step()` makes it."""
-        for weight in self.parameters:
+    def _make_state(self, trained: list[Parameter]) -> None:
+        """As `optimizer.step()` makes it, of weights with a gradient."""
+        for weight in trained:
             match self.training.optimizer:
                 case "adamw":
                     self._keep((), FLOAT)
@@ -760,33 +781,30 @@ def _peaks(played: PlayedRun, blocks: list[int] | None) -> Iterator[_Peak]:
         blocks: bytes of the block that each storage got; None: of what was asked for.
     """
     requests = played.requests
-    sizes, components = requests.sizes, requests.components
+    sizes, components, events = requests.sizes, requests.components, requests.events
     taken = sizes if blocks is None else blocks
-    live: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
-    total = at = 0
+    live: set[int] = set()
+    at = 0
 
     def move(end: int) -> None:
-        nonlocal at, total
-        for event in requests.events[at:end]:
-            number = event if event >= 0 else ~event
-            sign = 1 if event >= 0 else -1
-            live[components[number]] += sign * sizes[number]
-            live["rounding"] += sign * (taken[number] - sizes[number])
-            total += sign * taken[number]
+        nonlocal at
+        passed = events[at:end]
+        live.update(event for event in passed if event >= 0)
+        live.difference_update([~event for event in passed if event < 0])
         at = end
 
     for name, start, end in played.spans:
         if not name:
             continue
         move(start)
-        highest, where, running = total, start, total
-        for i in range(start, end):
-            event = requests.events[i]
-            running += taken[event] if event >= 0 else -taken[~event]
-            if running > highest:
-                highest, where = running, i + 1
+        changes = [taken[e] if e >= 0 else -taken[~e] for e in events[start:end]]
+        totals = list(accumulate(changes, initial=sum(taken[number] for number in live)))
+        where = start + totals.index(max(totals))
         move(where)
-        parts = {f"{key}_bytes": count for key, count in live.items()}
+        parts = dict.fromkeys((f"{component}_bytes" for component in COMPONENTS), 0)
+        for number in live:
+            parts[f"{components[number]}_bytes"] += sizes[number]
+            parts["rounding_bytes"] += taken[number] - sizes[number]
         yield _Peak(name, _place(requests, where), Components(**parts))
         move(end)
 
@@ -797,22 +815,66 @@ def _place(requests: Requests, event: int) -> str:
     return requests.places[at - 1][1] if at else ""
 
 
-def _served(
-    requests: Requests, allocator_conf: str, limit: tuple[int, int] | None
-) -> tuple[list[int], Reserved]:
-    """Bytes of the block that each storage gets, and what the allocator reserves."""
-    served: list[list[int]] = []
+class _Served:
+    """A run whose requests an allocator serves.
 
-    def play(allocator: CachingAllocator) -> None:
+    Args:
+        run: the model and its work.
+        card: the card.
+        every_token: whether all tokens are generated. Where the allocator releases memory for the
+            prompt, they are anyway.
+        briefly: whether they never are.
+
+    Attributes:
+        played: the run; there once it was played.
+        blocks: bytes of the block that each storage got when it was last played.
+        every_token: whether all tokens were generated.
+    """
+
+    played: PlayedRun
+
+    def __init__(
+        self,
+        run: TransformersRun,
+        card: GpuCard,
+        *,
+        every_token: bool = False,
+        briefly: bool = False,
+    ) -> None:
+        self._run, self._card, self._briefly = run, card, briefly
+        self.every_token = every_token
+        self.blocks: list[int] = []
+        self._is_made = False
+
+    def play(self, allocator: CachingAllocator) -> None:
+        """Ask an allocator for all that the run asks for.
+
+        Raises:
+            OutOfMemoryError: it does not have so much.
+        """
         held: dict[int, Memory] = {}
-        blocks: list[int] = []
-        for event in requests.events:
-            if event >= 0:
-                block = held[event] = allocator.malloc(requests.sizes[event], 0)
-                blocks.append(block.size)
-            else:
-                allocator.free(held.pop(~event))
-        served.append(blocks)
+        self.blocks = []
+        done, problem = 0, None
 
-    reserved = find_reserved(play, allocator_conf, limit)
-    return served[-1], reserved
+        def of_prompt(requests: Requests) -> bool:
+            nonlocal done, problem
+            if self._briefly or self.every_token:
+                return self.every_token
+            done = len(requests.events)
+            try:
+                self.blocks += allocator.serve(requests.sizes, requests.events, held)
+            except OutOfMemoryError as error:
+                # The run goes on, for an allocator without a limit. A traceback would hold its
+                # tensors.
+                problem = error.with_traceback(None)
+            else:
+                self.every_token = allocator.counters.num_alloc_retries > 0
+            return self.every_token
+
+        if not self._is_made:
+            self.played = play_run(self._run, self._card, every_token=of_prompt)
+            self._is_made = True
+        if problem is not None:
+            raise problem
+        requests = self.played.requests
+        self.blocks += allocator.serve(requests.sizes, islice(requests.events, done, None), held)
