@@ -47,6 +47,7 @@ ORDER = (
     "models.transformers_blocks",
     "models.step_blocks",
     "models.gemma4_blocks",
+    "models.gemma3n_blocks",
     "models.indexed_attention_blocks",
     "models.recurrent_parts",
     "models.gated_delta_blocks",

@@ -38,7 +38,8 @@ NOTE = """\
 The published fine-tuning runs are rehearsed with the versions of PyTorch and transformers that the
 authors name. The script is written anew, after what the authors' worker does. What matters beside
 the shapes: what the model returned stays until the end of the step, half of the labels are masked,
-adapters are float32, and embeddings that are tied stay so on the GPU.
+adapters are float32, embeddings that are tied stay so on the GPU, and FSDP2 shards all again after
+the forward pass, the root too.
 """
 
 
@@ -111,29 +112,23 @@ def make(folder: Path, release: str, rows: list[Row], beside: Path) -> None:
     set_up(folder, release, requirements)
 
 
-def simulate(row: Row, folder: Path) -> list[int] | None:
-    """The allocated and reserved peak of the model's simulated run; its configuration as a file."""
-    if not row.model:
-        return None
-    run = load_any(row.model, {
-        "gpu.name": "h100", "workload.context": CONTEXT, "workload.new_tokens": NEW_TOKENS,
-    })  # fmt: skip
-    assert isinstance(run, NamedProfile)  # noqa: S101  (for mypy)
-    (folder / "config.json").write_text(json.dumps(dict(transformers_run(run).config)))
-    use = profile(run, device="none").simulated
-    if use is None:
-        raise MeasureError(f"{row.model} was not simulated")
-    return [use.allocated_peak_bytes, use.reserved_peak_bytes or 0]
-
-
 def rehearse(row: Row, folder: Path) -> dict[str, Any]:
     """The record of a row, in short."""
     with tempfile.TemporaryDirectory(prefix="row-", dir=ROOT / "out") as name:
         if "{folder}" in row.command:
             subprocess.run([sys.executable, str(MODEL_FOLDER), f"{name}/model"], check=True)
-        simulated = simulate(row, Path(name))
-        words = row.command.format(config=f"{name}/config.json", folder=f"{name}/model")
-        return _rehearse(row, words.split(), folder) | {"simulated": simulated}
+        if not row.model:
+            return _rehearse(row, row.command.format(folder=f"{name}/model").split(), folder)
+        loaded = load_any(row.model, {
+            "gpu.name": "h100", "workload.context": CONTEXT, "workload.new_tokens": NEW_TOKENS,
+        })  # fmt: skip
+        assert isinstance(loaded, NamedProfile)  # noqa: S101  (for mypy)
+        run, config = transformers_run(loaded), Path(name) / "config.json"
+        config.write_text(json.dumps(dict(run.config)))
+        use = profile(loaded, device="none").simulated
+        words = row.command.format(config=config, dtype=run.dtype.name).split()
+        peaks = use and [use.allocated_peak_bytes, use.reserved_peak_bytes]
+        return _rehearse(row, words, folder) | {"simulated": peaks}
 
 
 def _rehearse(row: Row, words: list[str], folder: Path) -> dict[str, Any]:
@@ -214,35 +209,63 @@ def words(row: Row, found: dict[str, Any]) -> Iterator[str]:
 
 
 def page(found: dict[str, Any]) -> str:
-    """The table, of all rows that were rehearsed."""
+    """The tables, of all rows that were rehearsed."""
+    there = [(row, found[row.name]) for row in ROWS if row.name in found]
+    sources = dict.fromkeys(row.source for row, _ in there if row.source)
     lines = [
         "# Rehearsals beside what is known\n",
         "Made by `make rehearsals`: commands over the stand-ins, without a GPU. Figures are GiB, "
         "allocated / reserved; seconds are those of a shared machine with two cores.\n",
         "| rehearsal | torch | came to | known | difference | exit | s | printed |",
         "|---|---|---|---|---|---|---|---|",
+        *(_line(row, one) for row, one in there if not row.model),
+        "",
+        *(f"Known: {source}.\n" for source in sources),
+        *(f"{row.name}: {row.cause}.\n" for row, _ in there if row.cause and not row.model),
+        NOTE,
+        "## Released models beside their simulation\n",
+        f"Greedy `generate()` of transformers with {CONTEXT:,} tokens, of which {NEW_TOKENS} are "
+        "new, on an H100, with the same PyTorch and transformers. Bytes, allocated / reserved.\n",
+        "| model | simulated | rehearsed | difference | s |",
+        "|---|---|---|---|---|",
+        *(_line_of_model(row, one) for row, one in there if row.model),
+        "",
+        *(f"{row.model}: {row.cause}.\n" for row, _ in there if row.cause and row.model),
     ]
-    for row in ROWS:
-        one = found.get(row.name)
-        if one is None:
-            continue
-        if "problem" in one:
-            lines.append(f"| {row.name} | {row.torch} | {one['problem'][:200]} | | | | | |")
-            continue
-        use = one["rehearsed"] or {}
-        peaks = " / ".join(
-            f"{use[name] / GiB:.3f}" if use.get(name) else "-"
-            for name in ("allocated_peak_bytes", "reserved_peak_bytes")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _line(row: Row, one: dict[str, Any]) -> str:
+    if "problem" in one:
+        return f"| {row.name} | {row.torch} | {one['problem'][:200]} | | | | | |"
+    use = one["rehearsed"] or {}
+    step = phase_peak_gib(one)
+    peaks = " / ".join(
+        f"{size / GiB:.3f}" if size else "-"
+        for size in (
+            step * GiB if step else use.get("allocated_peak_bytes"),
+            use.get("reserved_peak_bytes"),
         )
-        known = " / ".join(f"{size:.3f}" for size in (row.allocated_gib, row.reserved_gib) if size)
-        off = ", ".join(f"{ratio:+.2%}" for ratio in differences(row, one))
-        printed = "; ".join([*one["printed"], *map(str, one["last"] or ())])
-        lines.append(
-            f"| {row.name} | {one['versions'].get('torch', row.torch)} | {peaks} | {known} | {off} "
-            f"| {one['exit_code']} | {one['seconds']:.0f} | {printed[:300]} |"
-        )
-    sources = dict.fromkeys(row.source for row in ROWS if row.source and row.name in found)
-    return "\n".join([*lines, "", *(f"Known: {source}.\n" for source in sources), NOTE])
+    )
+    known = " / ".join(f"{size:.3f}" for size in (row.allocated_gib, row.reserved_gib) if size)
+    off = ", ".join(f"{ratio:+.2%}" for ratio in differences(row, one))
+    shown = [line for line in one["printed"] if not line.startswith("peak ")]
+    printed = "; ".join([*shown, *map(str, one["last"] or ())])
+    return (
+        f"| {row.name} | {one['versions'].get('torch', row.torch)} | {peaks} | {known} | {off} "
+        f"| {one['exit_code']} | {one['seconds']:.0f} | {printed[:300]} |"
+    )
+
+
+def _line_of_model(row: Row, one: dict[str, Any]) -> str:
+    use = one.get("rehearsed")
+    if not use or not one.get("simulated"):
+        return f"| {row.model} | | {one.get('problem', one.get('last'))} | | |"
+    came_to = use["allocated_peak_bytes"], use["reserved_peak_bytes"]
+    sizes = (" / ".join(f"{size:,}" for size in pair) for pair in (one["simulated"], came_to))
+    more = (size - known for size, known in zip(came_to, one["simulated"], strict=True))
+    words = " / ".join(f"{size:+,}" for size in more)
+    return f"| {row.model} | {' | '.join(sizes)} | {words} | {one['seconds']:.0f} |"
 
 
 if __name__ == "__main__":

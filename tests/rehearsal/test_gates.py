@@ -94,7 +94,11 @@ def test_a_command_that_grows_is_a_regression_that_names_what_grew(
     assert entry["command"] == COMMAND.split()
     assert (entry["kind"], entry["gpu"], entry["torch"]) == ("rehearsed", "rtx-4090", "2.14.0")
     assert not {"config", "gpus", "settings"} & entry.keys()
-    found = run(tmp_path, made | {"WIDTH": "8192"}, "tritter_mem", "check", "--json")
+    unnamed = run(tmp_path, made, "tritter_mem", "check")
+    assert unnamed.returncode == 2
+    assert "a command has to be named: --rehearse" in unnamed.stderr
+    wide = made | {"WIDTH": "8192"}
+    found = run(tmp_path, wide, "tritter_mem", "check", *name, "--json")
     assert found.returncode == 1, found.stdout + found.stderr
     [outcome] = json.loads(found.stdout)["outcomes"]
     assert outcome["status"] == "regression"

@@ -196,6 +196,15 @@ def test_an_environment_that_cannot_be_made_says_why(
     monkeypatch.setattr(environment_setup, "NEEDED_BYTES", 1 << 60)
     with pytest.raises(MeasureError, match="GiB of disk are free"):
         environment_setup.set_up(tmp_path / "new", None, None)
+    python = tmp_path / "old/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        "#!/bin/sh\necho 'ERROR: Cannot install torch===9, which a constraint refuses' >&2\n"
+        "echo 'ERROR: ResolutionImpossible: for help visit a page' >&2\nexit 1\n"
+    )
+    python.chmod(0o755)
+    with pytest.raises(MeasureError, match="Cannot install torch===9"):
+        environment_setup.set_up(tmp_path / "old", "9", None)
 
 
 def test_a_folder_that_is_gone_or_damaged_is_said(tmp_path: Path) -> None:

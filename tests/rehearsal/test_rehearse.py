@@ -113,8 +113,8 @@ def test_who_holds_the_peak_is_known_by_line_and_by_module(rehearse: Any, tmp_pa
     assert held["Model.layers.*.up", "weights"] == weights + 4 * 4 * 4096
     assert held["Model.layers.*.down", "optimizer_state"] == 2 * (weights + 4 * 4 * 1024)
     assert held["Model.layers.*.up", "activations"] > 0
-    heaviest = by_line.allocations[0]
-    assert any(frame.file.endswith("modules.py") for frame in heaviest.path)
+    for heavy in by_line.allocations[:5]:
+        assert heavy.path[0].file.endswith("modules.py"), "outermost is the user's line"
     files = {frame.file for one in by_line.allocations for frame in one.path}
     assert not [file for file in files if "tritter_mem/rehearsal/inside" in file]
 

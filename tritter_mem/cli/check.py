@@ -107,12 +107,11 @@ def command(  # noqa: PLR0913, PLR0917  (one parameter an option)
 ) -> None:
     """Compare peak memory with a committed baseline and say what grew. Made for CI without a GPU.
 
-    Every entry of the baseline is simulated, or rehearsed if it is a command. A peak may grow by
-    --relative (1%) or by --absolute (16 MiB), whichever is larger; an entry may have its own
-    tolerance.
+    Every model of the baseline is simulated. A peak may grow by --relative (1%) or by --absolute
+    (16 MiB), whichever is larger; an entry may have its own tolerance.
 
-    With MODEL or --rehearse, only those are checked. --update-baseline writes them into the
-    baseline.
+    With MODEL or --rehearse, only those are checked. A command of the baseline runs only if
+    --rehearse names it. --update-baseline writes what is named into the baseline.
 
     Exit code: 0 within tolerance or smaller; 1 a regression; 2 nothing to compare with (no entry,
     another PyTorch version, a changed profile) or wrong usage; 3 could not simulate or measure.
@@ -209,7 +208,7 @@ class Ask:
             ("simulated", "measured") if self.measured else ("simulated",)
         )
         if not self.options.config:
-            return listed_tasks(baseline, (*kinds, "rehearsed"))
+            return listed_tasks(baseline, kinds)
         settings = self.options.overrides()
         named = [Case(config=name, settings=settings) for name in self.options.config]
         fast = {entry.case.label for entry in baseline.entries if entry.fast}
@@ -273,13 +272,24 @@ def _check(file: Path, ask: Ask, limits: Rules) -> CheckReport:
 
     baseline = read_baseline(file)
     tasks = ask.tasks(baseline)
-    if not any(ask.wanted in task.kinds for task in tasks) and (ask.measured or not tasks):
+    notes = _commands_not_run(baseline, tasks)
+    if not any(ask.wanted in task.kinds for task in tasks):
         measured = " --measured" if ask.measured else ""
         raise InputError(
             f"{file}: nothing {ask.wanted} in it; to add to it: "
-            f"tritter-mem check --update-baseline{measured} --config NAME"
+            f"tritter-mem check --update-baseline{measured} --config NAME",
+            *notes,
         )
-    return CheckReport(baseline=str(file), outcomes=outcomes_of(ask.run(tasks), baseline, limits))
+    outcomes = outcomes_of(ask.run(tasks), baseline, limits)
+    return CheckReport(baseline=str(file), outcomes=outcomes, notes=notes)
+
+
+def _commands_not_run(baseline: Baseline, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """A baseline may come from anybody, so its commands run only where the user names them."""
+    named = {task.case.label for task in tasks}
+    listed = {entry.case.label: entry.case for entry in baseline.entries if entry.command}
+    left = [case for label, case in listed.items() if label not in named]
+    return tuple(f"not run: a command has to be named: {case.options}" for case in left)
 
 
 def _check_files(file: Path, limits: Rules, results: Sequence[Path]) -> CheckReport:

@@ -24,6 +24,7 @@ from tritter_mem.models.family_parts import (
     routed_experts,
     stack,
 )
+from tritter_mem.models.gemma3n_blocks import Gemma3nAttention, SparseFeedForward, Streams
 from tritter_mem.models.gemma4_blocks import (
     Gemma4Attention,
     Gemma4Experts,
@@ -226,7 +227,7 @@ def reuses_keys(keys: Keys) -> list[bool]:
     return [number >= first for number in range(keys.layers)]
 
 
-def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
+def per_layer_inputs(keys: Keys, *, in_place: bool = False) -> tuple[Modules, Modules]:
     """What Gemma's per-layer embeddings add to each layer, and outside of them."""
     width, hidden = keys.optional("hidden_size_per_layer_input"), keys.hidden
     if not width:
@@ -236,7 +237,10 @@ def per_layer_inputs(keys: Keys) -> tuple[Modules, Modules]:
         tensors=(("post_per_layer_input_norm", (hidden,)),),
     )
     outside = PerLayerEmbeddings(
-        vocabulary=keys.number("vocab_size_per_layer_input"), layers=keys.layers, width=width
+        vocabulary=keys.number("vocab_size_per_layer_input"),
+        layers=keys.layers,
+        width=width,
+        in_place=in_place,
     )
     return (inside,), (outside,)
 
@@ -267,23 +271,47 @@ def gemma3n_layers(keys: Keys) -> list[Modules]:
         ),
     )
     inside, _ = per_layer_inputs(keys)
+    kinds, sparse = keys.layer_types(keys.every(5)), _sparse_layers(keys)
 
     def layer(number: int, kind: str) -> Modules:
-        own = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
-        return own, FeedForward(inner=widths[number]), GEMMA_NORMS, mixing, *inside
+        plain = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
+        own = Gemma3nAttention(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
+        )
+        mlp = SparseFeedForward(inner=widths[number], sparse=sparse[number])
+        return own, mlp, GEMMA_NORMS, mixing, *inside
 
-    return stack(keys.layer_types(keys.every(5)), layer)
+    return stack(kinds, layer)
+
+
+def _sparse_layers(keys: Keys) -> list[bool]:
+    """Layers whose MLP keeps the largest numbers: the first 10 of more, or by a list."""
+    pattern = keys.get("activation_sparsity_pattern")
+    if isinstance(pattern, list) and len(pattern) >= keys.layers:
+        return [bool(share) for share in pattern[: keys.layers]]
+    return [number < 10 < keys.layers for number in range(keys.layers)]
+
+
+def gemma3n_dialect(keys: Keys) -> Dialect:
+    """Norms around each part of one residual stream."""
+    return dialect(
+        norm="gemma 4",
+        order="Gemma 3n",
+        names=GEMMA_NORMS.names,
+        scales_embedding=True,
+        scales_residual=keys.get("altup_correct_scale") is not False,
+        rotary_kinds=2,
+        logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
+        scalars=4 + keys.layers,
+    )(keys)
 
 
 def gemma3n_outside(keys: Keys) -> Outside:
     """Per-layer embeddings, and projections to and from the other residual streams."""
-    _, outside = per_layer_inputs(keys)
-    square = tuple(
-        (f"{name}.{number}", keys.hidden, keys.hidden)
-        for name in ("altup_projections", "altup_unembed_projections")
-        for number in range(keys.number("altup_num_inputs", MOST_LAYERS) - 1)
-    )
-    return Outside(more=(*outside, Extra(linears=square)))
+    _, outside = per_layer_inputs(keys, in_place=True)
+    streams = Streams(count=keys.number("altup_num_inputs", MOST_LAYERS))
+    return Outside(more=(*outside, streams))
 
 
 def gemma4_kinds(keys: Keys) -> list[str]:

@@ -105,11 +105,13 @@ class PerLayerEmbeddings(Module):
 
     Attributes:
         width: of a layer's embedding.
+        in_place: whether what is projected is scaled in place.
     """
 
     vocabulary: int
     layers: int
     width: int
+    in_place: bool = False
     ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
@@ -126,7 +128,8 @@ class PerLayerEmbeddings(Module):
         ops, shape = run.ops, (*ids.shape, self.layers, self.width)
         rows = ops.scaled(ops.embedding(ids, run.weights["embed_tokens_per_layer"]))
         rows = ops.view(rows, shape)
-        made = ops.scaled(run.linear(embeds, "per_layer_model_projection"))
+        made = run.linear(embeds, "per_layer_model_projection")
+        made = made if self.in_place else ops.scaled(made)
         made = ops.view(made, shape)
         made = run.norm(made, "per_layer_projection_norm")
         run.step.shared[PER_LAYER] = (ops.scaled(ops.add(made, rows)),)

@@ -314,6 +314,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": 4096,
     },
     "gemma3n_text": {
+        "final_logit_softcapping": 30.0,
         "vocab_size": 262400,
         "hidden_size": 2048,
         "intermediate_size": 16384,

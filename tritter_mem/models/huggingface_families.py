@@ -24,6 +24,7 @@ from tritter_mem.models.attention_families import (
     gemma2_dialect,
     gemma3_dialect,
     gemma3_types,
+    gemma3n_dialect,
     gemma3n_layers,
     gemma3n_outside,
     gemma4_dialect,
@@ -185,7 +186,7 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(types=gemma3_types, attention_of=gemma_attention, norms=GEMMA_NORMS),
         dialect=gemma3_dialect,
     ),
-    "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside),
+    "gemma3n_text": Family(layers=gemma3n_layers, outside=gemma3n_outside, dialect=gemma3n_dialect),
     "gemma4_text": Family(
         layers=gemma4_layers,
         outside=lambda keys: Outside(more=per_layer_inputs(keys)[1]),

@@ -48,9 +48,9 @@ class IndexedAttention(LatentAttention):
         """`DeepseekV32Attention`.
 
         Raises:
-            NotPlannedError: it trains, or its queries are not factorised.
+            NotPlannedError: its queries are not factorised.
         """
-        if self.gate or self.sinks or not self.has_latent or not self.query_rank or run.ops.grad:
+        if self.gate or self.sinks or not self.has_latent or not self.query_rank:
             raise NotPlannedError(f"activations of {run.kind} attention are not planned")
         ops, step, name = run.ops, run.step, self.name
         heads = (step.batch, step.tokens, self.heads)
@@ -87,8 +87,7 @@ class IndexedAttention(LatentAttention):
         with ops.without_gradients():
             q, k, *held = self._index_keys(x, resid, run)
             turned = ops.transpose(k, 2, 3)
-            wide = (batch, tokens, *turned.shape[2:])
-            scores = ops.matmul(ops.to(q, FLOAT), ops.expand(ops.to(turned, FLOAT), wide))
+            scores = ops.matmul(ops.to(q, FLOAT), ops.to(turned, FLOAT))
             scores = ops.scaled(scores)
             scores = ops.pointwise(scores)
             weight = run.weights[f"{name}.weights_proj"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tritter_mem.models.layer_run import LayerRun, activated
+from tritter_mem.models.layer_run import LayerRun, Step, activated
 from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 
 PER_LAYER = "per-layer inputs"
@@ -213,22 +213,108 @@ def _gemma4(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
         run.returned += [dense, routed]
     x = run.norm(x, fourth)
     x = ops.add(residual, x)
-    if PER_LAYER not in run.step.shared:
-        return x
+    if run.part is not None:
+        x = _with_part(x, run.part, run)
+    if "layer_scalar" in run.weights:
+        ops.multiplied_in_place(x, run.weights["layer_scalar"])
+    return x
+
+
+def _with_part(x: Tensor, part: Tensor, run: LayerRun) -> Tensor:
+    """The stream and what is made of it with the layer's part of the per-layer inputs."""
     residual = x
     x = run.linear(x, "per_layer_input_gate")
     x = activated(run, x)
-    x = ops.mul(x, _of_layer(run))
+    x = run.ops.mul(x, part)
     x = run.linear(x, "per_layer_projection")
     x = run.norm(x, "post_per_layer_input_norm")
-    return ops.add(residual, x)
+    return run.ops.add(residual, x)
 
 
-def _of_layer(run: LayerRun) -> Tensor:
-    """A layer's part [B, T, width] of the per-layer inputs."""
-    ops, (inputs,) = run.ops, run.step.shared[PER_LAYER]
-    if inputs.shape[1] != run.step.tokens:
-        inputs = ops.slice(inputs, 1, run.step.tokens)
+def _gemma3n(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """One of several residual streams [N, B, T, H], by which the others are moved: AltUp."""
+    ops, (first, second, third, fourth) = run.ops, run.dialect.names
+    mixer, mlp = parts.one_each()
+    predictions = _predicted(x, run)
+    active = ops.selected(predictions, 0)
+    normed = run.norm(active, first)
+    laurel = _low_rank(normed, run)
+    attended = mixer(normed, run)
+    attended = run.norm(attended, second)
+    gated = ops.add(active, attended)
+    summed = ops.scaled(ops.add(gated, laurel))
+    before = run.norm(summed, third)
+    passed = mlp(before, run)
+    behind = run.norm(passed, fourth)
+    activated_one = ops.add(summed, behind)
+    corrected = _corrected(predictions, activated_one, run)
+    one = ops.clone(ops.selected(corrected, 0))
+    if run.dialect.scales_residual:
+        one = ops.mul(one, run.weights["altup.correct_output_scale"])
+    one = run.linear(one, "per_layer_input_gate")
+    one = activated(run, one)
+    if run.part is not None:
+        one = ops.mul(one, run.part)
+    one = run.linear(one, "per_layer_projection")
+    one = run.norm(one, "post_per_layer_input_norm")
+    ops.added_behind(corrected, one)
+    del predictions, active, normed, laurel, attended, gated, summed, before, passed, behind
+    del activated_one, one
+    return corrected
+
+
+def _modalities(x: Tensor, run: LayerRun) -> Tensor:
+    """`compute_router_modalities`: numbers [B, T, N] of a stream."""
+    ops = run.ops
+    routed = run.linear(ops.scaled(run.norm(x, "altup.router_norm")), "altup.modality_router")
+    return ops.to(ops.pointwise(ops.to(routed, FLOAT), saves="output"), x.size)
+
+
+def _predicted(x: Tensor, run: LayerRun) -> Tensor:
+    """`predict`: each stream a mix of all."""
+    ops, (count, batch, tokens, _) = run.ops, x.shape
+    modalities = _modalities(ops.selected(x, 0), run)
+    mixed = run.linear(modalities, "altup.prediction_coefs")
+    mixed = ops.permuted(ops.view(mixed, (batch, tokens, count, count)), (0, 1, 3, 2))
+    made = ops.permuted(ops.matmul(ops.permuted(x, (1, 2, 3, 0)), mixed), (3, 0, 1, 2))
+    ops.added_in_place(made, x)
+    result = ops.to(ops.contiguous(made), x.size)
+    del modalities, mixed, made
+    return result
+
+
+def _corrected(predictions: Tensor, x: Tensor, run: LayerRun) -> Tensor:
+    """`correct`: streams moved by what the layer changed of one."""
+    ops = run.ops
+    modalities = _modalities(x, run)
+    moved = ops.subtracted(x, ops.selected(predictions, 0))
+    moved = ops.clone(ops.expand(ops.view(moved, (1, *moved.shape)), predictions.shape))
+    shares = ops.shifted(run.linear(modalities, "altup.correction_coefs"))
+    turned = ops.permuted(shares, (2, 0, 1))
+    turned = ops.view(turned, (*turned.shape, 1), (*turned.strides, 1))
+    result = ops.mul(moved, turned)
+    ops.added_in_place(result, predictions)
+    del modalities, moved, shares, turned
+    return result
+
+
+def _low_rank(x: Tensor, run: LayerRun) -> Tensor:
+    """`Gemma3nTextLaurelBlock`."""
+    made = run.linear(x, "laurel.linear_left")
+    made = run.linear(made, "laurel.linear_right")
+    normed = run.norm(made, "laurel.post_laurel_norm")
+    total = run.ops.add(x, normed)
+    del made, normed
+    return total
+
+
+def part_of_layer(step: Step) -> Tensor | None:
+    """A layer's part [B, T, width] of the per-layer inputs; None: there are none."""
+    if PER_LAYER not in step.shared:
+        return None
+    ops, (inputs,) = step.ops, step.shared[PER_LAYER]
+    if inputs.shape[1] != step.tokens:
+        inputs = ops.slice(inputs, 1, step.tokens)
     part = ops.slice(inputs, 2, 1)
     batch, tokens, _, width = part.shape
     return ops.view(part, (batch, tokens, width), (*part.strides[:2], 1))
@@ -246,4 +332,5 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "experts first": _experts_first,
     "single": _single,
     "Gemma 4": _gemma4,
+    "Gemma 3n": _gemma3n,
 }

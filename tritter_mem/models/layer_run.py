@@ -146,6 +146,7 @@ class LayerRun:
         weights: of the layer, by name.
         cache: of the layer.
         returned: what its modules return beside their result, which the layer holds to its end.
+        part: its part of the per-layer inputs [B, T, width]; None: there are none.
     """
 
     step: Step
@@ -153,6 +154,7 @@ class LayerRun:
     weights: Mapping[str, Parameter]
     cache: LayerCache
     returned: list[Tensor] = field(default_factory=list)
+    part: Tensor | None = None
 
     @property
     def ops(self) -> Operations:

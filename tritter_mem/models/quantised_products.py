@@ -4,6 +4,7 @@
 |---|---|
 | float8 in blocks of 128 | kernels-community/finegrained-fp8: quantises as it goes |
 | compressed-tensors int4 | compressed-tensors 0.20: `compressors/pack_quantized` |
+| compressed-tensors fp8, int8 | `compressors/naive_quantized`, `quantization/lifecycle/forward` |
 | bitsandbytes 4-bit, int8 | bitsandbytes 0.50: `backends/cuda/ops.py`, `autograd/_functions.py` |
 
 The simulation's layers (`simulation/quantised_layers.py`) run the same of PyTorch's operators.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tritter_mem.models.formats import StorageFormat, ceil_div, storage_format
-from tritter_mem.models.quantization import NF4_BLOCK, Scheme
+from tritter_mem.models.quantization import NF4_BLOCK, UNPACKED, Rounding, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -35,32 +36,135 @@ the input. One column in so many is counted."""
 
 
 def product_of(scheme: Scheme, dtype: StorageFormat) -> Product | None:
-    """How transformers multiplies with weights of a scheme; None: that is not planned.
+    """How transformers multiplies with weights of a scheme; None: as with numbers, or not planned.
 
     Args:
         scheme: of the weights.
         dtype: of activations.
     """
+    if scheme.product == UNPACKED:
+        return None if scheme.rounding is None else _with_rounded(scheme.rounding)
     make = PRODUCTS.get(scheme.product)
     return None if make is None else make(scheme, dtype)
 
 
-def unpack(ops: Operations, weight: Parameter, size: int) -> None:
-    """Make a weight of packed 4-bit integers one of numbers of so many bytes, in its place.
+def unpack(
+    ops: Operations, weight: Parameter, size: int, scheme: Scheme, zeros: list[Tensor]
+) -> None:
+    """Make a weight of codes one of numbers of so many bytes, in its place.
 
     `PackedQuantizationCompressor.decompress`: bytes are split in two, moved to int8, and scaled.
+    `NaiveQuantizationCompressor.decompress`: codes are scaled.
+
+    Args:
+        ops: makes tensors.
+        weight: it is changed.
+        size: bytes of an element.
+        scheme: of the weight.
+        zeros: packed zeros of groups, which are unpacked too; empty: there are none.
     """
     outputs, inputs = weight.shape
-    words = 8 * ceil_div(inputs, 8)
-    halves = [ops.new((outputs, words // 2), 1) for _ in range(2)]
-    stacked = ops.new((outputs, words), 1)
-    del halves
-    codes = ops.new((outputs, inputs), 1)
-    del stacked
+    groups = inputs // scheme.group if scheme.group else 1
+    points = [_split(ops, groups, outputs, moves=groups > 1) for _ in zeros]
+    codes = _split(ops, outputs, inputs) if scheme.packs else None
     wide = ops.new((outputs, inputs), size)
+    for point in points:
+        near = ops.new(point.shape, size)
+        moved = ops.new((outputs, inputs), size)
+        wide = moved
+        del near, moved
     dense = ops.new((outputs, inputs), size, component="weights")
     del wide, codes
     weight.storage, weight.size = dense.storage, size
+    for point in points:
+        ops.account(point, "weights")
+    zeros[:] = points
+
+
+def _split(ops: Operations, rows: int, columns: int, *, moves: bool = False) -> Tensor:
+    """4-bit codes [rows, columns] of words, as int8: `unpack_from_int32`.
+
+    Args:
+        ops: makes tensors.
+        rows: of words.
+        columns: codes of a row.
+        moves: whether words of a row lie apart, so that they are brought together first.
+    """
+    words = 8 * ceil_div(columns, 8)
+    together = ops.new((rows, words // 2), 1) if moves else None
+    halves = [ops.new((rows, words // 2), 1) for _ in range(2)]
+    stacked = ops.new((rows, words), 1)
+    del halves
+    codes = ops.new((rows, columns), 1)
+    del stacked, together
+    return codes
+
+
+def _with_rounded(rounding: Rounding) -> Product:
+    """`quantized_forward` of compressed-tensors."""
+
+    def product(ops: Operations, x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+        numbers = Tensor(weight.shape, weight.strides, weight.size, weight.storage)
+        rounded = _rounded(ops, x, rounding)
+        return ops.linear(rounded, numbers, bias)
+
+    return product
+
+
+def _rounded(ops: Operations, x: Tensor, rounding: Rounding) -> Tensor:
+    """`fake_quantize`: to codes and back, in the type of x [..., K]."""
+    found = _found_scales(ops, x, rounding) if rounding.dynamic else []
+    small = found[0].elements * x.size if found else 0
+    scaled = ops.scaled(x)
+    ops.inside([small])
+    limited = ops.scaled(scaled)
+    codes = ops.new(x.shape, 1) if rounding.floats else None
+    whole = ops.scaled(limited)
+    del limited, codes
+    moved = whole
+    if found:
+        shift = ops.new(found[0].shape, x.size)
+        moved = ops.scaled(whole)
+        del shift
+    out = ops.scaled(moved)
+    del scaled, whole, moved
+    return out
+
+
+def _found_scales(ops: Operations, x: Tensor, rounding: Rounding) -> list[Tensor]:
+    """`compute_dynamic_scales_and_zp`: scales in the type of x, and zero points of a byte."""
+    dims = [-1]
+    if rounding.group:
+        x = ops.view(x, (*x.shape[:-1], x.shape[-1] // rounding.group, rounding.group))
+    elif (
+        len(x.shape) == 2
+    ):  # the dimensions of sequences and tokens are not reduced; it has no other
+        dims = [0, 1]
+    extremes = [ops.extreme(x, dims) for _ in range(2)]
+    shape, size = extremes[0].shape, x.size
+    with_zero = []
+    for _ in extremes:
+        zeros = ops.new(shape, size)
+        with_zero.append(ops.new(shape, size))
+        del zeros
+    span = ops.new((), FLOAT)
+    sizes = [ops.new(shape, size) for _ in range(2)]
+    most = ops.new(shape, size)
+    del sizes
+    numbers = [ops.new((), size) for _ in range(2)]
+    numbers.pop(0)
+    scales = ops.new(shape, size)
+    del numbers
+    zeros = ops.new(shape, size)
+    empty, least = ops.new(shape, BOOL), ops.new((), size)
+    chosen = ops.new(shape, size)
+    del empty, least, scales
+    limited = ops.new(shape, size)
+    if not rounding.floats:
+        limited = ops.new(shape, size)
+    points = ops.new(shape, 1)
+    del limited, zeros, with_zero, span, most, extremes
+    return [chosen, points]
 
 
 def outlier_columns(inputs: int) -> int:

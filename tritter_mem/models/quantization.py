@@ -21,6 +21,8 @@ MOST_REPEATS = 6
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
+SCALE_BYTES = 2
+"""Of a scale of compressed-tensors, in the type of the model, which is taken to be of half size."""
 UNPACKED_BITS = 4
 """Of packed integers, of which it is known what unpacking takes."""
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
@@ -28,6 +30,21 @@ UNPACKED = "unpacked in the first call"
 """A `Scheme.product`: rows are multiplied with what the weight has become."""
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How the input of a product is rounded, in its own type: compressed-tensors' `fake_quantize`.
+
+    Attributes:
+        floats: whether to 8-bit floats; else to integers.
+        dynamic: whether scales are found while it runs; else they are stored.
+        group: elements that share a scale, where they are found; 0: those of a token.
+    """
+
+    floats: bool
+    dynamic: bool
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,9 @@ class Scheme:
         compute: type in which it multiplies; empty: that of the activations.
         group: inputs that share a scale, of which a row has a whole number where it is unpacked;
             0: all, or any number.
+        rows: outputs that share a scale, of which there is a whole number where it is unpacked.
+        packs: whether a word has several codes. `zeros`: whether a group has a packed zero too.
+        rounding: of the input of a product, once the weight is unpacked; None: there is none.
     """
 
     name: str
@@ -49,22 +69,42 @@ class Scheme:
     product: str = ""
     compute: str = ""
     group: int = 0
+    rows: int = 1
+    packs: bool = False
+    zeros: bool = False
+    rounding: Rounding | None = None
+
+    def refusal(self, outputs: int, inputs: int) -> str:
+        """Why a weight cannot be unpacked; empty: it can."""
+        if self.product != UNPACKED:
+            return ""
+        if self.group and inputs % self.group:
+            return f"found {inputs} inputs in groups of {self.group}"
+        if outputs % self.rows:
+            return f"found {outputs} outputs in groups of {self.rows}"
+        if self.rounding is not None and self.rounding.group and inputs % self.rounding.group:
+            return f"found {inputs} inputs, rounded in groups of {self.rounding.group}"
+        return ""
 
     def weight_bytes(self, outputs: int, inputs: int) -> int:
         """Bytes of a stored weight [outputs, inputs] with its scales."""
         return sum(self.tensors(outputs, inputs))
 
 
-def fp8_tensor(scales: int = 1) -> Scheme:
-    """8-bit floats with a float32 scale a weight; a second one is that of static activations."""
-    return Scheme("fp8", lambda outputs, inputs: (outputs * inputs, *(4,) * scales))
+def fp8_tensor(scales: int = 1, scale_bytes: int = 4) -> Scheme:
+    """8-bit floats with a scale a weight; a second one is that of static activations."""
+    return Scheme("fp8", lambda outputs, inputs: (outputs * inputs, *(scale_bytes,) * scales))
 
 
 def fp8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
     """8-bit floats with a scale an output."""
     return Scheme(
         "fp8 per channel",
-        lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes, *(4,) * input_scales),
+        lambda outputs, inputs: (
+            outputs * inputs,
+            outputs * scale_bytes,
+            *(scale_bytes,) * input_scales,
+        ),
     )
 
 
@@ -149,13 +189,18 @@ def packed_integers(bits: int, group: int, scale_bytes: int, *, zeros: bool, ord
             found.append(4 * inputs)
         return *found, 16
 
-    return Scheme(f"int{bits} packed", stored, group=max(group, 0))
+    return Scheme(f"int{bits} packed", stored, group=max(group, 0), packs=True, zeros=zeros)
 
 
-def int8_channel(scale_bytes: int) -> Scheme:
+def int8_channel(scale_bytes: int, input_scales: int = 0) -> Scheme:
     """8-bit integers with a scale an output."""
     return Scheme(
-        "int8 per channel", lambda outputs, inputs: (outputs * inputs, outputs * scale_bytes)
+        "int8 per channel",
+        lambda outputs, inputs: (
+            outputs * inputs,
+            outputs * scale_bytes,
+            *(scale_bytes,) * input_scales,
+        ),
     )
 
 
@@ -472,6 +517,9 @@ def _compressed_tensors(section: Keys) -> Quantization:
         targets = ("Linear",) if targets is None else targets
         schemes += [(_target(target), scheme) for target in targets]
     eight_bit_cache = section.section("kv_cache_scheme").optional("num_bits") == 8
+    if section.section("kv_cache_scheme").values or section.section("transform_config").values:
+        # Attention quantises, or rows are turned, in a way that has no formulas.
+        schemes = [(target, replace(scheme, product="")) for target, scheme in schemes]
     return Quantization(
         method="compressed-tensors",
         schemes=tuple(schemes),
@@ -491,24 +539,56 @@ def _target(target: str) -> str:
 
 def _compressed_scheme(weights: Keys, group: Keys) -> Scheme | None:
     bits, kind = weights.number("num_bits"), weights.get("type") or "int"
-    strategy, size = weights.get("strategy"), max(_group_inputs(weights, 0), 0)
-    activations = group.section("input_activations")
-    static = 1 if activations.values and not activations.get("dynamic") else 0
+    size, activations = max(_group_inputs(weights, 0), 0), group.section("input_activations")
     if kind == "float" and bits == 4:
         return nvfp4(size or 16) if size != MX_BLOCK else mxfp4()
-    if kind == "float" and bits == 8:
-        if strategy == "block":
-            return _blocks(weights, "block_structure")
-        return fp8_channel(2, static) if strategy == "channel" else fp8_tensor(1 + static)
-    if kind == "int" and bits == 8 and activations.values:
-        return int8_channel(2)
+    if bits == 8 and (kind == "float" or (kind == "int" and activations.values)):
+        return _with_products(_eight_bits(weights, kind, activations), weights, group)
     if kind == "int" and bits in PACKED_BITS:
         zeros, order = weights.get("symmetric") is False, weights.get("actorder") == "group"
-        scheme = packed_integers(bits, size, 2, zeros=zeros, order=order)
+        scheme = packed_integers(bits, size, SCALE_BYTES, zeros=zeros, order=order)
         alone = not (activations.values or group.section("output_activations").values)
-        plain = bits == UNPACKED_BITS and not zeros and not order
+        plain = bits == UNPACKED_BITS and not order
         return replace(scheme, product=UNPACKED) if plain and alone else scheme
     return None
+
+
+def _eight_bits(weights: Keys, kind: object, activations: Keys) -> Scheme:
+    strategy = weights.get("strategy")
+    static = 1 if activations.values and not activations.get("dynamic") else 0
+    if kind == "int":
+        return int8_channel(SCALE_BYTES, static)
+    if strategy == "block":
+        return _blocks(weights, "block_structure", SCALE_BYTES)
+    if strategy == "channel":
+        return fp8_channel(SCALE_BYTES, static)
+    return fp8_tensor(1 + static, SCALE_BYTES)
+
+
+def _with_products(scheme: Scheme, weights: Keys, group: Keys) -> Scheme:
+    """How compressed-tensors multiplies: with numbers, and a rounded input where that is quantised.
+
+    Where it does so in another way, the scheme says nothing of products.
+    """
+    rounded, others = group.section("input_activations"), group.section("output_activations")
+    strategies = ("tensor", "channel", "block") if weights.get("type") == "float" else ("channel",)
+    if weights.get("strategy") not in strategies or weights.get("symmetric") is False:
+        return scheme
+    rows, columns = 1, 0
+    if weights.get("strategy") == "block":
+        rows, columns = (weights.numbers("block_structure", 2) or [0, 0])[:2]
+    unpacked = replace(scheme, product=UNPACKED, rows=rows, group=columns)
+    if not rounded.values:
+        return scheme if others.values else unpacked
+    known = rounded.get("num_bits") == 8 and rounded.get("symmetric") is not False
+    dynamic, strategy = rounded.get("dynamic"), rounded.get("strategy")
+    size = max(_group_inputs(rounded, 0), 0) if strategy == "group" else 0
+    found = dynamic is True and (strategy == "token" or (strategy == "group" and size > 0))
+    stored = not dynamic and strategy == "tensor"
+    if others.values or not known or not (found or stored):
+        return scheme
+    floats = rounded.get("type") == "float"
+    return replace(unpacked, rounding=Rounding(floats, found, size))
 
 
 def _modelopt(section: Keys) -> Quantization:
@@ -544,13 +624,16 @@ Experts, which are one tensor, become so while they are loaded. Sources: compres
 `ModelCompressor.add_decompress_hook`; `CompressedTensorsDequantize` of transformers."""
 UNPLANNED: Mapping[str, str] = {
     "compressed-tensors": "compressed-tensors dequantises all weights in the first call, after "
-    "which they are counted; what that takes meanwhile, and quantised activations, are not planned",
+    "which they are counted; what that takes meanwhile, and how it rounds activations, is not "
+    "planned for all of these schemes",
     "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
     "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
     "TensorRT-LLM; activations are not planned",
-    "awq": "what the kernels of gptqmodel for AWQ take is not planned",
-    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned",
+    "awq": "what the kernels of gptqmodel for AWQ take is not planned: which of them runs depends "
+    "on what can be compiled on the machine, and some expand a whole weight",
+    "gptq": "what the kernels of gptqmodel for GPTQ take is not planned: which of them runs "
+    "depends on what can be compiled on the machine, and some expand a whole weight",
     GGUF: "a GGUF file is for llama.cpp: its weights and a float16 cache are counted, compute "
     "buffers are not planned; weights.quantization=none plans transformers, which dequantises it",
 }

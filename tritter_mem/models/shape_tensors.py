@@ -448,6 +448,8 @@ class Operations:
             frame = self._again
             for x in saved:
                 frame.again[len(frame.again)] = x.detached()
+            # What runs again has a graph too, which lives where a later layer holds its results.
+            node.saved = [x.detached() for x in saved]
             if len(frame.again) >= frame.count:
                 raise _AllSavedError
         elif self._frame is not None:
@@ -835,9 +837,22 @@ class Operations:
         self.record([x], [], lambda saved, grads: [self.expand(_one(grads), whole)], out)
         return out
 
-    def mean(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Over the last dimension, which stays."""
-        out = self._reduced(x, [-1], size)
+    def deviation(self, x: Tensor) -> Tensor:
+        """The standard deviation over the last dimension, which stays."""
+        out = self._reduced(x, [-1], None)
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            less = self.new(saved[0].shape, saved[0].size)
+            of_x = self.new(less.shape, less.size)
+            del less
+            return [of_x]
+
+        self.record([x], [x, out], rule, out)
+        return out
+
+    def mean(self, x: Tensor, size: int | None = None, dim: int = -1) -> Tensor:
+        """Over a dimension, which stays."""
+        out = self._reduced(x, [dim], size)
         whole, before = x.shape, x.size
         self.record([x], [], lambda saved, grads: [self.new(whole, before)], out)
         return out
@@ -932,6 +947,16 @@ class Operations:
 
         self.record([out, part], [], rule, out)
 
+    def added_behind(self, x: Tensor, part: Tensor) -> None:
+        """`x[1:] += part`, the same for each place of the first dimension."""
+        shape = (x.shape[0] - 1, *x.shape[1:])
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            whole = self.copy(_one(grads))
+            return [whole, self.new(shape, whole.size)]
+
+        self.record([x, part], [], rule, x)
+
     # Products
 
     def end_autocast(self) -> None:
@@ -996,8 +1021,9 @@ class Operations:
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
         given = [self._cast(b), self._cast(a)]  # there until the product is
-        b, a = (self._batched(x) for x in given)
-        out = self.new((*broadcast(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.size)
+        batch = broadcast(a.shape[:-2], b.shape[:-2])
+        b, a = (self._batched(self._spread(x, batch)) for x in given)
+        out = self.new((*batch, a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
 
@@ -1089,6 +1115,10 @@ class Operations:
         shape = tuple(prod(x.shape[names.index(n)] for n in group) for group in groups)
         return self.reshape(turned, shape)
 
+    def _spread(self, x: Tensor, batch: Shape) -> Tensor:
+        """Matrices repeated without memory, as many as the batch has."""
+        return x if x.shape[:-2] == batch else self.expand(x, (*batch, *x.shape[-2:]))
+
     def _batched(self, x: Tensor) -> Tensor:
         """All dimensions but the last two as one: a copy where that cannot be seen as one."""
         return x if _joins(x.shape[:-2], x.strides[:-2]) else self.clone(x)
@@ -1179,6 +1209,29 @@ class Operations:
         self.record([x], [index], rule, out)
         return out
 
+    def numbers_of(self, x: Tensor, index: Tensor) -> Tensor:
+        """`x[rows, columns, None]`: a number for each row of an index."""
+        out = self.new((*index.shape, 1), x.size)
+        whole = x.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            of_x = self.new(whole, _one(grads).size)
+            self.inside(index_put_bytes(saved[0].elements))
+            return [of_x]
+
+        self.record([x], [index], rule, out)
+        return out
+
+    def rows_added(self, x: Tensor, rows: Tensor, index: Tensor) -> None:
+        """`x.index_add_(0, index, rows)`."""
+        shape = rows.shape
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [grad, self.new(shape, grad.size)]
+
+        self.record([x, rows], [index, rows], rule, x)
+
     def divided(self, a: Tensor, b: Tensor) -> Tensor:
         """The quotient."""
         out = self._over(a, b)
@@ -1216,6 +1269,15 @@ class Operations:
             return [self.new(grad.shape, grad.size), of_other]
 
         self.record([x, other], [other, kept], rule, x)
+
+    def multiplied_in_place(self, x: Tensor, other: Tensor) -> None:
+        """`x *= other`, which is not trained."""
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            return [self.new(grad.shape, grad.size)]
+
+        self.record([x], [other], rule, x)
 
     def added_in_place(self, x: Tensor, other: Tensor) -> None:
         """`x.add_(other)`, both of one shape."""

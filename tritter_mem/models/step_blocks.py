@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
-from tritter_mem.models.shape_tensors import LONG, NotPlannedError, Operations, Tensor
+from tritter_mem.models.shape_tensors import LONG, NotPlannedError, Tensor
 from tritter_mem.models.transformers_blocks import Attention, Experts, FeedForward
 
 EXPERTS_RUN = 3
@@ -74,8 +74,8 @@ class ClampedFeedForward(FeedForward):
         """`Step3p7MLP`."""
         ops = run.ops
         gate, up, down = (f"{self.name}.{name}" for name in self.names)
-        limited = ops.pointwise(activated(run, run.linear(x, gate)))
-        raised = ops.pointwise(run.linear(x, up))
+        limited = ops.clamped(activated(run, run.linear(x, gate)))
+        raised = ops.clamped(run.linear(x, up))
         return run.linear(ops.mul(limited, raised), down)
 
 
@@ -87,11 +87,9 @@ class ClampedExperts(Experts):
         """`Step3p7SparseMoeBlock`.
 
         Raises:
-            NotPlannedError: it trains.
+            NotPlannedError: its weights are quantised.
         """
         ops, shape = run.ops, x.shape
-        if ops.grad:
-            raise NotPlannedError("training with experts one after another is not planned")
         if run.weights[f"{self.name}.experts.{self._up}"].product is not None:
             raise NotPlannedError("quantised experts one after another are not planned")
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
@@ -107,36 +105,32 @@ class ClampedExperts(Experts):
     def _in_turn(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
         """`Step3p7Experts`: each gets as many rows, the first ones a row more.
 
-        Each takes what the one before left, so that the first ones are run alone.
+        Without gradients each takes what the one before left, so that the first ones stand for all.
         """
         ops = run.ops
         out = ops.new(x.shape, x.size)
         masks = ops.new((*places.shape, self.count + 1), LONG)
         pairs = places.elements
-        for number in range(min(self.count, pairs, EXPERTS_RUN)):
+        found = min(self.count, pairs)
+        for number in range(found if ops.grad else min(found, EXPERTS_RUN)):
             rows = pairs // self.count + (number < pairs % self.count)
-            index = ops.new((rows, 2), LONG)
-            made = self._limited(run, ops.linear(self._rows(ops, x, rows), self._one(run, "up")))
+            both = ops.new((rows, 2), LONG)
+            index = ops.alias(both, (rows,), (2,))
+            made = self._limited(run, ops.linear(ops.rows_of(x, index), self._one(run, self._up)))
             made = ops.mul(
-                ops.linear(made, self._one(run, "down")), ops.new((rows, 1), scores.size)
+                ops.linear(made, self._one(run, "down_proj")), ops.numbers_of(scores, index)
             )
-            ops.to(made, x.size)
-        del masks, index, made
+            ops.rows_added(out, ops.to(made, x.size), index)
+        del masks, both, index, made
         return out
-
-    @staticmethod
-    def _rows(ops: Operations, x: Tensor, rows: int) -> Tensor:
-        return ops.new((rows, x.shape[1]), x.size)
 
     def _one(self, run: LayerRun, part: str) -> Tensor:
         """The weight of one expert, a view."""
-        name = {"up": self._up, "down": "down_proj"}[part]
-        whole = run.weights[f"{self.name}.experts.{name}"]
-        return run.ops.alias(whole, whole.shape[1:], whole.strides[1:])
+        return run.ops.selected(run.weights[f"{self.name}.experts.{part}"], 0)
 
     @staticmethod
     def _limited(run: LayerRun, made: Tensor) -> Tensor:
         gate, up = halves(run.ops, made)
-        gate = run.ops.pointwise(activated(run, gate))
-        up = run.ops.pointwise(up)
+        gate = run.ops.clamped(activated(run, gate))
+        up = run.ops.clamped(up)
         return run.ops.mul(gate, up)

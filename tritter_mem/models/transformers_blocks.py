@@ -96,6 +96,16 @@ class Module(Block):
             run: of what is outside of the layers.
         """
 
+    def begin(self, x: Tensor, run: LayerRun) -> Tensor:
+        """What the first layer takes, of embeddings [B, T, H]; `run` is as in `prepare`."""
+        del run
+        return x
+
+    def end(self, x: Tensor, run: LayerRun) -> Tensor:
+        """What the last norm takes, of what the last layer leaves."""
+        del run
+        return x
+
     def beside(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of what lies beside its weights and is in no checkpoint."""
         return ()

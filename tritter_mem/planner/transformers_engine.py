@@ -21,7 +21,7 @@ from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
-from tritter_mem.models.layer_orders import ORDERS, Parts
+from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
 from tritter_mem.models.layer_run import (
     Dialect,
@@ -213,7 +213,7 @@ class PlannedModel:
         self.layers: list[Weights] = []
         self.parameters: list[Parameter] = []
         self._beside: list[Tensor] = []
-        self._packed: list[Parameter] = []
+        self._packed: list[tuple[Parameter, Scheme, list[Tensor]]] = []
         self.tables = next(m for m in self.model.outside if isinstance(m, Tables))
         steps = {layer: self._layer_step(layer) for layer in dict.fromkeys(self.model.layers)}
         self._steps = [steps[layer] for layer in self.model.layers]
@@ -289,14 +289,15 @@ class PlannedModel:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
         codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
-        if scheme.product == UNPACKED and scheme.group and inputs % scheme.group:
-            width = f"{inputs} inputs in groups of {scheme.group}"
-            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: found {width}")
+        if found := scheme.refusal(outputs, inputs):
+            raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
         weight = self.ops.quantised_weight(shape, codes, product, component)
+        beside = [self.ops.new((size,), 1, component=component) for size in others]
         if scheme.product == UNPACKED:
-            self._packed.append(weight)
-        self._beside += [self.ops.new((size,), 1, component=component) for size in others]
+            zeros = [beside.pop(1)] if scheme.zeros else []
+            self._packed.append((weight, scheme, zeros))
+        self._beside += beside
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
@@ -305,8 +306,9 @@ class PlannedModel:
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
-        for weight in self._packed:
-            unpack(self.ops, weight, self.size)
+        for weight, scheme, zeros in self._packed:
+            unpack(self.ops, weight, self.size, scheme, zeros)
+            self._beside += zeros
         self._packed.clear()
 
     def _layer_step(self, layer: tuple[Module, ...]) -> Callable[[Tensor, LayerRun], Tensor]:
@@ -383,9 +385,13 @@ class PlannedModel:
                 step.masks[window] = make_mask(step, window)
         else:
             step.masks.update(masks)
-        x = embeds
+        begun = [embeds]
+        for module in self.model.outside:
+            begun.append(module.begin(begun.pop(), outside))
         self._rotate(step, positions)
-        x = self._through_layers(x, step, caches, checkpoints=checkpoints)
+        x = self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)
+        for module in self.model.outside:
+            x = module.end(x, outside)
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
 
@@ -445,6 +451,7 @@ class PlannedModel:
                 kind=self.model.language_type,
                 weights=self.layers[number],
                 cache={} if caches is None else caches[number],
+                part=part_of_layer(step),
             )
             ops.requests.enter(f"layer {number}")
             if checkpoints:
@@ -708,13 +715,13 @@ class _Training:
         ops.inside([len(chunks) * max(chunks) * 4])
         del norms
         if not self.state:
-            self._make_state()
+            self._make_state(trained)
         for weight in trained:
             weight.grad = None
 
-    def _make_state(self) -> None:
-        """As `optimizer.step()` makes it."""
-        for weight in self.parameters:
+    def _make_state(self, trained: list[Parameter]) -> None:
+        """As `optimizer.step()` makes it, of weights with a gradient."""
+        for weight in trained:
             match self.training.optimizer:
                 case "adamw":
                     self._keep((), FLOAT)

@@ -110,7 +110,6 @@ def _run(command: Sequence[str]) -> None:
     made = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     if made.returncode:
         lines = [line for line in made.stderr.strip().splitlines() if line.strip()]
-        shown = next(
-            (line for line in reversed(lines) if "ERROR" in line), (lines or ["failed"])[-1]
-        )
+        errors = [line for line in lines if "ERROR" in line and "ResolutionImpossible" not in line]
+        shown = (errors or lines or ["failed"])[-1]
         raise MeasureError(f"{' '.join(command[:5])} …: {shown[:300]}")

@@ -5,6 +5,7 @@
 | float8 in blocks of 128 | transformers' own | a Triton kernel of the package `kernels`, which quantises the input as it goes and allocates the result alone |
 | bitsandbytes NF4, FP4 | as bitsandbytes 0.50 keeps them, in place of each `nn.Linear` that transformers converts | up to 4 rows by a kernel; of more rows with the dequantised weight, as on most cards |
 | compressed-tensors, packed int4 of weights alone | packed until the first call, then numbers | as not quantised |
+| compressed-tensors, fp8 and int8 | codes until the first call, then numbers | of an input that is rounded, where the scheme quantises activations |
 | bitsandbytes int8 | the same | int8 rows, int32 products, float16 results; one column in 64 has outliers |
 
 What transformers dequantises while it loads is not quantised here either: float8 on cards without
@@ -24,7 +25,13 @@ from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import SimulationError
 from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.quantised_products import is_fused, outlier_columns
-from tritter_mem.models.quantization import NF4_BLOCK, NF4_NESTED_BLOCK, Scheme
+from tritter_mem.models.quantization import (
+    NF4_BLOCK,
+    NF4_NESTED_BLOCK,
+    SCALE_BYTES,
+    Rounding,
+    Scheme,
+)
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_model import labels
 
@@ -100,11 +107,12 @@ def _without_method(section: dict[str, Any]) -> dict[str, Any]:
 def _compressed_tensors(model: Any, run: TransformersRun) -> None:
     """Packed integers, which all become numbers before the first call."""
     held = run.model.quantization.held((0, 0))
-    packed = []
+    packed: list[UnpackedLinear] = []
     for name, module in list(model.named_modules()):
         scheme = held.scheme_of(name.replace("language_model.", ""))
         if type(module) is nn.Linear and scheme is not None:
-            packed.append(PackedLinear(module, scheme))
+            kind = PackedLinear if scheme.packs else CodedLinear
+            packed.append(kind(module, scheme))
             model.set_submodule(name, packed[-1])
 
     def unpack(*call: Any) -> None:
@@ -133,6 +141,7 @@ class _QuantisedLinear(nn.Module):
 
     bias: nn.Parameter | None
     scales_1: Tensor
+    scales_2: Tensor
     scales_3: Tensor
 
     def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
@@ -203,48 +212,171 @@ class FourBitLinear(_QuantisedLinear):
         return result
 
 
-class PackedLinear(_QuantisedLinear):
-    """A linear layer that compressed-tensors holds as packed integers until the first call."""
+class UnpackedLinear(_QuantisedLinear):
+    """A linear layer that compressed-tensors holds as codes until the first call."""
 
     weight: nn.Parameter
 
     def __init__(self, layer: nn.Linear, scheme: Scheme) -> None:
-        self._dtype = layer.weight.dtype
-        if scheme.group and layer.in_features % scheme.group:
-            raise SimulationError(
-                "compressed-tensors unpacks whole groups alone: found "
-                f"{layer.in_features} inputs in groups of {scheme.group}"
-            )
+        self._dtype, self._rounding = layer.weight.dtype, scheme.rounding
+        if found := scheme.refusal(layer.out_features, layer.in_features):
+            raise SimulationError(f"compressed-tensors unpacks whole groups alone: {found}")
         super().__init__(layer, scheme)
 
+    def unpack(self) -> None:
+        """Put numbers in place of the codes: `decompress`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows [..., K] in, [..., N] out."""
+        if self._rounding is not None:
+            x = _rounded(x, self._rounding, getattr(self, "scales_2", None))
+        return linear(x, self.weight, self.bias)
+
+
+class CodedLinear(UnpackedLinear):
+    """8 bits a weight: `NaiveQuantizationCompressor`."""
+
     def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Eight codes a word, scales of groups, and the shape."""
-        _, scales, shape = scheme.tensors(self.out_features, self.in_features)
+        """Codes, their scales, and a scale of the input where it is stored."""
+        _, scales, *others = scheme.tensors(self.out_features, self.in_features)
+        codes = torch.float8_e4m3fn if "fp8" in scheme.name else torch.int8
+        self._rows, self._columns = scheme.rows, scheme.group
+        size = self._dtype.itemsize
+        return [
+            ((self.out_features, self.in_features), codes),
+            (self._scales_shape(scales // SCALE_BYTES), self._dtype),
+            *(((size // size,), self._dtype) for _ in others),
+        ]
+
+    def _scales_shape(self, count: int) -> tuple[int, ...]:
+        if self._columns:
+            return self.out_features // self._rows, self.in_features // self._columns
+        return (count, 1) if count > 1 else (1,)
+
+    def unpack(self) -> None:
+        """`_dequantize`, of blocks where there are any."""
+        codes, scales = self.weight.data, self.scales_1
+        if self._columns:
+            rows, columns = scales.shape
+            blocks = codes.reshape(rows, self._rows, columns, self._columns).transpose(1, 2)
+            wide = blocks.to(self._dtype)
+            scales = scales.unsqueeze(-1).unsqueeze(-1)
+        else:
+            wide = codes.to(self._dtype)
+        with labels.label(labels.WEIGHTS):
+            wide = wide * scales
+        if self._columns:
+            wide = wide.transpose(1, 2).reshape(self.out_features, self.in_features)
+        del codes
+        self.weight = nn.Parameter(wide, requires_grad=False)
+
+
+def _rounded(x: Tensor, rounding: Rounding, stored: Tensor | None) -> Tensor:
+    """`forward_quantize` of compressed-tensors, in the type of x."""
+    if stored is not None:
+        return _to_codes_and_back(x, stored, None, rounding)
+    parts = x.unflatten(-1, (-1, rounding.group)) if rounding.group else x
+    scales, points = _found_scales(parts, rounding)
+    if rounding.group:
+        whole = _to_codes_and_back(parts, scales.unsqueeze(-1), points.unsqueeze(-1), rounding)
+        return whole.flatten(start_dim=-2)
+    return _to_codes_and_back(x, scales, points, rounding)
+
+
+def _found_scales(x: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """`compute_dynamic_scales_and_zp`."""
+    if rounding.group:
+        least, most = torch.amin(x, dim=-1), torch.amax(x, dim=-1)
+    elif x.dim() > 2:
+        least, most = torch.amin(x, dim=-1, keepdim=True), torch.amax(x, dim=-1, keepdim=True)
+    else:
+        least, most = torch.aminmax(x)
+    return _scales_between(least, most, rounding)
+
+
+def _scales_between(least: Tensor, most: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """`calculate_qparams`."""
+    least = torch.min(least, torch.zeros_like(least))
+    most = torch.max(most, torch.zeros_like(most))
+    span = most.new_empty((), dtype=torch.float32)
+    size = torch.max(torch.abs(least), torch.abs(most))
+    scales = size / (span.to(size.dtype) / 2)
+    points = torch.zeros(scales.shape, device=scales.device, dtype=scales.dtype)
+    smallest = torch.finfo(scales.dtype).eps
+    scales = torch.where(
+        scales == 0, torch.tensor(smallest, dtype=scales.dtype, device=scales.device), scales
+    )
+    if rounding.floats:
+        points = torch.clamp(points, -448.0, 448.0).to(torch.float8_e4m3fn)
+    else:
+        points = torch.round(torch.clamp(points, -128, 127)).to(torch.int8)
+    return scales, points
+
+
+def _to_codes_and_back(
+    x: Tensor, scales: Tensor, points: Tensor | None, rounding: Rounding
+) -> Tensor:
+    """`_quantize_dequantize`."""
+    scaled = x / scales
+    if points is not None:
+        scaled += points.to(x.dtype)
+    whole = _whole(scaled, rounding)
+    numbers = whole
+    if points is not None:
+        numbers = whole - points.to(scales.dtype)
+    return numbers * scales
+
+
+def _whole(x: Tensor, rounding: Rounding) -> Tensor:
+    """`round_to_quantized_type_args`."""
+    given = x.dtype
+    x = torch.clamp(x, -1.0, 1.0)
+    rounded = x.to(torch.float8_e4m3fn) if rounding.floats else torch.round(x)
+    return rounded.to(given)
+
+
+class PackedLinear(UnpackedLinear):
+    """Eight codes a word: `PackedQuantizationCompressor`."""
+
+    def stored(self, scheme: Scheme) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Eight codes a word, scales of groups, packed zeros where there are any, and the shape."""
+        _, scales, *_, shape = scheme.tensors(self.out_features, self.in_features)
         groups = scales // self._dtype.itemsize // self.out_features
+        self._has_zeros = scheme.zeros
+        zeros = ((ceil_div(self.out_features, 8), groups), torch.int32)
         return [
             ((self.out_features, ceil_div(self.in_features, 8)), torch.int32),
             ((self.out_features, groups), self._dtype),
+            *([zeros] if scheme.zeros else []),
             ((shape // 8,), torch.int64),
         ]
 
     def unpack(self) -> None:
-        """`PackedQuantizationCompressor.decompress`, and the result in place of the codes."""
-        codes = self._codes()
+        """`decompress`, and the result in place of the codes."""
+        zeros = self._zeros() if self._has_zeros else None
+        codes = _split(self.weight.data, self.in_features)
         groups = self.scales_1.shape[1]
         wide = codes.unflatten(-1, (groups, -1)).to(self._dtype)
+        if zeros is not None:
+            wide = wide - zeros.unsqueeze(-1).to(self._dtype)
         with labels.label(labels.WEIGHTS):
             wide = wide * self.scales_1.unsqueeze(-1)
         del codes
         self.weight = nn.Parameter(wide.flatten(start_dim=-2), requires_grad=False)
+        if zeros is not None:
+            self.scales_2 = zeros
 
-    def _codes(self) -> Tensor:
-        nibbles = self.weight.view(torch.uint8)
-        stacked = torch.stack((nibbles & 0xF, nibbles >> 4), dim=-1)
-        return stacked.view(torch.int8).view(self.out_features, -1)[:, : self.in_features] - 8
+    def _zeros(self) -> Tensor:
+        with labels.label(labels.WEIGHTS):
+            return _split(self.scales_2.transpose(0, 1), self.out_features).transpose(0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rows [..., K] in, [..., N] out."""
-        return linear(x, self.weight, self.bias)
+
+def _split(words: Tensor, columns: int) -> Tensor:
+    """`unpack_from_int32` of 4-bit codes: a row of words has so many."""
+    nibbles = words.contiguous().view(torch.uint8)
+    output = torch.stack((nibbles & 0xF, nibbles >> 4), dim=-1)
+    return output.view(torch.int8).view(words.shape[0], -1)[:, :columns] - 8
 
 
 class EightBitLinear(_QuantisedLinear):

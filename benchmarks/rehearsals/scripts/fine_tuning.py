@@ -1,12 +1,14 @@
 """One step of fine-tuning a text model of Qwen3.5's shape, as a published worker did it.
 
-    python fine_tuning.py 0.8b|2b full|lora TOKENS [checkpointed] [2]
+    python fine_tuning.py 0.8b|2b full|lora|sharded|sharded-lora TOKENS [checkpointed] [2]
 
 bfloat16, batch 1, AdamW without `foreach`; the first half of the labels is masked; adapters of rank
 8 on all linear layers, in float32 as peft makes them. With 2, gradients of two batches are added
-up. What the model returned stays until the end. Prints the step's peak of allocated memory.
+up. What the model returned stays until the end. `sharded` is FSDP by layers, without prefetch;
+`sharded-lora` is FSDP2. Prints the step's peak of allocated memory.
 """
 
+import os
 import sys
 
 import torch
@@ -33,9 +35,27 @@ def on_gpu(one: torch.Tensor) -> torch.Tensor:
     return there[one]
 
 
-model._apply(on_gpu)
-there.clear()
-if method == "lora":
+if "sharded" in method:
+    import torch.distributed as dist
+
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl")
+if method == "sharded":
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    layer = type(model.model.layers[0])
+    model.to_empty(device="cpu").tie_weights()
+    model = FullyShardedDataParallel(
+        model.train(), auto_wrap_policy=ModuleWrapPolicy({layer}), device_id=device,
+        backward_prefetch=None, use_orig_params=False,
+    )  # fmt: skip
+else:
+    model._apply(on_gpu)
+    there.clear()
+    model.tie_weights()
+if "lora" in method:
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(
@@ -43,9 +63,15 @@ if method == "lora":
     )
 if "checkpointed" in more:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if method == "lora":
+    if "lora" in method:
         model.enable_input_require_grads()
 model.train()
+if method == "sharded-lora":
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model.base_model.model.model.layers:
+        fully_shard(layer, reshard_after_forward=True)
+    fully_shard(model, reshard_after_forward=True)
 inputs = []
 for _ in range(batches):
     ids = torch.randint(100, config.vocab_size, (1, length))
@@ -66,3 +92,5 @@ optimizer.step()
 torch.cuda.synchronize()
 print("trained", sum(p.numel() for p in trained), trained[0].dtype, flush=True)
 print(f"peak {torch.cuda.max_memory_allocated() / 2**30:.3f} GiB", flush=True)
+if "sharded" in method:
+    dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """Greedy generation of a model of transformers, from the keys of its configuration.
 
-    python named_model.py CONFIG.json TOKENS NEW_TOKENS
+    python named_model.py CONFIG.json TOKENS NEW_TOKENS [DTYPE]
 
 The model is made on the meta device and put on the GPU without values. No token ends a sequence.
 """
@@ -13,9 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 file, tokens, new_tokens = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+dtype = getattr(torch, sys.argv[4] if len(sys.argv) > 4 else "bfloat16")
 config = AutoConfig.for_model(**json.loads(Path(file).read_text())).get_text_config(decoder=True)
 with torch.device("meta"):
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
 there: dict[torch.Tensor, torch.Tensor] = {}
 
 
@@ -28,6 +29,7 @@ def on_gpu(one: torch.Tensor) -> torch.Tensor:
 
 model.eval()._apply(on_gpu)
 there.clear()
+model.tie_weights()
 model.generation_config.eos_token_id = None
 ids = torch.randint(3, 1000, (1, tokens), device="cuda")
 with torch.no_grad():
