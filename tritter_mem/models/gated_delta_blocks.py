@@ -80,6 +80,7 @@ class GatedDelta(Module):
     Attributes:
         inputs: outputs of its input projections, by name.
         out: names of the output projection and of the norm before it.
+        inputs_first: whether its input projections are made before those two.
     """
 
     key_heads: int
@@ -89,6 +90,7 @@ class GatedDelta(Module):
     kernel: int
     inputs: tuple[tuple[str, int], ...]
     out: tuple[str, str] = ("out_proj", "norm")
+    inputs_first: bool = True
     ROLE = "mixer"
 
     @property
@@ -100,13 +102,16 @@ class GatedDelta(Module):
         """Projections, the convolution, and decays of each head."""
         name, values = "linear_attn", self.value_heads * self.value_dim
         out, norm = self.out
+        inputs = [w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)]
+        outputs = [
+            vector(f"{name}.{norm}", self.value_dim),
+            *linear(f"{name}.{out}", hidden, values),
+        ]
         return (
             vector(f"{name}.dt_bias", self.value_heads),
             vector(f"{name}.A_log", self.value_heads),
             Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
-            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
-            vector(f"{name}.{norm}", self.value_dim),
-            *linear(f"{name}.{out}", hidden, values),
+            *(inputs + outputs if self.inputs_first else outputs + inputs),
         )
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:

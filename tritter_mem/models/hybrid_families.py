@@ -70,6 +70,7 @@ def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
         value_dim=value_dim,
         kernel=keys.number("linear_conv_kernel_dim"),
         inputs=inputs,
+        inputs_first=fused,
     )
 
 
