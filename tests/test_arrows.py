@@ -54,6 +54,7 @@ ORDER = (
     "models.state_space_blocks",
     "models.selective_scan_blocks",
     "models.convolution_blocks",
+    "models.zamba2_blocks",
     "models.huggingface_towers",
     "models.family_parts",
     "models.attention_families",
@@ -186,6 +187,7 @@ def test_a_small_file_has_several_importers_or_a_reason() -> None:
 
 
 SMALL_FILES = {
+    "tritter_mem.rehearsal.inside.run_test": "a program that runs in the user's environment",
     "tritter_mem.simulation.cuda.scratch.products": "each file beside it is a family of operators",
 }
 """Files under 40 lines with a single importer, each with its reason."""

@@ -34,6 +34,8 @@ PAGE = ROOT / "reports" / "rehearsals.md"
 TOLERANCE = 0.01
 """Of the allocated peak, beyond which a row is off."""
 LIMIT_SECONDS = 1800
+PRINTED = re.compile(r"(median step|host|peak|trained|kv_cache_\w+) |\w+ (fails|runs)")
+"""Lines of a script that the table shows."""
 NOTE = """\
 The published fine-tuning runs are rehearsed with the versions of PyTorch and transformers that the
 authors name. The script is written anew, after what the authors' worker does. What matters beside
@@ -147,8 +149,7 @@ def _rehearse(row: Row, words: list[str], folder: Path) -> dict[str, Any]:
         return {"problem": (ran.stderr.strip().splitlines() or ["nothing"])[-1]}
     record = json.loads(ran.stdout)
     engine = record["engine"] or {}
-    printed = [line for line in ran.stderr.splitlines()
-               if re.search(r"^(median step|host|peak|trained) | fails| runs", line)]  # fmt: skip
+    printed = [line for line in ran.stderr.splitlines() if PRINTED.match(line)]
     return {
         "exit_code": ran.returncode,
         "seconds": record["command"]["seconds"],
@@ -249,7 +250,7 @@ def _line(row: Row, one: dict[str, Any]) -> str:
     )
     known = " / ".join(f"{size:.3f}" for size in (row.allocated_gib, row.reserved_gib) if size)
     off = ", ".join(f"{ratio:+.2%}" for ratio in differences(row, one))
-    shown = [line for line in one["printed"] if not line.startswith("peak ")]
+    shown = [line for line in one["printed"] if PRINTED.match(line) and line[:5] != "peak "]
     printed = "; ".join([*shown, *map(str, one["last"] or ())])
     return (
         f"| {row.name} | {one['versions'].get('torch', row.torch)} | {peaks} | {known} | {off} "
