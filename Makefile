@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint types docs wheel gpu standin rehearsals compare images tasks fuzz mutate
-.PHONY: coverage clean
+.PHONY: demo test lint types docs wheel gpu standin rehearsals compare largest images fuzz mutate
+.PHONY: tasks coverage clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -63,9 +63,14 @@ rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
 		$(if $(ROWS),--rows "$(ROWS)") $(if $(AGAIN),--again)
 
-# What is planned of named models, beside what their simulated run takes: docs/formulas.md.
+# What is planned of named models, beside what their simulated run takes: reports/named-models.md. It
+# resumes.
 compare: $(STAMP)
 	$(BIN)/python -m benchmarks.named_models
+
+# Whether what `plan --max` names holds when it is simulated: reports/largest.md. It resumes.
+largest: $(STAMP)
+	$(BIN)/python -m benchmarks.largest
 
 # The pictures of the documents; needs Debian's chromium and chromium-driver.
 images: $(STAMP)

@@ -39,8 +39,8 @@ PAGE = ROOT / "reports" / "named-models.md"
 CARD = find_gpu("h100")
 TRAINED_PARAMETERS = 10_000_000_000
 QUANTISED_PARAMETERS = 40_000_000_000
-LIMIT_SECONDS = 900
-"""A simulation that takes longer is left out."""
+LIMIT_SECONDS = 300
+"""A simulation that takes more processor time is left out."""
 TARGETS = {"inference": 0.02, "training": 0.05}
 """How far the allocated peak may be off."""
 TINY = 0.01
@@ -60,6 +60,14 @@ PACKED = {
     },
 }  # fmt: skip
 QUANTISED = {**QUANTIZATIONS, "packed int4 of compressed-tensors": PACKED}
+
+NOTES = """
+Rows outside are those of which the plan reserves less than the simulation; all of their allocated
+peaks agree. They are quantised: codes of a few MiB and their scales share segments, so what is
+reserved depends on the order of small requests. What differs in that order is not shown here. It is
+66 MiB (0.3%) of Qwen3.5-27B in NF4, 14 MiB (0.02%) of Qwen3.5-35B-A3B in int8, and 4 MiB (0.01%) of
+Gemma 4 in packed int4. Other quantised rows of these models reserve up to 130 MiB (0.2%) more.
+"""
 
 
 class Row(NamedTuple):
@@ -242,32 +250,34 @@ def _simulated(run: TransformersRun) -> dict[str, Any]:
     """Peaks of a simulation, or why there are none."""
     from tritter_mem.simulation.transformers_model import simulate_transformers
 
-    begins = time.monotonic()
+    begins = time.process_time()
     try:
         with _limited():
             use = simulate_transformers(run, CARD)
-    except SimulationError as error:
+    except SimulationError as error:  # it names where the limit ended it, too
+        if time.process_time() - begins >= LIMIT_SECONDS:
+            return {"reason": f"left out: its simulation takes more than {LIMIT_SECONDS} s"}
         return {"reason": f"not simulated: {str(error)[:160]}"}
-    except TimeoutError:
-        return {"reason": f"left out: its simulation takes more than {LIMIT_SECONDS} s"}
     return {
         "peaks": (use.allocated_peak_bytes, use.reserved_peak_bytes),
-        "seconds": round(time.monotonic() - begins),
+        "seconds": round(time.process_time() - begins),
     }
 
 
 @contextmanager
 def _limited() -> Iterator[None]:
+    """Raise in what takes too much processor time."""
+
     def stop(*_: object) -> None:
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT_SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _line(compared: Compared) -> str:
@@ -308,6 +318,7 @@ def page(found: list[Compared]) -> str:
             f"{simulated / GiB:.3f} | {100 * one.error:+.3f}% | {reserved / GiB:.3f} | "
             f"{wanted / GiB:.3f} | {one.seconds:.0f} |"
         )
+    lines += NOTES.splitlines()
     lines += ["", "## Not compared", "", "| model | run | why |", "|---|---|---|"]
     lines += [
         f"| {one.row.name} | {one.row.case} | {' '.join(one.reason.split())} |"

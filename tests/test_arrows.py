@@ -54,6 +54,7 @@ ORDER = (
     "models.state_space_blocks",
     "models.selective_scan_blocks",
     "models.convolution_blocks",
+    "models.zamba2_blocks",
     "models.huggingface_towers",
     "models.family_parts",
     "models.attention_families",

@@ -44,8 +44,7 @@ def agree(planned: MemoryUse, simulated: MemoryUse, blocks: int = 1) -> None:
 @pytest.mark.parametrize("kind", ["whole", "chunks"])
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v3", "deepseek_v32",
-     "qwen3_5_text", "falcon_h1", "gemma4_text"],
+    ["llama", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v32", "qwen3_5_text"],
 )  # fmt: skip
 def test_a_static_cache_is_planned_as_it_is_simulated(name: str, kind: str) -> None:
     agree(*both(cached(tiny_config(name, 0), STATIC, **RUNS[kind])))
@@ -61,6 +60,12 @@ def test_a_static_cache_has_room_for_all_tokens_from_the_first_one_on(kind: str)
     for phase in phases:
         held = sum(2 * 3 * heads * room * head_dim * size for room in rooms)
         assert phase.components.kv_cache_bytes == held
+
+
+def test_a_static_cache_is_said_to_be_without_compiled_steps() -> None:
+    for use in both(cached(LLAMA, STATIC)):
+        assert "disable_compile=True" in (use.caveat or "")
+    assert plan_transformers(cached(LLAMA, {}), CARD).caveat is None
 
 
 def test_a_static_cache_is_as_long_as_what_is_generated() -> None:
@@ -84,7 +89,7 @@ CODED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", ["whole", "chunks"])
 @pytest.mark.parametrize("cache", CODED)
-@pytest.mark.parametrize("name", ["llama", "glm4_moe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
 def test_a_quantized_cache_is_planned_as_it_is_simulated(name: str, cache: str, kind: str) -> None:
     run = cached(tiny_config(name, 0), CODED[cache], **RUNS[kind])
     planned, simulated = both(run)
@@ -177,7 +182,7 @@ def test_the_largest_context_fits_where_it_is_simulated(cache: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("cache", [STATIC, FLOAT8, {"implementation": "quantized"}], ids=str)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(context=st.integers(20, 600), batch=st.integers(1, 4), more=st.integers(1, 200))
 def test_more_tokens_and_sequences_never_plan_less(
     cache: dict[str, Any], context: int, batch: int, more: int

@@ -25,6 +25,8 @@ from tritter_mem.models.transformers_blocks import Attention, Module, State, lin
 
 CHUNK = 64
 """Tokens that the rule takes at once."""
+CHUNKS_TRAINED = 64
+"""Of a training step's chunks: those of longer sequences run several at once."""
 CHUNKS_RUN = 3
 """Of a prompt's chunks: from the second on, each takes what the one before left."""
 
@@ -78,6 +80,7 @@ class GatedDelta(Module):
     Attributes:
         inputs: outputs of its input projections, by name.
         out: names of the output projection and of the norm before it.
+        inputs_first: whether its input projections are made before those two.
     """
 
     key_heads: int
@@ -87,6 +90,7 @@ class GatedDelta(Module):
     kernel: int
     inputs: tuple[tuple[str, int], ...]
     out: tuple[str, str] = ("out_proj", "norm")
+    inputs_first: bool = True
     ROLE = "mixer"
 
     @property
@@ -98,13 +102,16 @@ class GatedDelta(Module):
         """Projections, the convolution, and decays of each head."""
         name, values = "linear_attn", self.value_heads * self.value_dim
         out, norm = self.out
+        inputs = [w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)]
+        outputs = [
+            vector(f"{name}.{norm}", self.value_dim),
+            *linear(f"{name}.{out}", hidden, values),
+        ]
         return (
             vector(f"{name}.dt_bias", self.value_heads),
             vector(f"{name}.A_log", self.value_heads),
             Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
-            *(w for part, size in self.inputs for w in linear(f"{name}.{part}", size, hidden)),
-            vector(f"{name}.{norm}", self.value_dim),
-            *linear(f"{name}.{out}", hidden, values),
+            *(inputs + outputs if self.inputs_first else outputs + inputs),
         )
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
@@ -240,7 +247,8 @@ class GatedDelta(Module):
         if length > tokens:
             out = ops.slice(out, 2, tokens)
         narrow = ops.clone(ops.transpose(out, 1, 2), size)
-        del beta, decay, v, mask, system, each, new, between, out, decayed, v_beta, k_beta
+        del q, k, v, beta, decay, v_beta, k_beta, mask, sums, pairs, system, inside, decayed
+        del values, read, out, each, new, between
         return narrow, state
 
     @staticmethod
@@ -345,7 +353,8 @@ def _scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All chunks: the last state, new values, and what was read of the state before.
 
-    Without gradients the first ones stand for all, as each takes what the one before left.
+    Without gradients the first ones stand for all, as each takes what the one before left. With
+    gradients several of many run as one of as many heads more, which keeps as much.
 
     Args:
         ops: makes tensors.
@@ -355,6 +364,12 @@ def _scan(
         state: before the first.
     """
     chunks = out.shape[2]
+    at_once = _at_once(chunks) if ops.grad else 1
+    if at_once > 1:
+        whole = tuple(_as_heads(ops, x, at_once) for x in whole)
+        batch, heads, *widths = state.shape
+        state = ops.new((batch, heads * at_once, *widths), state.size)
+        chunks //= at_once
     new = between = state
     for _ in range(chunks if ops.grad else min(chunks, CHUNKS_RUN)):
         q, k, values, read, inside, each = whole
@@ -366,3 +381,19 @@ def _scan(
             ops.matmul(ops.transpose(ops.selected(k, 2), 2, 3), new),
         )
     return state, new, between
+
+
+def _at_once(chunks: int) -> int:
+    """How many chunks run as one, so that there are at most `CHUNKS_TRAINED`; 1 where none fits."""
+    for count in range(1, 2 * chunks // CHUNKS_TRAINED + 1):
+        if chunks % count == 0 and chunks // count <= CHUNKS_TRAINED:
+            return count
+    return 1
+
+
+def _as_heads(ops: Operations, x: Tensor, count: int) -> Tensor:
+    """[B, H, C, ...] as [B, H * count, C / count, ...]: as many numbers in fewer chunks."""
+    batch, heads, chunks, *rest = x.shape
+    to_batch, to_head, *others = x.strides
+    shape = (batch, heads * count, chunks // count, *rest)
+    return ops.view(x, shape, (to_batch, to_head // count, *others))

@@ -86,30 +86,27 @@ class Streams(Module):
     def begin(self, x: Tensor, run: LayerRun) -> Tensor:
         """Streams [N, B, T, H] of embeddings [B, T, H]."""
         target = self._magnitude(run, x)
-        streams, held = [x], []
-        for number in range(self.count - 1):
-            held = self._with_magnitude(run, x, target, f"altup_projections.{number}")
-            streams.append(held[0])
+        held: list[Tensor] = []
+        names = (f"altup_projections.{number}" for number in range(self.count - 1))
+        streams = [x, *(self._another(run, x, target, name, held) for name in names)]
         run.step.shared[HELD] = (*streams, target, *held)
         return self._stacked(run, streams)
 
     def end(self, x: Tensor, run: LayerRun) -> Tensor:
         """One stream [B, T, H]: the mean of all."""
-        ops = run.ops
-        before = run.step.shared.pop(HELD)
+        ops, (_, batch, tokens, width) = run.ops, x.shape
         first = ops.selected(x, 0)
         target = self._magnitude(run, first)
-        streams = [first]
-        del before
-        held: list[Tensor] = []
+        *_, last, _, projected, magnitude = run.step.shared.pop(HELD)
+        streams, held = [first], [magnitude]
+        del _, magnitude
         for number in range(self.count - 1):
-            one, name = ops.selected(x, 0), f"altup_unembed_projections.{number}"
-            held = self._with_magnitude(run, one, target, name)
-            streams.append(held[0])
+            name = f"altup_unembed_projections.{number}"
+            streams.append(self._another(run, ops.selected(x, 0), target, name, held))
+            last = streams[-1]
         x = self._stacked(run, streams)
-        batch, tokens, width = x.shape[1:]
         x = ops.view(ops.mean(x, dim=0), (batch, tokens, width))
-        del held
+        del held, last, projected
         return x
 
     @staticmethod
@@ -117,15 +114,25 @@ class Streams(Module):
         return run.ops.pointwise(run.ops.mean(run.ops.square(run.ops.widened(x))), steps=1)
 
     @staticmethod
-    def _with_magnitude(run: LayerRun, x: Tensor, target: Tensor, name: str) -> list[Tensor]:
-        """Another stream, as large as the first; what has a name beside it."""
+    def _another(run: LayerRun, x: Tensor, target: Tensor, name: str, held: list[Tensor]) -> Tensor:
+        """Another stream, as large as the first.
+
+        Args:
+            run: of what is outside of the layers.
+            x: what is projected.
+            target: magnitude of the first stream.
+            name: of the projection.
+            held: what has a name, until another has it.
+        """
         ops = run.ops
         made = run.linear(x, name)
+        magnitude = held.pop() if held else None
+        held[:] = [made]
         current = ops.to(made, x.size)
         magnitude = ops.mean(ops.square(ops.widened(current)))
         magnitude = ops.pointwise(ops.clamped(magnitude), saves="output")
-        current = ops.divided(ops.mul(current, target), magnitude)
-        return [current, made, magnitude]
+        held.append(magnitude)
+        return ops.divided(ops.mul(current, target), magnitude)
 
     @staticmethod
     def _stacked(run: LayerRun, streams: list[Tensor]) -> Tensor:

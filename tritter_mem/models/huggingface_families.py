@@ -101,7 +101,9 @@ from tritter_mem.models.hybrid_families import (
     qwen4_outside,
     qwen_hybrid,
     qwen_mtp,
+    zamba2_dialect,
     zamba2_layers,
+    zamba2_outside,
 )
 from tritter_mem.models.latent_families import (
     bailing_layers,
@@ -328,7 +330,7 @@ FAMILIES: dict[str, Family] = {
         layers=mamba_layers(normed=True), outside=mamba_outside, dialect=mamba_dialect
     ),
     "mamba2": Family(layers=mamba2_layers, outside=mamba_outside, dialect=mamba_dialect),
-    "zamba2": Family(layers=zamba2_layers, outside=final_norm("final_layernorm")),
+    "zamba2": Family(layers=zamba2_layers, outside=zamba2_outside, dialect=zamba2_dialect),
     "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm"), dialect=LFM2),
     "lfm2_moe": Family(
         layers=lfm2_layers,

@@ -32,7 +32,6 @@ from tritter_mem.models.selective_scan_blocks import Mamba
 from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
     Attention,
-    CacheOnly,
     DepthwiseConvolutions,
     Experts,
     Extra,
@@ -41,8 +40,11 @@ from tritter_mem.models.transformers_blocks import (
     LightningAttention,
     Module,
     Norms,
+    Reused,
+    ReusedMlp,
     Tables,
 )
+from tritter_mem.models.zamba2_blocks import AdaptedFeedForward, KeptEmbeddings
 
 
 def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
@@ -68,6 +70,7 @@ def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
         value_dim=value_dim,
         kernel=keys.number("linear_conv_kernel_dim"),
         inputs=inputs,
+        inputs_first=fused,
     )
 
 
@@ -484,6 +487,7 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
         kv_heads=keys.kv_heads,
         head_dim=width // keys.heads,
         inputs=width,
+        rotates=keys.has("use_mem_rope"),
         name="shared_transformer.self_attn",
     )
     if keys.has("use_shared_attention_adapter"):
@@ -501,6 +505,7 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
             bias=bias,
             out_bias=bias,
             conv_bias=keys.has("use_conv_bias"),
+            chunk=keys.number("chunk_size"),
             name=name,
         )
 
@@ -508,13 +513,17 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
         name = f"shared_transformer.feed_forward.gate_up_proj_adapter_list.{number}"
         return Extra(linears=((f"{name}.0", rank, hidden), (f"{name}.1", 2 * wide, rank)))
 
-    def shared(first: bool) -> Modules:
+    def shared(number: int, source: int | None) -> Modules:
         """The weights of a shared block are counted where it runs first."""
-        if not first:
-            return (CacheOnly(own),)
-        mlp = FeedForward(
-            inner=wide, fused="gate_up_proj", bias=bias, name="shared_transformer.feed_forward"
+        mlp = AdaptedFeedForward(
+            inner=wide,
+            fused="gate_up_proj",
+            bias=bias,
+            name="shared_transformer.feed_forward",
+            adapter=number,
         )
+        if source is not None:
+            return Reused(own, source), ReusedMlp(mlp, source)
         norms = Extra(
             tensors=(
                 ("shared_transformer.input_layernorm", (width,)),
@@ -524,16 +533,34 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
         return own, mlp, norms
 
     blocks, layers = keys.number("num_mem_blocks"), list[Modules]()
-    hybrids = 0
-    for kind in kinds:
+    hybrids: list[int] = []
+    for number, kind in enumerate(kinds):
         if kind == LINEAR:
             layers.append((state_space("mamba"), Norms(("input_layernorm",))))
             continue
         joined = Extra(linears=(("linear", hidden, hidden),))
         mamba = state_space("mamba_decoder.mamba"), Norms(("mamba_decoder.input_layernorm",))
-        layers.append((*shared(hybrids < blocks), adapter(hybrids), joined, *mamba))
-        hybrids += 1
+        count = len(hybrids)
+        source = hybrids[count % blocks] if count >= blocks else None
+        layers.append((*shared(count, source), adapter(count), joined, *mamba))
+        hybrids.append(number)
     return layers
+
+
+def zamba2_outside(keys: Keys) -> Outside:
+    """Embeddings stay to the end."""
+    del keys
+    return Outside(norm="final_layernorm", more=(KeptEmbeddings(),))
+
+
+def zamba2_dialect(keys: Keys) -> Dialect:
+    """Attention takes twice the width; it may not rotate."""
+    return Dialect(
+        activation=keys.text("hidden_act") or "gelu",
+        order="Zamba 2",
+        rotary="halves" if keys.has("use_mem_rope") else "",
+        rotary_dim=2 * keys.hidden // keys.heads,
+    )
 
 
 def lfm2_inner(keys: Keys) -> int:

@@ -15,6 +15,8 @@ from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 PER_LAYER = "per-layer inputs"
 """What each layer takes a part of, in `Step.shared`: [B, T, layers, width]."""
 
+EMBEDDINGS = "embeddings"
+"""What the first layer took, in `Step.shared`: [B, T, H]."""
 LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 """Names of norms before attention and MLP in most families."""
 
@@ -270,6 +272,31 @@ def _modalities(x: Tensor, run: LayerRun) -> Tensor:
     return ops.to(ops.pointwise(ops.to(routed, FLOAT), saves="output"), x.size)
 
 
+def _zamba2(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """A state space, before which some layers run a shared block of attention and MLP."""
+    ops, (*attention, space) = run.ops, parts.mixers
+    residual, name = x, "input_layernorm"
+    if attention:
+        name = "mamba_decoder.input_layernorm"
+        block = _shared_block(x, run, attention[0], parts.mlps[0])
+        block = run.linear(block, "linear")
+        x = ops.add(x, block)
+        run.returned.append(block)
+    x = run.norm(x, name)
+    x = space(x, run)
+    return ops.add(residual, x)
+
+
+def _shared_block(x: Tensor, run: LayerRun, attention: Part, mlp: Part) -> Tensor:
+    """Attention over the stream beside the embeddings, and an MLP."""
+    (embeds,) = run.step.shared[EMBEDDINGS]
+    x = run.ops.cat([x, embeds], -1)
+    x = run.norm(x, "shared_transformer.input_layernorm")
+    x = attention(x, run)
+    x = run.norm(x, "shared_transformer.pre_ff_layernorm")
+    return mlp(x, run)
+
+
 def _predicted(x: Tensor, run: LayerRun) -> Tensor:
     """`predict`: each stream a mix of all."""
     ops, (count, batch, tokens, _) = run.ops, x.shape
@@ -333,4 +360,5 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "single": _single,
     "Gemma 4": _gemma4,
     "Gemma 3n": _gemma3n,
+    "Zamba 2": _zamba2,
 }

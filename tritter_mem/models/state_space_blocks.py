@@ -158,7 +158,8 @@ class Mamba2(Module):
         out = ops.contiguous(ops.add(inside, outside))
         out = ops.view(out, (batch, length, heads, self.head_dim))
         out = ops.add(out, around)
-        del x, dt, masked, scores, decays, written, left, first, made, outward, read, outside
+        del x, dt, a, b, c, around, sums, decays, scores, masked, inside, left, written, states
+        del first, between, made, outward, read, outside
         return out if length == tokens else ops.slice(out, 1, tokens), last
 
     def _one(self, run: LayerRun, given: tuple[Tensor, ...], gate: Tensor | None) -> Tensor:

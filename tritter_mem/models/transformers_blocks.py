@@ -117,6 +117,10 @@ class Module(Block):
             for weight in self.weights(hidden)
         }
 
+    def borrows(self) -> int | None:
+        """Number of the layer whose weights it runs with; None: they are its own."""
+        return None
+
     def rows(self) -> tuple[int, ...]:
         """Elements that each cached token has: of its keys, of its values, of its index keys."""
         return ()
@@ -266,7 +270,7 @@ class Attention(Module):
     def _refuse_unplanned(self) -> None:
         if self.gate or self.query_copies > 1 or not self.has_keys:
             raise NotPlannedError("attention with gates or shared keys is not planned")
-        if not self.has_values or self.inputs is not None:
+        if not self.has_values:
             raise NotPlannedError("attention with keys as values is not planned")
 
     def _projected(self, x: Tensor, run: LayerRun, name: str, heads: int, norm: str) -> Tensor:
@@ -1449,10 +1453,24 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class CacheOnly(Module):
-    """A module that runs again with an earlier layer's weights, and with a cache for itself."""
+class Reused(Module):
+    """A module that runs again with an earlier layer's weights, and with a cache for itself.
+
+    Attributes:
+        source: number of that layer.
+    """
 
     module: Module
+    source: int
+    ROLE = "mixer"
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """As the module."""
+        return self.module.run(x, run)
+
+    def borrows(self) -> int:
+        """The layer that has its weights."""
+        return self.source
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Counted where they are first."""
@@ -1462,6 +1480,13 @@ class CacheOnly(Module):
     def rows(self) -> tuple[int, ...]:
         """Those of the module."""
         return self.module.rows()
+
+
+@dataclass(frozen=True, slots=True)
+class ReusedMlp(Reused):
+    """The same of an MLP."""
+
+    ROLE = "mlp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,10 @@ from tritter_mem.models.transformers_blocks import NO_STATE
 from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
 
 _DYNAMIC = NamedCache()
+NOT_COMPILED = (
+    "of generate with disable_compile=True: without it, transformers compiles the steps of "
+    "generation for a static cache into CUDA graphs, whose memory is not counted"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,11 @@ class TransformersRun:
             case "quantized":
                 return self._quantised_cache()
         return GROWING
+
+    @property
+    def caveat(self) -> str | None:
+        """What a reader must know of a plan or a simulation of the run."""
+        return NOT_COMPILED if self.cache.implementation == "static" and not self.trains else None
 
     @property
     def cache_name(self) -> str:

@@ -59,7 +59,9 @@ def plan(
     else:
         budget = budget_of(profile, card) if plays else None
         use = plan_case(Case.of(profile, card), budget, plays=plays)
-    return replace(use, caveat=card.caveat) if card.caveat else use
+    if not card.caveat:
+        return use
+    return replace(use, caveat="; ".join(filter(None, (card.caveat, use.caveat))))
 
 
 def _plan_named(profile: NamedProfile, card: GpuCard, *, plays: bool, briefly: bool) -> MemoryUse:

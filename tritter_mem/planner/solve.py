@@ -17,6 +17,7 @@ from tritter_mem.results.run import LONGEST_CONTEXT, ContextCurve, MemoryUse
 ROUND_TOKENS = 256
 ROUGH_STEPS = 64
 TRIED = 16
+AHEAD = 4
 LIMITS: dict[Unknown, int] = {"context": 1 << 30, "batch": 65536}
 
 
@@ -106,7 +107,10 @@ class _Solver:
             last: the largest value.
             thorough: look for larger ones behind some that do not fit.
         """
-        high = self._largest_allocated(first, last)
+        # To find the tensors of a training step takes longer than to serve them.
+        trains = self._profile.workload.mode == "training"
+        quick = self._briefly_over if trains and not thorough else self._allocated_over
+        high = self._largest_of_any(quick, first, last)
         found = None if high is None else largest_below(self._briefly_over, first, high)
         if found is None or high is None:
             return None
@@ -115,15 +119,15 @@ class _Solver:
             found = _with_more(self._over, found, high)
         return found
 
-    def _largest_allocated(self, first: int, last: int) -> int | None:
-        """The same for what is allocated alone. A value far beyond would take long to plan."""
+    def _largest_of_any(self, over: Callable[[int], int], first: int, last: int) -> int | None:
+        """The largest value that fits. One that is far beyond would take long to plan."""
         low, now = first, getattr(self._profile.workload, self._unknown) // self._unit
         while low < last:
             high = min(max(2 * low, now), last)
-            if self._allocated_over(high) > 0:
-                return largest_below(self._allocated_over, low, high)
+            if over(high) > 0:
+                return largest_below(over, low, high)
             low = high
-        return low if self._allocated_over(low) <= 0 else None
+        return low if over(low) <= 0 else None
 
     def _largest_at_most(self, high: int, first: int) -> int | None:
         """The same among values up to one that fits in brief."""
@@ -194,8 +198,8 @@ def _with_more(over: Callable[[int], int], found: int, high: int) -> int:
 
     What the allocator reserves beside tensors rises and falls: a free segment serves tensors of
     one size, and those that are a little larger need another. So some values are tried, from the
-    largest whose tensors alone fit down to one that is known to fit, and those that are one percent
-    larger than what is found.
+    largest whose tensors alone fit down to one that is known to fit, and then some that are up to
+    one percent larger than what is found.
 
     Args:
         over: by how much a value is over.
@@ -208,9 +212,11 @@ def _with_more(over: Callable[[int], int], found: int, high: int) -> int:
         step = max(1, found // 100)
         if over(high) > 0:
             found = largest_below(over, found, min(found + step, high)) or found
-        if found + step > high or over(found + step) > 0:
+        ahead = (found + step * part // AHEAD for part in range(AHEAD, 0, -1))
+        further = (value for value in ahead if found < value <= high and over(value) <= 0)
+        if (value := next(further, None)) is None:
             return found
-        found += step
+        found = value
     return found
 
 

@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, islice, pairwise
 from math import prod
 from typing import NamedTuple
@@ -131,6 +132,7 @@ def plan_transformers(
         cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
+        caveat=run.caveat,
     )
 
 
@@ -242,6 +244,8 @@ class PlannedModel:
             self.layers.append({made.name: self._weight(made) for made in known[layer]})
             self._kinds.append(kinds.setdefault((layer, *known[layer]), len(kinds)))
             for module in layer:
+                if (source := module.borrows()) is not None:
+                    self.layers[-1] = self.layers[source] | self.layers[-1]
                 self._beside += [ops.new(shape, self.size) for shape in module.beside()]
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
@@ -389,9 +393,10 @@ class PlannedModel:
         for module in self.model.outside:
             begun.append(module.begin(begun.pop(), outside))
         self._rotate(step, positions)
-        x = self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)
+        ended = [self._through_layers(begun.pop(), step, caches, checkpoints=checkpoints)]
         for module in self.model.outside:
-            x = module.end(x, outside)
+            ended.append(module.end(ended.pop(), outside))
+        x = ended.pop()
         ops.requests.enter("last norm")
         return outside.norm(x, self.model.names.norm)
 
@@ -455,7 +460,7 @@ class PlannedModel:
             )
             ops.requests.enter(f"layer {number}")
             if checkpoints:
-                x = ops.checkpoint(lambda x, part=part, run=run: part(x, run), x)  # type: ignore[misc]
+                x = ops.checkpoint(partial(_part_alone, part=part, run=run), x)
             elif ops.grad:
                 x = part(x, run)
             else:
@@ -503,6 +508,14 @@ class PlannedModel:
         for _ in range(self.dialect.logits_steps):
             logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
         return logits
+
+
+def _part_alone(x: Tensor, part: Callable[[Tensor, LayerRun], Tensor], run: LayerRun) -> Tensor:
+    """A layer, and nothing of what its modules return beside its result."""
+    try:
+        return part(x, run)
+    finally:
+        run.returned.clear()
 
 
 def _refuse_dropout(run: TransformersRun) -> None:

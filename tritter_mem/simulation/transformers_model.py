@@ -21,6 +21,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -83,7 +84,8 @@ def simulate_transformers(
             with as_on_cuda(card.compute_capability), passes:
                 run_model(model, run, _Followed(recorder, followed))
 
-        return simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
+        use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
+        return replace(use, caveat=run.caveat)
 
 
 def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
