@@ -45,6 +45,7 @@ ORDER = (
     "models.layer_repeats",
     "models.layer_orders",
     "models.transformers_blocks",
+    "models.expert_blocks",
     "models.step_blocks",
     "models.gemma4_blocks",
     "models.gemma3n_blocks",

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
     LAYER_NORMS,
@@ -42,7 +43,6 @@ from tritter_mem.models.transformers_blocks import (
     Attention,
     BlockIndexer,
     ComplexAttention,
-    Experts,
     Extra,
     FeedForward,
     Module,

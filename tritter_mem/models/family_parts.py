@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.huggingface_keys import FULL, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     Attention,
-    Experts,
     Extra,
     FeedForward,
     Indexer,

@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
+from tritter_mem.models.expert_blocks import Experts, Routed
 from tritter_mem.models.layer_orders import PER_LAYER
 from tritter_mem.models.layer_run import LayerRun, by_token, normalised, rotated
 from tritter_mem.models.shape_tensors import FLOAT, Tensor
-from tritter_mem.models.transformers_blocks import (
-    Attention,
-    Experts,
-    Module,
-    Routed,
-    linear,
-    vector,
-)
+from tritter_mem.models.transformers_blocks import Attention, Module, linear, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.attention_families import olmo_attention, qwen_experts
 from tritter_mem.models.convolution_blocks import ShortConvolution
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     FEED_FORWARD_NORMS,
     LAYER_NORMS,
@@ -33,7 +34,6 @@ from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
     Attention,
     DepthwiseConvolutions,
-    Experts,
     Extra,
     FeedForward,
     FusedIndexer,

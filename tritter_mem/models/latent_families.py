@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
     LAYER_NORMS,
@@ -29,7 +30,6 @@ from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
     CompressedAttention,
     DeltaAttention,
-    Experts,
     Extra,
     FeedForward,
     Module,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
 from tritter_mem.models.shape_tensors import LONG, NotPlannedError, Tensor
-from tritter_mem.models.transformers_blocks import Attention, Experts, FeedForward
+from tritter_mem.models.transformers_blocks import Attention, FeedForward
 
 EXPERTS_RUN = 3
 """Of experts that run one after another."""
