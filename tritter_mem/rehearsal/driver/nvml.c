@@ -132,3 +132,4 @@ int nvmlDeviceGetNumGpuCores(void *device, unsigned *cores) {
 // As a card answers that is in no fabric of several machines; PyTorch and NVSHMEM ask each card.
 int nvmlDeviceGetGpuFabricInfo(void *device, void *info) { return NOT_SUPPORTED; }
 int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return NOT_SUPPORTED; }
+int nvmlDeviceGetGpuFabricInfo_v4(void *device, void *info) { return NOT_SUPPORTED; }
