@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -46,11 +47,18 @@ class Requests:
 
 
 class BackwardPasses:
-    """From which lines backward passes were started, and which requests they made."""
+    """From which lines backward passes were started, and which requests they made.
 
-    def __init__(self, torch: Any, requests: Requests) -> None:
+    Args:
+        torch: the module.
+        requests: counts them.
+        then: called behind each pass.
+    """
+
+    def __init__(self, torch: Any, requests: Requests, then: Callable[[], None]) -> None:
         self._torch = torch
         self._requests = requests
+        self._then = then
         self._passes: deque[tuple[dict[int, int], dict[int, int], Frames]] = deque(
             maxlen=MOST_PASSES
         )
@@ -71,6 +79,7 @@ class BackwardPasses:
             finally:
                 self._thread.within = False
                 self._passes.append((first, self._served(), _frames(sys._getframe(1))))
+                self._then()
 
         torch.autograd.graph._engine_run_backward = run_backward
         torch.autograd._engine_run_backward = run_backward

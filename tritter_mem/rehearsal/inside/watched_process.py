@@ -69,7 +69,9 @@ class Process:
         self._last: dict[int, Any] = {}
         self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
         self._requests = inside.history_lines.Requests(torch)
-        self._backward = inside.history_lines.BackwardPasses(torch, self._requests)
+        self._backward = inside.history_lines.BackwardPasses(
+            torch, self._requests, self._notice_collectives
+        )
         self._modules = inside.modules.Modules(torch, self._requests)
         self._kernels = inside.triton_kernels.TritonKernels(
             torch, self._values.is_known, self._values.forget
@@ -78,6 +80,21 @@ class Process:
         self._number = driver.tritter_standin_device_number
         self._slot = self._own_slot(driver)
         self._written = False
+
+    def _notice_collectives(self) -> None:
+        """Let PyTorch's watchdog of NCCL notice the collectives that have ended.
+
+        What only a future was waited for, such as the buckets of DDP, is freed by the first
+        collective behind that. The watchdog looks every 100 ms, and a step over stand-ins can be
+        shorter: whether it had looked was chance.
+        """
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is None or not distributed.is_initialized():
+            return
+        for group in [*distributed.distributed_c10d._world.pg_map]:
+            with suppress(RuntimeError):  # a group for the host alone
+                backend = group._get_backend(self._torch.device("cuda"))
+                getattr(backend, "_wait_for_pending_works", bool)()
 
     @staticmethod
     def _own_slot(driver: ctypes.CDLL) -> _Slot:
