@@ -1,6 +1,7 @@
 """The baseline's file: the same text for the same content, and every problem of a wrong one."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.check.build import EXACT, entry, held
 from tests.report.records import HOSTILE_NAMES
 from tritter_mem.check.baseline_file import baseline_text, read_baseline
 from tritter_mem.errors import InputError
-from tritter_mem.results.baseline import Baseline, Figures
+from tritter_mem.results.baseline import Baseline, Case, Figures
 
 FULL = Baseline(
     gate="reserved",
@@ -87,6 +88,24 @@ def test_an_entry_is_of_a_configuration_or_of_a_command(tmp_path: Path) -> None:
         "got config and command, expected one of them",
         "got neither config nor command, expected one of them",
     ]
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        (Case(config="1b"), "--config 1b"),
+        (
+            Case(command=("python", "a b.py"), gpu="h100"),
+            """--rehearse "python 'a b.py'" --gpu h100""",
+        ),
+        (
+            Case(command=("torchrun", "a.py"), gpu="l4", gpus=2),
+            "--rehearse 'torchrun a.py' --gpu l4 --gpus 2",
+        ),
+    ],
+)
+def test_a_case_says_how_check_names_it(case: Case, options: str) -> None:
+    assert shlex.split(case.options) == shlex.split(options)
 
 
 def test_every_problem_is_named_with_its_place(tmp_path: Path) -> None:

@@ -10,9 +10,12 @@ import torch
 from typer.testing import CliRunner
 from typer.testing import Result as Done
 
+from tests.check.build import entry
 from tests.report.records import training_1b
+from tritter_mem.check.baseline_file import baseline_text
 from tritter_mem.cli.main import app
 from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_NOT_MEASURED, EXIT_OK, EXIT_USAGE
+from tritter_mem.results.baseline import Baseline
 from tritter_mem.units import KiB
 from tritter_model.layer import Layer
 
@@ -245,3 +248,14 @@ def test_results_and_wrong_usage_need_no_pytorch(
     assert "no entry: not in the baseline" in words
     assert "not in the results: tiny" in words
     assert run("--config", "gone").exit_code == EXIT_USAGE
+
+
+def test_a_command_of_a_baseline_runs_only_if_it_is_named(tmp_path: Path) -> None:
+    """A baseline may come from anybody."""
+    file, made = tmp_path / "baseline.json", tmp_path / "made"
+    listed = entry("", command=("touch", str(made)), kind="rehearsed", gpu="h100")
+    file.write_text(baseline_text(Baseline(entries=(listed,))))
+    found = run("--baseline", file)
+    assert found.exit_code == EXIT_USAGE
+    assert f"a command has to be named: --rehearse 'touch {made}' --gpu h100" in found.stderr
+    assert not made.exists()

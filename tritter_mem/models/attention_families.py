@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -221,9 +222,19 @@ def gemma_attention(keys: Keys, kind: str, **more: Any) -> Attention:
     return replace(own, **more)
 
 
-def reuses_keys(keys: Keys) -> list[bool]:
-    """Which layers use the keys and values of an earlier one: the last ones."""
-    first = keys.layers - (keys.optional("num_kv_shared_layers") or 0)
+def reuses_keys(keys: Keys, kinds: Sequence[str]) -> list[bool]:
+    """Which layers use the keys and values of an earlier one of their kind: the last ones.
+
+    Raises:
+        ConfigError: there is no earlier layer of a kind.
+    """
+    shared = keys.optional("num_kv_shared_layers") or 0
+    first = max(keys.layers - shared, 0)
+    if shared and set(kinds[:first]) != set(kinds):
+        raise ConfigError(
+            f"{keys.place}num_kv_shared_layers: {shared} of {keys.layers} layers share keys, and "
+            "not each kind of layer is before them"
+        )
     return [number >= first for number in range(keys.layers)]
 
 
@@ -248,7 +259,7 @@ def per_layer_inputs(keys: Keys, *, in_place: bool = False) -> tuple[Modules, Mo
 def gemma3n_layers(keys: Keys) -> list[Modules]:
     """Several residual streams, low-rank residuals, and keys shared by the last layers."""
     streams, hidden = keys.number("altup_num_inputs", MOST_LAYERS), keys.hidden
-    rank, reuse = keys.number("laurel_rank"), reuses_keys(keys)
+    rank = keys.number("laurel_rank")
     if isinstance(keys.get("intermediate_size"), list):
         widths = keys.numbers("intermediate_size", keys.layers) or []
     else:
@@ -272,6 +283,7 @@ def gemma3n_layers(keys: Keys) -> list[Modules]:
     )
     inside, _ = per_layer_inputs(keys)
     kinds, sparse = keys.layer_types(keys.every(5)), _sparse_layers(keys)
+    reuse = reuses_keys(keys, kinds)
 
     def layer(number: int, kind: str) -> Modules:
         plain = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
@@ -321,7 +333,8 @@ def gemma4_kinds(keys: Keys) -> list[str]:
 
 def gemma4_layers(keys: Keys) -> list[Modules]:
     """Other heads on full attention, which may take keys for values; experts beside an MLP."""
-    reuse, inside, kinds = reuses_keys(keys), per_layer_inputs(keys)[0], gemma4_kinds(keys)
+    inside, kinds = per_layer_inputs(keys)[0], gemma4_kinds(keys)
+    reuse = reuses_keys(keys, kinds)
     experts: Modules = ()
     if keys.has("enable_moe_block"):
         experts = (
@@ -408,8 +421,10 @@ def _keys_are_values(keys: Keys, kind: str) -> bool:
 def gemma4_unbuilt(keys: Keys) -> dict[int, Modules]:
     """Keys and values of layers that use those of an earlier one: a checkpoint has them."""
     found: dict[int, Modules] = {}
-    for number, kind in enumerate(gemma4_kinds(keys)):
-        if reuses_keys(keys)[number]:
+    kinds = gemma4_kinds(keys)
+    reuse = reuses_keys(keys, kinds)
+    for number, kind in enumerate(kinds):
+        if reuse[number]:
             sizes = gemma4_heads(keys, number, kind)
             parts = ("k_proj",) if _keys_are_values(keys, kind) else ("k_proj", "v_proj")
             width = sizes["kv_heads"] * sizes["head_dim"]
