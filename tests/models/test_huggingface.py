@@ -158,6 +158,8 @@ WRONG: tuple[tuple[Any, str], ...] = (
     ({"model_type": "nemotron-nas", "hidden_size": 8, "vocab_size": 8}, "block_configs"),
     (NAS | {"block_configs": [{}]}, "block_configs.0.attention.n_heads_in_group"),
     ({"model_type": "llama", "quantization_config": [1]}, "quantization_config"),
+    ({"model_type": "zamba2", "num_attention_heads": 10**9}, "num_attention_heads: got 1,000"),
+    ({"model_type": "zamba2", "n_mamba_heads": 10**9}, "n_mamba_heads: got 1,000"),
     ({"model_type": "gemma3n_text", "num_hidden_layers": 4}, "15 of 4 layers share keys"),
     ({"model_type": "gemma4_text", "num_hidden_layers": 6, "num_kv_shared_layers": 1},
      "not each kind of layer is before them"),

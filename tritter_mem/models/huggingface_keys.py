@@ -255,12 +255,20 @@ class Keys:
         Raises:
             ConfigError: there are more heads than that.
         """
-        if self.hidden < self.heads:
+        return self.per_head(self.hidden)
+
+    def per_head(self, width: int, heads: str = "num_attention_heads") -> int:
+        """A width over the heads that a key counts.
+
+        Raises:
+            ConfigError: there are more heads than that.
+        """
+        count = self.number(heads)
+        if width < count:
             raise ConfigError(
-                f"{self.place}num_attention_heads: got {self.heads:,}, expected at most the hidden "
-                f"size of {self.hidden:,}"
+                f"{self.place}{heads}: got {count:,}, expected at most the width of {width:,}"
             )
-        return self.hidden // self.heads
+        return width // count
 
     def layer_types(self, derived: Sequence[str] | None = None) -> list[str]:
         """Kind of attention of each layer: `layer_types`, else what the class derives.

@@ -272,7 +272,7 @@ def mamba2_of(keys: Keys, inner: int, **more: Any) -> Mamba2:
     plain = Mamba2(
         inner=inner,
         heads=heads,
-        head_dim=keys.optional("mamba_d_head") or inner // heads,
+        head_dim=keys.optional("mamba_d_head") or keys.per_head(inner, "mamba_n_heads"),
         groups=keys.number("mamba_n_groups"),
         states=keys.number("mamba_d_state"),
         kernel=keys.number("mamba_d_conv"),
@@ -485,7 +485,7 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
     own = Attention(
         heads=keys.heads,
         kv_heads=keys.kv_heads,
-        head_dim=width // keys.heads,
+        head_dim=keys.per_head(width),
         inputs=width,
         rotates=keys.has("use_mem_rope"),
         name="shared_transformer.self_attn",
@@ -498,7 +498,7 @@ def zamba2_layers(keys: Keys) -> list[Modules]:
         return Mamba2(
             inner=inner,
             heads=heads,
-            head_dim=inner // heads,
+            head_dim=keys.per_head(inner, "n_mamba_heads"),
             groups=keys.number("mamba_ngroups"),
             states=keys.number("mamba_d_state"),
             kernel=keys.number("mamba_d_conv"),
@@ -559,7 +559,7 @@ def zamba2_dialect(keys: Keys) -> Dialect:
         activation=keys.text("hidden_act") or "gelu",
         order="Zamba 2",
         rotary="halves" if keys.has("use_mem_rope") else "",
-        rotary_dim=2 * keys.hidden // keys.heads,
+        rotary_dim=keys.per_head(2 * keys.hidden),
     )
 
 
