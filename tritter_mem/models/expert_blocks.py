@@ -99,9 +99,10 @@ class Experts(Module):
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
-        shared = self._shared_run(flat, run) if self.shared_at == "first" else None
+        early = self.shared_at if self.shared else ""
+        shared = self._shared_run(flat, run) if early == "first" else None
         chosen = self.route(flat, run)
-        if self.shared_at == "between":
+        if early == "between":
             shared = self._shared_run(flat, run)
         rows = run.linear(flat, f"{self.name}.fc1_latent_proj") if is_latent else flat
         rows = self._chosen(rows, run, chosen[1], chosen[2])
