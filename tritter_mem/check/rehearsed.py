@@ -54,7 +54,7 @@ def rehearsed_command(case: Case) -> Result:
 
 
 def rehearsed_test(name: str, gpu: str, more: Sequence[str]) -> Result:
-    """Rehearse one test of pytest, in a process of its own.
+    """Rehearse one pytest test in a separate process.
 
     It runs in this Python where that has a CUDA build of PyTorch, else in the environment that
     `rehearse --setup` made; pytest must be installed there.

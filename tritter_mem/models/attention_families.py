@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -14,6 +14,7 @@ from tritter_mem.models.family_parts import (
     LAYER_NORMS,
     Modules,
     Outside,
+    as_kind,
     attention,
     dense,
     dialect,
@@ -169,8 +170,9 @@ def llama4_layers(keys: Keys) -> list[Modules]:
     def layer(number: int, kind: str) -> Modules:
         mlp: Module = experts if number in with_experts else wide
         plain = attention(keys, kind, rotates=bool(rotated[number]))
-        own = ComplexAttention(
-            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+        own = as_kind(
+            ComplexAttention,
+            plain,
             l2_normed=keys.has("use_qk_norm"),
             tuned=keys.has("attn_temperature_tuning"),
         )
@@ -238,6 +240,11 @@ def reuses_keys(keys: Keys, kinds: Sequence[str]) -> list[bool]:
     return [number >= first for number in range(keys.layers)]
 
 
+def keeps_keys(reuse: Sequence[bool], kinds: Sequence[str], number: int) -> bool:
+    """Whether layers that reuse keys take those of this layer: the last of its kind before them."""
+    return any(reuse) and kinds[number] not in kinds[number + 1 : reuse.index(True)]
+
+
 def per_layer_inputs(keys: Keys, *, in_place: bool = False) -> tuple[Modules, Modules]:
     """What Gemma's per-layer embeddings add to each layer, and outside of them."""
     width, hidden = keys.optional("hidden_size_per_layer_input"), keys.hidden
@@ -287,10 +294,7 @@ def gemma3n_layers(keys: Keys) -> list[Modules]:
 
     def layer(number: int, kind: str) -> Modules:
         plain = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
-        own = Gemma3nAttention(
-            **{field.name: getattr(plain, field.name) for field in fields(plain)},
-            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
-        )
+        own = as_kind(Gemma3nAttention, plain, keeps=keeps_keys(reuse, kinds, number))
         mlp = SparseFeedForward(inner=widths[number], sparse=sparse[number])
         return own, mlp, GEMMA_NORMS, mixing, *inside
 
@@ -370,10 +374,7 @@ def gemma4_layers(keys: Keys) -> list[Modules]:
             has_keys=not reuse[number],
             caches=not reuse[number],
         )
-        own = Gemma4Attention(
-            **{field.name: getattr(plain, field.name) for field in fields(plain)},
-            keeps=any(reuse) and kind not in kinds[number + 1 : reuse.index(True)],
-        )
+        own = as_kind(Gemma4Attention, plain, keeps=keeps_keys(reuse, kinds, number))
         inner = keys.number("intermediate_size")
         wide = keys.has("use_double_wide_mlp") and reuse[number]
         mlp = FeedForward(inner=2 * inner if wide else inner)
@@ -682,7 +683,7 @@ def afmoe_layers(keys: Keys) -> list[Modules]:
         plain = attention(
             keys, kind, bias=False, out_bias=False, qk_norm=head_norms(keys), gate=gate
         )
-        own = WideGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        own = as_kind(WideGatedAttention, plain)
         return own, experts if number >= first else dense(keys), norms
 
     return stack(keys.layer_types(derived), layer)
@@ -762,8 +763,7 @@ def step_layers(keys: Keys) -> list[Modules]:
         correction=CORRECTION,
         routing="sigmoid",
     )
-    plain_mlp = dense(keys)
-    mlp = ClampedFeedForward(**{f.name: getattr(plain_mlp, f.name) for f in fields(plain_mlp)})
+    mlp = as_kind(ClampedFeedForward, dense(keys))
 
     def layer(number: int, kind: str) -> Modules:
         heads = (kind == SLIDING and other) or keys.at(number).heads
@@ -772,7 +772,7 @@ def step_layers(keys: Keys) -> list[Modules]:
         plain = attention(
             keys, kind, heads=heads, qk_norm=head_norms(keys), gate=(("g_proj", gate),)
         )
-        own = HeadGatedAttention(**{f.name: getattr(plain, f.name) for f in fields(plain)})
+        own = as_kind(HeadGatedAttention, plain)
         return own, experts if with_experts[number] else mlp, LAYER_NORMS
 
     return stack(keys.layer_types([FULL] * keys.layers), layer)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.huggingface_keys import FULL, Keys
@@ -20,6 +20,12 @@ from tritter_mem.models.transformers_blocks import (
 )
 
 Modules = tuple[Module, ...]
+M = TypeVar("M", bound=Module)
+
+
+def as_kind(kind: type[M], module: Any, **more: Any) -> M:
+    """A module, which is a dataclass, as a kind that has its fields and some more."""
+    return kind(**{field.name: getattr(module, field.name) for field in fields(module)}, **more)
 
 
 LAYER_NORMS = Norms(("input_layernorm", "post_attention_layernorm"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
@@ -16,6 +16,7 @@ from tritter_mem.models.family_parts import (
     POST_NORMS,
     Modules,
     Outside,
+    as_kind,
     attention,
     dense,
     dialect,
@@ -77,7 +78,7 @@ def gated_delta(keys: Keys, *, fused: bool) -> GatedDelta:
 def gated_query_attention(keys: Keys) -> Attention:
     """Attention whose query projection makes a gate too."""
     plain = attention(keys, query_copies=2, qk_norm=head_norms(keys))
-    return GatedAttention(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+    return as_kind(GatedAttention, plain)
 
 
 def qwen_hybrid_kinds(keys: Keys, rare: str = FULL) -> list[str]:
@@ -355,8 +356,7 @@ def falcon_h1_layers(keys: Keys) -> list[Modules]:
         scaled=True,
         out_bias=keys.has("projectors_bias"),
     )
-    plain = dense(keys, name="feed_forward")
-    mlp = ScaledFeedForward(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+    mlp = as_kind(ScaledFeedForward, dense(keys, name="feed_forward"))
     return [(state_space, attention(keys), mlp, FEED_FORWARD_NORMS)] * keys.layers
 
 

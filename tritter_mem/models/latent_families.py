@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from tritter_mem.models.expert_blocks import Experts
@@ -12,6 +12,7 @@ from tritter_mem.models.family_parts import (
     LAYER_NORMS,
     Modules,
     Outside,
+    as_kind,
     dense,
     dialect,
     first_dense,
@@ -98,9 +99,9 @@ def next_token_layers(
 
 def indexed(keys: Keys, **more: Any) -> IndexedAttention:
     """Latent attention with an indexer."""
-    plain = latent(keys)
-    own = IndexedAttention(
-        **{field.name: getattr(plain, field.name) for field in fields(plain)},
+    own = as_kind(
+        IndexedAttention,
+        latent(keys),
         index_heads=keys.number("index_n_heads"),
         index_dim=keys.number("index_head_dim"),
         chosen=keys.number("index_topk"),

@@ -61,7 +61,7 @@ class Scheme:
             0: all, or any number.
         rows: outputs that share a scale, of which there is a whole number where it is unpacked.
         packs: whether a word has several codes. `zeros`: whether a group has a packed zero too.
-        rounding: of the input of a product, once the weight is unpacked; None: there is none.
+        rounding: how the layer rounds its input after its weight is unpacked; None: it does not.
     """
 
     name: str

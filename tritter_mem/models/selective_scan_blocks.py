@@ -141,7 +141,7 @@ class Mamba(Module):
     def _steps(
         self, ops: Operations, shape: tuple[int, int, int], size: int
     ) -> tuple[Tensor, list[Tensor]]:
-        """The last state, and what each token reads of its own, [B, I, 1]."""
+        """The last state, and the output of each token, [B, I, 1]."""
         batch, inner, tokens = shape
         state = ops.new((batch, inner, self.states), size)
         outputs: list[Tensor] = []

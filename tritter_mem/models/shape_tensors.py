@@ -1198,20 +1198,15 @@ class Operations:
 
     def rows_of(self, x: Tensor, index: Tensor) -> Tensor:
         """`x[index]`: rows, which may repeat."""
-        out = self.new((*index.shape, *x.shape[1:]), x.size)
-        whole = x.shape
-
-        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            of_x = self.new(whole, _one(grads).size)
-            self.inside(index_put_bytes(saved[0].elements))
-            return [of_x]
-
-        self.record([x], [index], rule, out)
-        return out
+        return self._indexed(x, index, x.shape[1:])
 
     def numbers_of(self, x: Tensor, index: Tensor) -> Tensor:
         """`x[rows, columns, None]`: a number for each row of an index."""
-        out = self.new((*index.shape, 1), x.size)
+        return self._indexed(x, index, (1,))
+
+    def _indexed(self, x: Tensor, index: Tensor, each: Shape) -> Tensor:
+        """What an index takes of x, of a shape for each of its elements; what repeats is summed."""
+        out = self.new((*index.shape, *each), x.size)
         whole = x.shape
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:

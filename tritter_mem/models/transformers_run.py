@@ -197,7 +197,7 @@ def _refuse_all_but_full_attention(model: HuggingFaceModel) -> None:
     """`QuantizedCache` takes models with keys and values of all tokens in each layer alone.
 
     Raises:
-        ConfigError: this is none.
+        ConfigError: a layer does not cache them.
     """
     for layer in set(model.layers):
         kept = [module for module in layer if module.rows() or module.state() != NO_STATE]

@@ -99,8 +99,8 @@ class _Solver:
     def largest(self, first: int, last: int, *, thorough: bool = False) -> int | None:
         """The largest value that fits, where one more does not; None where the first does not.
 
-        What is searched with is quick to plan: what is allocated alone, which is no more than what
-        is reserved, and then plans in brief. What is found is planned in whole.
+        The search uses quick plans: first the allocated memory, which is never above the reserved
+        memory, then brief plans. The value that it finds is confirmed by a full plan.
 
         Args:
             first: the smallest value.

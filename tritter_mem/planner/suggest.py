@@ -146,7 +146,7 @@ class _Case(NamedTuple):
         return self.use.footprint_bytes
 
     def least_bytes(self, change: Change) -> int:
-        """What a change needs at least, by a formula alone; 0 where there is none."""
+        """A lower bound of what a change needs, from a formula; 0 if it has no formula."""
         if not isinstance(self.profile, NamedProfile):
             return 0
         from tritter_mem.models.transformers_run import transformers_run

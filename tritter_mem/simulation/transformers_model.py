@@ -348,15 +348,15 @@ def _caches() -> Iterator[None]:
 
     from tritter_mem.simulation.cache_backends import shapes_of_backends
 
-    update, told = StaticLayer.update, "_tokens_held"
+    update, held = StaticLayer.update, "_tokens_held"
 
     def counted(layer: Any, keys: Tensor, values: Tensor, *rest: Any, **more: Any) -> Any:
-        setattr(layer, told, getattr(layer, told, 0) + keys.shape[-2])
+        setattr(layer, held, getattr(layer, held, 0) + keys.shape[-2])
         return update(layer, keys, values, *rest, **more)
 
     with (
         patch.object(StaticLayer, "update", counted),
-        patch.object(StaticLayer, "get_seq_length", lambda layer: getattr(layer, told, 0)),
+        patch.object(StaticLayer, "get_seq_length", lambda layer: getattr(layer, held, 0)),
         shapes_of_backends(),
     ):
         yield

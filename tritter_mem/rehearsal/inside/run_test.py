@@ -19,7 +19,7 @@ class KnownMark:
 
 
 def main() -> int:
-    """The exit code of pytest; 4, as that of its own usage errors, where it is not there."""
+    """Pytest's exit code; 4, its code for a usage error, if pytest is not installed."""
     sys.path[0] = os.getcwd()  # as `python -m pytest` has it
     if importlib.util.find_spec("pytest") is None:
         print(
