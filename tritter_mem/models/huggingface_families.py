@@ -275,7 +275,7 @@ FAMILIES: dict[str, Family] = {
             attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
         ),
         float32=_BIAS,
-        dialect=dialect(),
+        dialect=dialect(heads_first=True),
     ),
     "hy_v4": Family(
         layers=hy_v4_layers,
