@@ -293,13 +293,29 @@ def _like(tensor: Tensor, shape: Shape) -> Shape:
     """Strides of a result that lies in memory as a tensor of its shape does."""
     if tensor.is_contiguous:
         return contiguous(shape)
-    order = sorted(range(len(shape)), key=lambda i: (-tensor.strides[i], i))
     strides = [0] * len(shape)
     step = 1
-    for i in reversed(order):
+    for i in _innermost_first(tensor):
         strides[i] = step
         step *= shape[i]
     return tuple(strides)
+
+
+def _innermost_first(x: Tensor) -> list[int]:
+    """Dimensions by their strides; broadcast ones stay where they are: `infer_dense_strides`."""
+    order = list(range(len(x.shape)))[::-1]
+    for start in range(1, len(order)):
+        at = start
+        for before in reversed(range(start)):
+            one, other = order[before], order[at]
+            here, there = (x.strides[one], x.shape[one]), (x.strides[other], x.shape[other])
+            if not here[0] or not there[0] or here == there:
+                continue
+            if here < there:
+                break
+            order[before], order[at] = other, one
+            at = before
+    return order
 
 
 def broadcast(*shapes: Shape) -> Shape:
@@ -826,7 +842,17 @@ class Operations:
 
     def rsqrt(self, x: Tensor) -> Tensor:
         """One over the square root."""
-        return self.pointwise(x, saves="output", steps=2)
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            halved = self.scaled(_one(grads))
+            cubed = self.scaled(saved[0])
+            of_x = self._over(halved, cubed)
+            del cubed, halved
+            return [of_x]
+
+        self.record([x], [out], rule, out)
+        return out
 
     # Reductions
 
@@ -842,9 +868,15 @@ class Operations:
         out = self._reduced(x, [-1], None)
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            less = self.new(saved[0].shape, saved[0].size)
-            of_x = self.new(less.shape, less.size)
-            del less
+            x, found = saved
+            doubled = self.scaled(found)
+            of_variance = self._over(_one(grads), doubled)
+            self.new(found.shape, BOOL)  # where it is zero
+            del doubled
+            shares, average = self.scaled(of_variance), self.mean(x)
+            less = self.subtracted(x, average)
+            of_x = self._over(shares, less)
+            del shares, less, average, of_variance
             return [of_x]
 
         self.record([x], [x, out], rule, out)
@@ -1233,16 +1265,14 @@ class Operations:
         wants_a, wants_b = a.node is not None, b.node is not None
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            grad = _one(grads)
-            of_a = self._over(grad, saved[0]) if wants_a else None
-            if not wants_b:
-                return [of_a, None]
-            negated = self.new(grad.shape, grad.size)
-            once = self._over(saved[1], saved[0])
-            twice = self.new(once.shape, once.size)
-            of_b = self._over(negated, twice)
-            del negated, once, twice
-            return [of_a, of_b]
+            grad, of_b = _one(grads), None
+            if wants_b:
+                negated = self.new(grad.shape, grad.size)
+                once = self._over(saved[1], saved[0])
+                twice = self.new(once.shape, once.size)
+                of_b = self._over(negated, twice)
+                del negated, once, twice
+            return [self._over(grad, saved[0]) if wants_a else None, of_b]
 
         self.record([a, b], [b, a if wants_b else None], rule, out)
         return out
