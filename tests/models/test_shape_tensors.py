@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.models.shape_tensors import FLOAT, LONG, Operations, Tensor, broadcast
+from tritter_mem.models.shape_tensors import FLOAT, Operations, Tensor
 
 torch = pytest.importorskip("torch")
 
@@ -96,7 +96,11 @@ def test_views_and_copies_lie_as_in_pytorch(seed: int) -> None:
             (ops.selected(x.ours, dim), x.theirs.select(dim, 0)),
             (ops.sum(x.ours, [dim]), x.theirs.sum(dim, keepdim=True)),
             (ops.transpose(x.ours, 0, dim), x.theirs.transpose(0, dim)),
-            *zip(ops.split(x.ours, dim, [1] * x.ours.shape[dim]), x.theirs.split(1, dim)),
+            *zip(
+                ops.split(x.ours, dim, [1] * x.ours.shape[dim]),
+                x.theirs.split(1, dim),
+                strict=True,
+            ),
         ):
             assert_same(ours, theirs)
 
@@ -121,7 +125,7 @@ CASES = {
     "shifted": Case(lambda ops, x: ops.shifted(x), lambda x: x + 2, (X,)),
     "square": Case(lambda ops, x: ops.square(x), lambda x: x.pow(2), (X,)),
     "exp": Case(lambda ops, x: ops.pointwise(x, saves="output"), lambda x: x.exp(), (X,)),
-    "silu": Case(lambda ops, x: ops.pointwise(x), lambda x: torch.nn.functional.silu(x), (X,)),
+    "silu": Case(lambda ops, x: ops.pointwise(x), torch.nn.functional.silu, (X,)),
     "rsqrt": Case(lambda ops, x: ops.rsqrt(x), lambda x: x.rsqrt(), (X,)),
     "sum of rows": Case(lambda ops, x: ops.sum(x, [-1]), lambda x: x.sum(-1, keepdim=True), (X,)),
     "mean": Case(lambda ops, x: ops.mean(x), lambda x: x.mean(-1, keepdim=True), (X,)),
@@ -148,12 +152,12 @@ CASES = {
     ),
     "linear": Case(
         lambda ops, x, w: ops.linear(x, w),
-        lambda x, w: torch.nn.functional.linear(x, w),
+        torch.nn.functional.linear,
         (X, (80, WIDTH)),
     ),
     "linear with a bias": Case(
         lambda ops, x, w, b: ops.linear(x, w, b),
-        lambda x, w, b: torch.nn.functional.linear(x, w, b),
+        torch.nn.functional.linear,
         (X, (80, WIDTH), (80,)),
     ),
     "cat": Case(lambda ops, x, y: ops.cat([x, y], -1), lambda x, y: torch.cat([x, y], -1), (X, X)),
