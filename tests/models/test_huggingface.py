@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.deepseek_v4_blocks import CompressedAttention
 from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
@@ -18,7 +19,6 @@ from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.transformers_blocks import (
     Attention,
-    CompressedAttention,
     DeltaAttention,
     Indexer,
 )

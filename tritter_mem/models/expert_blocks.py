@@ -557,6 +557,34 @@ def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.to(values, x.size), places
 
 
+def _root_softplus(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the root of the logits' softplus, with a bias for choosing: DeepSeek-V4."""
+    ops = run.ops
+    logits, scores = _scored_by_root(experts, x, run)
+    places = ops.topk(ops.add(scores, run.weights[_correction(experts)]), experts.chosen)[1]
+    return logits, _shares(ops, scores, places), places
+
+
+def _hashed(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """The same of experts that a table has for each token of the vocabulary."""
+    logits, scores = _scored_by_root(experts, x, run)
+    places = run.ops.new((x.shape[0], experts.chosen), LONG)
+    return logits, _shares(run.ops, scores, places), places
+
+
+def _scored_by_root(experts: Experts, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    return logits, ops.pointwise(ops.pointwise(ops.widened(logits)), saves="output")
+
+
+def _shares(ops: Operations, scores: Tensor, places: Tensor) -> Tensor:
+    """Scores of the chosen experts, which sum to a number."""
+    values = ops.picked(scores, places)
+    values = ops.divided(values, ops.shifted(ops.sum(ops.widened(values), [-1])))
+    return ops.scaled(values)
+
+
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "softmax": _softmax,
     "float softmax": _float_softmax,
@@ -570,6 +598,8 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "chosen chances": _chosen_chances,
     "chosen sigmoid": _chosen_sigmoid,
     "given softmax": _given_softmax,
+    "root of softplus": _root_softplus,
+    "hash": _hashed,
     "chosen softmax": _chosen_softmax,
     "chosen float softmax": _chosen_float_softmax,
 }

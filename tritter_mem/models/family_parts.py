@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from tritter_mem.models.deepseek_v4_blocks import HyperHead
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.huggingface_keys import FULL, Keys
 from tritter_mem.models.layer_run import Dialect
@@ -295,15 +296,7 @@ def hyper_connections(keys: Keys, outputs: int, scales: int) -> Modules:
 
 def hyper_head(keys: Keys) -> Outside:
     """One stream of several, before the last norm."""
-    streams = keys.number("hc_mult")
-    shapes = {
-        "hc_fn": (streams, streams * keys.hidden),
-        "hc_base": (streams,),
-        "hc_scale": (1,),
-    }
-    return Outside(
-        more=(Extra(tensors=tuple((f"hc_head.{n}", shape) for n, shape in shapes.items())),)
-    )
+    return Outside(more=(HyperHead(streams=keys.number("hc_mult")),))
 
 
 def untied(keys: Keys) -> Outside:

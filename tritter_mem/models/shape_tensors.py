@@ -789,14 +789,14 @@ class Operations:
         self.record([x], [mask], rule, out)
         return out
 
-    def clamped(self, x: Tensor) -> Tensor:
-        """`torch.clamp` to two numbers."""
+    def clamped(self, x: Tensor, limits: int = 2) -> Tensor:
+        """`torch.clamp` to two numbers, or to one."""
         out = self.new(x.shape, x.size, _like(x, x.shape))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             grad = _one(grads)
             zero = self.new((), grad.size)
-            flags = [self.new(grad.shape, BOOL) for _ in range(2)]
+            flags = [self.new(grad.shape, BOOL) for _ in range(limits)]
             of_x = self.new(grad.shape, grad.size)
             del zero, flags
             return [of_x]

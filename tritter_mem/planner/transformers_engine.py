@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice, pairwise
-from math import prod
+from itertools import accumulate, combinations, islice, pairwise
+from math import lcm, prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
@@ -246,15 +246,24 @@ class PlannedModel:
             for module in layer:
                 if (source := module.borrows()) is not None:
                     self.layers[-1] = self.layers[source] | self.layers[-1]
-                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
+                self._put_beside(module)
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
         self._beside += [ops.new((), self.size) for _ in range(self.dialect.scalars)]
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
-                half = self._rotary_width(windowed) // 2
-                self._beside += [ops.new((half,), FLOAT) for _ in range(2)]
+                self._keep_frequencies(self._rotary_width(windowed) // 2)
+
+    def _put_beside(self, module: Module) -> None:
+        """What lies beside the weights of a module of a layer."""
+        self._beside += [self.ops.new(shape, self.size) for shape in module.beside()]
+        for count in module.frequencies():
+            self._keep_frequencies(count)
+
+    def _keep_frequencies(self, count: int) -> None:
+        """Of a table of rotations: as they are now, and as they were made."""
+        self._beside += [self.ops.new((count,), FLOAT) for _ in range(2)]
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -267,7 +276,8 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scheme = self.model.element_bytes(name, dtype), None
+                own = weight and weight.element_bytes
+                size, scheme = own or self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
                 quantises = is_matrix and not self.model.stays_unquantised(name)
                 if quantises and not self.run.trains:
@@ -348,6 +358,8 @@ class PlannedModel:
         """Kinds of layers that have angles for themselves: without a window, with one."""
         if self.dialect.rotary_kinds == 1:
             return [False]
+        if self.dialect.all_kinds:
+            return [True, False]
         return sorted({window is not None for window in self.windows()})
 
     def call(
@@ -439,9 +451,9 @@ class PlannedModel:
     def skip(self, caches: list[LayerCache], tokens: int) -> None:
         """Make caches those behind so many more calls of one token each, which are not run."""
         for layer, cache in zip(self.model.layers, caches, strict=True):
-            reached = [module.reach() for module in layer if module.rows()]
-            if reached and tokens:
-                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
+            cached = next((module for module in layer if module.rows()), None)
+            if cached is not None and tokens:
+                cached.skip(self.ops, cache, tokens, self.run.cache_kind)
 
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
@@ -588,10 +600,27 @@ class _Generation:
         numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token(self.ops.requests):
             high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
-            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+            whole = self._last_wholes(first, steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, *whole, steps - 1})
         for before, number in pairwise([-1, *numbers]):
             self.model.skip(self.caches, number - before - 1)
             yield first + number
+
+    def _last_wholes(self, first: int, steps: int) -> Iterator[int]:
+        """The last steps that end a period of layers, and those that end periods of several.
+
+        Args:
+            first: tokens that are cached before the first step.
+            steps: how many there are, of one token each.
+        """
+        layers = dict.fromkeys(self.model.model.layers)
+        periods = {module.period() for layer in layers for module in layer} - {1}
+        for count in range(1, len(periods) + 1):
+            for together in combinations(sorted(periods), count):
+                period = lcm(*together)
+                last = (first + steps) // period * period - first - 1
+                if last >= 0:
+                    yield last
 
     def _positions(self, mask: Tensor) -> Tensor:
         """Of a prompt without padding, from its mask."""
