@@ -20,6 +20,7 @@ from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
     LONG,
+    NotPlannedError,
     Operations,
     Tensor,
 )
@@ -33,8 +34,6 @@ from tritter_mem.models.transformers_blocks import (
 )
 from tritter_mem.models.transformers_caches import KEYS, VALUES, CacheKind, LayerCache
 
-HELD = "residual streams of the last layer"
-"""What the model's `forward` holds until the last norm has run, in `Step.shared`."""
 NAME = "self_attn"
 COMPRESSOR, INDEXER = f"{NAME}.compressor", f"{NAME}.compressor.indexer"
 INT32 = 4
@@ -117,7 +116,7 @@ class CompressedAttention(Module):
         grouped = ops.reshape(out, (*shape, self.out_groups, self._group_width))
         grouped = self._projected(run, grouped)
         result = run.linear(grouped, f"{NAME}.o_b_proj")
-        del resid, q, kv, bias, mask, out, grouped
+        del mask, resid, q, kv, bias, out, grouped
         return result
 
     def _plain(self) -> Attention:
@@ -144,33 +143,36 @@ class CompressedAttention(Module):
         made = self._compress(run, x, COMPRESSOR, self.head_dim, held)
         batch, count, width = made.shape
         wide = run.ops.view(made, (batch, 1, count, width), (made.strides[0], *made.strides))
+        bias = None
         if self.index is not None:
-            return wide, self._of_chosen(run, count, self._choose(run, x, resid))
-        if run.step.tokens == 1 or not count:
-            return wide, None
-        return wide, self._of_past(run, count)
+            held.append(self._choose(run, x, resid))
+            bias = self._of_chosen(run, count, held)
+        elif run.step.tokens > 1 and count:
+            bias = self._of_past(run, count, held)
+        _let_go(held)
+        return wide, bias
 
-    def _of_past(self, run: LayerRun, count: int) -> Tensor:
+    def _of_past(self, run: LayerRun, count: int, held: Held) -> Tensor:
         """Which compressed tokens are of tokens before each."""
         ops, step = run.ops, run.step
         numbers = ops.new((count,), LONG)
         behind = _thresholds(run)
+        held += [numbers, behind]
         shape = (step.batch, 1, step.tokens, count)
         zeros = ops.new(shape, step.size)
         later = ops.new((behind.shape[0], *shape[1:]), BOOL)
         bias = ops.new(shape, step.size)
-        del later, zeros, numbers, behind
+        del later, zeros
         return bias
 
-    def _of_chosen(self, run: LayerRun, count: int, places: Tensor) -> Tensor:
-        """Which compressed tokens the indexer chose for each token, of their places [B, T, K]."""
-        ops, step = run.ops, run.step
-        valid = ops.new(places.shape, BOOL)
-        others = ops.new(places.shape, LONG)
-        safe = ops.new(places.shape, LONG)
+    def _of_chosen(self, run: LayerRun, count: int, held: Held) -> Tensor:
+        """Which compressed tokens the indexer chose for each token: places [B, T, K], held last."""
+        ops, step, shape = run.ops, run.step, held[-1].shape
+        held.append(ops.new(shape, BOOL))
+        others = ops.new(shape, LONG)
+        held.append(ops.new(shape, LONG))
         del others
         bias = ops.new((step.batch, 1, step.tokens, count + 1), step.size)
-        del places, valid, safe
         return ops.slice(bias, 3, count)
 
     def _choose(self, run: LayerRun, x: Tensor, resid: Tensor) -> Tensor:
@@ -198,18 +200,20 @@ class CompressedAttention(Module):
         invalid = ops.new(found.shape, BOOL)
         none = ops.new(found.shape, LONG)
         places = ops.new(found.shape, LONG)
-        del none, held, cos, sin, q, scores, behind, numbers, later, found, invalid
+        del none
+        _let_go(held)
+        del cos, sin, q, scores, behind, numbers, later, found, invalid
         return places
 
     @staticmethod
     def _scores(run: LayerRun, q: Tensor, keys: Tensor, x: Tensor) -> Tensor:
         """Of queries [B, T, H, D] and keys [B, N, D] of the indexer: [B, T, N], in float32."""
         ops, (batch, tokens, heads, _) = run.ops, q.shape
-        columns = ops.to(q, FLOAT), ops.to(ops.transpose(keys, 1, 2), FLOAT)
-        shape = (batch, 1, *columns[1].shape[1:])
-        strides = (columns[1].strides[0], *columns[1].strides)
-        scores = ops.matmul(columns[0], ops.view(columns[1], shape, strides))
-        del columns
+        wide, turned_keys = ops.to(q, FLOAT), ops.to(ops.transpose(keys, 1, 2), FLOAT)
+        shape = (batch, 1, *turned_keys.shape[1:])
+        strides = (turned_keys.strides[0], *turned_keys.strides)
+        scores = ops.matmul(wide, ops.view(turned_keys, shape, strides))
+        del wide, turned_keys
         scores = ops.scaled(ops.pointwise(scores, saves="output"))
         weights = ops.scaled(ops.to(run.linear(x, f"{INDEXER}.scorer.weights_proj"), FLOAT))
         column = ops.view(weights, (batch, tokens, heads, 1))
@@ -240,8 +244,8 @@ class CompressedAttention(Module):
             gate = ops.add(self._by_window(ops, gate), run.weights[f"{name}.position_bias"])
             held.append(gate)
             if self.index is not None:
-                kv, gate = self._overlapped(run, name, kv, gate)
-                held += [kv, gate]
+                kv, gate, *before = self._overlapped(run, name, kv, gate)
+                held += [kv, gate, *before]
             made = run.norm(_weighted(ops, kv, gate), f"{name}.kv_norm")
             near = ops.new((count,), LONG)
             far = ops.new((count,), LONG)
@@ -249,9 +253,11 @@ class CompressedAttention(Module):
             del far, near
             rows = ops.alias(positions, (step.batch, count), (0, 1))
             angles = rotary_angles(step, rows, self.rotated[1])
-            held += [positions, *angles]
             made = turned(ops, ops.view(made, (step.batch, 1, count, width)), *angles)
             made = ops.view(made, (step.batch, count, width))
+            if name == INDEXER:
+                held.append(made)
+            held += [positions, *angles]
         return self._appended(run, name, made)
 
     def _by_window(self, ops: Operations, x: Tensor) -> Tensor:
@@ -279,10 +285,11 @@ class CompressedAttention(Module):
                 cache[key] = ops.slice(x, 1, tokens - usable)
         return ops.slice(kv, 1, usable), ops.slice(gate, 1, usable)
 
-    def _overlapped(
-        self, run: LayerRun, name: str, kv: Tensor, gate: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One half of each window's inputs, behind the other half of those of the window before."""
+    def _overlapped(self, run: LayerRun, name: str, kv: Tensor, gate: Tensor) -> list[Tensor]:
+        """One half of each window's inputs, behind the other half of those of the window before.
+
+        With what was cached of the last window.
+        """
         ops, (batch, count, rate, both) = run.ops, kv.shape
         shape, width = (batch, count, 2 * rate, both // 2), both // 2
         wide = [ops.new(shape, x.size) for x in (kv, gate)]
@@ -293,9 +300,9 @@ class CompressedAttention(Module):
                 ops.placed(out, ops.slice(ops.slice(x, 1, count - 1), 3, width))
         if run.step.caches:
             for key, x in ((f"{name} last inputs", kv), (f"{name} last gates", gate)):
-                last = ops.new((batch, rate, width), x.size, component="kv_cache")
-                run.cache[key] = last
-        return wide[0], wide[1]
+                wide += [run.cache[key]] if key in run.cache else []
+                run.cache[key] = ops.new((batch, rate, width), x.size, component="kv_cache")
+        return wide
 
     def _appended(self, run: LayerRun, name: str, made: Tensor) -> Tensor:
         """Compressed tokens behind those that are cached: `update_compressor_states`."""
@@ -456,7 +463,14 @@ def _weighted(ops: Operations, x: Tensor, gates: Tensor) -> Tensor:
     shares = ops.to(ops.softmax(gates, FLOAT), x.size)
     products = ops.mul(x, shares)
     del shares
-    return ops.view(ops.sum(products, [2]), (batch, count, width))
+    summed = ops.sum(products, [2], FLOAT if ops.autocast else None)
+    return ops.view(summed, (batch, count, width))
+
+
+def _let_go(held: Held) -> None:
+    """In their order: a list lets its last item go first."""
+    held.reverse()
+    held.clear()
 
 
 def _thresholds(run: LayerRun) -> Tensor:
@@ -487,6 +501,22 @@ class LimitedFeedForward(FeedForward):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitedExperts(Experts):
     """Experts that are limited so, and a shared one."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`DeepseekV4SparseMoeBlock`.
+
+        Raises:
+            NotPlannedError: experts are scored in another way.
+        """
+        if not self.routing:
+            raise NotPlannedError(f"activations of {run.kind} experts are not planned")
+        ops, shape = run.ops, x.shape
+        flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
+        logits, weights, places = self.route(flat, run)
+        routed = ops.view(self._chosen(flat, run, weights, places), shape)
+        total = ops.add(routed, self._shared_run(x, run))
+        del logits, weights, places, routed
+        return total
 
     def _shared_run(self, x: Tensor, run: LayerRun) -> Tensor:
         name = f"{self.name}.{self.shared_name}"
@@ -527,6 +557,6 @@ class HyperHead(Module):
         return ops.contiguous(ops.expand(wide, (batch, tokens, self.streams, width)))
 
     def end(self, x: Tensor, run: LayerRun) -> Tensor:
-        """`DeepseekV4HyperHead`."""
-        run.step.shared[HELD] = (x,)
+        """`DeepseekV4HyperHead`; the streams are there until the last norm has run."""
+        run.returned.append(x)
         return head(run, x)

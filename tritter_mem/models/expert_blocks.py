@@ -559,30 +559,34 @@ def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
 
 def _root_softplus(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     """Of the root of the logits' softplus, with a bias for choosing: DeepSeek-V4."""
-    ops = run.ops
-    logits, scores = _scored_by_root(experts, x, run)
-    places = ops.topk(ops.add(scores, run.weights[_correction(experts)]), experts.chosen)[1]
-    return logits, _shares(ops, scores, places), places
+
+    def chosen(scores: Tensor) -> Tensor:
+        bias = run.weights[_correction(experts)]
+        return run.ops.topk(run.ops.add(scores, bias), experts.chosen)[1]
+
+    return _by_root(experts, x, run, chosen)
 
 
 def _hashed(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     """The same of experts that a table has for each token of the vocabulary."""
-    logits, scores = _scored_by_root(experts, x, run)
-    places = run.ops.new((x.shape[0], experts.chosen), LONG)
-    return logits, _shares(run.ops, scores, places), places
+    return _by_root(
+        experts, x, run, lambda scores: run.ops.new((scores.shape[0], experts.chosen), LONG)
+    )
 
 
-def _scored_by_root(experts: Experts, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor]:
+def _by_root(
+    experts: Experts, x: Tensor, run: LayerRun, choose: Callable[[Tensor], Tensor]
+) -> Routed:
+    """Scores of the experts that are chosen by all scores, made to sum to a number."""
     ops = run.ops
     logits = run.linear(x, f"{experts.name}.{experts.router}")
-    return logits, ops.pointwise(ops.pointwise(ops.widened(logits)), saves="output")
-
-
-def _shares(ops: Operations, scores: Tensor, places: Tensor) -> Tensor:
-    """Scores of the chosen experts, which sum to a number."""
+    scores = ops.pointwise(ops.pointwise(ops.widened(logits)), saves="output")
+    places = choose(scores)
     values = ops.picked(scores, places)
     values = ops.divided(values, ops.shifted(ops.sum(ops.widened(values), [-1])))
-    return ops.scaled(values)
+    shares = ops.scaled(values)
+    del scores, values
+    return logits, shares, places
 
 
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {

@@ -276,7 +276,9 @@ def _hyper_connected(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     post, comb, one = mixed(run, x, "ffn_hc")
     passed = mlp(run.norm(one, second), run)
     out = joined(run, x, passed, post, comb)
-    del made, post, comb, one, passed
+    del x, post, comb, one, made
+    run.returned.clear()
+    del passed
     return out
 
 

@@ -558,9 +558,13 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     shape = (1, 1, step.tokens, keys)
     each = (step.batch if step.dialect.chunked else 1, *shape[1:])
     mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape, each)
-    del rows
+    rows.reverse()  # a list lets its last item go first
+    rows.clear()
     if eager:
-        return ops.new((step.batch, *shape[1:]), step.size)
+        numbers = [ops.new((), step.size) for _ in range(2)]
+        written = ops.new((step.batch, *shape[1:]), step.size)
+        del numbers
+        return written
     if mask.shape[0] == step.batch:
         return mask
     return ops.alias(mask, (step.batch, *shape[1:]), (0, *contiguous(shape)[1:]))

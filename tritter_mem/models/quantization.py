@@ -432,12 +432,13 @@ def _fp8(section: Keys) -> Quantization:
         fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
     )
     scheme = replace(scheme, product="float8")
-    four_bit = section.get("expert_dtype") == "fp4"
+    four_bit = replace(mxfp4(scale_bytes), product="float8")  # by the same kernels
+    has_four_bits = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4(scale_bytes) if four_bit else None,
+        experts=four_bit if has_four_bits else None,
     )
 
 

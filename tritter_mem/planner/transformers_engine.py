@@ -570,7 +570,9 @@ class _Generation:
             return
         with _phase(self.played, "decode"):
             inputs: tuple[list[Tensor], Masks | None] = [], None
-            for past in self._pasts():
+            for past, skipped in self._pasts():
+                if skipped:  # what the loop holds of the step before
+                    ids, positions = (ops.new((work.batch, past + 1), LONG) for _ in range(2))
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
                 inputs = inputs_now, self.model.masks(work.batch, 1, past)
@@ -591,8 +593,8 @@ class _Generation:
                 del logits
         del ids, positions, of_prompt, scores, token, open_ends
 
-    def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last.
+    def _pasts(self) -> Iterator[tuple[int, bool]]:
+        """Tokens that are cached at each step that is run, and whether steps before it are not.
 
         What is cached then is what is there behind all steps before it.
         """
@@ -604,7 +606,7 @@ class _Generation:
             numbers = sorted({*range(SHORTENED - 1), *high, *whole, steps - 1})
         for before, number in pairwise([-1, *numbers]):
             self.model.skip(self.caches, number - before - 1)
-            yield first + number
+            yield first + number, number > before + 1
 
     def _last_wholes(self, first: int, steps: int) -> Iterator[int]:
         """The last steps that end a period of layers, and those that end periods of several.
