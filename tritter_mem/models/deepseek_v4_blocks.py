@@ -20,6 +20,7 @@ from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
     LONG,
+    QUANTISED,
     NotPlannedError,
     Operations,
     Tensor,
@@ -230,8 +231,16 @@ class CompressedAttention(Module):
             name: of the compressor.
             width: of its compressed tokens.
             held: gets what is there until the compressor's `forward` ends.
+
+        Raises:
+            NotPlannedError: its projections are float32 and rows are not.
         """
         ops, step = run.ops, run.step
+        if run.weights[f"{name}.kv_proj"].size > x.size and not ops.autocast:
+            raise NotPlannedError(
+                f"transformers keeps compressors of {run.kind} models in float32 beside float16, "
+                "whose rows it cannot multiply with them; try weights.dtype bfloat16"
+            )
         kv = run.linear(x, f"{name}.kv_proj")
         gate = run.linear(x, f"{name}.gate_proj")
         held += [kv, gate]
@@ -319,7 +328,7 @@ class CompressedAttention(Module):
         """Each group of heads by its own matrix, [B, T, G, K] to [B, T, G * R]: `o_a_proj`."""
         ops, (batch, tokens, groups, width) = run.ops, x.shape
         weight, rows = run.weights[f"{NAME}.o_a_proj"], batch * tokens
-        if weight.product is not None:
+        if weight.size == QUANTISED:
             made = self._by_kernel(ops, x)
         else:
             matrices = ops.view(weight, (groups, self.out_rank, width))

@@ -75,6 +75,8 @@ class Family:
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
         float32_beside_float16: the same, only beside float16.
+        own_class: parts of names of linear layers of a class for themselves, which bitsandbytes
+            does not quantise.
     """
 
     layers: Callable[[Keys], list[Modules]]
@@ -84,6 +86,7 @@ class Family:
     dialect: Callable[[Keys], Dialect] | None = None
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()
+    own_class: tuple[str, ...] = ()
 
 
 def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:

@@ -221,6 +221,7 @@ FAMILIES: dict[str, Family] = {
             "indexer.gate_proj",
             "indexer.kv_proj",
         ),
+        own_class=("self_attn.o_a_proj",),
     ),
     "mistral4": Family(
         layers=deepseek_layers(

@@ -34,7 +34,7 @@ from tritter_mem.models.layer_run import (
     rotary_angles,
 )
 from tritter_mem.models.quantised_products import product_of, unpack
-from tritter_mem.models.quantization import UNPACKED, Scheme
+from tritter_mem.models.quantization import DEQUANTISED_LATER, UNPACKED, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -227,6 +227,9 @@ class PlannedModel:
             return
         if stored.unplanned:
             raise NotPlannedError(stored.unplanned)
+        if stored.method == DEQUANTISED_LATER and self.model.family.own_class:
+            kind = self.model.language_type
+            raise NotPlannedError(f"{DEQUANTISED_LATER} in {kind} models is not planned")
         for scheme in stored.all_schemes:
             if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
@@ -279,8 +282,8 @@ class PlannedModel:
                 own = weight and weight.element_bytes
                 size, scheme = own or self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
-                quantises = is_matrix and not self.model.stays_unquantised(name)
-                if quantises and not self.run.trains:
+                stays = self.model.stays_unquantised(name, self.model.quantization)
+                if is_matrix and not stays and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
@@ -572,6 +575,7 @@ class _Generation:
             inputs: tuple[list[Tensor], Masks | None] = [], None
             for past, skipped in self._pasts():
                 if skipped:  # what the loop holds of the step before
+                    del ids, positions
                     ids, positions = (ops.new((work.batch, past + 1), LONG) for _ in range(2))
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
