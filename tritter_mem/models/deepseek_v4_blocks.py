@@ -410,6 +410,10 @@ class CompressedAttention(Module):
         """Its window."""
         return self.window
 
+    def has_static_cache(self) -> bool:
+        """`StaticCache` has no place for compressed tokens, nor for those that wait."""
+        return not self.rate
+
     def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
         """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
         shares = tuple(ceil_div(width, self.rate) for width in self._widths.values())

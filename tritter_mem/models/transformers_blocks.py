@@ -126,6 +126,10 @@ class Module(Block):
         """Elements that each cached token has: of its keys, of its values, of its index keys."""
         return ()
 
+    def has_static_cache(self) -> bool:
+        """Whether transformers has a static cache for it."""
+        return True
+
     def reach(self) -> int | None:
         """Last tokens that its attention reaches; None: all, so that its cache grows."""
         return None

@@ -113,6 +113,8 @@ def _compressed_tensors(model: Any, run: TransformersRun) -> None:
     packed: list[UnpackedLinear] = []
     for name, module in list(model.named_modules()):
         scheme = held.scheme_of(name.replace("language_model.", ""))
+        if scheme is not None and isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            _refuse(run, f"in layers of the class {type(module).__name__}, which does not run here")
         if type(module) is nn.Linear and scheme is not None:
             kind = PackedLinear if scheme.packs else CodedLinear
             packed.append(kind(module, scheme))
