@@ -66,6 +66,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 64, "kv_lora_rank": 64,
         "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
     },
+    "deepseek_v4": LLAMA | {
+        "model_type": "deepseek_v4", "num_key_value_heads": 1, "head_dim": 64, "q_lora_rank": 64,
+        "o_groups": 2, "o_lora_rank": 64, "index_n_heads": 2, "index_head_dim": 32,
+        "index_topk": 16, "qk_rope_head_dim": 16, "moe_intermediate_size": 64,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "num_hash_layers": 1,
+        "sliding_window": 16, "hc_sinkhorn_iters": 3,
+        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
+    },
 }  # fmt: skip
 
 

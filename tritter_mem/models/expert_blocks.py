@@ -559,6 +559,38 @@ def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.to(values, x.size), places
 
 
+def _root_softplus(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the root of the logits' softplus, with a bias for choosing: DeepSeek-V4."""
+
+    def chosen(scores: Tensor) -> Tensor:
+        bias = run.weights[_correction(experts)]
+        return run.ops.topk(run.ops.add(scores, bias), experts.chosen)[1]
+
+    return _by_root(experts, x, run, chosen)
+
+
+def _hashed(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """The same of experts that a table has for each token of the vocabulary."""
+    return _by_root(
+        experts, x, run, lambda scores: run.ops.new((scores.shape[0], experts.chosen), LONG)
+    )
+
+
+def _by_root(
+    experts: Experts, x: Tensor, run: LayerRun, choose: Callable[[Tensor], Tensor]
+) -> Routed:
+    """Scores of the experts that are chosen by all scores, made to sum to a number."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    scores = ops.pointwise(ops.pointwise(ops.widened(logits)), saves="output")
+    places = choose(scores)
+    values = ops.picked(scores, places)
+    values = ops.divided(values, ops.shifted(ops.sum(ops.widened(values), [-1])))
+    shares = ops.scaled(values)
+    del scores, values
+    return logits, shares, places
+
+
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "softmax": _softmax,
     "float softmax": _float_softmax,
@@ -572,6 +604,8 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "chosen chances": _chosen_chances,
     "chosen sigmoid": _chosen_sigmoid,
     "given softmax": _given_softmax,
+    "root of softplus": _root_softplus,
+    "hash": _hashed,
     "chosen softmax": _chosen_softmax,
     "chosen float softmax": _chosen_float_softmax,
 }

@@ -19,6 +19,7 @@ NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
 MOST_REPEATS = 6
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
+BITSANDBYTES = "bitsandbytes"
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
 SCALE_BYTES = 2
@@ -371,7 +372,7 @@ def read_quantization(
         return Quantization()
     method = section.get("quant_method")
     if method is None and (section.get("load_in_4bit") or section.get("load_in_8bit")):
-        method = "bitsandbytes"
+        method = BITSANDBYTES
     reader = READERS.get(str(method))
     if reader is None:
         return Quantization(unsupported=(f"quantization by {method!s:.60} is not counted",))
@@ -432,12 +433,13 @@ def _fp8(section: Keys) -> Quantization:
         fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
     )
     scheme = replace(scheme, product="float8")
-    four_bit = section.get("expert_dtype") == "fp4"
+    four_bit = replace(mxfp4(scale_bytes), product="float8")  # by the same kernels
+    has_four_bits = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4(scale_bytes) if four_bit else None,
+        experts=four_bit if has_four_bits else None,
     )
 
 
@@ -492,7 +494,7 @@ def _bitsandbytes(section: Keys) -> Quantization:
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)
     skipped = (*_skipped(section), EXPERTS)
-    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
+    return Quantization(method=BITSANDBYTES, schemes=(("", scheme),), skipped=skipped)
 
 
 def _mxfp4(section: Keys) -> Quantization:
@@ -643,7 +645,7 @@ READERS: Mapping[str, Callable[[Keys], Quantization]] = {
     "fbgemm_fp8": _fbgemm_fp8,
     "awq": _awq,
     "gptq": _gptq,
-    "bitsandbytes": _bitsandbytes,
+    BITSANDBYTES: _bitsandbytes,
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
     "modelopt": _modelopt,

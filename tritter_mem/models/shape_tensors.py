@@ -19,6 +19,7 @@ from itertools import count, pairwise
 from math import prod
 from sys import getrefcount
 from typing import TypeAlias
+from weakref import ref
 
 from tritter_mem import torch_release
 from tritter_mem.models.cuda_attention import (
@@ -229,15 +230,18 @@ class Frame:
 
     Attributes:
         run: runs it; holds its inputs. `autocast`: as it was run.
-        count: how many tensors it would have saved.
-        again: those tensors, once it has run again, which `has_run` says.
+        owners: the operation of each tensor that it would have saved, while that is there.
+        again: those tensors by number, once it has run again, which `has_run` says: of operations
+            that are still there, as only their gradients are wanted.
+        seen: how many there were so far when it runs again.
     """
 
-    __slots__ = ("again", "autocast", "count", "has_run", "run")
+    __slots__ = ("again", "autocast", "has_run", "owners", "run", "seen")
 
     def __init__(self, run: Callable[[], object], autocast: int) -> None:
         self.run, self.autocast = run, autocast
-        self.count = 0
+        self.owners: list[ref[Node]] = []
+        self.seen = 0
         self.again: dict[int, Tensor] = {}
         self.has_run = False
 
@@ -254,7 +258,9 @@ class Node:
         frame: the checkpointed part that it belongs to; `first`, `wants`: of its saved tensors.
     """
 
-    __slots__ = ("edges", "first", "frame", "number", "results", "rule", "saved", "wants")
+    __slots__ = (
+        "__weakref__", "edges", "first", "frame", "number", "results", "rule", "saved", "wants",
+    )  # fmt: skip
 
     def __init__(self, rule: Rule, edges: list[Edge], number: int, results: int) -> None:
         self.rule, self.edges, self.number, self.results = rule, edges, number, results
@@ -302,19 +308,24 @@ def _like(tensor: Tensor, shape: Shape) -> Shape:
 
 
 def _innermost_first(x: Tensor) -> list[int]:
-    """Dimensions by their strides; broadcast ones stay where they are: `infer_dense_strides`."""
-    order = list(range(len(x.shape)))[::-1]
-    for start in range(1, len(order)):
-        at = start
-        for before in reversed(range(start)):
-            one, other = order[before], order[at]
-            here, there = (x.strides[one], x.shape[one]), (x.strides[other], x.shape[other])
-            if not here[0] or not there[0] or here == there:
+    """Dimensions in the order in which they lie; those that repeat stay where they are.
+
+    `infer_dense_strides` of `ExpandUtils.cpp`.
+    """
+    places = list(zip(x.strides, x.shape, strict=True))
+    if all(x.strides):
+        return sorted(range(len(places)), key=lambda i: (*places[i], -i))
+    order = list(reversed(range(len(places))))
+    for at in range(1, len(order)):
+        moving = at
+        for before in reversed(range(at)):
+            inner, outer = places[order[before]], places[order[moving]]
+            if not inner[0] or not outer[0] or inner == outer:
                 continue
-            if here < there:
+            if inner < outer:
                 break
-            order[before], order[at] = other, one
-            at = before
+            order[before], order[moving] = order[moving], order[before]
+            moving = before
     return order
 
 
@@ -463,14 +474,17 @@ class Operations:
         if self._again is not None:
             frame = self._again
             for x in saved:
-                frame.again[len(frame.again)] = x.detached()
+                if frame.owners[frame.seen]() is not None:
+                    frame.again[frame.seen] = x.detached()
+                frame.seen += 1
             # What runs again has a graph too, which lives where a later layer holds its results.
             node.saved = [x.detached() for x in saved]
-            if len(frame.again) >= frame.count:
+            if frame.seen >= len(frame.owners):
                 raise _AllSavedError
         elif self._frame is not None:
-            node.frame, node.first, node.wants = self._frame, self._frame.count, len(saved)
-            self._frame.count += len(saved)
+            owners = self._frame.owners
+            node.frame, node.first, node.wants = self._frame, len(owners), len(saved)
+            owners += [ref(node)] * len(saved)
         else:
             node.saved = [x.detached() for x in saved]
 
@@ -805,14 +819,14 @@ class Operations:
         self.record([x], [mask], rule, out)
         return out
 
-    def clamped(self, x: Tensor) -> Tensor:
-        """`torch.clamp` to two numbers."""
+    def clamped(self, x: Tensor, limits: int = 2) -> Tensor:
+        """`torch.clamp` to two numbers, or to one."""
         out = self.new(x.shape, x.size, _like(x, x.shape))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             grad = _one(grads)
             zero = self.new((), grad.size)
-            flags = [self.new(grad.shape, BOOL) for _ in range(2)]
+            flags = [self.new(grad.shape, BOOL) for _ in range(limits)]
             of_x = self.new(grad.shape, grad.size)
             del zero, flags
             return [of_x]
@@ -1052,9 +1066,9 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        given = [self._cast(b), self._cast(a)]  # there until the product is
+        right, left = self._cast(b), self._cast(a)  # there until the product is
         batch = broadcast(a.shape[:-2], b.shape[:-2])
-        b, a = (self._batched(self._spread(x, batch)) for x in given)
+        a, b = (self._batched(self._spread(x, batch)) for x in (left, right))
         out = self.new((*batch, a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -1074,7 +1088,7 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [b if wants_a else None, a if wants_b else None], rule, out)
-        del given
+        del b, a, right, left
         return out
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, length: int) -> Tensor:

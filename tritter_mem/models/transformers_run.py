@@ -174,8 +174,8 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     name = profile.weights.dtype
     dtype = named.model.dtype if name == "auto" else storage_format(name)
     model, config = _stored_as(profile.weights.quantization, named, dtype)
-    if profile.kv_cache.implementation == "quantized" and work.mode == "inference":
-        _refuse_all_but_full_attention(model)
+    if work.mode == "inference":
+        _refuse_cache(model, profile.kv_cache.implementation)
     return TransformersRun(
         model=model,
         config=config,
@@ -193,20 +193,31 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     )
 
 
-def _refuse_all_but_full_attention(model: HuggingFaceModel) -> None:
-    """`QuantizedCache` takes models with keys and values of all tokens in each layer alone.
+def _refuse_cache(model: HuggingFaceModel, implementation: str) -> None:
+    """Refuse a cache that transformers does not make for a model.
+
+    `QuantizedCache` takes models with keys and values of all tokens in each layer alone.
 
     Raises:
-        ConfigError: a layer does not cache them.
+        ConfigError: a layer caches something else.
     """
-    for layer in set(model.layers):
+    layers = set(model.layers)
+    is_static = all(module.has_static_cache() for layer in layers for module in layer)
+    if implementation == "static" and not is_static:
+        raise ConfigError(
+            "kv_cache.implementation: got static; transformers has no static cache for what layers "
+            f"of {model.model_type} cache; try dynamic"
+        )
+    if implementation != "quantized":
+        return
+    others = "dynamic or static" if is_static else "dynamic"
+    for layer in layers:
         kept = [module for module in layer if module.rows() or module.state() != NO_STATE]
         plain = [module for module in kept if module.reach() is None and len(module.rows()) == 2]
         if len(kept) != 1 or plain != kept or kept[0].state() != NO_STATE:
             raise ConfigError(
                 "kv_cache.implementation: got quantized; transformers takes it for models whose "
-                f"layers all have full attention, and {model.model_type} has others; try dynamic "
-                "or static"
+                f"layers all have full attention, and {model.model_type} has others; try {others}"
             )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice, pairwise
-from math import prod
+from itertools import accumulate, combinations, islice, pairwise
+from math import lcm, prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
@@ -34,7 +34,7 @@ from tritter_mem.models.layer_run import (
     rotary_angles,
 )
 from tritter_mem.models.quantised_products import product_of, unpack
-from tritter_mem.models.quantization import UNPACKED, Scheme
+from tritter_mem.models.quantization import DEQUANTISED_LATER, UNPACKED, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -227,6 +227,9 @@ class PlannedModel:
             return
         if stored.unplanned:
             raise NotPlannedError(stored.unplanned)
+        if stored.method == DEQUANTISED_LATER and self.model.family.own_class:
+            kind = self.model.language_type
+            raise NotPlannedError(f"{DEQUANTISED_LATER} in {kind} models is not planned")
         for scheme in stored.all_schemes:
             if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
@@ -246,15 +249,24 @@ class PlannedModel:
             for module in layer:
                 if (source := module.borrows()) is not None:
                     self.layers[-1] = self.layers[source] | self.layers[-1]
-                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
+                self._put_beside(module)
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
         self._beside += [ops.new((), self.size) for _ in range(self.dialect.scalars)]
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
-                half = self._rotary_width(windowed) // 2
-                self._beside += [ops.new((half,), FLOAT) for _ in range(2)]
+                self._keep_frequencies(self._rotary_width(windowed) // 2)
+
+    def _put_beside(self, module: Module) -> None:
+        """What lies beside the weights of a module of a layer."""
+        self._beside += [self.ops.new(shape, self.size) for shape in module.beside()]
+        for count in module.frequencies():
+            self._keep_frequencies(count)
+
+    def _keep_frequencies(self, count: int) -> None:
+        """Of a table of rotations: as they are now, and as they were made."""
+        self._beside += [self.ops.new((count,), FLOAT) for _ in range(2)]
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -267,10 +279,11 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scheme = self.model.element_bytes(name, dtype), None
+                own = weight and weight.element_bytes
+                size, scheme = own or self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
-                quantises = is_matrix and not self.model.stays_unquantised(name)
-                if quantises and not self.run.trains:
+                stays = self.model.stays_unquantised(name, self.model.quantization)
+                if is_matrix and not stays and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
@@ -348,6 +361,8 @@ class PlannedModel:
         """Kinds of layers that have angles for themselves: without a window, with one."""
         if self.dialect.rotary_kinds == 1:
             return [False]
+        if self.dialect.all_kinds:
+            return [True, False]
         return sorted({window is not None for window in self.windows()})
 
     def call(
@@ -439,9 +454,9 @@ class PlannedModel:
     def skip(self, caches: list[LayerCache], tokens: int) -> None:
         """Make caches those behind so many more calls of one token each, which are not run."""
         for layer, cache in zip(self.model.layers, caches, strict=True):
-            reached = [module.reach() for module in layer if module.rows()]
-            if reached and tokens:
-                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
+            cached = next((module for module in layer if module.rows()), None)
+            if cached is not None and tokens:
+                cached.skip(self.ops, cache, tokens, self.run.cache_kind)
 
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
@@ -558,7 +573,10 @@ class _Generation:
             return
         with _phase(self.played, "decode"):
             inputs: tuple[list[Tensor], Masks | None] = [], None
-            for past in self._pasts():
+            for past, skipped in self._pasts():
+                if skipped:  # what the loop holds of the step before
+                    del ids, positions
+                    ids, positions = (ops.new((work.batch, past + 1), LONG) for _ in range(2))
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
                 inputs = inputs_now, self.model.masks(work.batch, 1, past)
@@ -579,8 +597,8 @@ class _Generation:
                 del logits
         del ids, positions, of_prompt, scores, token, open_ends
 
-    def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last.
+    def _pasts(self) -> Iterator[tuple[int, bool]]:
+        """Tokens that are cached at each step that is run, and whether steps before it are not.
 
         What is cached then is what is there behind all steps before it.
         """
@@ -588,10 +606,27 @@ class _Generation:
         numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token(self.ops.requests):
             high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
-            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+            whole = self._last_wholes(first, steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, *whole, steps - 1})
         for before, number in pairwise([-1, *numbers]):
             self.model.skip(self.caches, number - before - 1)
-            yield first + number
+            yield first + number, number > before + 1
+
+    def _last_wholes(self, first: int, steps: int) -> Iterator[int]:
+        """The last steps that end a period of layers, and those that end periods of several.
+
+        Args:
+            first: tokens that are cached before the first step.
+            steps: how many there are, of one token each.
+        """
+        layers = dict.fromkeys(self.model.model.layers)
+        periods = {module.period() for layer in layers for module in layer} - {1}
+        for count in range(1, len(periods) + 1):
+            for together in combinations(sorted(periods), count):
+                period = lcm(*together)
+                last = (first + steps) // period * period - first - 1
+                if last >= 0:
+                    yield last
 
     def _positions(self, mask: Tensor) -> Tensor:
         """Of a prompt without padding, from its mask."""

@@ -76,7 +76,10 @@ def _float8(model: Any, run: TransformersRun) -> None:
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
     from transformers.utils.quantization_config import FineGrainedFP8Config
 
-    config = FineGrainedFP8Config(**_section(run))
+    section = _section(run)
+    if "expert_dtype" in run.config:  # of DeepSeek-V4, whose configuration class moves it
+        section.setdefault("expert_dtype", run.config["expert_dtype"])
+    config = FineGrainedFP8Config(**section)
     quantizer = FineGrainedFP8HfQuantizer(config, pre_quantized=True)
     with local_torch_dtype(model.dtype):
         quantizer._process_model_before_weight_loading(model)
@@ -110,6 +113,8 @@ def _compressed_tensors(model: Any, run: TransformersRun) -> None:
     packed: list[UnpackedLinear] = []
     for name, module in list(model.named_modules()):
         scheme = held.scheme_of(name.replace("language_model.", ""))
+        if scheme is not None and isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            _refuse(run, f"in layers of the class {type(module).__name__}, which does not run here")
         if type(module) is nn.Linear and scheme is not None:
             kind = PackedLinear if scheme.packs else CodedLinear
             packed.append(kind(module, scheme))
