@@ -28,6 +28,8 @@ UNPACKED_BITS = 4
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 UNPACKED = "unpacked in the first call"
 """A `Scheme.product`: rows are multiplied with what the weight has become."""
+EXPERTS_MXFP4 = "experts in MXFP4"
+"""A `Scheme.product`: routing and products of experts by Triton kernels."""
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
 
@@ -497,8 +499,9 @@ def _bitsandbytes(section: Keys) -> Quantization:
 
 def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
+    scheme = replace(mxfp4(), product=EXPERTS_MXFP4)
     return Quantization(
-        method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
+        method="mxfp4", schemes=((r".*\.experts\.", scheme),), skipped=_skipped(section)
     )
 
 
@@ -626,8 +629,6 @@ UNPLANNED: Mapping[str, str] = {
     "compressed-tensors": "compressed-tensors dequantises all weights in the first call, after "
     "which they are counted; what that takes meanwhile, and how it rounds activations, is not "
     "planned for all of these schemes",
-    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
-    "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
     "TensorRT-LLM; activations are not planned",
     "awq": "what the kernels of gptqmodel for AWQ take is not planned: which of them runs depends "

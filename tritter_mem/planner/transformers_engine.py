@@ -33,8 +33,9 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
-from tritter_mem.models.quantised_products import product_of, unpack
-from tritter_mem.models.quantization import UNPACKED, Scheme
+from tritter_mem.models.mxfp4_experts import refusal
+from tritter_mem.models.quantised_products import bias_bytes, held_bytes, product_of, unpack
+from tritter_mem.models.quantization import EXPERTS_MXFP4, UNPACKED, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -132,7 +133,7 @@ def plan_transformers(
         cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
-        caveat=run.caveat,
+        caveat=run.caveat_on(card.compute_capability),
     )
 
 
@@ -230,6 +231,10 @@ class PlannedModel:
         for scheme in stored.all_schemes:
             if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+            if scheme.product == EXPERTS_MXFP4:
+                found = refusal(self.model.language_type, self.run.dtype, self.ops.card)
+                if found:
+                    raise NotPlannedError(found)
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -272,6 +277,8 @@ class PlannedModel:
                 quantises = is_matrix and not self.model.stays_unquantised(name)
                 if quantises and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
+                elif name.endswith("_bias") and not self.run.trains:
+                    size = bias_bytes(self._scheme(f"{prefix}.{name.removesuffix('_bias')}"), size)
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
 
@@ -292,7 +299,8 @@ class PlannedModel:
     def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
-        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        held = held_bytes(scheme, self.ops.card, outputs, inputs)
+        codes, *others = (prod(copies) * size for size in held)
         if found := scheme.refusal(outputs, inputs):
             raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
