@@ -104,6 +104,66 @@ def held_bytes(card: Chip, outputs: int, inputs: int) -> tuple[int, int]:
     return rows * columns, outputs * (inputs // BLOCK)
 
 
+def load_again(ops: Operations, weight: Parameter) -> None:
+    """Load the weights [E, N, K] of experts anew, beside all that is loaded.
+
+    On Hopper their codes come as they are stored, are padded, moved, and packed in words of 32 bits
+    for four of them: `HopperMXValueLayout.swizzle_data`. On other cards they stay as they are
+    stored.
+    """
+    if not swizzles(ops.card):
+        return
+    experts, outputs, inputs = weight.shape
+    codes = experts * held_bytes(ops.card, outputs, inputs)[0]
+    weight.storage = None
+    stored = ops.new((experts * outputs * inputs // 2,), 1)
+    padded = ops.new((codes,), 1)
+    moved = ops.new((codes,), 1)
+    del padded
+    packed = _packed(ops, codes)
+    ops.account(packed, "weights")
+    weight.storage = packed.storage
+    del stored, moved
+
+
+def _packed(ops: Operations, codes: int) -> Tensor:
+    """`_pack_bits`: words of so many bytes."""
+    words = [_word(ops, codes) for _ in range(4)]
+    joined = words[0]
+    for _ in range(2):
+        shifted = ops.new((codes,), 1)
+        joined = ops.new((codes,), 1)
+        del shifted
+    joined = ops.new((codes,), 1)
+    del words
+    return joined
+
+
+def _word(ops: Operations, codes: int) -> Tensor:
+    """The two codes of a byte, in two halves of a word."""
+    low = _spread(ops, codes, [])
+    high = _spread(ops, codes, [ops.new((codes // 4,), 1)])
+    shifted = ops.new((codes,), 1)
+    del high
+    out = ops.new((codes,), 1)
+    del low, shifted
+    return out
+
+
+def _spread(ops: Operations, codes: int, made_of: list[Tensor]) -> Tensor:
+    """`_compress_fp4`: sign and number apart, and then together."""
+    wide = ops.new((codes,), 1)
+    made_of.clear()
+    parts = []
+    for _ in range(2):
+        bits = ops.new((codes,), 1)
+        parts.append(ops.new((codes,), 1))
+        del bits
+    out = ops.new((codes,), 1)
+    del parts, wide
+    return out
+
+
 class Launch(NamedTuple):
     """How a product is made.
 

@@ -33,8 +33,14 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
-from tritter_mem.models.mxfp4_experts import refusal
-from tritter_mem.models.quantised_products import bias_bytes, held_bytes, product_of, unpack
+from tritter_mem.models.mxfp4_experts import load_again, refusal
+from tritter_mem.models.quantised_products import (
+    bias_bytes,
+    held_bytes,
+    is_mxfp4,
+    product_of,
+    unpack,
+)
 from tritter_mem.models.quantization import EXPERTS_MXFP4, UNPACKED, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
@@ -260,6 +266,14 @@ class PlannedModel:
             for windowed in self._rotary_kinds():
                 half = self._rotary_width(windowed) // 2
                 self._beside += [ops.new((half,), FLOAT) for _ in range(2)]
+        self._load_last_experts()
+
+    def _load_last_experts(self) -> None:
+        """The last weight in MXFP4, which is swizzled beside all others; then the cache goes."""
+        packed = [w for layer in self.layers for w in layer.values() if is_mxfp4(w)]
+        if packed:
+            load_again(self.ops, packed[-2])  # gate and up come behind down in a checkpoint
+            self.ops.requests.empty_cache()
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -883,7 +897,7 @@ class _Served:
                 return self.every_token
             done = len(requests.events)
             try:
-                self.blocks += allocator.serve(requests.sizes, requests.events, held)
+                self._serve(allocator, requests, 0, held)
             except OutOfMemoryError as error:
                 # The run goes on, for an allocator without a limit. A traceback would hold its
                 # tensors.
@@ -898,4 +912,15 @@ class _Served:
         if problem is not None:
             raise problem
         requests = self.played.requests
-        self.blocks += allocator.serve(requests.sizes, islice(requests.events, done, None), held)
+        self._serve(allocator, requests, done, held)
+
+    def _serve(
+        self, allocator: CachingAllocator, requests: Requests, start: int, held: dict[int, Memory]
+    ) -> None:
+        """Serve what is asked for from an event on."""
+        sizes, events = requests.sizes, requests.events
+        for at in [at for at in requests.emptied if at > start]:
+            self.blocks += allocator.serve(sizes, islice(events, start, at), held)
+            allocator.empty_cache()
+            start = at
+        self.blocks += allocator.serve(sizes, islice(events, start, None), held)

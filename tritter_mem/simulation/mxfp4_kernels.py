@@ -156,8 +156,28 @@ def _as_it_is(data: Tensor) -> Tensor:
 def _swizzled(data: Tensor) -> Tensor:
     """`HopperMXValueLayout`, of bytes [E, K / 2, N]: padded to 32 bytes and 16 outputs."""
     experts, columns, rows = data.shape
-    padded = -(-rows // 16) * 16, -(-columns // 32) * 32
-    return data.new_empty((experts, padded[0] // 4, padded[1] * 4)).mT
+    rows, columns = -(-rows // 16) * 16, -(-columns // 32) * 32
+    padded = data.new_empty((experts, rows, columns))
+    moved = torch.empty_like(padded)
+    del padded
+    return _packed(moved.view(experts, rows // 4, columns, 4)).mT
+
+
+def _packed(codes: Tensor) -> Tensor:
+    """`_pack_bits`: words of four codes in each byte's place; in and out as many bytes."""
+    first, second, third = (_word(codes[..., place]) for place in range(3))
+    fourth = _word(codes[..., 3])
+    words = first | (second >> 3) | (third >> 6) | fourth
+    return words.view(torch.uint8)
+
+
+def _word(codes: Tensor) -> Tensor:
+    return _spread(codes) | (_spread(codes >> 4) << 16)
+
+
+def _spread(x: Tensor) -> Tensor:
+    x = x.to(torch.int32)
+    return ((x & 8) << 12) | ((x & 7) << 6)
 
 
 @contextmanager
@@ -198,16 +218,40 @@ def pack_experts(model: nn.Module, skipped: list[str], card: GpuCard) -> None:
                     _load(module, name, kernels)
 
 
-def _load(module: Any, name: str, kernels: TritonKernels) -> None:
+def load_last(model: nn.Module) -> list[Tensor]:
+    """The codes of the last weight of experts again, as they are loaded beside all others.
+
+    Those that are there go first, and the cache is emptied behind:
+    `_process_model_after_weight_loading`.
+    """
+    from transformers.integrations import mxfp4
+
+    found = [m for m in model.modules() if isinstance(m, mxfp4.Mxfp4GptOssExperts)]
+    if not found:
+        return []
+    last, name = found[-1], PROJECTIONS[0]  # it comes behind `down_proj` in a checkpoint
+    for part in (name, f"{name}_blocks"):
+        setattr(last, part, None)
+    kernels: Any = mxfp4
+    _load(last, name, kernels.triton_kernels_hub, getattr(last, f"{name}_scales").mT)
+    torch.cuda.empty_cache()
+    return [getattr(last, f"{name}_blocks")]
+
+
+def _load(module: Any, name: str, kernels: TritonKernels, scales: Tensor | None = None) -> None:
     """A weight as a checkpoint has it, swizzled by transformers; its bytes become buffers."""
     from transformers.integrations import mxfp4
 
     swizzle: Any = mxfp4.swizzle_mxfp4_convertops
-    experts, outputs, half = getattr(module, name).shape
-    if found := not_in_blocks(2 * half):
+    outputs, inputs = 2 * module.intermediate_size, module.hidden_size
+    if name != PROJECTIONS[0]:
+        outputs, inputs = module.hidden_size, module.intermediate_size
+    if found := not_in_blocks(inputs):
         raise SimulationError(found)
-    blocks = torch.empty((experts, outputs, half // 16, 16), dtype=torch.uint8, device="meta")
-    scales = torch.empty(blocks.shape[:3], dtype=torch.uint8, device="meta")
+    stored = module.num_experts, outputs, inputs // 32, 16
+    blocks = torch.empty(stored, dtype=torch.uint8, device="meta")
+    if scales is None:
+        scales = torch.empty(blocks.shape[:3], dtype=torch.uint8, device="meta")
     swizzle(blocks, scales, module, name, "meta", kernels)
     scale = getattr(module, f"{name}_precision_config").weight_scale
     module.register_buffer(f"{name}_blocks", getattr(module, name).data)

@@ -36,7 +36,7 @@ from tritter_mem.models.huggingface_families import SAME_AS
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
-from tritter_mem.simulation.mxfp4_kernels import kernels_loaded
+from tritter_mem.simulation.mxfp4_kernels import kernels_loaded, load_last
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_mem.simulation.progress import Progress
@@ -251,6 +251,8 @@ def _load(model: Any, watch: Watch) -> None:
         for tensor in _of_language(model):
             kind = labels.EMBEDDINGS if id(tensor) in embeddings else labels.WEIGHTS
             watch.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
+        for tensor in load_last(model):
+            watch.adopt(tensor, labels.WEIGHTS)
 
 
 def _of_language(model: Any) -> Iterator[Tensor]:
