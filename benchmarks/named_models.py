@@ -62,11 +62,7 @@ PACKED = {
 QUANTISED = {**QUANTIZATIONS, "packed int4 of compressed-tensors": PACKED}
 
 NOTES = """
-Rows outside are those of which the plan reserves less than the simulation; all of their allocated
-peaks agree. They are quantised: codes of a few MiB and their scales share segments, so what is
-reserved depends on the order of small requests. What differs in that order is not shown here. It is
-66 MiB (0.3%) of Qwen3.5-27B in NF4, 14 MiB (0.02%) of Qwen3.5-35B-A3B in int8, and 4 MiB (0.01%) of
-Gemma 4 in packed int4. Other quantised rows of these models reserve up to 130 MiB (0.2%) more.
+What a plan reserves is that of its own run through the allocator and one segment of 2 MiB more.
 """
 
 

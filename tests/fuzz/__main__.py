@@ -43,15 +43,17 @@ def main() -> int:
 
 
 def _ends_well(name: str, seed: int, seconds: float) -> bool:
-    current = Path(f"out/fuzz/{name}")
+    current = Path(f"out/fuzz/{name}-{os.getpid()}")  # two runs at once keep apart
     current.parent.mkdir(parents=True, exist_ok=True)
+    current.touch()
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", name, str(seed), str(seconds), str(current)],
         check=False,
     )
+    content = current.read_bytes()
+    current.unlink()
     if done.returncode == 0:
         return True
-    content = current.read_bytes()
     kept = CORPUS / name / f"found-{hashlib.sha256(content).hexdigest()[:12]}"
     kept.write_bytes(content)
     print(f"{name}: exit code {done.returncode}; the file is {kept}", flush=True)

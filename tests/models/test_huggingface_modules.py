@@ -26,6 +26,8 @@ import torch
 
 STATE_SPACES = ("mamba", "falcon_mamba", "mamba2")
 """Families whose cache has another name."""
+RENAMED = ("gemma4_text", "inkling_text", "zamba2")
+"""Families whose layers have other names in transformers than in their checkpoints."""
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -48,6 +50,30 @@ def test_a_model_has_the_parameters_of_its_module(model_type: str, seed: int) ->
     buffers = sum(tensor.numel() for name, tensor in module.named_buffers() if name in stored)
     assert sum(w.elements for _, w in ours.language_weights() if not w.is_parameter) == buffers
     assert ours.unsupported == ()
+
+
+def of_layers(name: str) -> str:
+    """A name from the number of its layer on; empty: it is outside of the layers."""
+    return name.partition("layers.")[2]
+
+
+@pytest.mark.parametrize("model_type", [name for name in BUILT if name not in RENAMED])
+def test_linear_layers_are_those_that_transformers_may_quantise(model_type: str) -> None:
+    values = tiny_config(model_type, 0)
+    config, ours = config_of(values), read_config(values)
+    with torch.device("meta"):
+        module = module_class(config)._from_config(config)
+    linear = {
+        of_layers(name)
+        for name, weight in ours.language_weights()
+        if weight.is_linear and ".experts." not in name
+    }
+    built = {
+        of_layers(name)
+        for name, part in module.named_modules()
+        if type(part) is torch.nn.Linear or "GroupedLinear" in type(part).__name__
+    }
+    assert linear - {""} == built - {""}
 
 
 def as_loaded(module: Any) -> None:

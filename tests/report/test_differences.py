@@ -90,6 +90,12 @@ def test_nothing_beside_nothing_is_equal_and_something_is_new() -> None:
     assert difference_cell(something, ("planned", "measured")).text == "new"
 
 
+def test_a_ratio_to_nothing_in_a_file_is_none() -> None:
+    row = replace(tiny_on_cpu().differences[0], planned_bytes=0, planned_vs_measured=0.5)
+    assert row.ratio(("planned", "measured")) is None
+    assert difference_cell(row, ("planned", "measured")).text == "new"
+
+
 def test_that_the_allocator_rounds_is_no_difference_from_a_plan() -> None:
     planned, simulated = use(weights=10_000), use(weights=10_000, rounding=190)
     uses: dict[Kind, MemoryUse] = {"planned": planned, "simulated": simulated}

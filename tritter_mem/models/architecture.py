@@ -116,7 +116,7 @@ class Weight:
         name: path of its module in the layer, as in a checkpoint.
         shape: of one; outputs and inputs where it is a linear layer's.
         is_linear: whether it is the matrix of a linear layer, which quantisation stores in fewer
-            bits. Routers of experts do not count as such: every scheme leaves them.
+            bits. Most routers of experts do not count as such: they are no `nn.Linear`.
         is_parameter: whether training changes it. Others are in the checkpoint all the same.
         copies: how many there are of it, such as experts.
         active: how many of them one token passes through; None: all.

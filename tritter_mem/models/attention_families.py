@@ -814,7 +814,7 @@ def _nas_attention(keys: Keys, block: Keys) -> Modules:
     norm = Norms(("input_layernorm",))
     if block.has("replace_with_linear"):
         return Extra(linears=(("self_attn.linear_attn", keys.hidden, keys.hidden),)), norm
-    own = attention(keys, kv_heads=keys.heads // block.number("n_heads_in_group"))
+    own = attention(keys, kv_heads=block.per_head(keys.heads, "n_heads_in_group"))
     return replace(own, window=block.optional("window_length")), norm
 
 

@@ -42,7 +42,7 @@ class Experts(Module):
         shared_bias: whether they have biases.
         shared_fused: name of their one projection that makes gate and up; empty: they are two.
         width: channels that experts take; None: the residual stream's.
-        router: name of the router.
+        router: name of the router; with a dot it is a linear layer of the router's module.
         router_bias: whether it has one. `bias`: whether the experts have.
         correction: name of a bias for choosing experts, and whether it is trained.
         gated: whether a gate multiplies what goes up.
@@ -315,7 +315,9 @@ class Experts(Module):
 
     def _weights(self, hidden: int) -> Iterator[Weight]:
         rows = self.count + self.idle
-        yield Weight(name=f"{self.name}.{self.router}", shape=(rows, hidden))
+        yield Weight(
+            name=f"{self.name}.{self.router}", shape=(rows, hidden), is_linear="." in self.router
+        )
         if self.router_bias:
             yield vector(f"{self.name}.{self.router}.bias", rows)
         if self.correction is not None:

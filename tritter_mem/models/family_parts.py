@@ -116,12 +116,13 @@ def dialect(**more: Any) -> Callable[[Keys], Dialect]:
     return of
 
 
-def partial_dialect(parts: int, **more: Any) -> Callable[[Keys], Dialect]:
-    """Llama's dialect; one of so many parts of a head rotates unless the keys say how much."""
+def partial_dialect(share: float, **more: Any) -> Callable[[Keys], Dialect]:
+    """Llama's dialect; this share of a head rotates unless the keys say how much."""
 
     def of(keys: Keys) -> Dialect:
         plain = dialect(**more)(keys)
-        return plain if rotary_share(keys) else replace(plain, rotary_dim=keys.head_dim // parts)
+        width = int(keys.head_dim * share)
+        return plain if rotary_share(keys) else replace(plain, rotary_dim=width)
 
     return of
 

@@ -15,6 +15,7 @@ from tritter_mem.models.layer_run import ROTATIONS, LayerRun, halves
 from tritter_mem.models.recurrent_parts import (
     STATE,
     convolved,
+    enough_steps,
     goes_on,
     head_views,
     keep_state,
@@ -27,8 +28,6 @@ CHUNK = 64
 """Tokens that the rule takes at once."""
 CHUNKS_TRAINED = 64
 """Of a training step's chunks: those of longer sequences run several at once."""
-CHUNKS_RUN = 3
-"""Of a prompt's chunks: from the second on, each takes what the one before left."""
 
 
 class _Inputs(NamedTuple):
@@ -134,9 +133,9 @@ class GatedDelta(Module):
         out, state = rule(run, (q, k, v, beta, decay))
         keep_state(state, run)
         out = self._normed_rows(run, out, z)
-        out = run.linear(out, f"linear_attn.{self.out[0]}")
-        del mixed, z, b, a, held, q, k, v, beta, decay, state
-        return out
+        result = run.linear(out, f"linear_attn.{self.out[0]}")
+        del mixed, z, b, a, held, q, k, v, beta, decay, out, state
+        return result
 
     def _normed_rows(self, run: LayerRun, out: Tensor, z: Tensor) -> Tensor:
         """Normed and gated, [B, T, H * D]."""
@@ -188,8 +187,8 @@ class GatedDelta(Module):
     def _decay(self, a: Tensor, run: LayerRun) -> Tensor:
         """`-A_log.float().exp() * softplus(a.float() + dt_bias)`: [B, T, H] in float32."""
         ops, weights = run.ops, run.weights
-        rates = ops.to(weights["linear_attn.A_log"], FLOAT)
-        rates = ops.scaled(ops.pointwise(rates, saves="output"))
+        rates = ops.pointwise(ops.to(weights["linear_attn.A_log"], FLOAT), saves="output")
+        rates = ops.scaled(rates)
         moved = ops.pointwise(ops.add(ops.to(a, FLOAT), weights["linear_attn.dt_bias"]))
         return ops.mul(rates, moved)
 
@@ -234,22 +233,23 @@ class GatedDelta(Module):
         decayed = ops.mul(k_beta, _column(ops, ops.pointwise(sums, saves="output")))
         values = ops.solved(system, v_beta)
         read = ops.solved(system, decayed)
-        state = run.cache.get(STATE)
-        if state is None:
-            state = ops.new((batch, self.value_heads, self.key_dim, self.value_dim), FLOAT)
+        before = [run.cache.get(STATE) or ops.new(self._state_shape(batch), FLOAT)]
         out = ops.new(values.shape, FLOAT, values.strides)
         q = ops.mul(q, _column(ops, ops.pointwise(sums, saves="output")))
         k = ops.mul(k, _column(ops, self._left(ops, sums)))
         each = ops.pointwise(ops.selected(sums, 3), saves="output")
         each = ops.view(each, (*rows[:3], 1, 1))
-        state, new, between = _scan(ops, (q, k, values, read, inside, each), out, state)
+        state, new, between = _scan(ops, (q, k, values, read, inside, each), out, before)
         out = ops.reshape(out, (*rows[:2], length, self.value_dim))
         if length > tokens:
             out = ops.slice(out, 2, tokens)
-        narrow = ops.clone(ops.transpose(out, 1, 2), size)
+        out = ops.clone(ops.transpose(out, 1, 2), size)
         del q, k, v, beta, decay, v_beta, k_beta, mask, sums, pairs, system, inside, decayed
-        del values, read, out, each, new, between
-        return narrow, state
+        del values, read, each, new, between
+        return out, state
+
+    def _state_shape(self, batch: int) -> tuple[int, ...]:
+        return batch, self.value_heads, self.key_dim, self.value_dim
 
     @staticmethod
     def _left(ops: Operations, sums: Tensor) -> Tensor:
@@ -271,10 +271,11 @@ class GatedDelta(Module):
         delta = ops.scaled(ops.new(vector_shape, FLOAT))
         state = ops.add(state, ops.scaled(state))
         ops.sum(ops.scaled(state), [2])
-        turned = ops.new((v.shape[0], 1, *v.shape[1::2]), FLOAT)
-        narrow = ops.to(turned, size)
-        del beta, out, factor, seen, delta, turned
-        return narrow, state
+        # One token's heads lie in order after the transposition, too.
+        out = ops.view(out, (v.shape[0], 1, *v.shape[1::2]))
+        out = ops.to(out, size)
+        del q, k, v, beta, decay, factor, seen, delta
+        return out, state
 
     def _gated(self, run: LayerRun, x: Tensor, gate: Tensor) -> Tensor:
         """`Qwen3_5RMSNormGated` of rows [N, D]."""
@@ -349,21 +350,21 @@ def _column(ops: Operations, x: Tensor) -> Tensor:
 
 
 def _scan(
-    ops: Operations, whole: tuple[Tensor, ...], out: Tensor, state: Tensor
+    ops: Operations, whole: tuple[Tensor, ...], out: Tensor, before: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All chunks: the last state, new values, and what was read of the state before.
 
-    Without gradients the first ones stand for all, as each takes what the one before left. With
-    gradients several of many run as one of as many heads more, which keeps as much.
+    Without gradients the first ones stand for all. With gradients several of many run as one of as
+    many heads more, which keeps as much.
 
     Args:
         ops: makes tensors.
         whole: of all chunks [B, H, chunks, ...] the queries, keys, values, keys that read the
             state, scores inside of the chunk, and decays of the state.
         out: what the results are copied to.
-        state: before the first.
+        before: the state before the first, which is taken from it: it goes with that chunk.
     """
-    chunks = out.shape[2]
+    chunks, state = out.shape[2], before.pop()
     at_once = _at_once(chunks) if ops.grad else 1
     if at_once > 1:
         whole = tuple(_as_heads(ops, x, at_once) for x in whole)
@@ -371,7 +372,7 @@ def _scan(
         state = ops.new((batch, heads * at_once, *widths), state.size)
         chunks //= at_once
     new = between = state
-    for _ in range(chunks if ops.grad else min(chunks, CHUNKS_RUN)):
+    for _ in range(chunks if ops.grad else enough_steps(chunks)):
         q, k, values, read, inside, each = whole
         new = ops.subtracted(ops.selected(values, 2), ops.matmul(ops.selected(read, 2), state))
         between = ops.matmul(ops.selected(q, 2), state)

@@ -154,7 +154,9 @@ FAMILIES: dict[str, Family] = {
         layers=plain_layers(),
         dialect=dialect(scales_embedding=True, scales_residual=True, logits_steps=1),
     ),
-    "gemma": Family(layers=plain_layers(), dialect=dialect(norm="gemma", scales_embedding=True)),
+    "gemma": Family(
+        layers=plain_layers(), dialect=dialect(norm="gemma", scales_embedding=True, scalars=1)
+    ),
     "gemma2": Family(
         layers=plain_layers(types=lambda keys: keys.every(2), norms=GEMMA_NORMS),
         dialect=gemma2_dialect,
@@ -167,17 +169,17 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
     "qwen3_next": Family(
         layers=qwen_hybrid(qwen_mlp, fused=True),
-        dialect=partial_dialect(4, norm="gemma", rotary="partial later"),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later"),
     ),
     "qwen3_5_text": Family(
         layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
         mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
-        dialect=partial_dialect(4, norm="gemma", rotary="partial later", grids=3),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later", grids=3),
     ),
     "qwen3_5_moe_text": Family(
         layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
         mtp=qwen_mtp(qwen_experts),
-        dialect=partial_dialect(4, norm="gemma", rotary="partial later", grids=3),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later", grids=3),
     ),
     "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
     "llama4_text": Family(
@@ -233,7 +235,9 @@ FAMILIES: dict[str, Family] = {
         float32_beside_float16=("indexer.weights_proj",),
     ),
     "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
-    "minicpm3": Family(layers=_LATENT, dialect=deepseek_dialect),
+    "minicpm3": Family(
+        layers=_LATENT, dialect=lambda keys: replace(deepseek_dialect(keys), scalars=1)
+    ),
     "youtu": Family(layers=_LATENT, dialect=deepseek_dialect),
     "glm_moe_dsa": Family(
         layers=glm_dsa_layers,
@@ -250,7 +254,7 @@ FAMILIES: dict[str, Family] = {
         layers=_GLM4_MOE,
         mtp=next_token_layers(_GLM4_MOE),
         float32=_BIAS,
-        dialect=partial_dialect(2, rotary="partial later"),
+        dialect=partial_dialect(0.5, rotary="partial later"),
     ),
     "solar_open": Family(
         layers=deepseek_layers(
@@ -381,7 +385,9 @@ FAMILIES: dict[str, Family] = {
     "mimo_v2_flash": Family(
         layers=mimo_layers,
         float32=_BIAS,
-        dialect=dialect(eager="max", rotary="partial later", rotary_kinds=2, scales_values=True),
+        dialect=partial_dialect(
+            0.334, eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
+        ),
     ),
     "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
     "smollm3": Family(layers=smollm3_layers, dialect=dialect()),

@@ -11,7 +11,7 @@ from tritter_mem.models.huggingface_defaults import ALIASES, DEFAULTS
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 INDEXED, LINEAR, CONV = "indexed_attention", "linear_attention", "conv"
-MOST_LAYERS, MOST = 10_000, 1 << 40
+MOST_LAYERS, MOST = 1_000, 1 << 40
 _LEGACY_TYPES = {
     "mamba": LINEAR,
     "attention": FULL,
@@ -266,7 +266,7 @@ class Keys:
         count = self.number(heads)
         if width < count:
             raise ConfigError(
-                f"{self.place}{heads}: got {count:,}, expected at most the width of {width:,}"
+                f"{self.place}{heads}: got {count:,}, expected at most {width:,}, which it divides"
             )
         return width // count
 

@@ -655,9 +655,12 @@ def olmo_hybrid_layers(keys: Keys) -> list[Modules]:
     derived = keys.every(4, FULL, LINEAR)
     if FULL not in derived:
         derived[-1] = FULL
-    key_heads = keys.optional("linear_num_key_heads") or keys.heads
+    own, shared = "linear_num_key_heads", "num_attention_heads"
+    key_heads = keys.optional(own) or keys.heads
     value_heads = keys.optional("linear_num_value_heads") or keys.heads
-    key_dim = keys.optional("linear_key_head_dim") or int(0.75 * keys.hidden / key_heads)
+    key_dim = keys.optional("linear_key_head_dim") or keys.per_head(
+        3 * keys.hidden // 4, own if keys.optional(own) else shared
+    )
     value_dim = keys.optional("linear_value_head_dim") or 2 * key_dim
     queries, values = key_heads * key_dim, value_heads * value_dim
     delta = OlmoGatedDelta(

@@ -240,8 +240,11 @@ def _dequantised(
 ) -> Tensor:
     blocks = ceil_div(weight.elements, NF4_BLOCK)
     scales = [ops.new((blocks,), FLOAT) for _ in range(2 * nested)]
-    out = ops.linear(x, ops.new(weight.shape, x.size), bias)
-    del scales
+    wide = ops.new(weight.shape, x.size)
+    out = ops.linear(x, wide, bias)
+    while scales:
+        scales.pop()
+    del wide
     return out
 
 
@@ -255,16 +258,18 @@ def _eight_bit(scheme: Scheme, dtype: StorageFormat) -> Product:
         outputs, inputs = weight.shape
         rows, count = x.elements // inputs, outlier_columns(inputs)
         flat = ops.reshape(x, (rows, inputs))
-        quantised = _int8_rows(ops, flat if is_half else ops.copy(flat, HALF), count)
+        given = flat if is_half else ops.copy(flat, HALF)
+        codes, scales, places = _int8_rows(ops, given, count)
+        del given
         apart = ops.new((rows, count), x.size)
         columns = _outlier_weights(ops, outputs, count, x.size)
         wide = ops.new((rows, outputs), FLOAT)
         halves = ops.new((rows, outputs), HALF)
         main = halves if is_half else ops.copy(halves, x.size)
-        del wide, halves
+        del halves, wide
         out = ops.new((rows, outputs), x.size)
         ops.product()
-        del main, columns, apart, quantised
+        del main, columns, codes, scales, places, apart
         return ops.view(out, (*x.shape[:-1], outputs))
 
     return product
@@ -278,11 +283,13 @@ def _int8_rows(ops: Operations, x: Tensor, count: int) -> list[Tensor]:
     magnitudes = ops.scaled(x)
     large = ops.new((rows, inputs), BOOL)
     del magnitudes
-    ops.inside([BOOL])  # whether there are any
-    found = ops.new((inputs,), BOOL)
+    ops.extreme(large, [0, 1])  # whether there are any
+    found = ops.extreme(large, [0])
     places = ops.new((count, 1), LONG)
-    del found, large
-    return [scales, codes, places]
+    del found
+    if rows > 1:
+        ops.inside([1])  # the zero that they become
+    return [codes, scales, places]
 
 
 def _outlier_weights(ops: Operations, outputs: int, count: int, size: int) -> Tensor:

@@ -15,6 +15,15 @@ CONVOLUTION, STATE = "convolution", "state"
 """What a layer caches, by name: the convolution's last inputs, and the state."""
 
 
+def enough_steps(steps: int) -> int:
+    """How many of equal steps stand for all, where each takes what the one before left.
+
+    The first ones still choose among what is free. Then states take turns in two places, so that
+    an even number stands for an even one: what comes behind them finds the same memory free.
+    """
+    return min(steps, 8 - steps % 2)
+
+
 def goes_on(run: LayerRun) -> bool:
     """Whether one token runs behind others that the layer remembers."""
     return CONVOLUTION in run.cache and run.step.tokens == 1

@@ -8,15 +8,13 @@ from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import LayerRun
 from tritter_mem.models.recurrent_parts import (
     convolved,
+    enough_steps,
     goes_on,
     keep_state,
     remembered,
 )
 from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Operations, Tensor
 from tritter_mem.models.transformers_blocks import Module, State, linear, vector
-
-STEPS_RUN = 3
-"""Of a prompt's tokens: from the second on, each takes what the one before left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +145,7 @@ class Mamba(Module):
         outputs: list[Tensor] = []
         read = state
         for number in range(tokens):
-            if number < STEPS_RUN:
+            if number < enough_steps(tokens):
                 state = ops.add(ops.new((batch, inner, self.states), FLOAT), state)
                 narrow = ops.to(state, size)
             read = ops.new((batch, inner, 1), size)

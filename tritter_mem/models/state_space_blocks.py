@@ -76,8 +76,8 @@ class Mamba2(Module):
         rows, size = (*x.shape[:2], self.inner), x.size
         made = run.linear(ops.scaled(x) if self.scaled else x, f"{name}.in_proj")
         made = ops.scaled(made, max(made.size, run.step.size)) if self.scaled else made
-        rates = ops.to(run.weights[f"{name}.A_log"], FLOAT)
-        rates = ops.scaled(ops.pointwise(rates, saves="output"))
+        rates = ops.pointwise(ops.to(run.weights[f"{name}.A_log"], FLOAT), saves="output")
+        rates = ops.scaled(rates)
         gate, mixed, dt = ops.split(made, -1, [self.inner, self.conv_width, self.heads])
         mixed = ops.transpose(mixed, 1, 2)
         decodes = goes_on(run)

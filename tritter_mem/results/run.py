@@ -431,9 +431,12 @@ class Difference:
         return {kind: getattr(self, f"{kind}_bytes") for kind in KINDS}
 
     def ratio(self, pair: KindPair) -> float | None:
-        """How far the second kind of a pair is from the first; None where it is not known."""
+        """How far the second kind of a pair is from the first; None where it is not known.
+
+        To nothing there is no ratio, whatever a file says.
+        """
         found: float | None = getattr(self, f"{pair[0]}_vs_{pair[1]}")
-        return found
+        return found if self.sizes()[pair[0]] else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

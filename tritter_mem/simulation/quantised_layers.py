@@ -223,7 +223,7 @@ class FourBitLinear(_QuantisedLinear):
         weight = x.new_empty((self.out_features, self.in_features))
         result = linear(x, weight, bias)
         if self._nested:
-            del scales, shifted
+            del shifted, scales
         return result
 
 
@@ -410,8 +410,10 @@ class EightBitLinear(_QuantisedLinear):
         codes, scales, places = self._int8_rows(rows.to(torch.float16))
         apart = rows[:, places].contiguous()
         weight = self._dequantised(self.weight[:, places].contiguous()).to(x.dtype).t()
-        main = self._scaled(codes, scales, bias, x.dtype)
-        return main.addmm(apart, weight).reshape((*x.shape[:-1], self.out_features))
+        result = self._scaled(codes, scales, bias, x.dtype)
+        result = result.addmm(apart, weight)
+        del weight, codes, scales, places, apart
+        return result.reshape((*x.shape[:-1], self.out_features))
 
     @staticmethod
     def _int8_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -420,11 +422,13 @@ class EightBitLinear(_QuantisedLinear):
         codes = rows.new_empty(rows.shape, dtype=torch.int8)
         outliers = rows.abs() >= 6.0
         outliers.any()
-        outliers.any(dim=0)
+        found = outliers.any(dim=0)
         count = outlier_columns(rows.shape[1])
         places = rows.new_empty((count, 1), dtype=torch.long).view(-1)
+        del found
         if rows.shape[0] > 1:
             codes[:, places] = 0
+        del outliers
         return codes, scales, places
 
     def _dequantised(self, codes: Tensor) -> Tensor:
@@ -438,4 +442,6 @@ class EightBitLinear(_QuantisedLinear):
         halves = torch.empty_like(wide, dtype=torch.float16)
         if bias is not None and bias.dtype != torch.float16:
             halves.add_(bias)
-        return halves.to(dtype)
+        result = halves.to(dtype)
+        del halves, wide
+        return result
