@@ -21,7 +21,9 @@ from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCac
 _DYNAMIC = NamedCache()
 _MXFP4 = "mxfp4"
 FROM_CODE = (
-    "what the Triton kernels for MXFP4 allocate is read from their code, not measured on a GPU"
+    "MXFP4 needs the package kernels, without which transformers dequantises it "
+    "(weights.quantization=none); what its Triton kernels allocate is read from their code, not "
+    "measured on a GPU"
 )
 TRAINED_DEQUANTISED = (
     "transformers does not train weights in MXFP4; this is for a checkpoint that is loaded with "
