@@ -105,6 +105,15 @@ def test_an_old_card_gets_numbers() -> None:
     assert not stored.model.quantization.is_dequantised(AMPERE.compute_capability)
 
 
+@pytest.mark.parametrize("section", [MXFP4, {"quant_method": "fp8"}])
+def test_a_file_may_ask_for_numbers(section: dict[str, Any]) -> None:
+    stored = a_run(TINY | {"quantization_config": section | {"dequantize": True}})
+    plain = a_run({key: value for key, value in TINY.items() if key != "quantization_config"})
+    assert plan_transformers(stored, HOPPER) == plan_transformers(plain, HOPPER)
+    assert stored.model.quantization.is_dequantised(HOPPER.compute_capability)
+    assert stored.model.weight_bytes < plain.model.weight_bytes
+
+
 def test_training_is_of_dequantised_weights_and_says_so() -> None:
     work = {"mode": "training", "new_tokens": 1}
     found = plan_transformers(a_run(TINY, work=work), HOPPER)

@@ -250,6 +250,7 @@ class Quantization:
         unsupported: what of the file is not understood.
         unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
         file_bytes: of all weights, where the file has a type for each; None: schemes say it.
+        dequantised: whether the file asks for numbers in place of its codes.
     """
 
     method: str = ""
@@ -261,6 +262,7 @@ class Quantization:
     unsupported: tuple[str, ...] = ()
     unplanned: str = ""
     file_bytes: int | None = None
+    dequantised: bool = False
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -294,7 +296,7 @@ class Quantization:
     def is_dequantised(self, capability: tuple[int, int]) -> bool:
         """Whether weights become numbers of the model's type, while they are loaded or later."""
         later = self.method == DEQUANTISED_LATER
-        return later or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
+        return later or self.dequantised or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -440,6 +442,7 @@ def _fp8(section: Keys) -> Quantization:
         schemes=(("", scheme),),
         skipped=_skipped(section),
         experts=mxfp4(scale_bytes) if four_bit else None,
+        dequantised=section.get("dequantize") is True,
     )
 
 
@@ -501,7 +504,10 @@ def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
     scheme = replace(mxfp4(), product=EXPERTS_MXFP4)
     return Quantization(
-        method="mxfp4", schemes=((r".*\.experts\.", scheme),), skipped=_skipped(section)
+        method="mxfp4",
+        schemes=((r".*\.experts\.", scheme),),
+        skipped=_skipped(section),
+        dequantised=section.get("dequantize") is True,
     )
 
 
