@@ -38,6 +38,7 @@ ORDER = (
     "models.cuda_attention",
     "models.cuda_indexing",
     "models.shape_tensors",
+    "models.mxfp4_experts",
     "models.quantised_products",
     "models.transformers_caches",
     "models.quantised_caches",

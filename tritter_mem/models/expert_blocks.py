@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import LayerRun, activated, halves
+from tritter_mem.models.mxfp4_experts import run_experts
+from tritter_mem.models.quantised_products import is_mxfp4
 from tritter_mem.models.shape_tensors import (
     FLOAT,
     LONG,
@@ -97,6 +99,8 @@ class Experts(Module):
             raise NotPlannedError(f"activations of {run.kind} experts are not planned")
         ops, shape = run.ops, x.shape
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
+        if is_mxfp4(run.weights[f"{self.name}.experts.{self._up}"]):
+            return ops.view(self._in_mxfp4(flat, run), shape)
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
         early = self.shared_at if self.shared else ""
@@ -182,6 +186,17 @@ class Experts(Module):
             name=f"{self.name}.{self.shared_name}",
         )
         return inner.run(x, run)
+
+    def _in_mxfp4(self, x: Tensor, run: LayerRun) -> Tensor:
+        """By Triton kernels: `Mxfp4GptOssMLP`, which returns its logits too.
+
+        The layer calls them what it called the weights of attention before.
+        """
+        logits = run.linear(x, f"{self.name}.{self.router}")
+        up, down = (run.weights[f"{self.name}.experts.{part}"] for part in (self._up, "down_proj"))
+        out = run_experts(run.ops, x, logits, self.chosen, up, down)
+        run.returned[:] = [logits]
+        return out
 
     def _chosen(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
         batched = run.step.decodes

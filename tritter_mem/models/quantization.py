@@ -29,6 +29,8 @@ UNPACKED_BITS = 4
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 UNPACKED = "unpacked in the first call"
 """A `Scheme.product`: rows are multiplied with what the weight has become."""
+EXPERTS_MXFP4 = "experts in MXFP4"
+"""A `Scheme.product`: routing and products of experts by Triton kernels."""
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
 
@@ -249,6 +251,7 @@ class Quantization:
         unsupported: what of the file is not understood.
         unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
         file_bytes: of all weights, where the file has a type for each; None: schemes say it.
+        dequantised: whether the file asks for numbers in place of its codes.
     """
 
     method: str = ""
@@ -260,6 +263,7 @@ class Quantization:
     unsupported: tuple[str, ...] = ()
     unplanned: str = ""
     file_bytes: int | None = None
+    dequantised: bool = False
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -293,7 +297,7 @@ class Quantization:
     def is_dequantised(self, capability: tuple[int, int]) -> bool:
         """Whether weights become numbers of the model's type, while they are loaded or later."""
         later = self.method == DEQUANTISED_LATER
-        return later or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
+        return later or self.dequantised or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -440,6 +444,7 @@ def _fp8(section: Keys) -> Quantization:
         schemes=(("", scheme),),
         skipped=_skipped(section),
         experts=four_bit if has_four_bits else None,
+        dequantised=section.get("dequantize") is True,
     )
 
 
@@ -499,8 +504,12 @@ def _bitsandbytes(section: Keys) -> Quantization:
 
 def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
+    scheme = replace(mxfp4(), product=EXPERTS_MXFP4)
     return Quantization(
-        method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
+        method="mxfp4",
+        schemes=((r".*\.experts\.", scheme),),
+        skipped=_skipped(section),
+        dequantised=section.get("dequantize") is True,
     )
 
 
@@ -628,8 +637,6 @@ UNPLANNED: Mapping[str, str] = {
     "compressed-tensors": "compressed-tensors dequantises all weights in the first call, after "
     "which they are counted; what that takes meanwhile, and how it rounds activations, is not "
     "planned for all of these schemes",
-    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
-    "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
     "TensorRT-LLM; activations are not planned",
     "awq": "what the kernels of gptqmodel for AWQ take is not planned: which of them runs depends "

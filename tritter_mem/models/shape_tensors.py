@@ -55,11 +55,13 @@ class Requests:
         components: what each is for, one of `results.COMPONENTS`; it may become known later.
         events: the number of a storage that came, or the complement (~) of one that went.
         places: from which event on what runs, in words.
+        emptied: how many events there were where the allocator's cache is given back to the driver.
     """
 
-    __slots__ = ("components", "events", "places", "sizes")
+    __slots__ = ("components", "emptied", "events", "places", "sizes")
 
     def __init__(self) -> None:
+        self.emptied: list[int] = []
         self.sizes: list[int] = []
         self.components: list[str] = []
         self.events: list[int] = []
@@ -68,6 +70,10 @@ class Requests:
     def enter(self, place: str) -> None:
         """From here on something else runs."""
         self.places.append((len(self.events), place))
+
+    def empty_cache(self) -> None:
+        """The allocator's cache is given back to the driver now."""
+        self.emptied.append(len(self.events))
 
     def came(self, nbytes: int, component: str) -> int:
         """A storage came; returns its number."""

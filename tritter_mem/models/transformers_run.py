@@ -19,6 +19,16 @@ from tritter_mem.models.transformers_blocks import NO_STATE
 from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
 
 _DYNAMIC = NamedCache()
+_MXFP4 = "mxfp4"
+FROM_CODE = (
+    "MXFP4 needs the package kernels, without which transformers dequantises it "
+    "(weights.quantization=none); what its Triton kernels allocate is read from their code, not "
+    "measured on a GPU"
+)
+TRAINED_DEQUANTISED = (
+    "transformers does not train weights in MXFP4; this is for a checkpoint that is loaded with "
+    "Mxfp4Config(dequantize=True)"
+)
 NOT_COMPILED = (
     "of generate with disable_compile=True: without it, transformers compiles the steps of "
     "generation for a static cache into CUDA graphs, whose memory is not counted"
@@ -68,10 +78,19 @@ class TransformersRun:
                 return self._quantised_cache()
         return GROWING
 
-    @property
-    def caveat(self) -> str | None:
-        """What a reader must know of a plan or a simulation of the run."""
-        return NOT_COMPILED if self.cache.implementation == "static" and not self.trains else None
+    def caveat_on(self, capability: tuple[int, int]) -> str | None:
+        """What a reader must know of a plan or a simulation of the run on a card; None: nothing.
+
+        Args:
+            capability: compute capability of the card.
+        """
+        stored = self.model.quantization
+        if self.trains:
+            return TRAINED_DEQUANTISED if stored.method == _MXFP4 else None
+        found = [NOT_COMPILED] if self.cache.implementation == "static" else []
+        if stored.held(capability).method == _MXFP4:
+            found.append(FROM_CODE)
+        return "; ".join(found) or None
 
     @property
     def cache_name(self) -> str:

@@ -33,8 +33,20 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
-from tritter_mem.models.quantised_products import product_of, unpack
-from tritter_mem.models.quantization import DEQUANTISED_LATER, UNPACKED, Scheme
+from tritter_mem.models.mxfp4_experts import load_again, refusal
+from tritter_mem.models.quantised_products import (
+    bias_bytes,
+    held_bytes,
+    is_mxfp4,
+    product_of,
+    unpack,
+)
+from tritter_mem.models.quantization import (
+    DEQUANTISED_LATER,
+    EXPERTS_MXFP4,
+    UNPACKED,
+    Scheme,
+)
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -132,7 +144,7 @@ def plan_transformers(
         cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
-        caveat=run.caveat,
+        caveat=run.caveat_on(card.compute_capability),
     )
 
 
@@ -233,6 +245,10 @@ class PlannedModel:
         for scheme in stored.all_schemes:
             if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+            if scheme.product == EXPERTS_MXFP4:
+                found = refusal(self.model.language_type, self.run.dtype, self.ops.card)
+                if found:
+                    raise NotPlannedError(found)
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -257,6 +273,7 @@ class PlannedModel:
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
                 self._keep_frequencies(self._rotary_width(windowed) // 2)
+        self._load_last_experts()
 
     def _put_beside(self, module: Module) -> None:
         """What lies beside the weights of a module of a layer."""
@@ -267,6 +284,13 @@ class PlannedModel:
     def _keep_frequencies(self, count: int) -> None:
         """Of a table of rotations: as they are now, and as they were made."""
         self._beside += [self.ops.new((count,), FLOAT) for _ in range(2)]
+
+    def _load_last_experts(self) -> None:
+        """The last weight in MXFP4, which is swizzled beside all others; then the cache goes."""
+        packed = [w for layer in self.layers for w in layer.values() if is_mxfp4(w)]
+        if packed:
+            load_again(self.ops, packed[-2])  # gate and up come behind down in a checkpoint
+            self.ops.requests.empty_cache()
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -285,6 +309,8 @@ class PlannedModel:
                 stays = self.model.stays_unquantised(name, self.model.quantization)
                 if is_matrix and not stays and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
+                elif name.endswith("_bias") and not self.run.trains:
+                    size = bias_bytes(self._scheme(f"{prefix}.{name.removesuffix('_bias')}"), size)
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
 
@@ -305,7 +331,8 @@ class PlannedModel:
     def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
-        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        held = held_bytes(scheme, self.ops.card, outputs, inputs)
+        codes, *others = (prod(copies) * size for size in held)
         if found := scheme.refusal(outputs, inputs):
             raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
@@ -910,7 +937,7 @@ class _Served:
                 return self.every_token
             done = len(requests.events)
             try:
-                self.blocks += allocator.serve(requests.sizes, requests.events, held)
+                self._serve(allocator, requests, 0, held)
             except OutOfMemoryError as error:
                 # The run goes on, for an allocator without a limit. A traceback would hold its
                 # tensors.
@@ -925,4 +952,15 @@ class _Served:
         if problem is not None:
             raise problem
         requests = self.played.requests
-        self.blocks += allocator.serve(requests.sizes, islice(requests.events, done, None), held)
+        self._serve(allocator, requests, done, held)
+
+    def _serve(
+        self, allocator: CachingAllocator, requests: Requests, start: int, held: dict[int, Memory]
+    ) -> None:
+        """Serve what is asked for from an event on."""
+        sizes, events = requests.sizes, requests.events
+        for at in [at for at in requests.emptied if at > start]:
+            self.blocks += allocator.serve(sizes, islice(events, start, at), held)
+            allocator.empty_cache()
+            start = at
+        self.blocks += allocator.serve(sizes, islice(events, start, None), held)
