@@ -90,7 +90,7 @@ TYPES = {
 
 
 def test_types_are_those_of_the_package_gguf() -> None:
-    assert TYPES == {t.name: (number, t.block, t.block_bytes) for number, t in GGML_TYPES.items()}
+    assert {t.name: (number, t.block, t.block_bytes) for number, t in GGML_TYPES.items()} == TYPES
 
 
 def test_tensors_have_the_bytes_of_their_types() -> None:

@@ -14,7 +14,6 @@ from tritter_mem.models.huggingface_towers import DEFAULTS, tower_weights
 pytest.importorskip("transformers")
 import torch
 
-
 Build = Callable[[dict[str, Any]], tuple[Any, ...]]
 HIDDEN = 80
 LANGUAGE = SimpleNamespace(hidden_size=HIDDEN, rms_norm_eps=1e-6)
