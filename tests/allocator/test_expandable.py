@@ -136,9 +136,30 @@ def test_out_of_memory_when_no_page_is_left() -> None:
     assert a.reserved_bytes == 40 * MiB
 
 
+def test_loaded_pages_lie_where_their_reservation_begins() -> None:
+    """A snapshot shows mapped pages alone; known ones before them are used first."""
+    made = allocator()
+    first, _ = made.malloc(60 * MiB), made.malloc(20 * MiB)
+    made.free(first)
+    made.empty_cache()
+    for starts, address in (({(0, False): START}, START), (None, START + 80 * MiB)):
+        again = allocator()
+        again.load(made.segments(), starts)
+        assert again.malloc(40 * MiB).address == address
+
+
 def test_expandable_blocks_do_not_count_as_inactive_split() -> None:
     a = allocator()
     a.malloc(2 * MiB)
     assert a.statistics["inactive_split_bytes.all.current"] == 0
     assert a.statistics["segment.all.current"] == 0
     assert a.statistics["reserved_bytes.large_pool.current"] == 20 * MiB
+
+
+def test_pages_that_come_and_go_are_no_segments() -> None:
+    a = allocator()
+    a.free(a.malloc(50 * MiB))
+    a.empty_cache()
+    assert a.statistics["num_device_alloc"] == a.statistics["num_device_free"] == 1
+    for value in ("current", "peak", "allocated", "freed"):
+        assert a.statistics[f"segment.all.{value}"] == 0

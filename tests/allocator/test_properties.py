@@ -75,6 +75,46 @@ def test_statistics_agree_with_the_blocks(
     assert statistics["num_ooms"] == found.failures
 
 
+@settings(max_examples=100, deadline=None)
+@given(conf=ANY_CONF, steps=WORKLOADS)
+def test_counts_and_peaks_of_each_pool_are_those_of_the_blocks_after_each_step(
+    conf: str, steps: list[Step]
+) -> None:
+    """Without a capacity: where memory is short, a request waits for what is being freed."""
+    found = Run(CachingAllocator(parse_alloc_conf(conf)))
+    small = found.allocator.counters.small
+    blocks: dict[int, tuple[Block, int, int, bool]] = {}
+    peaks: dict[str, int] = {}
+    for step in steps:
+        before = len(found.live)
+        found.do(step)
+        for block in found.live[before:]:
+            row = (block, block.size, block.requested, block.pool.tally is small)
+            blocks[id(block)] = row
+        waiting = {id(block) for block in found.allocator.waiting.values()}
+        live = {id(block) for block in found.live}
+        for pool, sizes in {
+            "all": {True, False},
+            "small_pool": {True},
+            "large_pool": {False},
+        }.items():
+            own = [(key, *row) for key, row in blocks.items() if row[3] in sizes]
+            active = [row for row in own if row[0] in live | waiting]
+            allocated = [row for row in own if row[0] in live]
+            for name, value in {
+                "allocation": len(allocated),
+                "allocated_bytes": sum(row[2] for row in allocated),
+                "active": len(active),
+                "active_bytes": sum(row[2] for row in active),
+                "requested_bytes": sum(row[3] for row in active),
+            }.items():
+                key = f"{name}.{pool}"
+                peaks[f"{key}.current"] = value
+                peaks[f"{key}.peak"] = max(peaks.get(f"{key}.peak", 0), value)
+    statistics = found.allocator.statistics
+    assert {name: statistics[name] for name in peaks} == peaks
+
+
 @settings(max_examples=200, deadline=None)
 @given(conf=ANY_CONF, capacity=CAPACITIES, steps=WORKLOADS)
 def test_reserved_active_allocated_requested_in_that_order(

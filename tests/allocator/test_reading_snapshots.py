@@ -140,6 +140,20 @@ def test_settings_of_another_version_are_read_by_value() -> None:
     assert "unknown key 'from_the_future'" in warning
 
 
+@pytest.mark.parametrize(
+    ("steps", "found"), [(2, 2), (1 << 29, 1 << 29), (1 << 30, None), (6, None), (-2, None)]
+)
+def test_divisions_read_by_value_are_those_that_the_text_may_hold(
+    steps: int, found: int | None
+) -> None:
+    made = snapshot([], [alloc(BASE, 1)])
+    made["allocator_settings"] = {
+        "PYTORCH_CUDA_ALLOC_CONF": "from_the_future:3",
+        "roundup_power2_divisions": {str(1 << i): steps for i in range(16)},
+    }
+    assert only(made).settings.roundup_power2_divisions == (found and (found,) * 16)
+
+
 def test_unlimited_split_size_is_recorded_as_minus_one() -> None:
     made = snapshot([], [alloc(BASE, 1)])
     made["allocator_settings"] |= {"PYTORCH_CUDA_ALLOC_CONF": "what", "max_split_size": -1}
@@ -158,6 +172,16 @@ def test_each_device_has_its_own_segments_and_history() -> None:
     )
     found = devices_of(made)
     assert [(d.device, len(d.segments), len(d.trace)) for d in found] == [(0, 1, 1), (2, 1, 3)]
+
+
+def test_a_file_of_ones_own_is_read_from_its_start(tmp_path: Path) -> None:
+    assert read_pickle(dump(tmp_path / "s.pickle", SMALL)) == SMALL
+
+
+def test_a_device_with_segments_behind_those_with_histories_is_read() -> None:
+    for device in (0, 1, 2, 9):
+        made = snapshot([segment(BASE, live(2 * MiB), device=device)], [], [alloc(BASE, 1)])
+        assert [found.device for found in devices_of(made)] == sorted({1, device})
 
 
 def test_a_snapshot_without_history_is_read() -> None:
@@ -281,6 +305,8 @@ GOOD = segment(BASE, BLOCK)
         {**GOOD, "stream": "x"},
         {**GOOD, "device": 5000},
         {**GOOD, "segment_pool_id": 7},
+        {**GOOD, "segment_pool_id": (1, 2, 3)},
+        {**GOOD, "segment_pool_id": (1,)},
     ],
 )
 def test_a_wrong_segment_is_named(broken: object) -> None:

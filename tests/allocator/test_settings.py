@@ -35,6 +35,11 @@ def test_every_key_that_changes_memory() -> None:
     )
 
 
+def test_the_whole_memory_is_a_fraction_and_no_threshold() -> None:
+    assert parse_alloc_conf("per_process_memory_fraction:1").per_process_memory_fraction == 1
+    assert len(problems("garbage_collection_threshold:1")) == 1
+
+
 def test_spaces_and_a_last_comma_do_not_matter() -> None:
     found = parse_alloc_conf(" expandable_segments : True , ")
     assert found == AllocatorSettings(expandable_segments=True)
@@ -93,6 +98,8 @@ def test_every_problem_is_named_at_once() -> None:
         "garbage_collection_threshold:nan",
         "garbage_collection_threshold:much",
         "per_process_memory_fraction:1.5",
+        "per_process_memory_fraction:0",
+        "per_process_memory_fraction:all",
         "large_segment_size_mb:10",
         "max_split_size_mb:-1",
         "max_split_size_mb:1e3",

@@ -71,6 +71,28 @@ def test_values_of_all_kinds_are_read() -> None:
     assert found["last"] == 9
 
 
+# GGMLQuantizationType and GGML_QUANT_SIZES of gguf/constants.py, package gguf 0.19.0 of PyPI: the
+# number of a type, elements of a block, bytes of a block.
+TYPES = {
+    "F32": (0, 1, 4), "F16": (1, 1, 2), "BF16": (30, 1, 2), "F64": (28, 1, 8),
+    "I8": (24, 1, 1), "I16": (25, 1, 2), "I32": (26, 1, 4), "I64": (27, 1, 8),
+    "Q4_0": (2, 32, 18), "Q4_1": (3, 32, 20), "Q5_0": (6, 32, 22), "Q5_1": (7, 32, 24),
+    "Q8_0": (8, 32, 34), "Q8_1": (9, 32, 40),
+    "Q2_K": (10, 256, 84), "Q3_K": (11, 256, 110), "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176), "Q6_K": (14, 256, 210), "Q8_K": (15, 256, 292),
+    "IQ1_S": (19, 256, 50), "IQ1_M": (29, 256, 56),
+    "IQ2_XXS": (16, 256, 66), "IQ2_XS": (17, 256, 74), "IQ2_S": (22, 256, 82),
+    "IQ3_XXS": (18, 256, 98), "IQ3_S": (21, 256, 110),
+    "IQ4_NL": (20, 32, 18), "IQ4_XS": (23, 256, 136),
+    "TQ1_0": (34, 256, 54), "TQ2_0": (35, 256, 66),
+    "MXFP4": (39, 32, 17), "NVFP4": (40, 64, 36), "Q1_0": (41, 128, 18),
+}  # fmt: skip
+
+
+def test_types_are_those_of_the_package_gguf() -> None:
+    assert {t.name: (number, t.block, t.block_bytes) for number, t in GGML_TYPES.items()} == TYPES
+
+
 def test_tensors_have_the_bytes_of_their_types() -> None:
     tensors = {
         "token_embd.weight": ("Q6_K", [512, 3], 6 * 210),

@@ -155,7 +155,7 @@ class CoveringTests:
     def of(self, mutant: Mutant, seconds: float) -> list[str]:
         """Tests that run the statement of a mutant, for so many seconds.
 
-        What a module does while it is imported is tested by all that use the module.
+        What a module does while it is imported, in whichever test, is tested by all that use it.
         """
         file = str(ROOT / mutant.file)
         if file not in self._by_line:
@@ -163,7 +163,8 @@ class CoveringTests:
         lines = self._by_line[file]
         first, last = mutant.lines
         found = {test for line in range(first, last + 1) for test in lines.get(line, ())}
-        if found == {""}:
+        while_imported = set(lines[min(lines)]) if lines else set()
+        if found <= while_imported:
             found = {test for tests in lines.values() for test in tests}
         return list(self._within(found - {""}, seconds))
 

@@ -163,9 +163,8 @@ def devices_of(snapshot: Any) -> list[DeviceSnapshot]:
     ])  # fmt: skip
     block_stacks = _block_stacks(snapshot["segments"], stacks)
     traces = snapshot.get("device_traces", [])[:MAX_DEVICES]
-    count = max(len(traces), *segments, -1) + 1 if segments else len(traces)
     found = []
-    for device in range(count):
+    for device in sorted({*range(len(traces)), *segments}):
         entries = traces[device] if device < len(traces) else []
         if not isinstance(entries, list):
             raise InputError(f"device_traces[{device}]: got {_kind(entries)}, expected a list")

@@ -225,7 +225,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     },
     "mistral3": {
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "num_channels": 3, "image_size": 1540, "patch_size": 14,
+        "num_attention_heads": 16, "num_channels": 3, "image_size": 1024, "patch_size": 16,
     },
     "llama4": {
         "hidden_size": 768, "intermediate_size": 5632, "num_hidden_layers": 34,
@@ -233,7 +233,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "vision_output_dim": 7680, "projector_input_dim": 4096, "projector_output_dim": 4096,
     },
 }  # fmt: skip
-"""What transformers 5.23.0 takes for absent keys of towers whose released files leave some out."""
+"""What transformers 5.23.0 takes for absent keys of towers whose released files leave some out.
+
+They are the tower's own class's: those of the whole model's hold only without any section.
+"""
 
 
 def tower_weights(
