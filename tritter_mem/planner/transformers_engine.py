@@ -580,7 +580,7 @@ class _Generation:
         del ids, positions, of_prompt, scores, token, open_ends
 
     def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last.
+        """Tokens that are cached at each step that is run: the first ones, and the last two.
 
         What is cached then is what is there behind all steps before it.
         """
@@ -588,7 +588,8 @@ class _Generation:
         numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token(self.ops.requests):
             high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
-            numbers = sorted({*range(SHORTENED - 1), *high, steps - 1})
+            # The ids and positions of the one before the last are there while the last one runs.
+            numbers = sorted({*range(SHORTENED - 1), *high, steps - 2, steps - 1})
         for before, number in pairwise([-1, *numbers]):
             self.model.skip(self.caches, number - before - 1)
             yield first + number
