@@ -19,8 +19,10 @@ from tests.models.tiny_models import (
     tiny_config,
 )
 from tritter_mem.models.formats import storage_format
+from tritter_mem.models.gemma3n_blocks import SparseFeedForward
 from tritter_mem.models.huggingface import HuggingFaceModel, read_config
 from tritter_mem.models.quantization import Quantization
+from tritter_mem.models.transformers_blocks import Attention
 
 pytest.importorskip("transformers")
 import torch
@@ -206,6 +208,8 @@ EDGES: dict[str, dict[str, Any]] = {
         "model_type": "jamba", "mamba_dt_rank": "auto", "hidden_size": 40,
         "num_attention_heads": 2, "num_key_value_heads": 1,
     },
+    "step3p5 gated by head": {"model_type": "step3p5", "gating": True},
+    "step3p5 gated by channel": {"model_type": "step3p5", "gating": "elementwise"},
     "mimo of 14 layers": {"model_type": "mimo_v2_flash", "num_hidden_layers": 14},
     "gemma3n of 14 layers": {"model_type": "gemma3n_text", "num_hidden_layers": 14},
     "lfm2 with an adjusted width": {
@@ -225,3 +229,50 @@ def test_edges_have_the_parameters_of_their_module(name: str) -> None:
         module = module_class(config)._from_config(config)
     built = sum(parameter.numel() for parameter in module.parameters())
     assert ours.language_parameters == built + head_elements(ours, module)
+
+
+@pytest.mark.parametrize("window", [8, 9])
+@pytest.mark.parametrize(("model_type", "both"), [("gemma3_text", True), ("gemma4_text", "all")])
+def test_a_window_for_both_directions_is_halved(
+    model_type: str, both: bool | str, window: int
+) -> None:
+    given = {"use_bidirectional_attention": both, "sliding_window": window}
+    values = tiny_config(model_type, 0) | given
+    found = {
+        module.window for layer in read_config(values).layers for module in layer
+        if getattr(module, "window", None) is not None
+    }  # fmt: skip
+    assert found == {config_of(values).sliding_window}
+
+
+@pytest.mark.parametrize("layers", [8, 10, 11, 14])
+def test_the_layers_of_gemma_3n_that_keep_the_largest_numbers(layers: int) -> None:
+    given = {"num_hidden_layers": layers, "num_kv_shared_layers": 0}
+    values = tiny_config("gemma3n_text", 0) | given
+    pattern = [bool(share) for share in config_of(values).activation_sparsity_pattern]
+    found = [
+        module.sparse for layer in read_config(values).layers for module in layer
+        if isinstance(module, SparseFeedForward)
+    ]  # fmt: skip
+    assert found == pattern
+
+
+@pytest.mark.parametrize("dense", [0, 1, 3])
+@pytest.mark.parametrize("pattern", [1, 2])
+def test_layers_of_cohere_2_before_the_experts_have_a_pattern_of_their_own(
+    dense: int, pattern: int
+) -> None:
+    values = tiny_config("cohere2_moe", 0) | {
+        "num_hidden_layers": 9, "first_k_dense_replace": dense, "sliding_window_pattern": 3,
+        "prefix_dense_sliding_window_pattern": pattern,
+    }  # fmt: skip
+    config, ours = config_of(values), read_config(values)
+    with torch.device("meta"):
+        module = module_class(config)._from_config(config)
+    built = [layer.self_attn for layer in module.model.layers]
+    found = [part for layer in ours.layers for part in layer if isinstance(part, Attention)]
+    assert [own.window for own in found] == [own.sliding_window for own in built]
+    assert [own.rotates for own in found] == [
+        own.sliding_window is not None or own.force_rope for own in built
+    ]
+    assert ours.language_parameters == sum(p.numel() for p in module.parameters())
