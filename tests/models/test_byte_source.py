@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tritter_mem.errors import InputError
-from tritter_mem.models.byte_source import Cursor, LocalFile, description
+from tritter_mem.models.byte_source import ByteSource, Cursor, LocalFile, description
 
 
 @pytest.fixture
@@ -85,6 +85,57 @@ def test_cursor_reads_in_order_through_its_windows(tmp_path: Path) -> None:
         cursor.skip(1 << 40)
         with pytest.raises(InputError, match="ends at byte 1,048,576"):
             cursor.take(1)
+
+
+KiB, MiB = 1 << 10, 1 << 20
+
+
+class Asked(ByteSource):
+    """A file of zeros that lists the ranges asked for: where each starts, and its bytes."""
+
+    def __init__(self, size: int, most_bytes: int = 256 * MiB) -> None:
+        super().__init__("file", size, most_bytes)
+        self.ranges: list[tuple[int, int]] = []
+
+    def _fetch(self, start: int, count: int) -> bytes:
+        self.ranges.append((start, count))
+        return bytes(count)
+
+
+def test_a_cursor_asks_for_windows_that_double_up_to_4_mib() -> None:
+    source = Asked(20 * MiB)
+    cursor = Cursor(source)
+    for _ in range(20 * 256):
+        cursor.take(4 * KiB)
+    sizes = [128 * KiB << step for step in range(6)]
+    starts = [sum(sizes[:number]) for number in range(6)]
+    behind = [(at, min(4 * MiB, 20 * MiB - at)) for at in range(sum(sizes), 20 * MiB, 4 * MiB)]
+    assert source.ranges == [*zip(starts, sizes, strict=True), *behind]
+
+
+def test_a_cursor_asks_once_for_what_is_larger_than_a_window() -> None:
+    source = Asked(20 * MiB)
+    cursor = Cursor(source)
+    cursor.take(8)
+    assert len(cursor.take(10 * MiB)) == 10 * MiB
+    assert source.ranges == [(0, 128 * KiB), (128 * KiB, 10 * MiB + 8 - 128 * KiB)]
+
+
+def test_a_cursor_does_not_ask_for_what_it_passes_over() -> None:
+    source = Asked(20 * MiB)
+    cursor = Cursor(source)
+    cursor.take(8)
+    cursor.skip(10 * MiB)
+    cursor.take(8)
+    assert source.ranges == [(0, 128 * KiB), (10 * MiB + 8, 256 * KiB)]
+
+
+def test_a_window_is_no_larger_than_what_may_be_read() -> None:
+    source = Asked(20 * MiB, most_bytes=200 * KiB)
+    cursor = Cursor(source)
+    cursor.take(128 * KiB)
+    cursor.take(8)
+    assert source.ranges == [(0, 128 * KiB), (128 * KiB, 72 * KiB)]
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,8 @@ def tensor(name: str, dims: list[int], number: int, offset: int = 0) -> bytes:
         (head(1, 0, tensor("a", [8], 4)), "number 4, was removed from ggml: convert the model"),
         (head(1, 0, tensor("a", [8], 77)), "number 77, is not known"),
         (head(1, 0, tensor("a", [8], 2)), "rows of Q4_0 are multiples of 32"),
+        (head(1, 0, tensor("a", [16, 2], 2)), "rows of Q4_0 are multiples of 32"),
+        (head(1, 0, tensor("a", [], 2)), "rows of Q4_0 are multiples of 32"),
         (head(1, 0, tensor("a", [1 << 40, 1 << 40], 0)), "too many elements"),
         (head(1, 0, tensor("a", [8], 0, 32)), "tensor a: is at 32, expected 0"),
         (head(2, 0, tensor("a", [0], 0) * 2), "the tensor a is there twice"),

@@ -235,6 +235,8 @@ def test_a_wrong_token_is_named_and_not_shown(
         (hub_server.status(429, Retry_After="7"), "(429): try again in 7 s, or set HF_TOKEN"),
         (hub_server.status(429, Retry_After="soon"), "(429): try again later, or set HF_TOKEN"),
         (hub_server.status(404, code="EntryNotFound"), "no such file: config.json"),
+        (hub_server.status(401), "or a private one: set HF_TOKEN"),
+        (hub_server.status(404), "or a private one: set HF_TOKEN"),
         (hub_server.status(502), "answered 502, asked for config.json; try again later"),
         (hub_server.half(MODEL["config.json"]), "bytes; try again"),
         (hub_server.endless, "expected at most 16.0 MiB"),

@@ -304,6 +304,67 @@ def test_groups_of_compressed_tensors_have_the_scheme_of_type_and_bits(
     assert [scheme.name for _, scheme in found] == [name]
 
 
+CODES = OUTPUTS * INPUTS
+FP8 = {"quant_method": "fp8"}
+
+
+def compressed(weights: dict[str, Any], **activations: Any) -> dict[str, Any]:
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": {"num_bits": 8, **weights}}
+    if activations:
+        group["input_activations"] = {"num_bits": 8, **activations}
+    return {"quant_method": "compressed-tensors", "config_groups": {"a": group}}
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        (FP8, CODES + 4),
+        ({**FP8, "activation_scheme": "dynamic"}, CODES + 4),
+        ({**FP8, "activation_scheme": "static"}, CODES + 4 + 4),
+        ({**FP8, "weight_block_size": [128, 64]}, CODES + 4 * 4 * 16),
+        ({**FP8, "weight_block_size": [128, 64], "scale_fmt": "ue8m0"}, CODES + 4 * 16),
+        (compressed({"type": "float", "strategy": "tensor"}), CODES + 2),
+        (compressed({"type": "float", "strategy": "tensor"}, dynamic=True), CODES + 2),
+        (compressed({"type": "float", "strategy": "tensor"}, dynamic=False), CODES + 2 + 2),
+        (compressed({"type": "float", "strategy": "channel"}), CODES + 2 * OUTPUTS),
+        (compressed({"type": "float", "strategy": "channel"}, dynamic=False),
+         CODES + 2 * OUTPUTS + 2),
+        (compressed({"type": "float", "strategy": "block", "block_structure": [128, 128]}),
+         CODES + 2 * 4 * 8),
+        (compressed({"type": "int", "strategy": "channel"}, dynamic=True), CODES + 2 * OUTPUTS),
+        (compressed({"type": "int", "strategy": "channel"}, dynamic=False),
+         CODES + 2 * OUTPUTS + 2),
+        (compressed({"type": "int", "strategy": "channel"}), CODES + 2 * OUTPUTS + 16),
+    ],
+)  # fmt: skip
+def test_scales_of_weights_and_of_static_activations_are_counted(
+    section: dict[str, Any], expected: int
+) -> None:
+    scheme = q.read_quantization(section, None).scheme_of("model.layers.0.self_attn.q_proj")
+    assert scheme is not None
+    assert scheme.weight_bytes(OUTPUTS, INPUTS) == expected
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("float", 6), ("float", 2), ("int", 12), ("int", 64)])
+def test_types_that_compressed_tensors_has_not_are_said(kind: str, bits: int) -> None:
+    section = compressed({"type": kind, "num_bits": bits})
+    assert len(q.read_quantization(section, None).unsupported) == 1
+
+
+def test_experts_alone_are_of_4_bits_where_their_type_says_so() -> None:
+    section = {**FP8, "weight_block_size": [128, 128], "expert_dtype": "fp4"}
+    found = q.read_quantization(section, None)
+    names = {
+        "model.layers.0.self_attn.q_proj": "fp8 in blocks of 128x128",
+        "model.layers.0.mlp.experts.*.up_proj": "MXFP4",
+        "model.layers.0.mlp.shared_experts.up_proj": "fp8 in blocks of 128x128",
+    }
+    for name, expected in names.items():
+        scheme = found.scheme_of(name)
+        assert scheme is not None
+        assert scheme.name == expected
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_bitsandbytes_has_the_type_that_the_file_names(kind: str) -> None:
     section = {"load_in_4bit": True, "bnb_4bit_quant_type": kind}

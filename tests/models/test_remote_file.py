@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPMessage
 
 import pytest
@@ -97,6 +97,31 @@ def test_half_a_chunk_is_named(hub: HubServer) -> None:
     hub.faults["/f"] = send
     with pytest.raises(InputError, match="connection ended after 3 of 100 bytes"):
         RemoteFile(hub.url + PATH).read_up_to(0, 100)
+
+
+def chunked(*chunks: bytes, ends: bool = True) -> Callable[[Handler], None]:
+    """An answer without a length, and without ranges."""
+
+    def send(handler: Handler) -> None:
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for chunk in (*chunks, *([b""] if ends else [])):
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        handler.close_connection = True
+
+    return send
+
+
+def test_of_a_body_without_a_length_no_more_is_read_than_is_asked_for(hub: HubServer) -> None:
+    hub.faults["/f"] = chunked(b"a" * 600, b"b" * 1000)
+    assert RemoteFile(hub.url + PATH).read_up_to(0, 1000) == b"a" * 600 + b"b" * 400
+
+
+def test_a_body_without_a_length_may_be_shorter_than_is_asked_for(hub: HubServer) -> None:
+    hub.faults["/f"] = chunked(b"a" * 50)
+    assert RemoteFile(hub.url + PATH).read_up_to(0, 100) == b"a" * 50
 
 
 @pytest.mark.parametrize(

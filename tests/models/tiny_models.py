@@ -338,11 +338,16 @@ def config_class(model_type: str) -> Any:
     pytest.skip(f"this transformers has no {model_type}")
 
 
+def known_keys(model_type: str) -> set[str]:
+    """Keys that a family's class takes."""
+    own = config_class(model_type)
+    return set(own.__dataclass_fields__) | set(own.attribute_map)
+
+
 def tiny_config(model_type: str, seed: int) -> dict[str, Any]:
     """A configuration as a file would have it: what is given, and no derived keys."""
     rng = random.Random(f"{model_type} {seed}")  # noqa: S311
-    own = config_class(model_type)
-    known = set(own.__dataclass_fields__) | set(own.attribute_map)
+    known = known_keys(model_type)
     given = {key: value for key, value in sizes(rng).items() if key in known}
     given |= special(model_type, rng)
     return {"model_type": model_type} | {k: v for k, v in given.items() if v is not None}

@@ -31,6 +31,31 @@ def tiny(**overrides: Any) -> Profile:
     return load_profile("tiny", {key.replace("__", "."): v for key, v in overrides.items()})
 
 
+DETERMINED: dict[str, dict[str, Any]] = {
+    "one chunk": {"workload__context": 150, "workload__new_tokens": 34},
+    "two chunks": {"workload__context": 208, "workload__prefill_chunk": 100},
+    "a rest": {"workload__context": 250, "workload__prefill_chunk": 100, "workload__new_tokens": 3},
+    "one token": {"workload__context": 250, "workload__new_tokens": 1, "workload__batch": 3},
+    "two tokens": {"workload__context": 250, "workload__new_tokens": 2, "workload__batch": 2},
+    "logits in float32": {
+        "workload__context": 60, "workload__batch": 3, "model__vocab_size": 30_000,
+        "weights__format": "bfloat16", "weights__embedding_dtype": "float32",
+    },
+    "logits of bfloat16": {
+        "workload__context": 60, "workload__batch": 3, "model__vocab_size": 30_000,
+        "weights__format": "bfloat16", "weights__embedding_dtype": "bfloat16",
+    },
+    "logits of int8": {
+        "workload__context": 60, "workload__batch": 3, "model__vocab_size": 30_000,
+        "weights__format": "int8", "weights__embedding_dtype": "int8",
+    },
+    "more layers than are played": {
+        "workload__context": 150, "model__num_hidden_layers": 7, "workload__new_tokens": 5,
+    },
+}  # fmt: skip
+"""Changes of the tiny profile where each step of a run has a size of its own."""
+
+
 def card() -> GpuCard:
     return find_gpu("rtx-5080")
 

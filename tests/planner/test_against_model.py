@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.planner.cases import KV_TYPES, POLICIES, assert_plan_is_exact, card, profiles, tiny
+from tests.planner.cases import (
+    DETERMINED,
+    KV_TYPES,
+    POLICIES,
+    assert_plan_is_exact,
+    card,
+    profiles,
+    tiny,
+)
 from tritter_mem.config.profile import Profile
 from tritter_mem.models.bundled import architecture_of, run_settings
 from tritter_mem.planner.compose import plan
@@ -27,6 +35,11 @@ SLOW = settings(
 @given(profile=profiles())
 def test_any_profile_is_planned_exactly(profile: Profile) -> None:
     assert_plan_is_exact(profile)
+
+
+@pytest.mark.parametrize("name", DETERMINED)
+def test_each_step_is_planned_exactly(name: str) -> None:
+    assert_plan_is_exact(tiny(**DETERMINED[name]))
 
 
 @SLOW

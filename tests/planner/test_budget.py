@@ -11,6 +11,7 @@ from tritter_mem import calculate_memory_budget
 from tritter_mem.config.loading import load_profile
 from tritter_mem.models.vision_towers import VISION_TOWERS
 from tritter_mem.planner.compose import plan
+from tritter_mem.planner.result import model_facts
 
 
 @dataclass
@@ -54,6 +55,36 @@ def test_training_shows_gradients_and_optimizer_state() -> None:
     budget = calculate_memory_budget(tiny(workload__mode="training"))
     assert budget["gradients"] > 0
     assert budget["optimizer_state"] > 0
+
+
+@pytest.mark.parametrize(("dtype", "group"), [("bfloat16", 16), ("int4", 16), ("int2", 64)])
+@pytest.mark.parametrize("sinks", [0, 4])
+@pytest.mark.parametrize(("window", "every"), [(None, None), (64, None), (64, 2)])
+def test_a_token_adds_what_a_group_of_them_adds_to_the_cache(
+    dtype: str, group: int, sinks: int, window: int | None, every: int | None
+) -> None:
+    """Before a window is full, while it gets full, and then nothing."""
+    changes = {
+        "kv_cache__dtype": dtype, "kv_cache__group_size": group,
+        "kv_cache__attention_sinks": sinks, "model__sliding_window": window,
+        "model__global_attention_every": every, "workload__new_tokens": 2, "workload__batch": 3,
+    }  # fmt: skip
+
+    def cache_bytes(context: int) -> int:
+        profile = tiny(workload__context=context, **changes)
+        return plan(profile, card(), plays=False).components.kv_cache_bytes
+
+    for context in (40, 62, 64, 66, 68, 69, 100, 200):
+        added = (cache_bytes(context + group) - cache_bytes(context)) / (3 * group)
+        found = model_facts(tiny(workload__context=context, **changes)).kv_bytes_per_token
+        assert found == pytest.approx(added, abs=4)  # each layer's share is rounded down
+        if context >= 68 and every is None and window is not None:
+            assert found == 0
+
+
+def test_a_token_of_training_adds_nothing_to_a_cache() -> None:
+    assert model_facts(tiny(workload__mode="training")).kv_bytes_per_token == 0
+    assert model_facts(tiny()).kv_bytes_per_token > 0
 
 
 def test_8_bit_moments_by_hand() -> None:

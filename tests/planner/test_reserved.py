@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.planner.cases import card, profiles, tiny
+from tests.planner.cases import DETERMINED, card, profiles, tiny
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile
@@ -76,6 +76,21 @@ def test_a_plan_asks_for_the_memory_that_a_run_asks_for(profile: Profile) -> Non
     assert planned == simulated_requests(profile)[: len(planned)]
     # A shortened run joins fewer tokens at its end than the plan, which has them all.
     assert joined == (8 * profile.workload.batch * profile.workload.new_tokens, 0)
+
+
+@pytest.mark.parametrize("name", DETERMINED)
+def test_a_plan_asks_for_what_each_step_of_a_run_asks_for(name: str) -> None:
+    profile = tiny(**{**DETERMINED[name], "model__num_hidden_layers": 3})
+    *planned, joined = planned_requests(profile)
+    assert planned == simulated_requests(profile)[: len(planned)]
+    assert joined == (8 * profile.workload.batch * profile.workload.new_tokens, 0)
+
+
+@pytest.mark.parametrize("name", DETERMINED)
+def test_what_each_step_reserves_is_what_a_run_reserves(name: str) -> None:
+    profile = tiny(**DETERMINED[name])
+    found = plan(profile, card()), simulate(profile, card=card())
+    assert found[0].reserved_peak_bytes == found[1].reserved_peak_bytes
 
 
 @pytest.mark.parametrize(

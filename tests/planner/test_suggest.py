@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.planner.cases import card
+from tritter_mem.config.cards import all_cards
 from tritter_mem.config.loading import load_any, load_profile
 from tritter_mem.config.named_profile import NamedProfile
 from tritter_mem.config.profile import changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.suggest import _cache_changes, suggest
+from tritter_mem.planner.suggest import (
+    Cost,
+    _cache_changes,
+    _named_changes,
+    _weight_changes,
+    cards_that_fit,
+    judge_with_advice,
+    suggest,
+)
 from tritter_mem.results.run import Suggestion
 
 BUDGET = 15 << 30
@@ -32,6 +42,149 @@ def test_each_suggestion_holds(name: str) -> None:
         assert suggestion.headroom_bytes == BUDGET - need
         assert suggestion.fits is (need <= BUDGET)
         assert suggestion.saves_bytes == plan(profile, card()).footprint_bytes - need
+
+
+EXPANDABLE = {"allocator.conf": "expandable_segments:True"}
+CHUNKS = {**EXPANDABLE, "workload.prefill_chunk": 512}
+SELECTIVE = {
+    "training.checkpointing": {"policy": "selective-attention", "n": 1}, "workload.batch": 1,
+    "training.loss_chunk": 512,
+}  # fmt: skip
+WINDOW = {"model.sliding_window": 4096}
+SUGGESTED: dict[str, tuple[dict[str, Any], int, list[dict[str, Any]]]] = {
+    "7b": ({}, 15, [
+        {"kv_cache.dtype": "int2"}, WINDOW, {"model.num_key_value_heads": 8},
+        WINDOW | {"model.global_attention_every": 4}, {"workload.context": 88064},
+        CHUNKS | {"workload.context": 90112},
+    ]),
+    "spec-balanced": ({}, 15, [
+        {"kv_cache.dtype": "int2"}, WINDOW, {"model.num_key_value_heads": 8},
+        WINDOW | {"model.global_attention_every": 4}, {"workload.batch": 2},
+        {"workload.context": 20480}, CHUNKS | {"workload.batch": 2},
+        CHUNKS | {"workload.context": 21504},
+    ]),
+    "spec-throughput": ({}, 15, [
+        {"model.num_key_value_heads": 8}, {"workload.batch": 8}, {"workload.context": 3840},
+        CHUNKS | {"workload.batch": 9}, CHUNKS | {"workload.context": 4608},
+    ]),
+    "7b in a third": ({"workload.batch": 4}, 5, [
+        CHUNKS | {"weights.embedding_dtype": "int8", "weights.format": "ternary-1.6bit",
+                  "kv_cache.dtype": "int2"} | WINDOW,
+        {"workload.context": 2048}, CHUNKS | {"workload.context": 2048},
+    ]),
+    "spec-train-development": ({}, 15, [
+        SELECTIVE, {"training.optimizer": "adamw-8bit"}, {"training.optimizer": "sgd"},
+    ]),
+    "spec-train-efficient": ({}, 15, [SELECTIVE, {"training.optimizer": "sgd"}]),
+}  # fmt: skip
+"""What is changed of a profile, the budget in GiB, and each suggestion's settings in order."""
+
+
+@pytest.mark.parametrize("name", SUGGESTED)
+def test_what_is_suggested_and_in_which_order(name: str) -> None:
+    """The figures of each are those of its plan, which `test_each_suggestion_holds` checks."""
+    changes, gib, expected = SUGGESTED[name]
+    profile = load_profile(name.partition(" ")[0], changes)
+    found = suggest(profile, card(), gib << 30)
+    assert [suggestion.settings for suggestion in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("context", "mib", "expected"),
+    [
+        (1024, 620, [{"weights.quantization": "bitsandbytes-int8"},
+                     {"weights.quantization": "bitsandbytes-nf4"}]),
+        (8192, 620, [CHUNKS | {"weights.quantization": "bitsandbytes-nf4-double"},
+                     {"workload.context": 512},
+                     EXPANDABLE | {"workload.prefill_chunk": 2048, "workload.context": 512}]),
+    ],
+)  # fmt: skip
+def test_what_is_suggested_for_a_named_model(
+    context: int, mib: int, expected: list[dict[str, Any]]
+) -> None:
+    found = suggest(named(context=context), find_gpu("rtx-4090"), mib << 20)
+    assert [suggestion.settings for suggestion in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("heads", "suggested"), [(1, []), (2, [1]), (3, [1]), (4, [1]), (6, [1]), (8, [2]), (32, [8])]
+)
+def test_a_quarter_of_the_heads_is_suggested_for_keys_and_values(
+    heads: int, suggested: list[int]
+) -> None:
+    changes = {"model.num_attention_heads": heads, "model.num_key_value_heads": heads}
+    found = [change.settings for change in _cache_changes(load_profile("7b", changes))]
+    name = "model.num_key_value_heads"
+    assert [settings[name] for settings in found if name in settings] == suggested
+
+
+@pytest.mark.parametrize(
+    ("weights", "texts"),
+    [
+        ("ternary-2bit", ["1.6-bit ternary weights", "int8 embeddings"]),
+        ("bfloat16", ["ternary weights (needs a model trained that way)",
+                      "1.6-bit ternary weights (needs a model trained that way)", "int8 weights",
+                      "int4 weights (costs quality)", "int8 embeddings"]),
+        ("int4", ["ternary weights (needs a model trained that way)",
+                  "1.6-bit ternary weights (needs a model trained that way)",
+                  "int8 embeddings"]),
+    ],
+)  # fmt: skip
+def test_what_smaller_weights_cost_is_said_unless_it_has_been_paid(
+    weights: str, texts: list[str]
+) -> None:
+    found = list(_weight_changes(load_profile("7b", {"weights.format": weights})))
+    assert [change.text for change in found] == texts
+    assert {change.cost is Cost.QUALITY for change in found if "(" in change.text} <= {True}
+    assert {change.cost is Cost.LITTLE for change in found if "(" not in change.text} == {True}
+
+
+@pytest.mark.parametrize(
+    ("context", "chunks"),
+    [(100, [2048, 512]), (32_768, [2048, 512]), (65_536, [4096, 1024]), (100_000, [4096, 1024])],
+)
+def test_chunks_are_a_sixteenth_of_the_prompt_and_a_quarter_of_that(
+    context: int, chunks: list[int]
+) -> None:
+    found = [change.settings for change in _named_changes(named(context=context))]
+    name = "workload.prefill_chunk"
+    assert [settings[name] for settings in found if name in settings] == chunks
+
+
+def test_cards_are_named_where_a_profile_does_not_fit_and_nowhere_else() -> None:
+    for budget, fits in ((BUDGET, False), (64 << 30, True)):
+        profile = load_profile("7b")
+        use = plan(profile, card())
+        verdict = judge_with_advice(profile, card(), {"planned": use}, budget)
+        assert verdict is not None
+        assert verdict.fits is fits
+        wanted = () if fits else cards_that_fit(profile, use.footprint_bytes)
+        assert verdict.cards == wanted
+        assert bool(wanted) is not fits
+
+
+def test_a_card_whose_whole_budget_is_needed_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards come in the order of their memory, and no more than four."""
+    profile = load_profile("7b")
+    least = min(c.default_budget_bytes for c in all_cards() if c.vendor == "nvidia")
+
+    def planned(more: int) -> None:
+        monkeypatch.setattr(
+            "tritter_mem.planner.suggest.plan",
+            lambda _, card: SimpleNamespace(footprint_bytes=card.default_budget_bytes + more),
+        )
+
+    planned(0)
+    names = cards_that_fit(profile, least)
+    budgets = [find_gpu(name).default_budget_bytes for name in names]
+    assert len(names) == 4
+    assert budgets == sorted(budgets)
+    assert budgets[0] == least
+    assert least not in [
+        find_gpu(name).default_budget_bytes for name in cards_that_fit(profile, least + 1)
+    ]
+    planned(1)
+    assert cards_that_fit(profile, least) == ()
 
 
 def test_the_7b_fits_with_8_kv_heads() -> None:

@@ -136,6 +136,49 @@ def peaks(use: MemoryUse) -> list[int]:
     return [phase.allocated_peak_bytes for phase in use.phases]
 
 
+SMALL = LLAMA | {
+    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "vocab_size": 100, "attention_dropout": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "new_tokens"), [(64, 200, 3), (64, 200, 20), (130, 78, 9), (256, 60, 40)]
+)
+def test_ids_of_many_sequences_are_planned_to_the_byte(
+    batch: int, context: int, new_tokens: int
+) -> None:
+    """Of a model so small that they show, with tokens between that are not played."""
+    work = {"batch": batch, "context": context, "new_tokens": new_tokens}
+    planned, simulated = both(a_run(SMALL, work=work))
+    assert peaks(planned) == peaks(simulated)
+
+
+def test_of_many_tokens_a_few_are_played() -> None:
+    """As many events whatever their number, unless every one is asked for."""
+    run = a_run(SMALL, work={"context": 600, "new_tokens": 500})
+    short = a_run(SMALL, work={"context": 600, "new_tokens": 20})
+    events = len(play_run(run, CARD).requests.events)
+    assert events == pytest.approx(len(play_run(short, CARD).requests.events), rel=0.1)
+    assert len(play_run(run, CARD, every_token=lambda _: True).requests.events) > 20 * events
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "sgd"])
+def test_the_state_of_an_optimizer_is_that_of_a_simulated_step(optimizer: str) -> None:
+    """With weights of fewer than 4096 elements, and of no whole blocks of 256."""
+    values = SMALL | {"vocab_size": 1001, "intermediate_size": 77}
+    training = {"optimizer": optimizer}
+    run = a_run(values, work={"mode": "training", "new_tokens": 1}, training=training)
+    planned, simulated = (use.phases[-1].components.optimizer_state_bytes for use in both(run))
+    assert planned == simulated
+    state = 0
+    for _, weight in run.model.language_weights():
+        size = weight.elements
+        eight_bits = size + 4 * -(-size // 256) if size >= 4096 else 4 * size
+        state += {"adamw": 4 + 2 * 4 * size, "adamw-8bit": 2 * eight_bits, "sgd": 0}[optimizer]
+    assert planned == state
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_tables_are_those_of_the_run_to_the_byte(kind: str) -> None:
     planned, simulated = both(a_run(KINDS[kind] | {"attention_dropout": 0.0}))

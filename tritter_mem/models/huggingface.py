@@ -321,8 +321,7 @@ def _language_section(config: object) -> tuple[Mapping[str, Any], str]:
             return inner, str(own)
     if not isinstance(model_type, str):
         raise ConfigError("config.json: there is no model_type, so this describes no model")
-    known = model_type in FAMILIES or model_type in SAME_AS
-    if not known and any(word in model_type for word in NOT_LANGUAGE):
+    if any(word in model_type for word in NOT_LANGUAGE):
         raise ConfigError(f"config.json: {model_type} is not a language model")
     return config, model_type
 

@@ -47,7 +47,7 @@ class Rounding:
 
     floats: bool
     dynamic: bool
-    group: int = 0
+    group: int
 
 
 @dataclass(frozen=True)

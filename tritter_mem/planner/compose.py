@@ -123,7 +123,7 @@ def kv_bytes_per_token(case: Case) -> int:
     Layers with a window add nothing once it is full.
     """
     group = case.cache.group
-    start = case.cache.sinks + case.work.context
+    start = case.work.context
     short, long = (replace(case.cache, batch=1, context=start + n) for n in (0, group))
     layers = case.architecture.counted_layers
     return sum(
