@@ -210,6 +210,9 @@ EDGES: dict[str, dict[str, Any]] = {
     },
     "step3p5 gated by head": {"model_type": "step3p5", "gating": True},
     "step3p5 gated by channel": {"model_type": "step3p5", "gating": "elementwise"},
+    "three key heads of a delta rule": {
+        "model_type": "qwen3_next", "linear_num_key_heads": 3, "linear_num_value_heads": 6,
+    },
     "mimo of 14 layers": {"model_type": "mimo_v2_flash", "num_hidden_layers": 14},
     "gemma3n of 14 layers": {"model_type": "gemma3n_text", "num_hidden_layers": 14},
     "lfm2 with an adjusted width": {
