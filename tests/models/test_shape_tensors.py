@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.models.shape_tensors import FLOAT, Operations, Tensor
+from tritter_mem.models.shape_tensors import FLOAT, Operations, Tensor, _is_channels_last
 
 torch = pytest.importorskip("torch")
 
@@ -105,6 +105,22 @@ def test_views_and_copies_lie_as_in_pytorch(seed: int) -> None:
             assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_channels_come_last_where_pytorch_says_so(seed: int) -> None:
+    from torch._prims_common import suggest_memory_format
+
+    rng = random.Random(seed)  # noqa: S311
+    for _ in range(100):
+        ops = operations()
+        shape = tuple(rng.choice((1, 2, 3)) for _ in range(4))
+        order = rng.choice(((0, 1, 2, 3), (0, 3, 1, 2), rng.sample(range(4), 4)))
+        x = ops.permuted(ops.new(shape, FLOAT), order)
+        if rng.random() < 0.3:
+            x = ops.expand(ops.slice(x, 1, 1), (x.shape[0], 3, *x.shape[2:]))
+        theirs = torch.empty_strided(x.shape, x.strides, device="meta")
+        assert _is_channels_last(x) == (suggest_memory_format(theirs) == torch.channels_last)
+
+
 class Case(NamedTuple):
     """An operation on weights, both ways.
 
@@ -116,6 +132,11 @@ class Case(NamedTuple):
     ours: Callable[..., Tensor]
     theirs: Callable[..., Values]
     shapes: tuple[Shape, ...]
+
+
+def _twice(y: Any, first: Callable[[Any], Any], both: Callable[[Any, Any], Any]) -> Any:
+    """What is made of y, with y itself."""
+    return both(first(y), y)
 
 
 ROWS, WIDTH = 700, 48
@@ -139,6 +160,21 @@ CASES = {
     "mul by a row": Case(lambda ops, x, y: ops.mul(x, y), lambda x, y: x * y, (X, (WIDTH,))),
     "mul of a sum": Case(
         lambda ops, x, y: ops.mul(ops.add(x, y), x), lambda x, y: (x + y) * x, (X, X)
+    ),
+    "used twice": Case(
+        lambda ops, x: _twice(ops.scaled(x), lambda y: ops.pointwise(y, saves="output"), ops.mul),
+        lambda x: _twice(x * 2, torch.exp, torch.mul),
+        (X,),
+    ),
+    "used beside a sum": Case(
+        lambda ops, x: _twice(ops.scaled(x), ops.scaled, lambda z, y: ops.add(y, z)),
+        lambda x: _twice(x * 2, lambda y: y * 2, lambda z, y: y + z),
+        (X,),
+    ),
+    "used three times": Case(
+        lambda ops, x: _twice(ops.scaled(x), lambda y: ops.mul(y, ops.square(y)), ops.mul),
+        lambda x: _twice(x * 2, lambda y: y * y.pow(2), torch.mul),
+        (X,),
     ),
     "subtracted": Case(lambda ops, x, y: ops.subtracted(x, y), lambda x, y: x - y, (X, X)),
     "divided": Case(lambda ops, x, y: ops.divided(x, y), lambda x, y: x / y, (X, (2, ROWS, 1))),
