@@ -362,3 +362,11 @@ def test_qwen3_5_predicts_further_tokens_only_where_it_has_layers_for_it() -> No
     values = {**DEFAULTS["qwen3_5_text"], "model_type": "qwen3_5_text", "num_hidden_layers": 4}
     assert read_config({**values, "mtp_num_hidden_layers": 0}).mtp == ()
     assert len(read_config({**values, "mtp_num_hidden_layers": 2}).mtp) == 3
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"])
+def test_no_token_takes_more_experts_than_there_are(kind: str) -> None:
+    values = QWEN3_30B | {"model_type": kind, "num_local_experts": 4, "n_routed_experts": 4}
+    values |= {"num_experts": 4, "num_experts_per_tok": 5, "n_group": 1, "topk_group": 1}
+    with pytest.raises(ConfigError, match="experts of a token: got 5, expected at most the 4"):
+        read_config(values)

@@ -143,7 +143,7 @@ def test_what_waits_for_its_window_is_cached() -> None:
         ({"hc_sinkhorn_iters": 1 << 30}, "hc_sinkhorn_iters: more than 1,000"),
         ({"o_groups": 3}, "o_groups: got 3, expected a divisor"),
         ({"index_head_dim": 8}, "index_head_dim: got 8, expected at least the 16"),
-        ({"num_experts_per_tok": 5}, "num_experts_per_tok: got 5, expected at most the 4"),
+        ({"num_experts_per_tok": 5}, "experts of a token: got 5, expected at most the 4"),
         ({"sliding_window": 1}, "sliding_window: got 1, expected at least 2"),
         ({"qk_rope_head_dim": 128}, "partial_rotary_factor: 128 channels"),
         ({"qk_rope_head_dim": None, "partial_rotary_factor": 0}, "partial_rotary_factor: 0"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tritter_mem.errors import ConfigError
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import LayerRun, activated, halves
 from tritter_mem.models.mxfp4_experts import run_experts
@@ -56,6 +57,9 @@ class Experts(Module):
         groups: of experts; `chosen_groups`: those that a token takes.
         vectors: elements of other weights, by name.
         name: of the module. `shared_name`: of the shared experts.
+
+    Raises:
+        ConfigError: a token takes more experts than there are.
     """
 
     count: int
@@ -86,6 +90,14 @@ class Experts(Module):
     name: str = "mlp"
     shared_name: str = "shared_experts"
     ROLE = "mlp"
+
+    def __post_init__(self) -> None:
+        there = self.count + self.idle
+        if self.chosen > there:
+            raise ConfigError(
+                f"experts of a token: got {self.chosen:,}, expected at most the {there:,} that "
+                "there are"
+            )
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
         """The experts of each token, in products over groups of tokens, and the shared ones.

@@ -432,22 +432,13 @@ def _v4_share(keys: Keys) -> float:
 
 
 def _v4_experts(keys: Keys, *, by_hash: bool) -> LimitedExperts:
-    """Experts and one shared one, whatever `n_shared_experts` says.
-
-    Raises:
-        ConfigError: a token takes more than there are.
-    """
+    """Experts and one shared one, whatever `n_shared_experts` says."""
     plain = routed_experts(
         keys,
         correction=None if by_hash else CORRECTION,
         shared=keys.number("moe_intermediate_size"),
         routing="hash" if by_hash else "root of softplus",
     )
-    if plain.chosen > plain.count:
-        raise ConfigError(
-            f"{keys.place}num_experts_per_tok: got {plain.chosen:,}, expected at most the "
-            f"{plain.count:,} experts that there are"
-        )
     scoring = keys.text("scoring_func") or "sqrtsoftplus"
     return as_kind(
         LimitedExperts, plain if scoring == "sqrtsoftplus" else replace(plain, routing="")
