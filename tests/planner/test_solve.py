@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +178,25 @@ def test_few_values_are_planned_with_every_token(monkeypatch: pytest.MonkeyPatch
     profile = load_any("qwen3-0.6b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16})
     assert find_largest(profile, "batch").value is not None
     assert kinds.count("full") <= 4 < kinds.count("quick")
+
+
+def test_a_brief_plan_stands_for_the_whole_one_where_nothing_is_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[bool] = []
+
+    def planned(_: Profile, __: Any, *, briefly: bool) -> Any:
+        made.append(briefly)
+        return SimpleNamespace(briefly=briefly, cache_releases=releases)
+
+    monkeypatch.setattr("tritter_mem.planner.solve.plan", planned)
+    for releases, plans in ((0, [True]), (1, [True, False])):
+        made.clear()
+        solver = _Solver(tiny(), card(), 1 << 30, "batch")
+        for briefly in (True, True, False, False, True):
+            found = solver.plan(5, briefly=briefly)
+        assert made == plans
+        assert found.briefly is plans[-1]  # type: ignore[attr-defined]
 
 
 def test_nothing_fits() -> None:

@@ -165,11 +165,10 @@ def test_the_state_of_an_optimizer_is_that_of_a_simulated_step(optimizer: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_and_tables_are_those_of_the_run_to_the_byte(kind: str) -> None:
+def test_what_is_loaded_is_that_of_the_run_to_the_byte(kind: str) -> None:
+    """Weights, tables, and what a model holds beside them: angles for each kind of layer."""
     planned, simulated = both(a_run(KINDS[kind] | {"attention_dropout": 0.0}))
-    for found, wanted in zip(planned.phases[:1], simulated.phases[:1], strict=True):
-        assert found.components.weights_bytes == wanted.components.weights_bytes
-        assert found.components.embeddings_bytes == wanted.components.embeddings_bytes
+    assert planned.phases[0].components == simulated.phases[0].components
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2_moe", "deepseek"])
