@@ -180,8 +180,9 @@ def test_few_values_are_planned_with_every_token(monkeypatch: pytest.MonkeyPatch
     assert kinds.count("full") <= 4 < kinds.count("quick")
 
 
+@pytest.mark.parametrize(("releases", "plans"), [(0, [True]), (1, [True, False])])
 def test_a_brief_plan_stands_for_the_whole_one_where_nothing_is_released(
-    monkeypatch: pytest.MonkeyPatch,
+    releases: int, plans: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[bool] = []
 
@@ -190,13 +191,11 @@ def test_a_brief_plan_stands_for_the_whole_one_where_nothing_is_released(
         return SimpleNamespace(briefly=briefly, cache_releases=releases)
 
     monkeypatch.setattr("tritter_mem.planner.solve.plan", planned)
-    for releases, plans in ((0, [True]), (1, [True, False])):
-        made.clear()
-        solver = _Solver(tiny(), card(), 1 << 30, "batch")
-        for briefly in (True, True, False, False, True):
-            found = solver.plan(5, briefly=briefly)
-        assert made == plans
-        assert found.briefly is plans[-1]  # type: ignore[attr-defined]
+    solver = _Solver(tiny(), card(), 1 << 30, "batch")
+    for briefly in (True, True, False, False, True):
+        found = solver.plan(5, briefly=briefly)
+    assert made == plans
+    assert found.briefly is plans[-1]  # type: ignore[attr-defined]
 
 
 def test_nothing_fits() -> None:
