@@ -22,6 +22,7 @@ from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.shape_tensors import NotPlannedError
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.planner.least import least_memory
+from tritter_mem.planner.reserved import Reserved
 from tritter_mem.planner.transformers_engine import plan_transformers, play_run
 from tritter_mem.results.run import MemoryUse
 
@@ -146,6 +147,33 @@ def test_of_many_tokens_a_few_are_played() -> None:
     events = len(play_run(run, CARD).requests.events)
     assert events == pytest.approx(len(play_run(short, CARD).requests.events), rel=0.1)
     assert len(play_run(run, CARD, every_token=lambda _: True).requests.events) > 20 * events
+
+
+@pytest.mark.parametrize(
+    ("kind", "briefly", "plays"), [("whole", False, 2), ("whole", True, 1), ("training", False, 1)]
+)
+def test_where_a_token_releases_memory_every_one_is_played_but_in_brief(
+    kind: str, briefly: bool, plays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[int] = []
+
+    class Counting(CachingAllocator):
+        def serve(self, sizes: Any, events: Any, held: Any) -> list[int]:
+            played[-1] += len(events)
+            return super().serve(sizes, events, held)
+
+    def releasing(play: Any, *_: object) -> Reserved:
+        allocator = Counting()
+        played.append(0)
+        play(allocator)
+        return Reserved(allocator.counters.reserved.peak, 1)
+
+    monkeypatch.setattr("tritter_mem.planner.transformers_engine.find_reserved", releasing)
+    work = {"context": 100, "new_tokens": 50} | RUNS[kind].get("work", {})
+    plan_transformers(a_run(SMALL, work=work), CARD, budget_bytes=1 << 40, briefly=briefly)
+    assert len(played) == plays
+    if plays == 2:
+        assert played[1] > 5 * played[0]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "sgd"])
