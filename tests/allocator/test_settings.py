@@ -14,7 +14,16 @@ def problems(conf: str) -> list[str]:
 
 
 def test_nothing_set_is_pytorchs_default() -> None:
-    assert parse_alloc_conf("") == AllocatorSettings()
+    assert parse_alloc_conf("") == AllocatorSettings(
+        expandable_segments=False,
+        max_split_bytes=None,
+        max_non_split_rounding_bytes=20 * MiB,
+        roundup_power2_divisions=None,
+        garbage_collection_threshold=0.0,
+        large_segment_bytes=20 * MiB,
+        per_process_memory_fraction=1.0,
+        throw_on_cudamalloc_oom=False,
+    )
 
 
 def test_every_key_that_changes_memory() -> None:

@@ -101,6 +101,11 @@ def test_a_scheme_stores_these_tensors(scheme: q.Scheme, tensors: Any) -> None:
     assert scheme.weight_bytes(OUTPUTS, INPUTS) == size(*tensors)
 
 
+def test_packed_integers_alone_have_several_codes_in_a_word() -> None:
+    packed = [scheme.name for scheme, _ in STORED if scheme.packs]
+    assert packed == ["int4 packed"]
+
+
 @settings(deadline=None)  # the first example imports PyTorch
 @given(rows=st.integers(1, 700), columns=st.integers(1, 700), exponents=st.booleans())
 def test_blocks_are_those_of_transformers(rows: int, columns: int, exponents: bool) -> None:

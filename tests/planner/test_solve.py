@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +15,8 @@ from tritter_mem.config.profile import Profile, changed
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.solve import (
+    _Solver,
+    _with_more,
     context_curves,
     find_largest,
     largest_below,
@@ -114,6 +119,83 @@ def test_what_is_found_is_planned_with_every_token() -> None:
     assert found.footprint_bytes == whole.footprint_bytes <= found.budget_bytes
     more = plan(with_value(profile, "context", found.value + 1), gpu)
     assert found.next_footprint_bytes == more.footprint_bytes > found.budget_bytes
+
+
+def test_the_largest_is_looked_for_behind_some_that_do_not_fit() -> None:
+    """What the allocator reserves beside tensors rises and falls."""
+    profile = tiny(
+        weights__format="bfloat16", gpu__budget="770 MiB", workload__context=4096,
+        workload__prefill_chunk=100,
+    )  # fmt: skip
+    found, budget = find_largest(profile, "batch"), 770 << 20
+    assert found.value is not None
+    fits = {
+        batch for batch in range(100, 150)
+        if footprint(with_value(profile, "batch", batch)) <= budget
+    }  # fmt: skip
+    assert found.value == max(fits)
+    assert fits != set(range(100, found.value + 1))
+
+
+def test_of_values_that_fit_behind_others_the_last_of_the_largest_is_found() -> None:
+    """From 260 down in steps of a 16th of the distance; then up to a hundredth ahead."""
+
+    def over(value: int) -> int:
+        return -1 if value <= 100 or 200 <= value <= 208 or value == 211 else 1
+
+    assert _with_more(over, 100, 260) == 208
+    assert _with_more(lambda value: value - 300, 100, 260) == 260
+    assert _with_more(lambda value: value - 100, 100, 260) == 100
+    assert _with_more(lambda value: value - 100, 100, 100) == 100
+
+
+@pytest.mark.parametrize("high", [1, 3, 7, 100, 255, 256, 1000, 100_000])
+def test_what_fits_in_brief_alone_is_left_in_few_steps(
+    high: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solver = _Solver(tiny(), card(), 0, "batch")
+    for limit in {0, 1, high // 3, high - 2, high - 1, high}:
+        looks = []
+
+        def over(value: int, limit: int = limit, looks: list[int] = looks) -> int:
+            looks.append(value)
+            return value - limit
+
+        monkeypatch.setattr(solver, "_over", over)
+        assert solver._largest_at_most(high, 1) == (limit if limit > 0 else None)
+        assert len(looks) <= 3 * high.bit_length() + 6
+
+
+def test_few_values_are_planned_with_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search looks at allocated memory and brief plans; what is said is planned in full."""
+    kinds: list[str] = []
+
+    def counted(*given: Any, plays: bool = True, briefly: bool = False) -> Any:
+        kinds.append("full" if plays and not briefly else "quick")
+        return plan(*given, plays=plays, briefly=briefly)
+
+    monkeypatch.setattr("tritter_mem.planner.solve.plan", counted)
+    profile = load_any("qwen3-0.6b", {"gpu.name": "rtx-4090", "workload.new_tokens": 16})
+    assert find_largest(profile, "batch").value is not None
+    assert kinds.count("full") <= 4 < kinds.count("quick")
+
+
+@pytest.mark.parametrize(("releases", "plans"), [(0, [True]), (1, [True, False])])
+def test_a_brief_plan_stands_for_the_whole_one_where_nothing_is_released(
+    releases: int, plans: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def planned(_: Profile, __: Any, *, briefly: bool) -> Any:
+        made.append(briefly)
+        return SimpleNamespace(briefly=briefly, cache_releases=releases)
+
+    monkeypatch.setattr("tritter_mem.planner.solve.plan", planned)
+    solver = _Solver(tiny(), card(), 1 << 30, "batch")
+    for briefly in (True, True, False, False, True):
+        found = solver.plan(5, briefly=briefly)
+    assert made == plans
+    assert found.briefly is plans[-1]  # type: ignore[attr-defined]
 
 
 def test_nothing_fits() -> None:
