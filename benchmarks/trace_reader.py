@@ -98,6 +98,10 @@ class _Reader:
         self._header = record
         self._log.spans = list(_spans(record.get("phases"), events))
         self._log.notes = _notes(record.get("notes"))
+        self._log.emptied = [
+            _number({"emptied": at}, "emptied")
+            for at in _of(list, record.get("emptied", []), "emptied")
+        ]
 
     def _take_alloc(self, record: dict[str, Any]) -> None:
         storage, expected = _number(record, "alloc"), self._log.storages

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.deepseek_v4_blocks import CompressedAttention
 from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
 from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.transformers_blocks import (
     Attention,
-    CompressedAttention,
     DeltaAttention,
     Indexer,
 )
@@ -331,6 +332,16 @@ def test_the_gated_delta_rule_projects_two_keys_and_a_value(model_type: str) -> 
     [delta, *_] = [m for layer in family_layers(model_type, 4, **sizes) for m in layer
                    if isinstance(m, GatedDelta)]  # fmt: skip
     assert sum(width for _, width in delta.inputs) == 2 * 3 * 8 + 2 * 6 * 16 + 2 * 6
+
+
+def test_of_two_names_of_a_key_the_second_one_counts() -> None:
+    """As in transformers, whatever their order in the file."""
+    for values in (
+        {"num_local_experts": 8, "num_experts": 4},
+        {"num_experts": 4, "num_local_experts": 8},
+    ):
+        keys = Keys({**values, "model_type": "mixtral"}, "mixtral")
+        assert (keys.number("num_local_experts"), keys.number("num_experts")) == (4, 4)
 
 
 def test_odd_layers_of_deepseek_v4_behind_the_first_two_choose_their_tokens() -> None:

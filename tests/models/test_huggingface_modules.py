@@ -29,7 +29,7 @@ import torch
 
 STATE_SPACES = ("mamba", "falcon_mamba", "mamba2")
 """Families whose cache has another name."""
-RENAMED = ("gemma4_text", "inkling_text", "zamba2")
+RENAMED = ("inkling_text", "zamba2")
 """Families whose layers have other names in transformers than in their checkpoints."""
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -29,7 +29,7 @@ from tests.mutate.worker import KILLED, SURVIVED, WITHOUT_END
 
 OUT = ROOT / "out" / "mutate"
 EQUIVALENT = Path(__file__).parent / "equivalent.toml"
-TESTED_BY = ("tests/planner", "tests/allocator", "tests/models")
+TESTED_BY = ("tests/planner", "tests/allocator", "tests/models", "tests/simulation/cuda")
 PROCESSES = 2
 LONGEST_TEST = 20.0
 SETTINGS = {"SEED": "1", "COUNT": "500", "SECONDS": "40", "MINUTES": "60"}

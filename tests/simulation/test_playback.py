@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.planner.cases import tiny
 from tritter_mem.allocator.settings import AllocatorSettings, parse_alloc_conf
 from tritter_mem.results.run import MemoryUse
-from tritter_mem.simulation.events import EventLog
+from tritter_mem.simulation.events import EventLog, Span
 from tritter_mem.simulation.peaks import find_peaks
 from tritter_mem.simulation.playback import (
     Limit,
@@ -41,6 +41,8 @@ def logs(draw: st.DrawFn) -> EventLog:
             category = draw(st.sampled_from(["weights", "activations"]))
             module = draw(st.sampled_from(["", "Model.a", "Model.b"]))
             live.append(log.alloc(draw(sizes), operator="", module=module, category=category))
+        if draw(st.integers(0, 9)) == 0:
+            log.empty_cache()
     return log
 
 
@@ -91,6 +93,20 @@ def test_what_surely_fits_runs_out_of_memory_nowhere(
     capacity = int((reserved + margin) / settings.per_process_memory_fraction) + context
     assume(surely_fits(played, settings, Limit(capacity, context)))
     assert find_out_of_memory(log, settings, Limit(capacity, context)) is None
+
+
+def test_an_emptied_cache_is_reserved_no_longer() -> None:
+    log = EventLog()
+    passing = log.alloc(30 * MiB, operator="", module="", category="activations")
+    log.alloc(40 * MiB, operator="", module="", category="weights")
+    log.free(passing, module="")
+    log.empty_cache()
+    log.alloc(25 * MiB, operator="", module="", category="activations")
+    log.spans = [Span("load", 0, 3), Span("prefill", 3, 4)]
+    played = play(log, parse_alloc_conf(""))
+    assert [reserved // MiB for _, reserved in played.reserved] == [0, 30, 70, 40, 66]
+    assert played.reserved_peak_bytes == {"": 70 * MiB, "load": 70 * MiB, "prefill": 66 * MiB}
+    assert sum(part.size_bytes for part in segments_at(log, parse_alloc_conf(""), 3)) == 40 * MiB
 
 
 @pytest.mark.parametrize(

@@ -376,3 +376,13 @@ def test_recording_is_deterministic(device: str) -> None:
             step(device)
         logs.append(list(recorder.log))
     assert logs[0] == logs[1]
+
+
+def test_an_emptied_cache_is_noted_on_meta_alone(device: str) -> None:
+    before = torch.cuda.empty_cache
+    with Recorder(device) as recorder:
+        held = kilobytes(1, device)
+        torch.cuda.empty_cache()
+        del held
+    assert recorder.log.emptied == ([1] if device == "meta" else [])
+    assert torch.cuda.empty_cache is before

@@ -46,6 +46,7 @@ def logs(draw: st.DrawFn) -> EventLog:
     pairs = zip(bounds[::2], bounds[1::2], strict=False)
     log.spans = [Span(draw(NAMES), start, end) for start, end in pairs]
     log.notes = draw(st.dictionaries(NAMES, st.integers(0, 9), max_size=3))
+    log.emptied = sorted(draw(st.lists(st.integers(0, len(log)), max_size=2)))
     return log
 
 
@@ -56,7 +57,7 @@ def test_what_was_saved_comes_back(log: EventLog, tmp_path: Path) -> None:
     save_log(log, path)
     back = load_log(path)
     assert list(back) == list(log)
-    assert (back.spans, back.notes) == (log.spans, log.notes)
+    assert (back.spans, back.notes, back.emptied) == (log.spans, log.notes, log.emptied)
 
 
 def recorded(profile: Profile) -> EventLog:

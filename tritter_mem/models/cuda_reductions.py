@@ -34,6 +34,10 @@ class Chip(Protocol):
     def compute_capability(self) -> tuple[int, int]:
         """Major and minor."""
 
+    @property
+    def vendor(self) -> str:
+        """Who makes it: `nvidia` or `amd`."""
+
 
 class Dim(NamedTuple):
     """A dimension of a reduction: its size, and strides of input and output in elements.

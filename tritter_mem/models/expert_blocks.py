@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
 from tritter_mem.models.layer_run import LayerRun, activated, halves
+from tritter_mem.models.mxfp4_experts import run_experts
+from tritter_mem.models.quantised_products import is_mxfp4
 from tritter_mem.models.shape_tensors import (
     FLOAT,
     LONG,
@@ -92,11 +94,13 @@ class Experts(Module):
         """
         if self.routing == "all":
             return self._all(x, run)
-        is_latent = f"{self.name}.fc1_latent_proj" in run.weights
+        is_latent = f"{self.inside}fc1_latent_proj" in run.weights
         if self.routing not in ROUTINGS or self.idle or (self.width and not is_latent):
             raise NotPlannedError(f"activations of {run.kind} experts are not planned")
         ops, shape = run.ops, x.shape
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
+        if is_mxfp4(run.weights[f"{self.inside}experts.{self._up}"]):
+            return ops.view(self._in_mxfp4(flat, run), shape)
         if self.shared_gate:
             return ops.view(self._with_gated(flat, run), shape)
         early = self.shared_at if self.shared else ""
@@ -104,9 +108,9 @@ class Experts(Module):
         chosen = self.route(flat, run)
         if early == "between":
             shared = self._shared_run(flat, run)
-        rows = run.linear(flat, f"{self.name}.fc1_latent_proj") if is_latent else flat
+        rows = run.linear(flat, f"{self.inside}fc1_latent_proj") if is_latent else flat
         rows = self._chosen(rows, run, chosen[1], chosen[2])
-        rows = run.linear(rows, f"{self.name}.fc2_latent_proj") if is_latent else rows
+        rows = run.linear(rows, f"{self.inside}fc2_latent_proj") if is_latent else rows
         out = ops.view(rows, shape)
         del rows
         if self.shared:
@@ -132,7 +136,7 @@ class Experts(Module):
         ops, (batch, tokens, width) = run.ops, x.shape
         rows = batch * tokens
         flat = ops.view(x, (rows, width))
-        logits = run.linear(flat, f"{self.name}.{self.router}")
+        logits = run.linear(flat, f"{self.inside}{self.router}")
         best, places = ops.topk(logits, self.chosen)
         scores = ops.scattered(best, places, logits.shape)
         del best, places
@@ -152,7 +156,7 @@ class Experts(Module):
         """Rows [E, T, H] of each expert, in batched products."""
         ops, (count, _, width) = run.ops, x.shape
         up, down = (
-            ops.view(run.weights[f"{self.name}.experts.{part}"], shape)
+            ops.view(run.weights[f"{self.inside}experts.{part}"], shape)
             for part, shape in (
                 (self._up, (count, width, 2 * self.inner)),
                 ("down_proj", (count, self.inner, width)),
@@ -169,7 +173,7 @@ class Experts(Module):
         shared = self._shared_run(flat, run)
         chosen = self.route(flat, run)
         out = self._chosen(flat, run, chosen[1], chosen[2])
-        gate = run.linear(flat, f"{self.name}.{self.shared_name}_gate")
+        gate = run.linear(flat, f"{self.inside}{self.shared_name}_gate")
         shared = ops.mul(ops.pointwise(gate, saves="output"), shared)
         del gate
         return ops.add(out, shared)
@@ -179,9 +183,20 @@ class Experts(Module):
             inner=self.shared,
             gated=self.gated,
             fused=self.shared_fused,
-            name=f"{self.name}.{self.shared_name}",
+            name=f"{self.inside}{self.shared_name}",
         )
         return inner.run(x, run)
+
+    def _in_mxfp4(self, x: Tensor, run: LayerRun) -> Tensor:
+        """By Triton kernels: `Mxfp4GptOssMLP`, which returns its logits too.
+
+        The layer calls them what it called the weights of attention before.
+        """
+        logits = run.linear(x, f"{self.inside}{self.router}")
+        up, down = (run.weights[f"{self.inside}experts.{part}"] for part in (self._up, "down_proj"))
+        out = run_experts(run.ops, x, logits, self.chosen, up, down)
+        run.returned[:] = [logits]
+        return out
 
     def _chosen(self, x: Tensor, run: LayerRun, scores: Tensor, places: Tensor) -> Tensor:
         batched = run.step.decodes
@@ -214,7 +229,7 @@ class Experts(Module):
 
     def _weighted(self, run: LayerRun, x: Tensor, scores: Tensor) -> Tensor:
         """Rows times their scores, which float8 experts take in the rows' type."""
-        if run.weights[f"{self.name}.experts.{self._up}"].size == QUANTISED:
+        if run.weights[f"{self.inside}experts.{self._up}"].size == QUANTISED:
             scores = run.ops.to(scores, x.size)
         return run.ops.mul(x, run.ops.view(scores, (*scores.shape, 1)))
 
@@ -225,14 +240,14 @@ class Experts(Module):
 
     def _biases(self, run: LayerRun, part: str, ids: Tensor) -> Tensor | None:
         """A row's bias is that of its expert."""
-        bias = run.weights.get(f"{self.name}.experts.{part}_bias")
+        bias = run.weights.get(f"{self.inside}experts.{part}_bias")
         return None if bias is None else run.ops.rows_of(bias, ids)
 
     def _product(
         self, run: LayerRun, x: Tensor, part: str, ends: Tensor, biases: Tensor | None
     ) -> Tensor:
         """Rows times the weights of their experts."""
-        out = run.ops.grouped_product(x, run.weights[f"{self.name}.experts.{part}"], ends)
+        out = run.ops.grouped_product(x, run.weights[f"{self.inside}experts.{part}"], ends)
         if biases is not None:
             run.ops.added_in_place(out, biases)
         return out
@@ -253,7 +268,7 @@ class Experts(Module):
 
     def _weights_of(self, run: LayerRun, part: str, rows: int) -> list[Tensor]:
         """A copy of its expert's weights for each row; none of float8, which the kernel finds."""
-        name = f"{self.name}.experts.{part}"
+        name = f"{self.inside}experts.{part}"
         found = (run.weights[name], run.weights.get(f"{name}_bias"))
         return [
             run.ops.new((rows, *weight.shape[1:]), weight.size)
@@ -261,7 +276,7 @@ class Experts(Module):
         ]  # fmt: skip
 
     def _product_of(self, run: LayerRun, part: str, x: Tensor, taken: list[Tensor]) -> Tensor:
-        weight = run.weights[f"{self.name}.experts.{part}"]
+        weight = run.weights[f"{self.inside}experts.{part}"]
         out = run.ops.new((x.shape[0], weight.shape[1]), x.size)
         if taken:
             run.ops.product()
@@ -280,9 +295,14 @@ class Experts(Module):
         gate, up = halves(run.ops, made)
         return run.ops.mul(activated(run, gate), up)
 
+    @property
+    def inside(self) -> str:
+        """What names of its weights begin with; without a name its parts lie in the layer."""
+        return f"{self.name}." if self.name else ""
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Experts in one tensor each: [E, N, K]."""
-        width, name = hidden if self.width is None else self.width, f"{self.name}.experts"
+        width, name = hidden if self.width is None else self.width, f"{self.inside}experts"
         up = 2 * self.inner if self.gated else self.inner
         shapes: dict[str, tuple[int, ...]] = {
             f"{name}.{self._up}": (self.count, up, width),
@@ -301,17 +321,17 @@ class Experts(Module):
     def _weights(self, hidden: int) -> Iterator[Weight]:
         rows = self.count + self.idle
         yield Weight(
-            name=f"{self.name}.{self.router}", shape=(rows, hidden), is_linear="." in self.router
+            name=f"{self.inside}{self.router}", shape=(rows, hidden), is_linear="." in self.router
         )
         if self.router_bias:
-            yield vector(f"{self.name}.{self.router}.bias", rows)
+            yield vector(f"{self.inside}{self.router}.bias", rows)
         if self.correction is not None:
             name, trained = self.correction
-            yield Weight(name=f"{self.name}.{name}", shape=(rows,), is_parameter=trained)
+            yield Weight(name=f"{self.inside}{name}", shape=(rows,), is_parameter=trained)
         yield from self._experts(hidden if self.width is None else self.width)
         yield from self._shared(hidden)
         for name, elements in self.vectors:
-            yield vector(f"{self.name}.{name}", elements)
+            yield vector(f"{self.inside}{name}", elements)
 
     def _experts(self, width: int) -> Iterator[Weight]:
         ups = ("gate_up_proj",) if self.packed else ("gate_proj", "up_proj")
@@ -321,7 +341,7 @@ class Experts(Module):
         yield from self._matrices("down_proj", width, self.inner, self.count)
 
     def _matrices(self, part: str, outputs: int, inputs: int, copies: int) -> Iterator[Weight]:
-        name = f"{self.name}.experts.{part}" if self.packed else f"{self.name}.experts.*.{part}"
+        name = f"{self.inside}experts.{part}" if self.packed else f"{self.inside}experts.*.{part}"
         yield Weight(
             name=name, shape=(outputs, inputs), is_linear=True, copies=copies, active=self.chosen
         )
@@ -330,7 +350,7 @@ class Experts(Module):
             yield Weight(name=name, shape=(outputs,), copies=copies, active=self.chosen)
 
     def _shared(self, hidden: int) -> Iterator[Weight]:
-        name = f"{self.name}.{self.shared_name}"
+        name = f"{self.inside}{self.shared_name}"
         if not self.shared:
             return
         ups = ("gate_proj", "up_proj") if self.gated else ("up_proj",)
@@ -341,7 +361,7 @@ class Experts(Module):
             yield from self._shared_matrix(f"{name}.{part}", outputs, hidden)
         yield from self._shared_matrix(f"{name}.down_proj", hidden, self.shared)
         if self.shared_gate:
-            yield from linear(f"{self.name}.{self.shared_name}_gate", 1, hidden)
+            yield from linear(f"{self.inside}{self.shared_name}_gate", 1, hidden)
 
     def _shared_matrix(self, name: str, outputs: int, inputs: int) -> Iterator[Weight]:
         copies = self.shared_copies
@@ -559,6 +579,38 @@ def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.to(values, x.size), places
 
 
+def _root_softplus(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Of the root of the logits' softplus, with a bias for choosing: DeepSeek-V4."""
+
+    def chosen(scores: Tensor) -> Tensor:
+        bias = run.weights[_correction(experts)]
+        return run.ops.topk(run.ops.add(scores, bias), experts.chosen)[1]
+
+    return _by_root(experts, x, run, chosen)
+
+
+def _hashed(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """The same of experts that a table has for each token of the vocabulary."""
+    return _by_root(
+        experts, x, run, lambda scores: run.ops.new((scores.shape[0], experts.chosen), LONG)
+    )
+
+
+def _by_root(
+    experts: Experts, x: Tensor, run: LayerRun, choose: Callable[[Tensor], Tensor]
+) -> Routed:
+    """Scores of the experts that are chosen by all scores, made to sum to a number."""
+    ops = run.ops
+    logits = run.linear(x, f"{experts.name}.{experts.router}")
+    scores = ops.pointwise(ops.pointwise(ops.widened(logits)), saves="output")
+    places = choose(scores)
+    values = ops.picked(scores, places)
+    values = ops.divided(values, ops.shifted(ops.sum(ops.widened(values), [-1])))
+    shares = ops.scaled(values)
+    del scores, values
+    return logits, shares, places
+
+
 ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "softmax": _softmax,
     "float softmax": _float_softmax,
@@ -572,6 +624,8 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "chosen chances": _chosen_chances,
     "chosen sigmoid": _chosen_sigmoid,
     "given softmax": _given_softmax,
+    "root of softplus": _root_softplus,
+    "hash": _hashed,
     "chosen softmax": _chosen_softmax,
     "chosen float softmax": _chosen_float_softmax,
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from tritter_mem.models.deepseek_v4_blocks import HyperHead
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.huggingface_keys import FULL, Keys
 from tritter_mem.models.layer_run import Dialect
@@ -74,6 +75,8 @@ class Family:
         float32: parts of names of weights that stay float32 beside 16-bit weights; a name ends
             with a dot here.
         float32_beside_float16: the same, only beside float16.
+        own_class: parts of names of linear layers of a class for themselves, which bitsandbytes
+            does not quantise.
     """
 
     layers: Callable[[Keys], list[Modules]]
@@ -83,6 +86,7 @@ class Family:
     dialect: Callable[[Keys], Dialect] | None = None
     float32: tuple[str, ...] = ()
     float32_beside_float16: tuple[str, ...] = ()
+    own_class: tuple[str, ...] = ()
 
 
 def attention(keys: Keys, kind: str = FULL, **more: Any) -> Attention:
@@ -296,15 +300,7 @@ def hyper_connections(keys: Keys, outputs: int, scales: int) -> Modules:
 
 def hyper_head(keys: Keys) -> Outside:
     """One stream of several, before the last norm."""
-    streams = keys.number("hc_mult")
-    shapes = {
-        "hc_fn": (streams, streams * keys.hidden),
-        "hc_base": (streams,),
-        "hc_scale": (1,),
-    }
-    return Outside(
-        more=(Extra(tensors=tuple((f"hc_head.{n}", shape) for n, shape in shapes.items())),)
-    )
+    return Outside(more=(HyperHead(streams=keys.number("hc_mult")),))
 
 
 def untied(keys: Keys) -> Outside:

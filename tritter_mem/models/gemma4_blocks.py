@@ -83,12 +83,12 @@ class Gemma4Experts(Experts):
         """`Gemma4TextRouter`: of normed states, with a scale for each expert."""
         ops, weights = run.ops, run.weights
         x = normalised(ops, x)
-        x = ops.scaled(ops.mul(x, weights[f"{self.name}.router.scale"]))
-        scores = run.linear(x, f"{self.name}.{self.router}")
+        x = ops.scaled(ops.mul(x, weights[f"{self.inside}router.scale"]))
+        scores = run.linear(x, f"{self.inside}{self.router}")
         chances = ops.softmax(scores, FLOAT)
         values, places = ops.topk(chances, self.chosen)
         ops.divided_in_place(values, ops.sum(values, [-1]))
-        scales = weights[f"{self.name}.router.per_expert_scale"]
+        scales = weights[f"{self.inside}router.per_expert_scale"]
         values = ops.mul(values, ops.rows_of(scales, places))
         return chances, values, places
 

@@ -17,7 +17,7 @@ from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.huggingface_towers import tower_weights
 from tritter_mem.models.layer_run import Dialect
-from tritter_mem.models.quantization import Quantization, read_quantization
+from tritter_mem.models.quantization import BITSANDBYTES, Quantization, read_quantization
 from tritter_mem.models.transformers_blocks import Norms, Tables
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -166,19 +166,22 @@ class HuggingFaceModel:
     def _stored_bytes(
         self, name: str, weight: Weight, quantization: Quantization, dtype: StorageFormat
     ) -> int:
-        quantises = weight.is_linear and not self.stays_unquantised(name)
+        quantises = weight.is_linear and not self.stays_unquantised(name, quantization)
         scheme = quantization.scheme_of(name) if quantises else None
         if scheme is not None:
             outputs, inputs = weight.shape
             return weight.copies * scheme.weight_bytes(outputs, inputs)
         return weight.elements * (weight.element_bytes or self.element_bytes(name, dtype))
 
-    def stays_unquantised(self, name: str) -> bool:
-        """Whether transformers quantises a weight under no scheme, as it keeps it in float32.
+    def stays_unquantised(self, name: str, quantization: Quantization) -> bool:
+        """Whether transformers does not quantise a linear layer's weight whatever the scheme says.
 
-        That is so whatever the type of the others is.
+        It keeps it in float32 beside some type, whichever that of the others is now, or the layer
+        is of a class that the method leaves out.
         """
         kept = (*self.family.float32, *self.family.float32_beside_float16)
+        if quantization.method == BITSANDBYTES:
+            kept += self.family.own_class
         return any(part in f"{name}." for part in kept)
 
     def element_bytes(self, name: str, dtype: StorageFormat) -> int:

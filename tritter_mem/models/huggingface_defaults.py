@@ -402,6 +402,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "o_lora_rank": 1024,
         "index_n_heads": 64,
         "index_head_dim": 128,
+        "index_topk": 512,
+        "hc_sinkhorn_iters": 20,
         "num_nextn_predict_layers": 1,
     },
     "mistral4": {

@@ -109,6 +109,7 @@ from tritter_mem.models.latent_families import (
     bailing_layers,
     deepseek_dialect,
     deepseek_layers,
+    deepseek_v4_dialect,
     deepseek_v4_layers,
     glm5_next_layers,
     glm_dsa_layers,
@@ -213,6 +214,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v4": Family(
         layers=deepseek_v4_layers,
         outside=hyper_head,
+        dialect=deepseek_v4_dialect,
         float32=(*_BIAS, *_V4_MIXING),
         float32_beside_float16=(
             "self_attn.compressor.gate_proj",
@@ -221,6 +223,7 @@ FAMILIES: dict[str, Family] = {
             "indexer.gate_proj",
             "indexer.kv_proj",
         ),
+        own_class=("self_attn.o_a_proj",),
     ),
     "mistral4": Family(
         layers=deepseek_layers(
@@ -275,7 +278,7 @@ FAMILIES: dict[str, Family] = {
             attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
         ),
         float32=_BIAS,
-        dialect=dialect(),
+        dialect=dialect(heads_first=True),
     ),
     "hy_v4": Family(
         layers=hy_v4_layers,

@@ -41,14 +41,18 @@ class Keys:
     place: str = ""
 
     def get(self, name: str) -> Any:
-        """A key's value; None where it is null, or absent and without a default."""
+        """A key's value; None where it is null, or absent and without a default.
+
+        Of two names in a file the second one has the value, as transformers sets it later.
+        """
         aliases = ALIASES.get(self.model_type, {})
-        other = aliases.get(name, next((a for a, b in aliases.items() if b == name), name))
-        for key in (name, other):
+        own = aliases.get(name, name)
+        others = [alias for alias, key in aliases.items() if key == own]
+        for key in (*others, own):
             if key in self.values:
                 return self.values[key]
         defaults = DEFAULTS.get(self.model_type, {})
-        return defaults.get(name, defaults.get(other))
+        return next((defaults[key] for key in (name, own, *others) if key in defaults), None)
 
     def has(self, name: str) -> bool:
         """Whether a key is true."""

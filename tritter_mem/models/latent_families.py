@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tritter_mem.errors import ConfigError
+from tritter_mem.models.deepseek_v4_blocks import CompressedAttention, LimitedExperts
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -25,11 +27,11 @@ from tritter_mem.models.family_parts import (
     stack,
     with_indexer,
 )
+from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.indexed_attention_blocks import IndexedAttention
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.transformers_blocks import (
-    CompressedAttention,
     DeltaAttention,
     Extra,
     FeedForward,
@@ -289,41 +291,180 @@ def longcat_layers(keys: Keys) -> list[Modules]:
     return [(*own, experts)] * keys.number("num_layers", MOST_LAYERS)
 
 
+LIGHT, HEAVY = "compressed_sparse_attention", "heavily_compressed_attention"
+V4_KINDS = {0: SLIDING, 4: LIGHT, 128: HEAVY}
+"""Kinds of layers, by what `compress_ratios` says of them."""
+MOST_ROUNDS = 1_000
+V4_ROTATED = 64 / 512
+"""The share of a head that rotates where the keys do not say."""
+
+
 def deepseek_v4_layers(keys: Keys) -> list[Modules]:
     """Windows with compressed tokens behind them, and several residual streams."""
-    ratios = keys.numbers("compress_ratios", keys.layers)
-    light, heavy = "compressed_sparse_attention", "heavily_compressed_attention"
-    given = keys.section("compress_rates")
-    rates = {light: given.optional(light) or 4, heavy: given.optional(heavy) or 128}
-    derived = [light if n > 1 and n % 2 else heavy for n in range(keys.layers)]
-    if ratios is not None:
-        names = {0: SLIDING, rates[light]: light, rates[heavy]: heavy}
-        derived = [names.get(ratio, heavy) for ratio in ratios[: keys.layers]]
-    hashed = keys.list_of("mlp_layer_types", keys.layers)
-    count = keys.integer("num_hash_layers")
-    first = 3 if count is None else count
     streams = hyper_connections(keys, 2 * keys.number("hc_mult") + keys.number("hc_mult") ** 2, 3)
-
-    def own(kind: str) -> Module:
-        index = keys.number("index_n_heads"), keys.number("index_head_dim")
-        return CompressedAttention(
-            heads=keys.heads,
-            head_dim=keys.head_dim,
-            query_rank=keys.number("q_lora_rank"),
-            out_groups=keys.number("o_groups"),
-            out_rank=keys.number("o_lora_rank"),
-            window=keys.number("sliding_window"),
-            rate=rates.get(kind, 0),
-            index=index if kind == light else None,
-        )
+    kinds, hashed = _v4_kinds(keys), _v4_hashed(keys)
+    own = {kind: _v4_attention(keys, kind) for kind in dict.fromkeys(kinds)}
+    table = (keys.number("vocab_size"), keys.number("num_experts_per_tok"))
+    hashing: Modules = (Extra(integers=(("mlp.gate.tid2eid", table),)),)
 
     def layer(number: int, kind: str) -> Modules:
-        by_hash = number < first if hashed is None else hashed[number] == "hash_moe"
-        experts = routed_experts(keys, correction=None if by_hash else CORRECTION)
-        table = (keys.number("vocab_size"), keys.number("num_experts_per_tok"))
-        hashing: Modules = ()
-        if by_hash:
-            hashing = (Extra(integers=(("mlp.gate.tid2eid", table),)),)
-        return own(kind), experts, LAYER_NORMS, *streams, *hashing
+        by_hash = hashed[number]
+        more = hashing if by_hash else ()
+        return own[kind], _v4_experts(keys, by_hash=by_hash), *more, LAYER_NORMS, *streams
 
-    return stack(keys.layer_types(derived), layer)
+    return stack(kinds, layer)
+
+
+def _v4_kinds(keys: Keys) -> list[str]:
+    """Of each layer: `layer_types`, else by `compress_ratios`, else in turn behind the first two.
+
+    Raises:
+        ConfigError: there is another.
+    """
+    listed = keys.list_of("layer_types", keys.layers)
+    if listed is not None:
+        _refuse_others(listed, V4_KINDS.values(), f"{keys.place}layer_types")
+        return listed[: keys.layers]
+    ratios = keys.numbers("compress_ratios", keys.layers)
+    if ratios is None:
+        return [LIGHT if n > 1 and n % 2 else HEAVY for n in range(keys.layers)]
+    _refuse_others(ratios, V4_KINDS, f"{keys.place}compress_ratios")
+    return [V4_KINDS[ratio] for ratio in ratios[: keys.layers]]
+
+
+def _v4_hashed(keys: Keys) -> list[bool]:
+    """Whether experts of each layer are found in a table: `mlp_layer_types`, else the first ones.
+
+    Raises:
+        ConfigError: there is another kind.
+    """
+    listed = keys.list_of("mlp_layer_types", keys.layers)
+    if listed is not None:
+        _refuse_others(listed, ("hash_moe", "moe"), f"{keys.place}mlp_layer_types")
+        return [kind == "hash_moe" for kind in listed[: keys.layers]]
+    count = keys.integer("num_hash_layers")
+    return [number < (3 if count is None else count) for number in range(keys.layers)]
+
+
+def _refuse_others(listed: Sequence[object], known: Iterable[object], name: str) -> None:
+    others = [kind for kind in listed if kind not in (*known,)]
+    if others:
+        expected = ", ".join(str(kind) for kind in known)
+        raise ConfigError(f"{name}: got {others[0]!r:.60}, expected one of {expected} for a layer")
+
+
+def _v4_rate(keys: Keys, kind: str) -> int:
+    """Tokens that become one; 0: none do."""
+    if kind == SLIDING:
+        return 0
+    given = keys.section("compress_rates")
+    rates = {name: given.optional(name) for name in (LIGHT, HEAVY)}
+    older = keys.optional(f"compress_rate_{'csa' if kind == LIGHT else 'hca'}")
+    if older is not None or keys.get("compress_rates") is None:
+        return older or next(rate for rate, known in V4_KINDS.items() if known == kind)
+    return rates[kind] or given.number(kind)
+
+
+def _v4_attention(keys: Keys, kind: str) -> CompressedAttention:
+    """Attention of a layer of a kind.
+
+    Raises:
+        ConfigError: sizes do not go together.
+    """
+    index = keys.number("index_n_heads"), keys.number("index_head_dim")
+    own = CompressedAttention(
+        heads=keys.heads,
+        head_dim=keys.head_dim,
+        query_rank=keys.number("q_lora_rank"),
+        out_groups=keys.number("o_groups"),
+        out_rank=keys.number("o_lora_rank"),
+        window=keys.number("sliding_window"),
+        rate=_v4_rate(keys, kind),
+        index=index if kind == LIGHT else None,
+        chosen=keys.number("index_topk"),
+        rotated=v4_rotated(keys),
+    )
+    if own.heads * own.head_dim % own.out_groups:
+        raise ConfigError(
+            f"{keys.place}o_groups: got {own.out_groups:,}, expected a divisor of the width of all "
+            f"heads, {own.heads * own.head_dim:,}"
+        )
+    if kind == LIGHT and index[1] < own.rotated[1]:
+        raise ConfigError(
+            f"{keys.place}index_head_dim: got {index[1]:,}, expected at least the "
+            f"{own.rotated[1]:,} channels that rotate"
+        )
+    if own.window == 1:
+        raise ConfigError(
+            f"{keys.place}sliding_window: got 1, expected at least 2: transformers cannot cache a "
+            "window of one token"
+        )
+    return own
+
+
+def v4_rotated(keys: Keys) -> tuple[int, int]:
+    """Channels of a head that rotate: in layers with a window alone, and in others.
+
+    Raises:
+        ConfigError: they are none, or more than a head has.
+    """
+    given = keys.mapping("rope_parameters")
+    nested = all(isinstance(given.get(name), Mapping) for name in ("main", "compress"))
+    shares = [_v4_share(keys)] * 2
+    if nested:
+        sections = (keys.section("rope_parameters").section(name) for name in ("main", "compress"))
+        shares = [section.factor("partial_rotary_factor") or 1.0 for section in sections]
+    main, compressed = (2 * ceil_div(int(keys.head_dim * share), 2) for share in shares)
+    for width in (main, compressed):
+        if not 0 < width <= keys.head_dim:
+            raise ConfigError(
+                f"{keys.place}partial_rotary_factor: {width:,} channels of a head rotate, expected "
+                f"2 to {keys.head_dim:,}"
+            )
+    return main, compressed
+
+
+def _v4_share(keys: Keys) -> float:
+    if keys.get("partial_rotary_factor") is not None:
+        return keys.factor("partial_rotary_factor") or 0.0
+    width = keys.optional("qk_rope_head_dim")
+    return V4_ROTATED if width is None else width / keys.head_dim
+
+
+def _v4_experts(keys: Keys, *, by_hash: bool) -> LimitedExperts:
+    """Experts and one shared one, whatever `n_shared_experts` says.
+
+    Raises:
+        ConfigError: a token takes more than there are.
+    """
+    plain = routed_experts(
+        keys,
+        correction=None if by_hash else CORRECTION,
+        shared=keys.number("moe_intermediate_size"),
+        routing="hash" if by_hash else "root of softplus",
+    )
+    if plain.chosen > plain.count:
+        raise ConfigError(
+            f"{keys.place}num_experts_per_tok: got {plain.chosen:,}, expected at most the "
+            f"{plain.count:,} experts that there are"
+        )
+    scoring = keys.text("scoring_func") or "sqrtsoftplus"
+    return as_kind(
+        LimitedExperts, plain if scoring == "sqrtsoftplus" else replace(plain, routing="")
+    )
+
+
+def deepseek_v4_dialect(keys: Keys) -> Dialect:
+    """Several residual streams; attention with sinks is written out."""
+    main, compressed = v4_rotated(keys)
+    own = dialect(
+        norm="wide",
+        order="hyper-connections",
+        eager="sinks",
+        rotary="interleaved",
+        half_angles=True,
+        rotary_kinds=2,
+        all_kinds=True,
+        mixing_rounds=keys.optional("hc_sinkhorn_iters", MOST_ROUNDS) or 1,
+    )(keys)
+    return replace(own, rotary_dim=compressed, windowed_dim=main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tritter_mem.models.hyper_connections import joined, mixed
 from tritter_mem.models.layer_run import LayerRun, Step, activated
 from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 
@@ -265,6 +266,22 @@ def _gemma3n(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return corrected
 
 
+def _hyper_connected(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Several residual streams [B, T, N, H], of which each part takes a mix: DeepSeek-V4."""
+    first, second = run.dialect.names
+    mixer, mlp = parts.one_each()
+    post, comb, one = mixed(run, x, "attn_hc")
+    made = mixer(run.norm(one, first), run)
+    x = joined(run, x, made, post, comb)
+    post, comb, one = mixed(run, x, "ffn_hc")
+    passed = mlp(run.norm(one, second), run)
+    out = joined(run, x, passed, post, comb)
+    del x, post, comb, one, made
+    run.returned.clear()
+    del passed
+    return out
+
+
 def _modalities(x: Tensor, run: LayerRun) -> Tensor:
     """`compute_router_modalities`: numbers [B, T, N] of a stream."""
     ops = run.ops
@@ -360,5 +377,6 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "single": _single,
     "Gemma 4": _gemma4,
     "Gemma 3n": _gemma3n,
+    "hyper-connections": _hyper_connected,
     "Zamba 2": _zamba2,
 }

@@ -36,7 +36,7 @@ class Dialect:
         rotary_dim: channels of a head that rotate. `windowed_dim`: of layers with a window, where
             that differs; 0: it does not.
         rotary_kinds: tables of angles that a step makes: one, or one each for layers with a window
-            and without.
+            and without. `all_kinds`: whether both are made whichever layers there are.
         complex_angles: whether angles are complex numbers.
         grids: how many positions a token has, for time, height and width; 1: one.
         wide_angles: whether cosines and sines stay in float32.
@@ -58,6 +58,7 @@ class Dialect:
         chunked: whether windows are chunks, whose masks are made for each sequence.
         cuts_prompts: whether `generate()` can run a prompt in chunks.
         always_masks: whether masks are made even where `is_causal` says the same.
+        mixing_rounds: how often what mixes residual streams is divided by the sums of its columns.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
     """
 
@@ -70,6 +71,7 @@ class Dialect:
     rotary_dim: int = 0
     windowed_dim: int = 0
     rotary_kinds: int = 1
+    all_kinds: bool = False
     complex_angles: bool = False
     grids: int = 1
     wide_angles: bool = False
@@ -90,6 +92,7 @@ class Dialect:
     chunked: bool = False
     cuts_prompts: bool = True
     always_masks: bool = False
+    mixing_rounds: int = 0
     last_token_from: int | None = None
 
 
@@ -555,9 +558,13 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     shape = (1, 1, step.tokens, keys)
     each = (step.batch if step.dialect.chunked else 1, *shape[1:])
     mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape, each)
-    del rows
+    rows.reverse()  # a list lets its last item go first
+    rows.clear()
     if eager:
-        return ops.new((step.batch, *shape[1:]), step.size)
+        numbers = [ops.new((), step.size) for _ in range(2)]
+        written = ops.new((step.batch, *shape[1:]), step.size)
+        del numbers
+        return written
     if mask.shape[0] == step.batch:
         return mask
     return ops.alias(mask, (step.batch, *shape[1:]), (0, *contiguous(shape)[1:]))

@@ -6,6 +6,7 @@
 | compressed-tensors int4 | compressed-tensors 0.20: `compressors/pack_quantized` |
 | compressed-tensors fp8, int8 | `compressors/naive_quantized`, `quantization/lifecycle/forward` |
 | bitsandbytes 4-bit, int8 | bitsandbytes 0.50: `backends/cuda/ops.py`, `autograd/_functions.py` |
+| MXFP4 of gpt-oss | kernels-community/gpt-oss-triton-kernels: `mxfp4_experts.py` |
 
 The simulation's layers (`simulation/quantised_layers.py`) run the same of PyTorch's operators.
 """
@@ -14,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from tritter_mem.models import mxfp4_experts
+from tritter_mem.models.cuda_reductions import Chip
 from tritter_mem.models.formats import StorageFormat, ceil_div, storage_format
-from tritter_mem.models.quantization import NF4_BLOCK, UNPACKED, Rounding, Scheme
+from tritter_mem.models.quantization import EXPERTS_MXFP4, NF4_BLOCK, UNPACKED, Rounding, Scheme
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
     HALF,
     LONG,
+    NotPlannedError,
     Operations,
     Parameter,
     Product,
@@ -46,6 +50,27 @@ def product_of(scheme: Scheme, dtype: StorageFormat) -> Product | None:
         return None if scheme.rounding is None else _with_rounded(scheme.rounding)
     make = PRODUCTS.get(scheme.product)
     return None if make is None else make(scheme, dtype)
+
+
+def held_bytes(scheme: Scheme, card: Chip, outputs: int, inputs: int) -> tuple[int, ...]:
+    """Bytes of each tensor of a weight [outputs, inputs] on a card, its codes first.
+
+    Raises:
+        NotPlannedError: it cannot be held there.
+    """
+    if scheme.product == EXPERTS_MXFP4:
+        return mxfp4_experts.held_bytes(card, outputs, inputs)
+    return scheme.tensors(outputs, inputs)
+
+
+def bias_bytes(scheme: Scheme | None, element_bytes: int) -> int:
+    """Bytes of an element of the bias beside a weight of a scheme, in activations of so many."""
+    return FLOAT if scheme is not None and scheme.product == EXPERTS_MXFP4 else element_bytes
+
+
+def is_mxfp4(weight: Parameter) -> bool:
+    """Whether the Triton kernels for MXFP4 multiply with a weight of experts."""
+    return weight.product is _of_experts
 
 
 def unpack(
@@ -276,10 +301,21 @@ def _outlier_weights(ops: Operations, outputs: int, count: int, size: int) -> Te
     return ops.to(again, size)
 
 
+def _mxfp4(scheme: Scheme, dtype: StorageFormat) -> Product:
+    """Routing and both products are one: `mxfp4_experts.run_experts`."""
+    del scheme, dtype
+    return _of_experts
+
+
+def _of_experts(ops: Operations, x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+    raise NotPlannedError("a linear layer in MXFP4 is not planned")
+
+
 PRODUCTS: Mapping[str, Callable[[Scheme, StorageFormat], Product]] = {
     "float8": _float8,
     "bitsandbytes 4-bit": _four_bit,
     "bitsandbytes 4-bit, nested": _four_bit,
     "bitsandbytes 8-bit": _eight_bit,
+    EXPERTS_MXFP4: _mxfp4,
 }
 """By `Scheme.product`. A new one is a row here."""

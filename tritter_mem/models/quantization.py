@@ -19,6 +19,7 @@ NF4_BLOCK, NF4_NESTED_BLOCK, NF4_CODE_BYTES = 64, 256, 64
 MX_BLOCK = 32
 MOST_REPEATS = 6
 AWQ_BITS, GPTQ_BITS, PACKED_BITS = (2, 4, 8), (2, 3, 4, 8), (2, 4, 8)
+BITSANDBYTES = "bitsandbytes"
 GGUF = "gguf"
 """The method of weights that llama.cpp runs."""
 SCALE_BYTES = 2
@@ -28,6 +29,8 @@ UNPACKED_BITS = 4
 COMPUTE_TYPES = ("bfloat16", "float16", "float32")
 UNPACKED = "unpacked in the first call"
 """A `Scheme.product`: rows are multiplied with what the weight has become."""
+EXPERTS_MXFP4 = "experts in MXFP4"
+"""A `Scheme.product`: routing and products of experts by Triton kernels."""
 EXPERTS = r"re:.*\.experts\."
 """A pattern of the experts' weights."""
 
@@ -248,6 +251,7 @@ class Quantization:
         unsupported: what of the file is not understood.
         unplanned: why what runs with such weights is not planned; empty: it is, or a scheme says.
         file_bytes: of all weights, where the file has a type for each; None: schemes say it.
+        dequantised: whether the file asks for numbers in place of its codes.
     """
 
     method: str = ""
@@ -259,6 +263,7 @@ class Quantization:
     unsupported: tuple[str, ...] = ()
     unplanned: str = ""
     file_bytes: int | None = None
+    dequantised: bool = False
 
     def scheme_of(self, name: str) -> Scheme | None:
         """How a linear layer is stored; None: in the checkpoint's floating-point type.
@@ -292,7 +297,7 @@ class Quantization:
     def is_dequantised(self, capability: tuple[int, int]) -> bool:
         """Whether weights become numbers of the model's type, while they are loaded or later."""
         later = self.method == DEQUANTISED_LATER
-        return later or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
+        return later or self.dequantised or capability < DEQUANTISED_BELOW.get(self.method, (0, 0))
 
     @property
     def all_schemes(self) -> tuple[Scheme, ...]:
@@ -371,7 +376,7 @@ def read_quantization(
         return Quantization()
     method = section.get("quant_method")
     if method is None and (section.get("load_in_4bit") or section.get("load_in_8bit")):
-        method = "bitsandbytes"
+        method = BITSANDBYTES
     reader = READERS.get(str(method))
     if reader is None:
         return Quantization(unsupported=(f"quantization by {method!s:.60} is not counted",))
@@ -432,12 +437,14 @@ def _fp8(section: Keys) -> Quantization:
         fp8_tensor(1 + static) if absent else _blocks(section, "weight_block_size", scale_bytes)
     )
     scheme = replace(scheme, product="float8")
-    four_bit = section.get("expert_dtype") == "fp4"
+    four_bit = replace(mxfp4(scale_bytes), product="float8")  # by the same kernels
+    has_four_bits = section.get("expert_dtype") == "fp4"
     return Quantization(
         method="fp8",
         schemes=(("", scheme),),
         skipped=_skipped(section),
-        experts=mxfp4(scale_bytes) if four_bit else None,
+        experts=four_bit if has_four_bits else None,
+        dequantised=section.get("dequantize") is True,
     )
 
 
@@ -492,13 +499,17 @@ def _bitsandbytes(section: Keys) -> Quantization:
         nested = bool(section.get("bnb_4bit_use_double_quant"))
         scheme = bitsandbytes_4bit(kind, nested, compute)
     skipped = (*_skipped(section), EXPERTS)
-    return Quantization(method="bitsandbytes", schemes=(("", scheme),), skipped=skipped)
+    return Quantization(method=BITSANDBYTES, schemes=(("", scheme),), skipped=skipped)
 
 
 def _mxfp4(section: Keys) -> Quantization:
     """Experts alone."""
+    scheme = replace(mxfp4(), product=EXPERTS_MXFP4)
     return Quantization(
-        method="mxfp4", schemes=((r".*\.experts\.", mxfp4()),), skipped=_skipped(section)
+        method="mxfp4",
+        schemes=((r".*\.experts\.", scheme),),
+        skipped=_skipped(section),
+        dequantised=section.get("dequantize") is True,
     )
 
 
@@ -626,8 +637,6 @@ UNPLANNED: Mapping[str, str] = {
     "compressed-tensors": "compressed-tensors dequantises all weights in the first call, after "
     "which they are counted; what that takes meanwhile, and how it rounds activations, is not "
     "planned for all of these schemes",
-    "mxfp4": "what the Triton kernels for MXFP4 take is not planned; weights.quantization=none "
-    "plans the weights dequantised, as transformers runs them without the package kernels",
     "modelopt": "transformers does not read checkpoints of modelopt, which are for vLLM and "
     "TensorRT-LLM; activations are not planned",
     "awq": "what the kernels of gptqmodel for AWQ take is not planned: which of them runs depends "
@@ -643,7 +652,7 @@ READERS: Mapping[str, Callable[[Keys], Quantization]] = {
     "fbgemm_fp8": _fbgemm_fp8,
     "awq": _awq,
     "gptq": _gptq,
-    "bitsandbytes": _bitsandbytes,
+    BITSANDBYTES: _bitsandbytes,
     "mxfp4": _mxfp4,
     "compressed-tensors": _compressed_tensors,
     "modelopt": _modelopt,

@@ -19,6 +19,7 @@ from itertools import count, pairwise
 from math import prod
 from sys import getrefcount
 from typing import TypeAlias
+from weakref import ref
 
 from tritter_mem import torch_release
 from tritter_mem.models.cuda_attention import (
@@ -54,11 +55,13 @@ class Requests:
         components: what each is for, one of `results.COMPONENTS`; it may become known later.
         events: the number of a storage that came, or the complement (~) of one that went.
         places: from which event on what runs, in words.
+        emptied: how many events there were where the allocator's cache is given back to the driver.
     """
 
-    __slots__ = ("components", "events", "places", "sizes")
+    __slots__ = ("components", "emptied", "events", "places", "sizes")
 
     def __init__(self) -> None:
+        self.emptied: list[int] = []
         self.sizes: list[int] = []
         self.components: list[str] = []
         self.events: list[int] = []
@@ -67,6 +70,10 @@ class Requests:
     def enter(self, place: str) -> None:
         """From here on something else runs."""
         self.places.append((len(self.events), place))
+
+    def empty_cache(self) -> None:
+        """The allocator's cache is given back to the driver now."""
+        self.emptied.append(len(self.events))
 
     def came(self, nbytes: int, component: str) -> int:
         """A storage came; returns its number."""
@@ -229,15 +236,18 @@ class Frame:
 
     Attributes:
         run: runs it; holds its inputs. `autocast`: as it was run.
-        count: how many tensors it would have saved.
-        again: those tensors, once it has run again, which `has_run` says.
+        owners: the operation of each tensor that it would have saved, while that is there.
+        again: those tensors by number, once it has run again, which `has_run` says: of operations
+            that are still there, as only their gradients are wanted.
+        seen: how many there were so far when it runs again.
     """
 
-    __slots__ = ("again", "autocast", "count", "has_run", "run")
+    __slots__ = ("again", "autocast", "has_run", "owners", "run", "seen")
 
     def __init__(self, run: Callable[[], object], autocast: int) -> None:
         self.run, self.autocast = run, autocast
-        self.count = 0
+        self.owners: list[ref[Node]] = []
+        self.seen = 0
         self.again: dict[int, Tensor] = {}
         self.has_run = False
 
@@ -254,7 +264,9 @@ class Node:
         frame: the checkpointed part that it belongs to; `first`, `wants`: of its saved tensors.
     """
 
-    __slots__ = ("edges", "first", "frame", "number", "results", "rule", "saved", "wants")
+    __slots__ = (
+        "__weakref__", "edges", "first", "frame", "number", "results", "rule", "saved", "wants",
+    )  # fmt: skip
 
     def __init__(self, rule: Rule, edges: list[Edge], number: int, results: int) -> None:
         self.rule, self.edges, self.number, self.results = rule, edges, number, results
@@ -293,13 +305,34 @@ def _like(tensor: Tensor, shape: Shape) -> Shape:
     """Strides of a result that lies in memory as a tensor of its shape does."""
     if tensor.is_contiguous:
         return contiguous(shape)
-    order = sorted(range(len(shape)), key=lambda i: (-tensor.strides[i], i))
     strides = [0] * len(shape)
     step = 1
-    for i in reversed(order):
+    for i in _innermost_first(tensor):
         strides[i] = step
         step *= shape[i]
     return tuple(strides)
+
+
+def _innermost_first(x: Tensor) -> list[int]:
+    """Dimensions in the order in which they lie; those that repeat stay where they are.
+
+    `infer_dense_strides` of `ExpandUtils.cpp`.
+    """
+    places = list(zip(x.strides, x.shape, strict=True))
+    if all(x.strides):
+        return sorted(range(len(places)), key=lambda i: (*places[i], -i))
+    order = list(reversed(range(len(places))))
+    for at in range(1, len(order)):
+        moving = at
+        for before in reversed(range(at)):
+            inner, outer = places[order[before]], places[order[moving]]
+            if not inner[0] or not outer[0] or inner == outer:
+                continue
+            if inner < outer:
+                break
+            order[before], order[moving] = order[moving], order[before]
+            moving = before
+    return order
 
 
 def broadcast(*shapes: Shape) -> Shape:
@@ -447,14 +480,17 @@ class Operations:
         if self._again is not None:
             frame = self._again
             for x in saved:
-                frame.again[len(frame.again)] = x.detached()
+                if frame.owners[frame.seen]() is not None:
+                    frame.again[frame.seen] = x.detached()
+                frame.seen += 1
             # What runs again has a graph too, which lives where a later layer holds its results.
             node.saved = [x.detached() for x in saved]
-            if len(frame.again) >= frame.count:
+            if frame.seen >= len(frame.owners):
                 raise _AllSavedError
         elif self._frame is not None:
-            node.frame, node.first, node.wants = self._frame, self._frame.count, len(saved)
-            self._frame.count += len(saved)
+            owners = self._frame.owners
+            node.frame, node.first, node.wants = self._frame, len(owners), len(saved)
+            owners += [ref(node)] * len(saved)
         else:
             node.saved = [x.detached() for x in saved]
 
@@ -789,14 +825,14 @@ class Operations:
         self.record([x], [mask], rule, out)
         return out
 
-    def clamped(self, x: Tensor) -> Tensor:
-        """`torch.clamp` to two numbers."""
+    def clamped(self, x: Tensor, limits: int = 2) -> Tensor:
+        """`torch.clamp` to two numbers, or to one."""
         out = self.new(x.shape, x.size, _like(x, x.shape))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
             grad = _one(grads)
             zero = self.new((), grad.size)
-            flags = [self.new(grad.shape, BOOL) for _ in range(2)]
+            flags = [self.new(grad.shape, BOOL) for _ in range(limits)]
             of_x = self.new(grad.shape, grad.size)
             del zero, flags
             return [of_x]
@@ -826,7 +862,17 @@ class Operations:
 
     def rsqrt(self, x: Tensor) -> Tensor:
         """One over the square root."""
-        return self.pointwise(x, saves="output", steps=2)
+        out = self.new(x.shape, x.size, _like(x, x.shape))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            halved = self.scaled(_one(grads))
+            cubed = self.scaled(saved[0])
+            of_x = self._over(halved, cubed)
+            del cubed, halved
+            return [of_x]
+
+        self.record([x], [out], rule, out)
+        return out
 
     # Reductions
 
@@ -842,9 +888,15 @@ class Operations:
         out = self._reduced(x, [-1], None)
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            less = self.new(saved[0].shape, saved[0].size)
-            of_x = self.new(less.shape, less.size)
-            del less
+            x, found = saved
+            doubled = self.scaled(found)
+            of_variance = self._over(_one(grads), doubled)
+            self.new(found.shape, BOOL)  # where it is zero
+            del doubled
+            shares, average = self.scaled(of_variance), self.mean(x)
+            less = self.subtracted(x, average)
+            of_x = self._over(shares, less)
+            del shares, less, average, of_variance
             return [of_x]
 
         self.record([x], [x, out], rule, out)
@@ -1020,9 +1072,9 @@ class Operations:
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
-        given = [self._cast(b), self._cast(a)]  # there until the product is
+        right, left = self._cast(b), self._cast(a)  # there until the product is
         batch = broadcast(a.shape[:-2], b.shape[:-2])
-        b, a = (self._batched(self._spread(x, batch)) for x in given)
+        a, b = (self._batched(self._spread(x, batch)) for x in (left, right))
         out = self.new((*batch, a.shape[-2], b.shape[-1]), a.size)
         self.product()
         wants_a, wants_b = a.node is not None, b.node is not None
@@ -1042,7 +1094,7 @@ class Operations:
             return [of_a, of_b]
 
         self.record([a, b], [b if wants_a else None, a if wants_b else None], rule, out)
-        del given
+        del b, a, right, left
         return out
 
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, length: int) -> Tensor:
@@ -1233,16 +1285,14 @@ class Operations:
         wants_a, wants_b = a.node is not None, b.node is not None
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
-            grad = _one(grads)
-            of_a = self._over(grad, saved[0]) if wants_a else None
-            if not wants_b:
-                return [of_a, None]
-            negated = self.new(grad.shape, grad.size)
-            once = self._over(saved[1], saved[0])
-            twice = self.new(once.shape, once.size)
-            of_b = self._over(negated, twice)
-            del negated, once, twice
-            return [of_a, of_b]
+            grad, of_b = _one(grads), None
+            if wants_b:
+                negated = self.new(grad.shape, grad.size)
+                once = self._over(saved[1], saved[0])
+                twice = self.new(once.shape, once.size)
+                of_b = self._over(negated, twice)
+                del negated, once, twice
+            return [self._over(grad, saved[0]) if wants_a else None, of_b]
 
         self.record([a, b], [b, a if wants_b else None], rule, out)
         return out

@@ -91,10 +91,10 @@ class ClampedExperts(Experts):
             NotPlannedError: its weights are quantised.
         """
         ops, shape = run.ops, x.shape
-        if run.weights[f"{self.name}.experts.{self._up}"].product is not None:
+        if run.weights[f"{self.inside}experts.{self._up}"].product is not None:
             raise NotPlannedError("quantised experts one after another are not planned")
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
-        inner = ClampedFeedForward(inner=self.shared, name=f"{self.name}.{self.shared_name}")
+        inner = ClampedFeedForward(inner=self.shared, name=f"{self.inside}{self.shared_name}")
         shared = inner.run(flat, run)
         chosen = self.route(flat, run)
         out = self._in_turn(flat, run, chosen[1], chosen[2])
@@ -127,7 +127,7 @@ class ClampedExperts(Experts):
 
     def _one(self, run: LayerRun, part: str) -> Tensor:
         """The weight of one expert, a view."""
-        return run.ops.selected(run.weights[f"{self.name}.experts.{part}"], 0)
+        return run.ops.selected(run.weights[f"{self.inside}experts.{part}"], 0)
 
     @staticmethod
     def _limited(run: LayerRun, made: Tensor) -> Tensor:

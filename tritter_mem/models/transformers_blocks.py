@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tritter_mem.models.architecture import Block, Cache, Weight
-from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.layer_run import (
     ROTATIONS,
     LayerRun,
@@ -22,8 +21,10 @@ from tritter_mem.models.layer_run import (
 from tritter_mem.models.shape_tensors import (
     FLOAT,
     NotPlannedError,
+    Operations,
     Tensor,
 )
+from tritter_mem.models.transformers_caches import CacheKind, LayerCache
 
 FLOAT32_BYTES = 4
 
@@ -106,6 +107,10 @@ class Module(Block):
         """Shapes of what lies beside its weights and is in no checkpoint."""
         return ()
 
+    def frequencies(self) -> tuple[int, ...]:
+        """How many frequencies each table of rotations has that lies beside its weights."""
+        return ()
+
     def built(self, hidden: int) -> dict[str, tuple[int, ...]]:
         """Shapes of its weights as transformers makes them, by name."""
         return {
@@ -121,9 +126,21 @@ class Module(Block):
         """Elements that each cached token has: of its keys, of its values, of its index keys."""
         return ()
 
+    def has_static_cache(self) -> bool:
+        """Whether transformers has a static cache for it."""
+        return True
+
     def reach(self) -> int | None:
         """Last tokens that its attention reaches; None: all, so that its cache grows."""
         return None
+
+    def period(self) -> int:
+        """After how many tokens what one more takes is as before, but for what is cached."""
+        return 1
+
+    def skip(self, ops: Operations, cache: LayerCache, tokens: int, kind: CacheKind) -> None:
+        """Make its cache that behind so many more calls of one token each, which are not run."""
+        kind.skip(ops, cache, tokens, self.reach())
 
     def state(self) -> State:
         """What it keeps of a sequence."""
@@ -294,7 +311,7 @@ class Attention(Module):
         """Attention [B, T, H, E]: `sdpa_attention_forward`."""
         ops, step = run.ops, run.step
         if run.dialect.eager:
-            return self._written_out(run, q, k, v)
+            return self.written_out(run, q, k, v, step.masks[self.window])
         if "sinks" in dict(self.vectors):
             raise NotPlannedError("attention with sinks by a kernel is not planned")
         mask, times = step.masks[self.window], self.heads // self.kv_heads
@@ -311,12 +328,14 @@ class Attention(Module):
             out = ops.reshape(out, (step.batch, self.heads, 1, out.shape[3]))
         return ops.contiguous(ops.transpose(out, 1, 2))
 
-    def _written_out(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def written_out(
+        self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
         """Attention [B, T, H, E] without a kernel: `eager_attention_forward`."""
         ops = run.ops
         keys = ops.repeated(k, self.heads // self.kv_heads)
         values = ops.repeated(v, self.heads // self.kv_heads)
-        scores = self._scores(run, q, keys)
+        scores = self._scores(run, q, keys, mask)
         before = scores
         if self.vectors:
             sinks = ops.view(run.weights[f"{self.name}.sinks"], (1, self.heads, 1, 1))
@@ -337,7 +356,8 @@ class Attention(Module):
             scores = weights
         return self._read(run, weights, values)
 
-    def _scores(self, run: LayerRun, q: Tensor, keys: Tensor) -> Tensor:
+    @staticmethod
+    def _scores(run: LayerRun, q: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Scaled, capped and masked."""
         ops = run.ops
         scores = ops.scaled(ops.matmul(q, ops.transpose(keys, 2, 3)))
@@ -345,7 +365,6 @@ class Attention(Module):
             scores = ops.scaled(scores)
             scores = ops.pointwise(scores, saves="output")
             scores = ops.scaled(scores)
-        mask = run.step.masks[self.window]
         return scores if mask is None else ops.add(scores, mask)
 
     @staticmethod
@@ -653,97 +672,6 @@ class FusedIndexer(Module):
     def rows(self) -> tuple[int, ...]:
         """One key."""
         return (self.head_dim,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressedAttention(Module):
-    """Attention over a window and over compressed tokens, of keys that are the values too.
-
-    Attributes:
-        window: last tokens that are kept as they are.
-        rate: tokens that become one compressed token; 0: there are none behind the window.
-        index: heads and their width of an indexer over the compressed tokens; None: all are read.
-    """
-
-    heads: int
-    head_dim: int
-    query_rank: int
-    out_groups: int
-    out_rank: int
-    window: int
-    rate: int
-    index: tuple[int, int] | None = None
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, sinks, and the compressors of keys and of index keys."""
-        return tuple(self._weights(hidden))
-
-    def _weights(self, hidden: int) -> Iterator[Weight]:
-        name, width = "self_attn", self.heads * self.head_dim
-        yield vector(f"{name}.sinks", self.heads)
-        yield from linear(f"{name}.q_a_proj", self.query_rank, hidden)
-        yield vector(f"{name}.q_a_norm", self.query_rank)
-        yield from linear(f"{name}.q_b_proj", width, self.query_rank)
-        yield from linear(f"{name}.kv_proj", self.head_dim, hidden)
-        yield vector(f"{name}.kv_norm", self.head_dim)
-        out = self.out_groups * self.out_rank
-        yield from linear(f"{name}.o_a_proj", out, width // self.out_groups)
-        yield from linear(f"{name}.o_b_proj", hidden, out)
-        if self.rate:
-            yield from self._compressor(f"{name}.compressor", self.head_dim, hidden)
-        if self.index is not None:
-            heads, head_dim = self.index
-            indexer = f"{name}.compressor.indexer"
-            yield from self._compressor(indexer, head_dim, hidden)
-            yield from linear(f"{indexer}.q_b_proj", heads * head_dim, self.query_rank)
-            yield from linear(f"{indexer}.scorer.weights_proj", heads, hidden)
-
-    def _compressor(self, name: str, width: int, hidden: int) -> Iterator[Weight]:
-        series = self._series * width
-        yield Weight(name=f"{name}.position_bias", shape=(self.rate, series))
-        yield from linear(f"{name}.kv_proj", series, hidden)
-        yield from linear(f"{name}.gate_proj", series, hidden)
-        yield vector(f"{name}.kv_norm", width)
-
-    @property
-    def _series(self) -> int:
-        """Compressed series that overlap: two where an indexer chooses among short ones."""
-        return 1 if self.index is None else 2
-
-    @property
-    def _widths(self) -> tuple[int, ...]:
-        """Of compressed tokens: keys, and index keys."""
-        if not self.rate:
-            return ()
-        return (self.head_dim,) if self.index is None else (self.head_dim, self.index[1])
-
-    def grown_elements(self, context: int | None = None) -> tuple[int, ...]:
-        """Compressed tokens grow by one row every `rate` tokens; here a token's share, rounded."""
-        shares = tuple(ceil_div(width, self.rate) for width in self._widths)
-        if context is None or context >= self.window - 1:
-            return shares
-        return (self._copies * self.head_dim, *shares)
-
-    @property
-    def _copies(self) -> int:
-        """Tensors that the window is kept in: keys are the values where tokens are compressed."""
-        return 1 if self.rate else 2
-
-    def cache_bytes(self, cache: Cache) -> int:
-        """The window; compressed tokens; and what waits to be compressed, with its gates.
-
-        Keys are the values, in one tensor but for layers with a window alone. Overlapping series
-        also keep half of the last compressed tokens' inputs, the gates of these in float32.
-        """
-        tokens, element, gates = cache.context, cache.format.element_bytes, 0
-        elements = self._copies * min(tokens, self.window - 1) * self.head_dim
-        for width in self._widths:
-            elements += tokens // self.rate * width
-            elements += 2 * (tokens % self.rate) * self._series * width
-            if self.index is not None and tokens >= self.rate:
-                elements += self.rate * width
-                gates += self.rate * width
-        return cache.batch * (elements * element + gates * FLOAT32_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,16 @@ from tritter_mem.models.transformers_blocks import NO_STATE
 from tritter_mem.models.transformers_caches import GROWING, CacheKind, StaticCache
 
 _DYNAMIC = NamedCache()
+_MXFP4 = "mxfp4"
+FROM_CODE = (
+    "MXFP4 needs the package kernels, without which transformers dequantises it "
+    "(weights.quantization=none); what its Triton kernels allocate is read from their code, not "
+    "measured on a GPU"
+)
+TRAINED_DEQUANTISED = (
+    "transformers does not train weights in MXFP4; this is for a checkpoint that is loaded with "
+    "Mxfp4Config(dequantize=True)"
+)
 NOT_COMPILED = (
     "of generate with disable_compile=True: without it, transformers compiles the steps of "
     "generation for a static cache into CUDA graphs, whose memory is not counted"
@@ -68,10 +78,19 @@ class TransformersRun:
                 return self._quantised_cache()
         return GROWING
 
-    @property
-    def caveat(self) -> str | None:
-        """What a reader must know of a plan or a simulation of the run."""
-        return NOT_COMPILED if self.cache.implementation == "static" and not self.trains else None
+    def caveat_on(self, capability: tuple[int, int]) -> str | None:
+        """What a reader must know of a plan or a simulation of the run on a card; None: nothing.
+
+        Args:
+            capability: compute capability of the card.
+        """
+        stored = self.model.quantization
+        if self.trains:
+            return TRAINED_DEQUANTISED if stored.method == _MXFP4 else None
+        found = [NOT_COMPILED] if self.cache.implementation == "static" else []
+        if stored.held(capability).method == _MXFP4:
+            found.append(FROM_CODE)
+        return "; ".join(found) or None
 
     @property
     def cache_name(self) -> str:
@@ -174,8 +193,8 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     name = profile.weights.dtype
     dtype = named.model.dtype if name == "auto" else storage_format(name)
     model, config = _stored_as(profile.weights.quantization, named, dtype)
-    if profile.kv_cache.implementation == "quantized" and work.mode == "inference":
-        _refuse_all_but_full_attention(model)
+    if work.mode == "inference":
+        _refuse_cache(model, profile.kv_cache.implementation)
     return TransformersRun(
         model=model,
         config=config,
@@ -193,20 +212,31 @@ def transformers_run(profile: NamedProfile) -> TransformersRun:
     )
 
 
-def _refuse_all_but_full_attention(model: HuggingFaceModel) -> None:
-    """`QuantizedCache` takes models with keys and values of all tokens in each layer alone.
+def _refuse_cache(model: HuggingFaceModel, implementation: str) -> None:
+    """Refuse a cache that transformers does not make for a model.
+
+    `QuantizedCache` takes models with keys and values of all tokens in each layer alone.
 
     Raises:
-        ConfigError: a layer does not cache them.
+        ConfigError: a layer caches something else.
     """
-    for layer in set(model.layers):
+    layers = set(model.layers)
+    is_static = all(module.has_static_cache() for layer in layers for module in layer)
+    if implementation == "static" and not is_static:
+        raise ConfigError(
+            "kv_cache.implementation: got static; transformers has no static cache for what layers "
+            f"of {model.model_type} cache; try dynamic"
+        )
+    if implementation != "quantized":
+        return
+    others = "dynamic or static" if is_static else "dynamic"
+    for layer in layers:
         kept = [module for module in layer if module.rows() or module.state() != NO_STATE]
         plain = [module for module in kept if module.reach() is None and len(module.rows()) == 2]
         if len(kept) != 1 or plain != kept or kept[0].state() != NO_STATE:
             raise ConfigError(
                 "kv_cache.implementation: got quantized; transformers takes it for models whose "
-                f"layers all have full attention, and {model.model_type} has others; try dynamic "
-                "or static"
+                f"layers all have full attention, and {model.model_type} has others; try {others}"
             )
 
 

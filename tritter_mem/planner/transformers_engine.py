@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice, pairwise
-from math import prod
+from itertools import accumulate, combinations, islice, pairwise
+from math import lcm, prod
 from typing import NamedTuple
 
 from tritter_mem.allocator.blocks import Block as Memory
@@ -33,8 +33,20 @@ from tritter_mem.models.layer_run import (
     make_mask,
     rotary_angles,
 )
-from tritter_mem.models.quantised_products import product_of, unpack
-from tritter_mem.models.quantization import UNPACKED, Scheme
+from tritter_mem.models.mxfp4_experts import load_again, refusal
+from tritter_mem.models.quantised_products import (
+    bias_bytes,
+    held_bytes,
+    is_mxfp4,
+    product_of,
+    unpack,
+)
+from tritter_mem.models.quantization import (
+    DEQUANTISED_LATER,
+    EXPERTS_MXFP4,
+    UNPACKED,
+    Scheme,
+)
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -132,7 +144,7 @@ def plan_transformers(
         cache_releases=0 if found is None else found.releases,
         context_bytes=card.context_bytes,
         device_peak_bytes=(reserved or peak.total_bytes) + card.context_bytes,
-        caveat=run.caveat,
+        caveat=run.caveat_on(card.compute_capability),
     )
 
 
@@ -227,9 +239,16 @@ class PlannedModel:
             return
         if stored.unplanned:
             raise NotPlannedError(stored.unplanned)
+        if stored.method == DEQUANTISED_LATER and self.model.family.own_class:
+            kind = self.model.language_type
+            raise NotPlannedError(f"{DEQUANTISED_LATER} in {kind} models is not planned")
         for scheme in stored.all_schemes:
             if scheme.product != UNPACKED and product_of(scheme, self.run.dtype) is None:
                 raise NotPlannedError(f"activations of weights in {scheme.name} are not planned")
+            if scheme.product == EXPERTS_MXFP4:
+                found = refusal(self.model.language_type, self.run.dtype, self.ops.card)
+                if found:
+                    raise NotPlannedError(found)
 
     def load(self) -> None:
         """Weights: they stay."""
@@ -246,15 +265,32 @@ class PlannedModel:
             for module in layer:
                 if (source := module.borrows()) is not None:
                     self.layers[-1] = self.layers[source] | self.layers[-1]
-                self._beside += [ops.new(shape, self.size) for shape in module.beside()]
+                self._put_beside(module)
         for made in sorted(others, key=lambda made: made.name.startswith("lm_head")):
             kind = "embeddings" if made.name.startswith("lm_head") else "weights"
             self.outside[made.name] = self._weight(made, kind)
         self._beside += [ops.new((), self.size) for _ in range(self.dialect.scalars)]
         if self.dialect.rotary:
             for windowed in self._rotary_kinds():
-                half = self._rotary_width(windowed) // 2
-                self._beside += [ops.new((half,), FLOAT) for _ in range(2)]
+                self._keep_frequencies(self._rotary_width(windowed) // 2)
+        self._load_last_experts()
+
+    def _put_beside(self, module: Module) -> None:
+        """What lies beside the weights of a module of a layer."""
+        self._beside += [self.ops.new(shape, self.size) for shape in module.beside()]
+        for count in module.frequencies():
+            self._keep_frequencies(count)
+
+    def _keep_frequencies(self, count: int) -> None:
+        """Of a table of rotations: as they are now, and as they were made."""
+        self._beside += [self.ops.new((count,), FLOAT) for _ in range(2)]
+
+    def _load_last_experts(self) -> None:
+        """The last weight in MXFP4, which is swizzled beside all others; then the cache goes."""
+        packed = [w for layer in self.layers for w in layer.values() if is_mxfp4(w)]
+        if packed:
+            load_again(self.ops, packed[-2])  # gate and up come behind down in a checkpoint
+            self.ops.requests.empty_cache()
 
     def _shapes(self, modules: tuple[Module, ...], prefix: str) -> list[_Made]:
         """Weights of modules as transformers makes them."""
@@ -267,11 +303,14 @@ class PlannedModel:
             for name, shape in module.built(hidden).items():
                 weight = weights.get(name)
                 trains = weight is None or weight.is_parameter
-                size, scheme = self.model.element_bytes(name, dtype), None
+                own = weight and weight.element_bytes
+                size, scheme = own or self.model.element_bytes(name, dtype), None
                 is_matrix = weight.is_linear if weight else len(shape) == EXPERTS_DIMENSIONS
-                quantises = is_matrix and not self.model.stays_unquantised(name)
-                if quantises and not self.run.trains:
+                stays = self.model.stays_unquantised(name, self.model.quantization)
+                if is_matrix and not stays and not self.run.trains:
                     scheme = self._scheme(f"{prefix}.{name}")
+                elif name.endswith("_bias") and not self.run.trains:
+                    size = bias_bytes(self._scheme(f"{prefix}.{name.removesuffix('_bias')}"), size)
                 found.append(_Made(name, shape, size, trains, scheme))
         return found
 
@@ -292,7 +331,8 @@ class PlannedModel:
     def _quantised(self, shape: tuple[int, ...], scheme: Scheme, component: str) -> Parameter:
         """Codes, whose scales stay beside them."""
         *copies, outputs, inputs = shape
-        codes, *others = (prod(copies) * size for size in scheme.tensors(outputs, inputs))
+        held = held_bytes(scheme, self.ops.card, outputs, inputs)
+        codes, *others = (prod(copies) * size for size in held)
         if found := scheme.refusal(outputs, inputs):
             raise NotPlannedError(f"compressed-tensors unpacks whole groups alone: {found}")
         product = product_of(scheme, self.run.dtype)
@@ -348,6 +388,8 @@ class PlannedModel:
         """Kinds of layers that have angles for themselves: without a window, with one."""
         if self.dialect.rotary_kinds == 1:
             return [False]
+        if self.dialect.all_kinds:
+            return [True, False]
         return sorted({window is not None for window in self.windows()})
 
     def call(
@@ -439,9 +481,9 @@ class PlannedModel:
     def skip(self, caches: list[LayerCache], tokens: int) -> None:
         """Make caches those behind so many more calls of one token each, which are not run."""
         for layer, cache in zip(self.model.layers, caches, strict=True):
-            reached = [module.reach() for module in layer if module.rows()]
-            if reached and tokens:
-                self.run.cache_kind.skip(self.ops, cache, tokens, reached[0])
+            cached = next((module for module in layer if module.rows()), None)
+            if cached is not None and tokens:
+                cached.skip(self.ops, cache, tokens, self.run.cache_kind)
 
     def _through_layers(
         self, x: Tensor, step: Step, caches: list[LayerCache] | None, *, checkpoints: bool
@@ -558,7 +600,10 @@ class _Generation:
             return
         with _phase(self.played, "decode"):
             inputs: tuple[list[Tensor], Masks | None] = [], None
-            for past in self._pasts():
+            for past, skipped in self._pasts():
+                if skipped:  # what the loop holds of the step before
+                    del ids, positions
+                    ids, positions = (ops.new((work.batch, past + 1), LONG) for _ in range(2))
                 shape = (work.batch, 1)
                 inputs_now = [ops.new(shape, LONG), ops.new(shape, LONG)]
                 inputs = inputs_now, self.model.masks(work.batch, 1, past)
@@ -579,8 +624,8 @@ class _Generation:
                 del logits
         del ids, positions, of_prompt, scores, token, open_ends
 
-    def _pasts(self) -> Iterator[int]:
-        """Tokens that are cached at each step that is run: the first ones, and the last two.
+    def _pasts(self) -> Iterator[tuple[int, bool]]:
+        """Tokens that are cached at each step that is run, and whether steps before it are not.
 
         What is cached then is what is there behind all steps before it.
         """
@@ -588,11 +633,27 @@ class _Generation:
         numbers = list(range(steps))
         if steps > SHORTENED and not self.every_token(self.ops.requests):
             high = self.model.run.cache_kind.high_steps(self.caches[0], steps)
-            # The ids and positions of the one before the last are there while the last one runs.
-            numbers = sorted({*range(SHORTENED - 1), *high, steps - 2, steps - 1})
+            whole = self._last_wholes(first, steps)
+            numbers = sorted({*range(SHORTENED - 1), *high, *whole, steps - 1})
         for before, number in pairwise([-1, *numbers]):
             self.model.skip(self.caches, number - before - 1)
-            yield first + number
+            yield first + number, number > before + 1
+
+    def _last_wholes(self, first: int, steps: int) -> Iterator[int]:
+        """The last steps that end a period of layers, and those that end periods of several.
+
+        Args:
+            first: tokens that are cached before the first step.
+            steps: how many there are, of one token each.
+        """
+        layers = dict.fromkeys(self.model.model.layers)
+        periods = {module.period() for layer in layers for module in layer} - {1}
+        for count in range(1, len(periods) + 1):
+            for together in combinations(sorted(periods), count):
+                period = lcm(*together)
+                last = (first + steps) // period * period - first - 1
+                if last >= 0:
+                    yield last
 
     def _positions(self, mask: Tensor) -> Tensor:
         """Of a prompt without padding, from its mask."""
@@ -876,7 +937,7 @@ class _Served:
                 return self.every_token
             done = len(requests.events)
             try:
-                self.blocks += allocator.serve(requests.sizes, requests.events, held)
+                self._serve(allocator, requests, 0, held)
             except OutOfMemoryError as error:
                 # The run goes on, for an allocator without a limit. A traceback would hold its
                 # tensors.
@@ -891,4 +952,15 @@ class _Served:
         if problem is not None:
             raise problem
         requests = self.played.requests
-        self.blocks += allocator.serve(requests.sizes, islice(requests.events, done, None), held)
+        self._serve(allocator, requests, done, held)
+
+    def _serve(
+        self, allocator: CachingAllocator, requests: Requests, start: int, held: dict[int, Memory]
+    ) -> None:
+        """Serve what is asked for from an event on."""
+        sizes, events = requests.sizes, requests.events
+        for at in [at for at in requests.emptied if at > start]:
+            self.blocks += allocator.serve(sizes, islice(events, start, at), held)
+            allocator.empty_cache()
+            start = at
+        self.blocks += allocator.serve(sizes, islice(events, start, None), held)

@@ -57,6 +57,7 @@ class EventLog:
 
     Attributes:
         spans: the phases, in order; they do not overlap.
+        emptied: how many events there were where the allocator's cache is given back to the driver.
         notes: what was seen and not counted, with how often.
         places: where storages come from that are not of the device's own stream, by number:
             `SIDE_STREAM` or `GRAPH_POOL` of `tritter_model.labels`.
@@ -64,6 +65,7 @@ class EventLog:
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.emptied: list[int] = []
         self.notes: dict[str, int] = {}
         self.places: dict[int, str] = {}
         self._is_alloc = array("b")
@@ -96,6 +98,10 @@ class EventLog:
     def free(self, storage: int, *, module: str) -> None:
         """Append the free of a storage."""
         self._append(False, storage, "", module)
+
+    def empty_cache(self) -> None:
+        """The allocator's cache is given back to the driver now."""
+        self.emptied.append(len(self))
 
     def recategorise(self, storage: int, category: str) -> None:
         """Account a storage, from its allocation on, to another category."""

@@ -201,6 +201,14 @@ class _Player:
         Raises:
             OutOfMemoryError: the allocator has a capacity and it does not suffice.
         """
+        for at in [at for at in self._log.emptied if start < at <= end]:
+            self._run(start, at)
+            self._allocator.empty_cache()
+            self.reserved.append((at, self._allocator.reserved_bytes))
+            start = at
+        self._run(start, end)
+
+    def _run(self, start: int, end: int) -> None:
         allocator, blocks = self._allocator, self.blocks
         requests, places = self._log.requests(start, end), self._log.places
         for at, (storage, is_alloc, nbytes) in enumerate(requests, start):

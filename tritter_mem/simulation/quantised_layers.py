@@ -6,6 +6,7 @@
 | bitsandbytes NF4, FP4 | as bitsandbytes 0.50 keeps them, in place of each `nn.Linear` that transformers converts | up to 4 rows by a kernel; of more rows with the dequantised weight, as on most cards |
 | compressed-tensors, packed int4 of weights alone | packed until the first call, then numbers | as not quantised |
 | compressed-tensors, fp8 and int8 | codes until the first call, then numbers | of an input that is rounded, where the scheme quantises activations |
+| MXFP4 of gpt-oss | transformers' own, with its weights as they are swizzled | routing and products as the Triton kernels allocate them (`mxfp4_kernels.py`) |
 | bitsandbytes int8 | the same | int8 rows, int32 products, float16 results; one column in 64 has outliers |
 
 What transformers dequantises while it loads is not quantised here either: float8 on cards without
@@ -24,6 +25,7 @@ from torch.nn.functional import linear
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.errors import SimulationError
 from tritter_mem.models.formats import ceil_div
+from tritter_mem.models.mxfp4_experts import refusal
 from tritter_mem.models.quantised_products import is_fused, outlier_columns
 from tritter_mem.models.quantization import (
     NF4_BLOCK,
@@ -33,6 +35,7 @@ from tritter_mem.models.quantization import (
     Scheme,
 )
 from tritter_mem.models.transformers_run import TransformersRun
+from tritter_mem.simulation.mxfp4_kernels import pack_experts
 from tritter_model import labels
 
 
@@ -53,7 +56,7 @@ def quantise(model: Any, run: TransformersRun, card: GpuCard) -> None:
     put_in = METHODS.get(held.method)
     if put_in is None:
         _refuse(run, held.unplanned or "whose kernels do not run on PyTorch's `meta` device")
-    put_in(model, run)
+    put_in(model, run, card)
 
 
 def _refuse(run: TransformersRun, why: str) -> NoReturn:
@@ -71,18 +74,21 @@ def _section(run: TransformersRun) -> dict[str, Any]:
     return dict(found or run.config["text_config"]["quantization_config"])
 
 
-def _float8(model: Any, run: TransformersRun) -> None:
+def _float8(model: Any, run: TransformersRun, card: GpuCard) -> None:
     from transformers.modeling_utils import local_torch_dtype
     from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
     from transformers.utils.quantization_config import FineGrainedFP8Config
 
-    config = FineGrainedFP8Config(**_section(run))
+    section = _section(run)
+    if "expert_dtype" in run.config:  # of DeepSeek-V4, whose configuration class moves it
+        section.setdefault("expert_dtype", run.config["expert_dtype"])
+    config = FineGrainedFP8Config(**section)
     quantizer = FineGrainedFP8HfQuantizer(config, pre_quantized=True)
     with local_torch_dtype(model.dtype):
         quantizer._process_model_before_weight_loading(model)
 
 
-def _bitsandbytes(model: Any, run: TransformersRun) -> None:
+def _bitsandbytes(model: Any, run: TransformersRun, card: GpuCard) -> None:
     """As `replace_with_bnb_linear`: which modules stay is transformers' own rule."""
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -104,12 +110,14 @@ def _without_method(section: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "quant_method"}
 
 
-def _compressed_tensors(model: Any, run: TransformersRun) -> None:
+def _compressed_tensors(model: Any, run: TransformersRun, card: GpuCard) -> None:
     """Packed integers, which all become numbers before the first call."""
     held = run.model.quantization.held((0, 0))
     packed: list[UnpackedLinear] = []
     for name, module in list(model.named_modules()):
         scheme = held.scheme_of(name.replace("language_model.", ""))
+        if scheme is not None and isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            _refuse(run, f"in layers of the class {type(module).__name__}, which does not run here")
         if type(module) is nn.Linear and scheme is not None:
             kind = PackedLinear if scheme.packs else CodedLinear
             packed.append(kind(module, scheme))
@@ -123,10 +131,22 @@ def _compressed_tensors(model: Any, run: TransformersRun) -> None:
     handle = model.register_forward_pre_hook(unpack)
 
 
-METHODS: Mapping[str, Callable[[Any, TransformersRun], None]] = {
+def _mxfp4(model: Any, run: TransformersRun, card: GpuCard) -> None:
+    """Experts of gpt-oss alone."""
+    from transformers.quantizers.base import HfQuantizer
+
+    if found := refusal(run.model.language_type, run.dtype, card):
+        _refuse(run, found)
+    listed = _section(run).get("modules_to_not_convert")
+    kept = HfQuantizer.get_modules_to_not_convert(model, listed, model._keep_in_fp32_modules)
+    pack_experts(model, kept, card)
+
+
+METHODS: Mapping[str, Callable[[Any, TransformersRun, GpuCard], None]] = {
     "fp8": _float8,
     "compressed-tensors": _compressed_tensors,
     "bitsandbytes": _bitsandbytes,
+    "mxfp4": _mxfp4,
 }
 """By `quant_method`. A new one is a row here."""
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
+from unittest.mock import patch
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -63,8 +64,11 @@ class Recorder:
         self._module = ModulePath(self._holds)
         self._owners = Owners(self.log, self._number)
         self._phase = ""
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        if self._device.type == "meta":
+            self._stack.enter_context(patch.object(torch.cuda, "empty_cache", self.log.empty_cache))
         self._module.__enter__()
         self._operators.__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -77,6 +81,7 @@ class Recorder:
     ) -> None:
         self._operators.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
         self._module.__exit__(kind, error, traceback)
+        self._stack.close()
         self._live.clear()  # with the weak references goes their wish to be told
 
     def adopt(self, tensor: torch.Tensor, category: str) -> None:

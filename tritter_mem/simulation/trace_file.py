@@ -1,8 +1,9 @@
 """Event logs in files: JSON lines, compressed with gzip; equal logs give equal bytes.
 
 The first line is the header, which says what follows, where the phases lie (name, first event, and
-the first that is no longer part of it), and what was seen and not counted. Then comes a line an
-event, in order:
+the first that is no longer part of it), and what was seen and not counted; where the run empties
+the allocator's cache, also behind how many events it does (`emptied`). Then comes a line an event,
+in order:
 
     {"schema":"tritter-mem.trace/1","events":2,"phases":[["prefill",0,2]],"notes":{}}
     {"alloc":0,"bytes":64,"category":"activations","operator":"aten.mm.default","module":"Net.out"}
@@ -45,12 +46,13 @@ def _write(log: EventLog, file: BinaryIO) -> None:
 
 
 def _header(log: EventLog) -> dict[str, Any]:
-    return {
+    header = {
         "schema": SCHEMA,
         "events": len(log),
         "phases": [(span.name, span.start, span.end) for span in log.spans],
         "notes": dict(sorted(log.notes.items())),
     }
+    return header | {"emptied": log.emptied} if log.emptied else header
 
 
 def _line(event: Event) -> dict[str, Any]:

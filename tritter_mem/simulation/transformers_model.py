@@ -36,6 +36,7 @@ from tritter_mem.models.huggingface_families import SAME_AS
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.results.run import MemoryUse
 from tritter_mem.simulation.cuda.dispatch import as_on_cuda
+from tritter_mem.simulation.mxfp4_kernels import kernels_loaded, load_last
 from tritter_mem.simulation.operators import tensors
 from tritter_mem.simulation.peaks import WARMUP
 from tritter_mem.simulation.progress import Progress
@@ -85,7 +86,7 @@ def simulate_transformers(
                 run_model(model, run, _Followed(recorder, followed))
 
         use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)
-        return replace(use, caveat=run.caveat)
+        return replace(use, caveat=run.caveat_on(card.compute_capability))
 
 
 def run_model(model: Any, run: TransformersRun, watch: Watch) -> None:
@@ -250,6 +251,8 @@ def _load(model: Any, watch: Watch) -> None:
         for tensor in _of_language(model):
             kind = labels.EMBEDDINGS if id(tensor) in embeddings else labels.WEIGHTS
             watch.adopt(tensor, kind if id(tensor) in persistent else labels.ACTIVATIONS)
+        for tensor in load_last(model):
+            watch.adopt(tensor, labels.WEIGHTS)
 
 
 def _of_language(model: Any) -> Iterator[Tensor]:
@@ -506,7 +509,7 @@ class EightBitAdamW(torch.optim.Optimizer):
 
 @contextmanager
 def alone(card: GpuCard) -> Iterator[None]:
-    """No network, no kernels of other packages but the shapes of those for float8."""
+    """No network, no kernels of other packages but the shapes of those for float8 and MXFP4."""
     from huggingface_hub import constants
     from transformers.integrations import finegrained_fp8, moe
 
@@ -517,6 +520,7 @@ def alone(card: GpuCard) -> Iterator[None]:
         patch.object(finegrained_fp8, "load_finegrained_fp8_kernel", _Float8Kernel),
         patch.object(finegrained_fp8, "is_deepgemm_loadable", lambda: False),
         patch.object(moe, "_can_use_grouped_mm", lambda *tensors: grouped),
+        kernels_loaded(card),
     ):
         yield
 
