@@ -92,8 +92,8 @@ def test_what_is_suggested_and_in_which_order(name: str) -> None:
 @pytest.mark.parametrize(
     ("context", "mib", "expected"),
     [
-        # 8-bit weights save 62 MiB, less than is worth a line.
-        (1024, 620, [{"weights.quantization": "bitsandbytes-nf4"}]),
+        (1024, 620, [{"weights.quantization": "bitsandbytes-int8"},
+                     {"weights.quantization": "bitsandbytes-nf4"}]),
         (8192, 620, [CHUNKS | {"weights.quantization": "bitsandbytes-nf4-double"},
                      {"workload.context": 512},
                      EXPANDABLE | {"workload.prefill_chunk": 2048, "workload.context": 512}]),
