@@ -355,6 +355,7 @@ FAMILIES: dict[str, Family] = {
     "phimoe": Family(
         layers=phimoe_layers,
         outside=lambda keys: Outside(norm_bias=True, head_bias=keys.has("lm_head_bias")),
+        dialect=dialect(new_frequencies=True),
     ),
     "olmo2": Family(
         layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS), dialect=OLMO

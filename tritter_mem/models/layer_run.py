@@ -45,6 +45,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
         logits_steps: results that are made of the logits, one after another.
+        new_frequencies: whether each call makes the frequencies of the angles again, on the CPU.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
         scales_queries: whether queries are multiplied by a number of their position.
@@ -81,6 +82,7 @@ class Dialect:
     float_residual: bool = False
     float_logits: bool = False
     logits_steps: int = 0
+    new_frequencies: bool = False
     half_angles: bool = False
     scales_keys: bool = False
     scales_values: bool = False
@@ -174,7 +176,10 @@ class LayerRun:
         return self.ops.linear(x, self.weights[name], self.weights.get(f"{name}.bias"))
 
     def norm(self, x: Tensor, name: str, style: str = "") -> Tensor:
-        """A norm, as the family writes it."""
+        """A norm, as the family writes it; one with a bias is PyTorch's `LayerNorm`."""
+        bias = self.weights.get(f"{name}.bias")
+        if bias is not None:
+            return self.ops.layer_norm(x, self.weights[name], bias)
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
     def update(self, new: Mapping[str, Tensor], window: int | None = None) -> list[Tensor]:
@@ -335,16 +340,25 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         batch, tokens = positions.shape
         rows = (batch, 1, tokens, width)
         half = (batch, 1, tokens, width // 2)
+        length = _length(step, positions)
         near = ops.new(positions.shape, FLOAT)
+        moved = ops.new((width // 2,), FLOAT) if length else None
         freqs = ops.new(half, FLOAT)
-        del near
+        del near, moved
         emb = freqs if step.dialect.half_angles else ops.new(rows, FLOAT)
         cos = ops.scaled(ops.new(emb.shape, FLOAT))
         sin = ops.scaled(ops.new(emb.shape, FLOAT))
         size = FLOAT if step.dialect.wide_angles else step.size
         result = ops.to(cos, size), ops.to(sin, size)
-        del freqs, emb, cos, sin
+        del length, freqs, emb, cos, sin
         return result
+
+
+def _length(step: Step, positions: Tensor) -> Tensor | None:
+    """How long a sequence is, where a call makes frequencies again: `PhimoeRotaryEmbedding`."""
+    if not step.dialect.new_frequencies:
+        return None
+    return step.ops.shifted(step.ops.extreme(positions, [0, 1]))
 
 
 def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
