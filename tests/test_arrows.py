@@ -49,6 +49,7 @@ ORDER = (
     "models.transformers_blocks",
     "models.expert_blocks",
     "models.step_blocks",
+    "models.longcat_blocks",
     "models.gemma4_blocks",
     "models.gemma3n_blocks",
     "models.indexed_attention_blocks",

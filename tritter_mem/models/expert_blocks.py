@@ -318,7 +318,7 @@ class Experts(Module):
         width, name = hidden if self.width is None else self.width, f"{self.inside}experts"
         up = 2 * self.inner if self.gated else self.inner
         shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.{self._up}": (self.count, up, width),
+            f"{name}.{self._up}": (self.count + self.spare, up, width),
             f"{name}.down_proj": (self.count, width, self.inner),
         }
         if self.bias:
@@ -546,6 +546,21 @@ def _float_linear(run: LayerRun, x: Tensor, weight: Tensor) -> Tensor:
     return ops.linear(ops.to(x, FLOAT), ops.to(weight, FLOAT))
 
 
+def _wide_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Chances of a product in float32, with a bias for choosing: LongCat."""
+    ops = run.ops
+    logits = _float_linear(run, x, run.weights[f"{experts.name}.{experts.router}"])
+    scores = ops.softmax(ops.widened(logits))
+    with ops.without_gradients():
+        choice = ops.add(scores, run.weights[_correction(experts)])
+        places = ops.topk(choice, experts.chosen)[1]
+        del choice
+    values = ops.picked(scores, places)
+    values = ops.to(ops.scaled(values), logits.size)
+    del scores
+    return logits, values, places
+
+
 def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     """Of the chosen experts' logits: gpt-oss."""
     ops = run.ops
@@ -731,6 +746,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "grouped softmax": _grouped_softmax,
+    "wide softmax": _wide_softmax,
     "plain sigmoid": _plain_sigmoid,
     "wide sigmoid": _wide_sigmoid,
     "float sigmoid": _float_sigmoid,

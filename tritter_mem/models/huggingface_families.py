@@ -237,7 +237,11 @@ FAMILIES: dict[str, Family] = {
         float32=("mlp.gate.", "rotary_emb"),
         float32_beside_float16=("indexer.weights_proj",),
     ),
-    "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
+    "longcat_flash": Family(
+        layers=longcat_layers,
+        float32_beside_float16=("classifier",),
+        dialect=lambda keys: replace(deepseek_dialect(keys), order="shortcut"),
+    ),
     "minicpm3": Family(
         layers=_LATENT, dialect=lambda keys: replace(deepseek_dialect(keys), scalars=1)
     ),

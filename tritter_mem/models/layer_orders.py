@@ -282,6 +282,23 @@ def _hyper_connected(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return out
 
 
+def _shortcut(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Attention and MLP twice; experts run of what the first MLP takes: LongCat."""
+    ops, (*mlps, experts) = run.ops, parts.mlps
+    routed = None
+    for number, (mixer, mlp) in enumerate(zip(parts.mixers, mlps, strict=True)):
+        residual = x
+        x = run.norm(x, f"input_layernorm.{number}")
+        x = mixer(x, run)
+        x = ops.add(residual, x)
+        residual = x
+        x = run.norm(x, f"post_attention_layernorm.{number}")
+        routed = experts(x, run) if routed is None else routed
+        x = mlp(x, run)
+        x = ops.add(residual, x)
+    return x if routed is None else ops.add(x, routed)
+
+
 def _modalities(x: Tensor, run: LayerRun) -> Tensor:
     """`compute_router_modalities`: numbers [B, T, N] of a stream."""
     ops = run.ops
@@ -374,6 +391,7 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "beside": _beside,
     "state space beside": _state_space_beside,
     "experts first": _experts_first,
+    "shortcut": _shortcut,
     "single": _single,
     "Gemma 4": _gemma4,
     "Gemma 3n": _gemma3n,

@@ -24,7 +24,7 @@ from tritter_mem.models.shape_tensors import (
     Operations,
     Tensor,
 )
-from tritter_mem.models.transformers_caches import CacheKind, LayerCache
+from tritter_mem.models.transformers_caches import KEYS, VALUES, CacheKind, LayerCache
 
 FLOAT32_BYTES = 4
 
@@ -491,6 +491,8 @@ class LatentAttention(Module):
         gate: outputs of a projection that gates the result, by name.
         sinks: whether each head has one.
         has_latent: False where another layer's latent, and its cache, is used.
+        scaled: whether queries and the latent are multiplied by numbers: LongCat.
+        cached: names of the latent and of the rotated key in the layer's cache.
         name: of the module.
     """
 
@@ -504,6 +506,8 @@ class LatentAttention(Module):
     gate: tuple[tuple[str, int], ...] = ()
     sinks: bool = False
     has_latent: bool = True
+    scaled: bool = False
+    cached: tuple[str, str] = (KEYS, VALUES)
     name: str = "self_attn"
     ROLE = "mixer"
 
@@ -526,9 +530,13 @@ class LatentAttention(Module):
         q = ops.transpose(q, 1, 2)
         q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
         compressed, latent, k_rot = self._compressed(x, run)
+        if self.scaled:
+            q_pass = ops.scaled(q_pass)
+            q_rot = ops.scaled(q_rot)
+            latent = ops.scaled(latent)
         cos, sin = step.angles[False]
         q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        latent, k_rot = run.update({"keys": latent, "values": k_rot})
+        latent, k_rot = run.update(dict(zip(self.cached, (latent, k_rot), strict=True)))
         query = ops.cat([q_pass, q_rot], -1)
         if run.dialect.scales_queries:
             query = scaled_by_position(run, query)
@@ -538,7 +546,7 @@ class LatentAttention(Module):
         out = ops.contiguous(ops.transpose(out, 1, 2))
         out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
         out = run.linear(out, f"{name}.o_proj")
-        del compressed
+        del q, q_pass, compressed
         return out
 
     def _compressed(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
