@@ -58,6 +58,7 @@ ORDER = (
     "models.state_space_blocks",
     "models.selective_scan_blocks",
     "models.convolution_blocks",
+    "models.lightning_blocks",
     "models.zamba2_blocks",
     "models.huggingface_towers",
     "models.deepseek_v4_blocks",

@@ -92,6 +92,7 @@ from tritter_mem.models.hybrid_families import (
     mamba_dialect,
     mamba_layers,
     mamba_outside,
+    minimax_dialect,
     minimax_layers,
     nemotron_h_dialect,
     nemotron_h_layers,
@@ -296,7 +297,7 @@ FAMILIES: dict[str, Family] = {
         dialect=dialect(norm="wide", eager="sinks", rotary="chunked", half_angles=True),
         float32_beside_float16=("norm",),
     ),
-    "minimax": Family(layers=minimax_layers),
+    "minimax": Family(layers=minimax_layers, dialect=minimax_dialect),
     "minimax_m2": Family(
         layers=plain_layers(
             attention_of=minimax_m2_attention,

@@ -282,6 +282,17 @@ def _hyper_connected(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return out
 
 
+def _weighted(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """What is added to is the norm's result, and both are multiplied by a number: MiniMax."""
+    ops, mixer_and_mlp = run.ops, parts.one_each()
+    for name, part in zip(run.dialect.names, mixer_and_mlp, strict=True):
+        x = run.norm(x, name)
+        residual = x
+        x = part(x, run)
+        x = ops.add(ops.scaled(residual), ops.scaled(x))
+    return x
+
+
 def _shortcut(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     """Attention and MLP twice; experts run of what the first MLP takes: LongCat."""
     ops, (*mlps, experts) = run.ops, parts.mlps
@@ -392,6 +403,7 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "state space beside": _state_space_beside,
     "experts first": _experts_first,
     "shortcut": _shortcut,
+    "weighted": _weighted,
     "single": _single,
     "Gemma 4": _gemma4,
     "Gemma 3n": _gemma3n,

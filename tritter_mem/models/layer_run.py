@@ -58,6 +58,9 @@ class Dialect:
             multiplied by.
         chunked: whether windows are chunks, whose masks are made for each sequence.
         cuts_prompts: whether `generate()` can run a prompt in chunks.
+        masked_window: window of the masks of layers that cache all tokens; 0: those see all.
+        masks_forget: whether masks are made as if no token were cached: where the first layer
+            caches none and the cache does not know which layers do.
         always_masks: whether masks are made even where `is_causal` says the same.
         mixing_rounds: how often what mixes residual streams is divided by the sums of its columns.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
@@ -93,6 +96,8 @@ class Dialect:
     scalars: int = 0
     chunked: bool = False
     cuts_prompts: bool = True
+    masked_window: int = 0
+    masks_forget: bool = False
     always_masks: bool = False
     mixing_rounds: int = 0
     last_token_from: int | None = None
@@ -557,12 +562,14 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     it, unless a window cuts it. A static cache takes one for one token too.
     """
     ops = step.ops
-    keys = step.cache_kind.keys(Span(step.past, step.tokens, window))
+    past = 0 if step.dialect.masks_forget else step.past
+    keys = step.cache_kind.keys(Span(past, step.tokens, window))
+    window = window or step.dialect.masked_window or None
     cut = window is not None and keys >= window
     eager = step.dialect.eager
     always = eager or step.dialect.always_masks
     always = always or (step.cache_kind.masks_first and step.tokens == 1)
-    if not always and not cut and (step.tokens == 1 or not step.past):
+    if not always and not cut and (step.tokens == 1 or not past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):

@@ -727,42 +727,6 @@ class DeltaAttention(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LightningAttention(Module):
-    """Linear attention with a fixed decay for each head.
-
-    Attributes:
-        block: tokens that run at once, for which a checkpoint holds tables of decays.
-    """
-
-    heads: int
-    head_dim: int
-    block: int
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the norm and the output's gate."""
-        name, width = "self_attn", self.heads * self.head_dim
-        return (
-            vector(f"{name}.norm", width),
-            *linear(f"{name}.qkv_proj", 3 * width, hidden),
-            *linear(f"{name}.out_proj", hidden, width),
-            *linear(f"{name}.output_gate", width, hidden),
-            *(
-                Weight(name=f"{name}.{table}", shape=(self.heads, *shape), is_parameter=False)
-                for table, shape in (
-                    ("slope_rate", (1, 1)),
-                    ("query_decay", (self.block, 1)),
-                    ("key_decay", (self.block, 1)),
-                    ("diagonal_decay", (self.block, self.block)),
-                )
-            ),
-        )
-
-    def state(self) -> State:
-        """A matrix for each head."""
-        return State(compute=self.heads * self.head_dim**2)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DepthwiseConvolutions(Module):
     """Short convolutions over single channels, each with a state."""
 
