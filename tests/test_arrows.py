@@ -55,6 +55,7 @@ ORDER = (
     "models.indexed_attention_blocks",
     "models.recurrent_parts",
     "models.gated_delta_blocks",
+    "models.delta_attention_blocks",
     "models.state_space_blocks",
     "models.selective_scan_blocks",
     "models.convolution_blocks",

@@ -271,11 +271,12 @@ FAMILIES: dict[str, Family] = {
         float32=_BIAS,
         dialect=dialect(),
     ),
-    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied),
+    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied, dialect=dialect(rotary="")),
     "bailing_hybrid": Family(
         layers=bailing_layers,
         outside=untied,
         mtp=next_token_layers(bailing_layers),
+        dialect=lambda keys: replace(deepseek_dialect(keys), rotary="interleaved"),
         float32=(*_BIAS, "conv1d", "A_log", "dt_bias"),
     ),
     "hy_v3": Family(

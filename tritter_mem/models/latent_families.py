@@ -8,6 +8,7 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.deepseek_v4_blocks import CompressedAttention, LimitedExperts
+from tritter_mem.models.delta_attention_blocks import DeltaAttention
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -33,7 +34,6 @@ from tritter_mem.models.indexed_attention_blocks import IndexedAttention
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.longcat_blocks import IdleExperts
 from tritter_mem.models.transformers_blocks import (
-    DeltaAttention,
     Extra,
     FeedForward,
     Module,
@@ -231,6 +231,10 @@ def kimi_experts(keys: Keys) -> Experts:
         inner=inner,
         shared=inner * (keys.optional("num_shared_experts") or 0),
         correction=CORRECTION,
+        routing="grouped sigmoid",
+        normalised=keys.get("norm_topk_prob") is not False,
+        groups=keys.optional("n_group") or 1,
+        chosen_groups=keys.optional("topk_group") or 1,
     )
 
 
@@ -259,6 +263,7 @@ def bailing_layers(keys: Keys) -> list[Modules]:
         head_dim=keys.head_dim,
         kernel=keys.number("short_conv_kernel_size"),
         factorised=False,
+        limited=keys.get("kda_safe_gate") is not False,
     )
     own = latent(keys, gate=(("g_proj", keys.heads),))
 
