@@ -351,7 +351,18 @@ FAMILIES: dict[str, Family] = {
         float32=("expert_bias",),
         dialect=LFM2,
     ),
-    "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
+    "lfm3": Family(
+        layers=lfm3_layers,
+        outside=final_norm("embedding_norm"),
+        dialect=dialect(
+            order="around",
+            names=("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"),
+            activation="silu",
+            rotary="wide halves",
+            wide_angles=True,
+            rotary_kinds=2,
+        ),
+    ),
     "phi3": Family(
         layers=plain_layers(
             attention_of=phi3_attention, mlp=lambda keys: dense(keys, fused="gate_up_proj")

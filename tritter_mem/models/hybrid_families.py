@@ -8,7 +8,7 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.attention_families import olmo_attention, qwen_experts
-from tritter_mem.models.convolution_blocks import ShortConvolution
+from tritter_mem.models.convolution_blocks import LateGatedAttention, ShortConvolution
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     FEED_FORWARD_NORMS,
@@ -656,7 +656,7 @@ def lfm3_layers(keys: Keys) -> list[Modules]:
         del number
         own: Module = lfm_convolution(keys)
         if kind != "conv":
-            own = replace(qwen3(keys, kind), gate=gate)
+            own = as_kind(LateGatedAttention, replace(qwen3(keys, kind), gate=gate))
         return own, plain, Norms(tuple(names))
 
     return stack(keys.layer_types(derived), layer)

@@ -114,18 +114,18 @@ def _before_or_behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
 
 
 def _around(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
-    """Norms before and behind each part: Gemma 2 and 3."""
+    """Norms before each part and, where there are any, behind: Gemma 2 and 3, LFM3."""
     ops, (first, second, third, fourth) = run.ops, run.dialect.names
     mixer, mlp = parts.one_each()
     residual = x
     x = run.norm(x, first)
     x = mixer(x, run)
-    x = run.norm(x, second)
+    x = run.norm(x, second) if second in run.weights else x
     x = ops.add(residual, x)
     residual = x
     x = run.norm(x, third)
     x = mlp(x, run)
-    x = run.norm(x, fourth)
+    x = run.norm(x, fourth) if fourth in run.weights else x
     return ops.add(residual, x)
 
 
