@@ -50,6 +50,7 @@ ORDER = (
     "models.expert_blocks",
     "models.step_blocks",
     "models.longcat_blocks",
+    "models.block_attention_blocks",
     "models.gemma4_blocks",
     "models.gemma3n_blocks",
     "models.indexed_attention_blocks",

@@ -44,7 +44,8 @@ def agree(planned: MemoryUse, simulated: MemoryUse, blocks: int = 1) -> None:
 @pytest.mark.parametrize("kind", ["whole", "chunks"])
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v32", "qwen3_5_text"],
+    ["llama", "gemma3_text", "gpt_oss", "llama4_text", "deepseek_v32", "qwen3_5_text",
+     "longcat_flash", "minimax_m3_vl_text"],
 )  # fmt: skip
 def test_a_static_cache_is_planned_as_it_is_simulated(name: str, kind: str) -> None:
     agree(*both(cached(tiny_config(name, 0), STATIC, **RUNS[kind])))

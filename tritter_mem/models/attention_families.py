@@ -8,6 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
+from tritter_mem.models.block_attention_blocks import (
+    BlockAttention,
+    SigmoidExperts,
+    SigmoidFeedForward,
+)
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -481,20 +486,41 @@ def minimax_m3_layers(keys: Keys) -> list[Modules]:
         heads=section.optional("sparse_num_index_heads") or keys.number("index_n_heads"),
         head_dim=section.optional("sparse_index_dim") or keys.number("index_head_dim"),
     )
-    experts = mixtral_experts(
-        keys,
-        shared=keys.number("shared_intermediate_size"),
-        shared_fused="gate_up_proj",
-        correction=CORRECTION,
+    experts = as_kind(
+        SigmoidExperts,
+        mixtral_experts(
+            keys,
+            shared=keys.number("shared_intermediate_size"),
+            shared_fused="gate_up_proj",
+            correction=CORRECTION,
+            routing="sigmoid",
+        ),
     )
-    wide = FeedForward(inner=keys.number("dense_intermediate_size"), fused="gate_up_proj")
+    wide = SigmoidFeedForward(inner=keys.number("dense_intermediate_size"), fused="gate_up_proj")
+    plain = attention(keys, qk_norm=head_norms(keys))
+    local = section.integer("sparse_local_block")
+    local = keys.integer("index_local_blocks") if local is None else local
+    choosing = as_kind(
+        BlockAttention,
+        plain,
+        index_heads=chooser.heads,
+        index_dim=chooser.head_dim,
+        block=section.optional("sparse_block_size") or keys.number("index_block_size"),
+        chosen=section.optional("sparse_topk_blocks") or keys.number("index_topk_blocks"),
+        near=1 if local is None else local,
+    )
 
     def layer(number: int, kind: str) -> Modules:
-        own = attention(keys, qk_norm=head_norms(keys))
         mlp: Module = experts if with_experts[number] else wide
-        return own, *((chooser,) if kind == sparse else ()), mlp, LAYER_NORMS
+        return *((choosing, chooser) if kind == sparse else (plain,)), mlp, LAYER_NORMS
 
     return stack(keys.layer_types(derived), layer)
+
+
+def minimax_m3_dialect(keys: Keys) -> Dialect:
+    """Norms as Gemma writes them; layers of two kinds have the same mask."""
+    kinds = {isinstance(layer[0], BlockAttention) for layer in minimax_m3_layers(keys)}
+    return dialect(norm="gemma", rotary="partial later", same_masks=len(kinds) - 1)(keys)
 
 
 def phi3_attention(keys: Keys, kind: str) -> Attention:

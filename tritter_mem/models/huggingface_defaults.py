@@ -689,6 +689,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "shared_intermediate_size": 3072,
         "index_n_heads": 4,
         "index_head_dim": 128,
+        "index_block_size": 128,
+        "index_topk_blocks": 16,
     },
     "nemotron_h": {
         "chunk_size": 128,

@@ -39,6 +39,7 @@ from tritter_mem.models.attention_families import (
     mimo_layers,
     minimax_m2_attention,
     minimax_m2_dialect,
+    minimax_m3_dialect,
     minimax_m3_layers,
     muse_spark_layers,
     nemotron_nas_layers,
@@ -308,7 +309,7 @@ FAMILIES: dict[str, Family] = {
         ),
         dialect=minimax_m2_dialect,
     ),
-    "minimax_m3_vl_text": Family(layers=minimax_m3_layers),
+    "minimax_m3_vl_text": Family(layers=minimax_m3_layers, dialect=minimax_m3_dialect),
     "nemotron_h": Family(
         layers=nemotron_h_layers,
         outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),

@@ -54,6 +54,8 @@ class Dialect:
             gpt-oss writes it.
         softcap: whether scores of written-out attention are capped.
         more_masks: windows for which masks are made though no layer has them.
+        same_masks: masks like that of layers without a window that `generate()` makes for a static
+            cache beside it, for other kinds of layers.
         scalars: numbers that lie on the card beside the weights, such as what embeddings are
             multiplied by.
         chunked: whether windows are chunks, whose masks are made for each sequence.
@@ -93,6 +95,7 @@ class Dialect:
     eager: str = ""
     softcap: bool = False
     more_masks: tuple[int, ...] = ()
+    same_masks: int = 0
     scalars: int = 0
     chunked: bool = False
     cuts_prompts: bool = True

@@ -1378,12 +1378,13 @@ class Operations:
             query: [B, H, Q, D].
             key: [B, G, K, D].
             value: [B, G, K, E].
-            mask: of booleans, broadcast to [B, H, Q, K]; None: none.
+            mask: of booleans or of numbers, broadcast to [B, H, Q, K]; None: none.
             causal: whether a token sees only itself and what is before it.
         """
         if causal and query.shape[2] < key.shape[2]:  # of a static cache, whose rest is masked
             key, value = (self.slice(x, 2, query.shape[2]) for x in (key, value))
-        value, key, query = (self._cast(x) for x in (value, key, query))  # the last one first
+        mask = mask and self._cast(mask)  # the last one first
+        value, key, query = (self._cast(x) for x in (value, key, query))
         half = query.size < FLOAT
         sizes = _attention_sizes(query, key, value)
         capability = self.card.compute_capability

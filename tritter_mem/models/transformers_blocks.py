@@ -309,16 +309,24 @@ class Attention(Module):
 
     def _attend(self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, T, H, E]: `sdpa_attention_forward`."""
-        ops, step = run.ops, run.step
+        mask = run.step.masks[self.window]
         if run.dialect.eager:
-            return self.written_out(run, q, k, v, step.masks[self.window])
+            return self.written_out(run, q, k, v, mask)
         if "sinks" in dict(self.vectors):
             raise NotPlannedError("attention with sinks by a kernel is not planned")
-        mask, times = step.masks[self.window], self.heads // self.kv_heads
+        return self._attended(run, q, k, v, mask)
+
+    def _attended(
+        self, run: LayerRun, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The same with a mask; one that differs between heads has as many as the queries."""
+        ops, step, times = run.ops, run.step, self.heads // self.kv_heads
         grouped = times > 1 and mask is None and k.shape[3] == v.shape[3] <= 256
         packed = times > 1 and not grouped and step.tokens == 1
         if packed:
             q = ops.view(q, (step.batch, self.kv_heads, times, self.head_dim))
+            if mask is not None and mask.shape[1] > 1:
+                mask = ops.view(mask, (step.batch, self.kv_heads, times, mask.shape[3]))
         elif times > 1 and not grouped:
             k = ops.repeated(k, times)
             v = ops.repeated(v, times)
@@ -659,6 +667,7 @@ class BlockIndexer(Module):
 
     heads: int
     head_dim: int
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """Projections of queries and of one key, with their norms."""

@@ -455,7 +455,8 @@ class PlannedModel:
         if not self.run.cache_kind.masks_first:
             return None
         step = self._step(batch, tokens, past)
-        made = {window: make_mask(step, window) for window in self.windows()}
+        made: Masks = {-number: make_mask(step, None) for number in range(self.dialect.same_masks)}
+        made |= {window: make_mask(step, window) for window in self.windows()}
         return {window: mask and self.ops.contiguous(mask) for window, mask in made.items()}
 
     def make_caches(self, caches: list[LayerCache], batch: int) -> None:
