@@ -449,6 +449,14 @@ def _grouped_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, *_among_groups(experts, ops, scores, scores)
 
 
+def _float_grouped_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """The same of chances of a product in float32: Mistral Large 4."""
+    ops = run.ops
+    logits = _float_linear(run, x, run.weights[f"{experts.name}.{experts.router}"])
+    scores = ops.softmax(ops.widened(logits))
+    return logits, *_among_groups(experts, ops, scores, scores)
+
+
 def _among_groups(
     experts: Experts, ops: Operations, scores: Tensor, choice: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -746,6 +754,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "grouped softmax": _grouped_softmax,
+    "float grouped softmax": _float_grouped_softmax,
     "wide softmax": _wide_softmax,
     "plain sigmoid": _plain_sigmoid,
     "wide sigmoid": _wide_sigmoid,

@@ -120,6 +120,7 @@ from tritter_mem.models.latent_families import (
     indexed_dialect,
     kimi_linear_layers,
     longcat_layers,
+    mistral_large4_dialect,
     mistral_large4_layers,
     mistral_large4_outside,
     next_token_layers,
@@ -235,6 +236,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral_large4_text": Family(
         layers=mistral_large4_layers,
+        dialect=mistral_large4_dialect,
         outside=mistral_large4_outside,
         float32=("mlp.gate.", "rotary_emb"),
         float32_beside_float16=("indexer.weights_proj",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tritter_mem.models.layer_run import ROTATIONS, LayerRun, by_token
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun, by_token, rotated_pairs
 from tritter_mem.models.shape_tensors import (
     BOOL,
     FLOAT,
@@ -137,6 +137,107 @@ class IndexedAttention(LatentAttention):
         mask = ops.new((shape[0], 1, *shape[1:]), BOOL)
         del others
         return mask, hidden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedLatentAttention(IndexedAttention):
+    """The same with queries of one matrix, and with latents that later layers use too.
+
+    Attributes:
+        stores: whether later layers use its latent; those without one use the last of their kind,
+            with rotation or without.
+    """
+
+    stores: bool = False
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`MistralLarge4TextAttention`."""
+        ops, step, name = run.ops, run.step, self.name
+        heads = (step.batch, step.tokens, self.heads)
+        q = ops.view(run.linear(x, f"{name}.q_proj"), (*heads, self.nope_dim + self.rope_dim))
+        q = ops.transpose(q, 1, 2)
+        q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        latent, k_rot, held = self._latent(x, run)
+        if self.rope_dim:
+            q_rot = rotated_pairs(ops, q_rot, *step.angles[False])
+        if self.has_latent:
+            if self.rope_dim:
+                k_rot = rotated_pairs(ops, k_rot, *step.angles[False])
+            latent, k_rot = run.update({"keys": latent, "values": k_rot})
+        if self.stores:
+            step.shared[self._kind] = (latent, k_rot)
+        query = ops.cat([q_pass, q_rot], -1)
+        query = self._scaled(run, query, f"{name}.softmax_scaling", 1)
+        k, v = self._expanded(latent, k_rot, run)
+        places = self._places(x, x, run)
+        mask, hidden = self._mask(ops, places, k.shape[2])
+        out = ops.attention(query, k, v, mask, False)
+        out = ops.contiguous(ops.transpose(out, 1, 2))
+        out = ops.view(out, (*heads[:2], self.heads * self.value_dim))
+        out = run.linear(out, f"{name}.o_proj")
+        del q, q_pass, held, places, mask, hidden
+        return out
+
+    @property
+    def _kind(self) -> str:
+        return "latent with rotation" if self.rope_dim else "latent without rotation"
+
+    def _latent(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The latent, the key that rotates, and what is there beside them."""
+        if not self.has_latent:
+            latent, k_rot = run.step.shared[self._kind]
+            return latent, k_rot, []
+        compressed, latent, k_rot = self._compressed(x, run)
+        return latent, k_rot, [compressed]
+
+    @staticmethod
+    def _scaled(run: LayerRun, q: Tensor, name: str, heads_at: int) -> Tensor:
+        """Queries times a number for each head and position: `MistralLarge4TextSoftmaxScaling`.
+
+        Args:
+            run: of the layer.
+            q: queries, of four dimensions.
+            name: of the weights.
+            heads_at: which dimension heads are.
+        """
+        ops, step = run.ops, run.step
+        shape = (step.batch if step.caches else 1, step.tokens)
+        numbers = ops.scaled(ops.new(shape, LONG), FLOAT)
+        numbers = ops.to(ops.scaled(numbers), q.size)
+        scale, bias = (ops.to(run.weights[f"{name}.{part}"], q.size) for part in ("scale", "bias"))
+        tokens_first = heads_at > 1
+        rows = (shape[0], shape[1], 1) if tokens_first else (shape[0], 1, shape[1])
+        each = (1, 1, scale.shape[0]) if tokens_first else (1, scale.shape[0], 1)
+        factor = ops.mul(ops.view(scale, each), ops.view(numbers, rows))
+        factor = ops.add(factor, ops.view(bias, each))
+        result = ops.mul(q, ops.view(factor, (*factor.shape, 1)))
+        del numbers, scale, bias, factor
+        return result
+
+    def _index_keys(self, x: Tensor, resid: Tensor, run: LayerRun) -> tuple[Tensor, ...]:
+        """`MistralLarge4TextIndexer`: queries of the normed input, scaled as those of attention."""
+        del resid
+        ops, name, (batch, tokens, _) = run.ops, f"{self.name}.indexer", x.shape
+        q = _layer_norm(ops, x)
+        q = run.linear(q, f"{name}.wq_b")
+        q = ops.view(q, (batch, tokens, self.index_heads, self.index_dim))
+        q = self._scaled(run, q, f"{name}.softmax_scaling", 2)
+        k = _layer_norm(ops, run.linear(x, f"{name}.wk"))
+        k = ops.view(k, (batch, tokens, 1, self.index_dim))
+        held: list[Tensor] = []
+        if self.rope_dim:
+            cos, sin = (by_token(ops, angle) for angle in run.step.angles[False])
+            parts = [self.rope_dim, self.index_dim - self.rope_dim]
+            q_rot, q_pass = ops.split(q, -1, parts)
+            k_rot, k_pass = ops.split(k, -1, parts)
+            q_rot = rotated_pairs(ops, q_rot, cos, sin)
+            k_rot = rotated_pairs(ops, k_rot, cos, sin)
+            q = ops.cat([q_rot, q_pass], -1)
+            k = ops.cat([k_rot, k_pass], -1)
+            held = [q_rot, q_pass, k_rot, k_pass]
+        k = ops.view(k, (batch, 1, tokens, self.index_dim))
+        (k,) = run.update({"index keys": k})
+        return q, k, *held
 
 
 def _layer_norm(ops: Operations, x: Tensor) -> Tensor:

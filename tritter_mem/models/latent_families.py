@@ -30,7 +30,7 @@ from tritter_mem.models.family_parts import (
 )
 from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
-from tritter_mem.models.indexed_attention_blocks import IndexedAttention
+from tritter_mem.models.indexed_attention_blocks import IndexedAttention, SharedLatentAttention
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.longcat_blocks import IdleExperts
 from tritter_mem.models.transformers_blocks import (
@@ -191,14 +191,25 @@ def mistral_large4_layers(keys: Keys) -> list[Modules]:
     wide = keys.number("qk_nope_head_dim") + keys.number("qk_rope_head_dim")
 
     def layer(number: int) -> Modules:
-        own = latent(keys, has_latent=sources[number] == number)
+        plain = indexed(keys, has_latent=sources[number] == number, hands_on=True)
+        own = as_kind(
+            SharedLatentAttention,
+            replace(plain, chooses=types[number] != "shared"),
+            stores=number in sources[number + 1 :],
+        )
         if not rotated[number]:
             own = replace(own, nope_dim=wide, rope_dim=0)
-        mlp: Module = routed_experts(keys, correction=None)
+        mlp: Module = routed_experts(keys, correction=None, routing="float grouped softmax")
         choosing = with_indexer(keys, types[number], own, chooser)
         return *choosing, scaling, mlp if with_experts[number] else dense(keys), LAYER_NORMS
 
     return [layer(number) for number in range(keys.layers)]
+
+
+def mistral_large4_dialect(keys: Keys) -> Dialect:
+    """An indexer takes a mask; frequencies are multiplied by what a checkpoint has."""
+    own = dialect(rotary="interleaved", always_masks=True, scaled_frequencies=True)(keys)
+    return replace(own, rotary_dim=keys.number("qk_rope_head_dim"))
 
 
 def mistral_large4_outside(keys: Keys) -> Outside:

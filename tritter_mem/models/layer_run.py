@@ -45,6 +45,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
         logits_steps: results that are made of the logits, one after another.
+        scaled_frequencies: whether each call multiplies frequencies by numbers of the model.
         new_frequencies: whether each call makes the frequencies of the angles again, on the CPU.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
@@ -87,6 +88,7 @@ class Dialect:
     float_residual: bool = False
     float_logits: bool = False
     logits_steps: int = 0
+    scaled_frequencies: bool = False
     new_frequencies: bool = False
     half_angles: bool = False
     scales_keys: bool = False
@@ -349,6 +351,7 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         rows = (batch, 1, tokens, width)
         half = (batch, 1, tokens, width // 2)
         length = _length(step, positions)
+        rates = _scaled_frequencies(step, width // 2)
         near = ops.new(positions.shape, FLOAT)
         moved = ops.new((width // 2,), FLOAT) if length else None
         freqs = ops.new(half, FLOAT)
@@ -358,7 +361,7 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         sin = ops.scaled(ops.new(emb.shape, FLOAT))
         size = FLOAT if step.dialect.wide_angles else step.size
         result = ops.to(cos, size), ops.to(sin, size)
-        del length, freqs, emb, cos, sin
+        del length, rates, freqs, emb, cos, sin
         return result
 
 
@@ -367,6 +370,14 @@ def _length(step: Step, positions: Tensor) -> Tensor | None:
     if not step.dialect.new_frequencies:
         return None
     return step.ops.shifted(step.ops.extreme(positions, [0, 1]))
+
+
+def _scaled_frequencies(step: Step, count: int) -> Tensor | None:
+    """Frequencies times `exp` of numbers of the model: `MistralLarge4TextRotaryEmbedding`."""
+    if not step.dialect.scaled_frequencies:
+        return None
+    numbers = step.ops.new((count,), FLOAT)
+    return step.ops.scaled(numbers)
 
 
 def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -508,21 +519,23 @@ def _interleaved(
     run: LayerRun, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Even and odd channels rotate by half as many angles: DeepSeek."""
-    ops, half = run.ops, cos.shape[-1] // 2
-    cos, sin = ops.slice(cos, -1, half), ops.slice(sin, -1, half)
-
-    def pair(one: Tensor, other: Tensor) -> Tensor:
-        return ops.cat(
-            [
-                ops.add(ops.mul(one, cos), ops.mul(other, sin)),
-                ops.add(ops.mul(other, cos), ops.mul(one, sin)),
-            ],
-            -1,
-        )
-
-    q_embed = pair(ops.slice(q, -1, half), ops.slice(q, -1, half))
-    k_embed = pair(ops.slice(k, -1, half), ops.slice(k, -1, half))
+    q_embed = rotated_pairs(run.ops, q, cos, sin)
+    k_embed = rotated_pairs(run.ops, k, cos, sin)
     return q_embed, k_embed
+
+
+def rotated_pairs(ops: Operations, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Even and odd channels of x, by half of the cosines and sines."""
+    half = cos.shape[-1] // 2
+    cos, sin = ops.slice(cos, -1, half), ops.slice(sin, -1, half)
+    one, other = ops.slice(x, -1, half), ops.slice(x, -1, half)
+    return ops.cat(
+        [
+            ops.add(ops.mul(one, cos), ops.mul(other, sin)),
+            ops.add(ops.mul(other, cos), ops.mul(one, sin)),
+        ],
+        -1,
+    )
 
 
 def _chunked(
