@@ -32,7 +32,7 @@ from tritter_mem.results.run import MemoryUse
 
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
-TRAINED_NOT = ("mamba", "falcon_mamba", "jamba")
+TRAINED_NOT = ("mamba", "falcon_mamba", "jamba", "inkling_text")
 """Families whose training is not planned."""
 RUN_WHOLE = ("mamba", "falcon_mamba", "mamba2", "minimax")
 """Families whose prompts transformers cannot cut."""

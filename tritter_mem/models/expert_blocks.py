@@ -325,7 +325,10 @@ class Experts(Module):
             shapes[f"{name}.{self._up}_bias"] = (self.count, up)
             shapes[f"{name}.down_proj_bias"] = (self.count, width)
         others = (weight for weight in self.weights(hidden) if ".experts." not in weight.name)
-        return shapes | {weight.name: weight.shape for weight in others}
+        return shapes | {
+            weight.name: weight.shape if weight.copies == 1 else (weight.copies, *weight.shape)
+            for weight in others
+        }
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """The router, the experts, and the shared ones."""

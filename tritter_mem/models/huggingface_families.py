@@ -85,6 +85,7 @@ from tritter_mem.models.hybrid_families import (
     falcon_h1_layers,
     granite_hybrid_dialect,
     granite_hybrid_layers,
+    inkling_dialect,
     inkling_layers,
     jamba_layers,
     lfm2_layers,
@@ -420,6 +421,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "inkling_text": Family(
         layers=inkling_layers,
+        dialect=inkling_dialect,
         outside=lambda keys: Outside(
             ties=False, more=(Extra(tensors=(("embed_tokens.embed_norm", (keys.hidden,)),)),)
         ),

@@ -31,6 +31,11 @@ from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta, Ol
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.lightning_blocks import AttentionOfOwnCache, LightningAttention
+from tritter_mem.models.relative_attention_blocks import (
+    NumberedFeedForward,
+    RelativeAttention,
+    WeightedSharedExperts,
+)
 from tritter_mem.models.selective_scan_blocks import Mamba
 from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
@@ -732,7 +737,7 @@ def inkling_layers(keys: Keys) -> list[Modules]:
     wide = keys.number("intermediate_size")
     if keys.optional("dense_intermediate_size"):
         inner, wide = wide, keys.number("dense_intermediate_size")
-    experts = Experts(
+    experts = WeightedSharedExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("num_experts_per_tok"),
         inner=inner,
@@ -751,7 +756,8 @@ def inkling_layers(keys: Keys) -> list[Modules]:
         heads = keys.optional("swa_num_attention_heads") if sliding else None
         kv_heads = keys.optional("swa_num_key_value_heads") if sliding else None
         width = (keys.optional("swa_head_dim") if sliding else None) or keys.head_dim
-        own = attention(
+        extent = keys.number("sliding_window_size") if sliding else keys.number("rel_extent")
+        plain = attention(
             keys,
             heads=heads or keys.heads,
             kv_heads=kv_heads or keys.kv_heads,
@@ -760,7 +766,13 @@ def inkling_layers(keys: Keys) -> list[Modules]:
             qk_norm=(width, width),
             gate=(("r_proj", (heads or keys.heads) * relative),),
         )
-        extent = keys.number("sliding_window_size") if sliding else keys.number("rel_extent")
+        own = as_kind(
+            RelativeAttention,
+            plain,
+            relative=relative,
+            extent=extent,
+            floored=keys.get("log_scaling_n_floor") is not None,
+        )
         positions = Extra(tensors=(("self_attn.rel_logits_proj.proj", (relative, extent)),))
         around = DepthwiseConvolutions(
             widths=(
@@ -771,9 +783,19 @@ def inkling_layers(keys: Keys) -> list[Modules]:
             ),
             kernel=kernel,
         )
-        mixed: Modules = (FeedForward(inner=wide, vectors=(("global_scale", 1),)),)
+        mixed: Modules = (NumberedFeedForward(inner=wide, vectors=(("global_scale", 1),)),)
         if with_experts[number]:
             mixed = (experts, bias)
         return own, *mixed, LAYER_NORMS, positions, around
 
     return stack(keys.layer_types(derived), layer)
+
+
+def inkling_dialect(keys: Keys) -> Dialect:
+    """Positions are in the scores; what the last norm gives is divided by a number."""
+    return dialect(
+        order="convolved behind",
+        rotary="",
+        scales_hidden=True,
+        logits_width=keys.optional("unpadded_vocab_size") or 0,
+    )(keys)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tritter_mem.models.hyper_connections import joined, mixed
 from tritter_mem.models.layer_run import LayerRun, Step, activated
+from tritter_mem.models.recurrent_parts import short_convolution
 from tritter_mem.models.shape_tensors import FLOAT, NotPlannedError, Tensor
 
 PER_LAYER = "per-layer inputs"
@@ -293,6 +294,18 @@ def _weighted(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return x
 
 
+def _convolved_behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """A norm before each part, and a short convolution behind it: Inkling."""
+    both = zip(run.dialect.names, parts.one_each(), ("attn_sconv", "mlp_sconv"), strict=True)
+    for name, part, behind in both:
+        residual = x
+        x = run.norm(x, name)
+        x = part(x, run)
+        x = short_convolution(x, run, behind)
+        x = run.ops.add(residual, x)
+    return x
+
+
 def _shortcut(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     """Attention and MLP twice; experts run of what the first MLP takes: LongCat."""
     ops, (*mlps, experts) = run.ops, parts.mlps
@@ -402,6 +415,7 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "beside": _beside,
     "state space beside": _state_space_beside,
     "experts first": _experts_first,
+    "convolved behind": _convolved_behind,
     "shortcut": _shortcut,
     "weighted": _weighted,
     "single": _single,

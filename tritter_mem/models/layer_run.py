@@ -44,6 +44,8 @@ class Dialect:
         scales_residual: whether what is added to the residual stream is multiplied first.
         scales_embedding: whether embeddings are multiplied by a number.
         float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
+        scales_hidden: whether what the last norm gives is divided by a number.
+        logits_width: logits that are used of each token; 0: all.
         logits_steps: results that are made of the logits, one after another.
         scaled_frequencies: whether each call multiplies frequencies by numbers of the model.
         new_frequencies: whether each call makes the frequencies of the angles again, on the CPU.
@@ -87,6 +89,8 @@ class Dialect:
     scales_embedding: bool = False
     float_residual: bool = False
     float_logits: bool = False
+    scales_hidden: bool = False
+    logits_width: int = 0
     logits_steps: int = 0
     scaled_frequencies: bool = False
     new_frequencies: bool = False

@@ -1498,7 +1498,7 @@ class Operations:
             mask = self.new(lower.shape, query.size)
             del number, lower
         if key.shape[1] != heads:
-            key, value = (self.repeated(x, heads // x.shape[1]) for x in (key, value))
+            key, value = (self.interleaved(x, 1, heads // x.shape[1]) for x in (key, value))
         turned = self.transpose(key, 2, 3)
         scores = self.matmul(query, self.scaled(turned))
         del turned

@@ -711,6 +711,7 @@ class DepthwiseConvolutions(Module):
 
     widths: tuple[tuple[str, int], ...]
     kernel: int
+    ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """One kernel a channel."""

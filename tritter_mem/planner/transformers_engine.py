@@ -416,10 +416,8 @@ class PlannedModel:
         batch, tokens = ids.shape
         step = self._step(batch, tokens, past, caches=caches is not None, decodes=decodes)
         ops.requests.enter("embedding")
-        embeds = ops.embedding(ids, self.outside[self.tables.embedding])
-        if self.dialect.scales_embedding:
-            embeds = ops.scaled(embeds)
         outside = LayerRun(step=step, kind=self.model.language_type, weights=self.outside, cache={})
+        embeds = self._embedded(ids, outside)
         for module in self.model.outside:
             module.prepare(ids, embeds, outside)
         if caches is None and self.dialect.grids == 1:
@@ -440,7 +438,16 @@ class PlannedModel:
             ended.append(module.end(ended.pop(), outside))
         x = ended.pop()
         ops.requests.enter("last norm")
-        return outside.norm(x, self.model.names.norm)
+        x = outside.norm(x, self.model.names.norm)
+        return ops.scaled(x) if self.dialect.scales_hidden else x
+
+    def _embedded(self, ids: Tensor, outside: LayerRun) -> Tensor:
+        """Embeddings [B, T, H], scaled or normed where the family does so."""
+        name = self.tables.embedding
+        embeds = self.ops.embedding(ids, self.outside[name])
+        if f"{name}.embed_norm" in self.outside:
+            return outside.norm(embeds, f"{name}.embed_norm")
+        return self.ops.scaled(embeds) if self.dialect.scales_embedding else embeds
 
     def _step(
         self, batch: int, tokens: int, past: int, *, caches: bool = True, decodes: bool = False
@@ -548,6 +555,8 @@ class PlannedModel:
         logits = ops.linear(x, weight, self.outside.get("lm_head.bias"))
         if self.dialect.float_logits:
             logits = ops.to(logits, FLOAT)
+        if 0 < self.dialect.logits_width < logits.shape[-1]:
+            logits = ops.slice(logits, -1, self.dialect.logits_width)
         for _ in range(self.dialect.logits_steps):
             logits = ops.pointwise(logits, saves="output" if _ == 1 else "")
         return logits
