@@ -453,6 +453,7 @@ def test_what_has_no_formulas_is_said() -> None:
     for values, changes, said in (
         (tiny_config("qwen4_exp_text", 0), {}, "activations of qwen4_exp_text models"),
         (tiny_config("mamba", 0), {"chunk": 70}, "prompts of mamba models whole alone"),
+        (tiny_config("phimoe", 0) | {"num_experts_per_tok": 3}, {}, "num_experts_per_tok other"),
         (quantised, {}, "gptqmodel for GPTQ"),
         (LLAMA | {"hidden_act": "xielu"}, {}, "activation xielu"),
         (LLAMA | {"attention_dropout": 0.1}, {"work": train}, "training with attention_dropout"),

@@ -142,13 +142,13 @@ class DeltaAttention(Module):
         decay = ops.cumsum(decay)
         mask, strict = upper(ops), upper(ops)
         pairs = ops.subtracted(_across(ops, decay, -2), _across(ops, decay, -3))
-        pairs = ops.pointwise(ops.masked(pairs, strict), saves="output")
+        pairs = ops.masked(pairs, strict)
+        pairs = ops.pointwise(pairs, saves="output")
         system = _over_channels(ops, (k_beta, k, pairs))
-        system = ops.scaled(ops.masked(system, mask))
+        system = ops.masked(system, mask)
+        system = ops.scaled(system)
         row, sub = _solved(ops, system)
-        eye = ops.new((CHUNK, CHUNK), FLOAT)
-        system = ops.add(system, eye)
-        del eye
+        system = ops.add(system, ops.new((CHUNK, CHUNK), FLOAT))
         v = ops.matmul(system, v_beta)
         read = ops.matmul(system, ops.mul(k_beta, ops.pointwise(decay, saves="output")))
         before = [run.cache.get(STATE) or ops.new(self._state_shape(batch), FLOAT)]
@@ -160,7 +160,8 @@ class DeltaAttention(Module):
         out = ops.view(out, (batch, self.heads, length, self.head_dim))
         out = ops.slice(out, 2, tokens) if length > tokens else out
         out = ops.to(ops.contiguous(ops.transpose(out, 1, 2)), size)
-        del q, k, v, beta, decay, v_beta, k_beta, mask, strict, pairs, system, row, sub, read, held
+        # What the loop looked at last goes with the loop's names.
+        del beta, mask, strict, pairs, system, row, sub, v_beta, k_beta, read, q, k, v, decay, held
         return out, state
 
     def _state_shape(self, batch: int) -> tuple[int, ...]:

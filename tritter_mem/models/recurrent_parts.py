@@ -69,7 +69,9 @@ def convolved(
     else:
         out = ops.convolution(ops.to(x, weight.size), whole, bias, length + kernel - 1)
         out = ops.slice(out, 2, length)
-    out = ops.to(ops.pointwise(out) if activates else out, given)
+    if activates:
+        out = ops.pointwise(out)
+    out = ops.to(out, given)
     return out if length == tokens or decodes else ops.slice(out, 2, tokens)
 
 
