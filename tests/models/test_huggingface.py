@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.deepseek_v4_blocks import CompressedAttention
+from tritter_mem.models.delta_attention_blocks import DeltaAttention
 from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
@@ -20,7 +21,6 @@ from tritter_mem.models.huggingface_families import FAMILIES
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.transformers_blocks import (
     Attention,
-    DeltaAttention,
     Indexer,
 )
 

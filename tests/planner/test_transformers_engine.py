@@ -34,7 +34,7 @@ CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
 TRAINED_NOT = ("mamba", "falcon_mamba", "jamba")
 """Families whose training is not planned."""
-RUN_WHOLE = ("mamba", "falcon_mamba", "mamba2")
+RUN_WHOLE = ("mamba", "falcon_mamba", "mamba2", "minimax")
 """Families whose prompts transformers cannot cut."""
 NEAR = 0.01
 NOT_TO_THE_BYTE = (
@@ -444,15 +444,19 @@ def test_more_never_plans_less(
     assert plan.allocated_peak_bytes >= less.allocated_peak_bytes
 
 
+NOISE = {"router_jitter_noise": 0.1}
+
+
 def test_what_has_no_formulas_is_said() -> None:
     quantised = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     train = {"mode": "training", "new_tokens": 1}
     for values, changes, said in (
-        (tiny_config("minimax", 0), {}, "activations of minimax models"),
+        (tiny_config("qwen4_exp_text", 0), {}, "activations of qwen4_exp_text models"),
         (tiny_config("mamba", 0), {"chunk": 70}, "prompts of mamba models whole alone"),
         (quantised, {}, "gptqmodel for GPTQ"),
         (LLAMA | {"hidden_act": "xielu"}, {}, "activation xielu"),
         (LLAMA | {"attention_dropout": 0.1}, {"work": train}, "training with attention_dropout"),
+        (tiny_config("mixtral", 0) | NOISE, {"work": train}, "training with router_jitter_noise"),
         (tiny_config("jamba", 0), {"work": train}, "a scan token by token"),
     ):
         with pytest.raises(NotPlannedError, match=said):

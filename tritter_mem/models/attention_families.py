@@ -834,5 +834,5 @@ def _nas_mlp(keys: Keys, block: Keys) -> Modules:
 def phimoe_layers(keys: Keys) -> list[Modules]:
     """Experts, and norms with biases."""
     norms = Norms(LAYER_NORMS.names, bias=True)
-    experts = mixtral_experts(keys, router="router")
+    experts = mixtral_experts(keys, router="router", routing="sparse mixer")
     return [(attention(keys, kind), experts, norms) for kind in keys.layer_types()]

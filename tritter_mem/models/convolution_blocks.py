@@ -1,14 +1,14 @@
-"""Short convolutions in place of attention: LFM2."""
+"""Short convolutions in place of attention, and attention beside them: LFM2, LFM3."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tritter_mem.models.architecture import Weight
-from tritter_mem.models.layer_run import LayerRun
+from tritter_mem.models.layer_run import ROTATIONS, LayerRun
 from tritter_mem.models.recurrent_parts import convolved, goes_on, remembered
 from tritter_mem.models.shape_tensors import Tensor
-from tritter_mem.models.transformers_blocks import Module, State, linear, vector
+from tritter_mem.models.transformers_blocks import Attention, Module, State, linear, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +47,26 @@ class ShortConvolution(Module):
     def state(self) -> State:
         """Its last inputs."""
         return State(compute=self.width * self.kernel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateGatedAttention(Attention):
+    """Attention whose result is multiplied by a number for each head, found behind it."""
+
+    def run(self, x: Tensor, run: LayerRun) -> Tensor:
+        """`Lfm3Attention`."""
+        ops, step, name = run.ops, run.step, self.name
+        q = self._projected(x, run, "q_proj", self.heads, self.norm_names[0])
+        k = self._projected(x, run, "k_proj", self.kv_heads, self.norm_names[1])
+        v = self._projected(x, run, "v_proj", self.kv_heads, "")
+        angles = step.angles[self.window is not None]
+        q, k = ROTATIONS[run.dialect.rotary](run, q, k, *angles)
+        k, v = run.update({"keys": k, "values": v}, self.window)
+        out = self._attend(run, q, k, v)
+        for gate, _ in self.gate:
+            made = ops.pointwise(run.linear(x, f"{name}.{gate}"), saves="output")
+            out = ops.mul(out, ops.view(made, (*made.shape, 1)))
+            del made
+        out = ops.reshape(out, (step.batch, step.tokens, self.out_width))
+        out = run.linear(out, f"{name}.{self.out}")
+        return out  # noqa: RET504  (what was attended goes first)

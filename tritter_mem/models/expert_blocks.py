@@ -14,6 +14,7 @@ from tritter_mem.models.layer_run import LayerRun, activated, halves
 from tritter_mem.models.mxfp4_experts import run_experts
 from tritter_mem.models.quantised_products import is_mxfp4
 from tritter_mem.models.shape_tensors import (
+    BOOL,
     FLOAT,
     LONG,
     QUANTISED,
@@ -317,7 +318,7 @@ class Experts(Module):
         width, name = hidden if self.width is None else self.width, f"{self.inside}experts"
         up = 2 * self.inner if self.gated else self.inner
         shapes: dict[str, tuple[int, ...]] = {
-            f"{name}.{self._up}": (self.count, up, width),
+            f"{name}.{self._up}": (self.count + self.spare, up, width),
             f"{name}.down_proj": (self.count, width, self.inner),
         }
         if self.bias:
@@ -545,6 +546,21 @@ def _float_linear(run: LayerRun, x: Tensor, weight: Tensor) -> Tensor:
     return ops.linear(ops.to(x, FLOAT), ops.to(weight, FLOAT))
 
 
+def _wide_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """Chances of a product in float32, with a bias for choosing: LongCat."""
+    ops = run.ops
+    logits = _float_linear(run, x, run.weights[f"{experts.name}.{experts.router}"])
+    scores = ops.softmax(ops.widened(logits))
+    with ops.without_gradients():
+        choice = ops.add(scores, run.weights[_correction(experts)])
+        places = ops.topk(choice, experts.chosen)[1]
+        del choice
+    values = ops.picked(scores, places)
+    values = ops.to(ops.scaled(values), logits.size)
+    del scores
+    return logits, values, places
+
+
 def _chosen_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     """Of the chosen experts' logits: gpt-oss."""
     ops = run.ops
@@ -591,6 +607,107 @@ def _given_softmax(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     return logits, ops.to(values, x.size), places
 
 
+MIXED = 2
+"""Experts that `sparsemixer` chooses, whatever the keys say."""
+
+
+def _mixed(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
+    """One of the experts near the best, then one of those near the best other: `sparsemixer`.
+
+    Raises:
+        NotPlannedError: a token is to take another number of experts.
+    """
+    if experts.chosen != MIXED:
+        raise NotPlannedError("num_experts_per_tok other than the 2 of sparsemixer is not planned")
+    ops, name = run.ops, f"{experts.name}.{experts.router}"
+    logits = run.linear(x, name)
+    limit, best = _largest(ops, logits)
+    factor = ops.scaled(ops.scaled(logits.detached()))
+    limit = _far(ops, limit, logits, factor)
+    gates = ops.masked(logits.detached(), limit)
+    place = _sampled(ops, gates) if ops.grad else best
+    gates = ops.softmax(ops.widened(gates))
+    first = ops.picked(gates, place)
+    given = logits, first, place, gates, limit
+    values, best, share, one = _third_order(ops, given, best)
+    del given
+    others = ops.masked(logits.detached(), place)
+    limit, best = _largest(ops, others)
+    factor = ops.scaled(ops.scaled(logits.detached()))
+    limit = _far(ops, limit, logits, factor)
+    near = ops.masked(others, limit)
+    other_place = _sampled(ops, near) if ops.grad else best
+    near = ops.softmax(ops.widened(near))
+    second = ops.picked(near, other_place)
+    given = logits, second, other_place, near, limit
+    values, best, other_share, other = _third_order(ops, given, best)
+    del given
+    one = ops.cat([one, other], -1)
+    place = ops.cat([place, other_place], -1)
+    del limit, best, factor, gates, first, values, share, others, near, other_place, second
+    del other_share, other
+    return logits, one, place
+
+
+def _largest(ops: Operations, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row and its place, without a gradient."""
+    shape = (*x.shape[:-1], 1)
+    return ops.new(shape, x.size), ops.new(shape, LONG)
+
+
+def _far(ops: Operations, limit: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """Which scores are far below the largest, without a gradient."""
+    return ops.scaled(ops.divided(ops.subtracted(limit, x.detached()), factor), BOOL)
+
+
+def _sampled(ops: Operations, gates: Tensor) -> Tensor:
+    """A place of each row, by chance: `(gates - noise.log()).max(dim=-1)[1]`."""
+    noise = ops.new(gates.shape, gates.size)
+    noise = ops.scaled(ops.widened(noise))
+    moved = ops.subtracted(gates, noise)
+    del noise
+    return _largest(ops, moved)[1]
+
+
+def _third_order(
+    ops: Operations, given: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], best: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
+    """What a chosen expert is multiplied by, whose gradient is that of all scores alone.
+
+    `PhimoeMultiplier`; no gradient passes through the softmax, which saves what it would need.
+
+    Args:
+        ops: makes tensors.
+        given: scores [T, E], the gate of the chosen expert and its place [T, 1], all gates, and
+            which are far.
+        best: the place of the best one.
+
+    Returns:
+        What has names there: the largest gates, their places, shares, and the result.
+    """
+    scores, found, place, gates, far = given
+    if not ops.grad:
+        return None, best, None, found
+    values, best = _largest(ops, gates)
+    same = ops.new(place.shape, BOOL)
+    more = ops.scaled(ops.new(values.shape, values.size), BOOL)
+    either = ops.new(place.shape, BOOL)
+    del same, more
+    share = ops.to(ops.new(place.shape, FLOAT), gates.size)
+    del either
+    out = ops.new(found.shape, found.size)
+
+    def rule(saved: list[Tensor], grads: list[Tensor | None]) -> list[Tensor | None]:
+        found, _, gates, _ = saved
+        grad = ops.scaled(found)
+        of_scores = ops.mul(gates, ops.scaled(grad))
+        del grad
+        return [of_scores]
+
+    ops.record([scores], [found, place, gates, far], rule, out)
+    return values, best, share, out
+
+
 def _root_softplus(experts: Experts, x: Tensor, run: LayerRun) -> Routed:
     """Of the root of the logits' softplus, with a bias for choosing: DeepSeek-V4."""
 
@@ -629,6 +746,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "sigmoid": _sigmoid,
     "grouped sigmoid": _grouped_sigmoid,
     "grouped softmax": _grouped_softmax,
+    "wide softmax": _wide_softmax,
     "plain sigmoid": _plain_sigmoid,
     "wide sigmoid": _wide_sigmoid,
     "float sigmoid": _float_sigmoid,
@@ -636,6 +754,7 @@ ROUTINGS: Mapping[str, Callable[[Experts, Tensor, LayerRun], Routed]] = {
     "chosen chances": _chosen_chances,
     "chosen sigmoid": _chosen_sigmoid,
     "given softmax": _given_softmax,
+    "sparse mixer": _mixed,
     "root of softplus": _root_softplus,
     "hash": _hashed,
     "chosen softmax": _chosen_softmax,

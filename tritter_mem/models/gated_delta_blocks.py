@@ -218,25 +218,25 @@ class GatedDelta(Module):
         length = chunks * CHUNK
         q, k, v = [ops.padded(x, 2, length) for x in (q, k, v)]
         beta, decay = [ops.padded(x, 2, length) for x in (beta, decay)]
-        v_beta = ops.mul(v, _column(ops, beta))
-        k_beta = ops.mul(k, _column(ops, beta))
+        v_beta = ops.mul(v, column(ops, beta))
+        k_beta = ops.mul(k, column(ops, beta))
         rows = (batch, self.value_heads, chunks, CHUNK)
         q, k, k_beta, v_beta = [ops.view(x, (*rows, x.shape[3])) for x in (q, k, k_beta, v_beta)]
         decay = ops.reshape(decay, rows)
-        mask = _upper(ops)
+        mask = upper(ops)
         sums = ops.cumsum(decay)
-        pairs = ops.subtracted(_column(ops, sums), ops.view(sums, (*rows[:3], 1, CHUNK)))
+        pairs = ops.subtracted(column(ops, sums), ops.view(sums, (*rows[:3], 1, CHUNK)))
         pairs = ops.masked(pairs, mask)
         pairs = ops.pointwise(pairs, saves="output")
         system = ops.mul(ops.matmul(k_beta, ops.transpose(k, 3, 4)), pairs)
         inside = ops.mul(ops.matmul(q, ops.transpose(k, 3, 4)), pairs)
-        decayed = ops.mul(k_beta, _column(ops, ops.pointwise(sums, saves="output")))
+        decayed = ops.mul(k_beta, column(ops, ops.pointwise(sums, saves="output")))
         values = ops.solved(system, v_beta)
         read = ops.solved(system, decayed)
         before = [run.cache.get(STATE) or ops.new(self._state_shape(batch), FLOAT)]
         out = ops.new(values.shape, FLOAT, values.strides)
-        q = ops.mul(q, _column(ops, ops.pointwise(sums, saves="output")))
-        k = ops.mul(k, _column(ops, self._left(ops, sums)))
+        q = ops.mul(q, column(ops, ops.pointwise(sums, saves="output")))
+        k = ops.mul(k, column(ops, self._left(ops, sums)))
         each = ops.pointwise(ops.selected(sums, 3), saves="output")
         each = ops.view(each, (*rows[:3], 1, 1))
         state, new, between = _scan(ops, (q, k, values, read, inside, each), out, before)
@@ -336,7 +336,7 @@ def _unit(ops: Operations, x: Tensor) -> Tensor:
     return ops.mul(x, inverse)
 
 
-def _upper(ops: Operations) -> Tensor:
+def upper(ops: Operations) -> Tensor:
     """What a chunk must not see."""
     ones = ops.new((CHUNK, CHUNK), BOOL)
     upper = ops.new(ones.shape, BOOL)
@@ -344,7 +344,7 @@ def _upper(ops: Operations) -> Tensor:
     return upper
 
 
-def _column(ops: Operations, x: Tensor) -> Tensor:
+def column(ops: Operations, x: Tensor) -> Tensor:
     """`x.unsqueeze(-1)`."""
     return ops.view(x, (*x.shape, 1), (*x.strides, 1))
 

@@ -92,6 +92,7 @@ from tritter_mem.models.hybrid_families import (
     mamba_dialect,
     mamba_layers,
     mamba_outside,
+    minimax_dialect,
     minimax_layers,
     nemotron_h_dialect,
     nemotron_h_layers,
@@ -237,7 +238,11 @@ FAMILIES: dict[str, Family] = {
         float32=("mlp.gate.", "rotary_emb"),
         float32_beside_float16=("indexer.weights_proj",),
     ),
-    "longcat_flash": Family(layers=longcat_layers, float32_beside_float16=("classifier",)),
+    "longcat_flash": Family(
+        layers=longcat_layers,
+        float32_beside_float16=("classifier",),
+        dialect=lambda keys: replace(deepseek_dialect(keys), order="shortcut"),
+    ),
     "minicpm3": Family(
         layers=_LATENT, dialect=lambda keys: replace(deepseek_dialect(keys), scalars=1)
     ),
@@ -266,11 +271,12 @@ FAMILIES: dict[str, Family] = {
         float32=_BIAS,
         dialect=dialect(),
     ),
-    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied),
+    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied, dialect=dialect(rotary="")),
     "bailing_hybrid": Family(
         layers=bailing_layers,
         outside=untied,
         mtp=next_token_layers(bailing_layers),
+        dialect=lambda keys: replace(deepseek_dialect(keys), rotary="interleaved"),
         float32=(*_BIAS, "conv1d", "A_log", "dt_bias"),
     ),
     "hy_v3": Family(
@@ -292,7 +298,7 @@ FAMILIES: dict[str, Family] = {
         dialect=dialect(norm="wide", eager="sinks", rotary="chunked", half_angles=True),
         float32_beside_float16=("norm",),
     ),
-    "minimax": Family(layers=minimax_layers),
+    "minimax": Family(layers=minimax_layers, dialect=minimax_dialect),
     "minimax_m2": Family(
         layers=plain_layers(
             attention_of=minimax_m2_attention,
@@ -345,7 +351,18 @@ FAMILIES: dict[str, Family] = {
         float32=("expert_bias",),
         dialect=LFM2,
     ),
-    "lfm3": Family(layers=lfm3_layers, outside=final_norm("embedding_norm")),
+    "lfm3": Family(
+        layers=lfm3_layers,
+        outside=final_norm("embedding_norm"),
+        dialect=dialect(
+            order="around",
+            names=("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"),
+            activation="silu",
+            rotary="wide halves",
+            wide_angles=True,
+            rotary_kinds=2,
+        ),
+    ),
     "phi3": Family(
         layers=plain_layers(
             attention_of=phi3_attention, mlp=lambda keys: dense(keys, fused="gate_up_proj")
@@ -355,6 +372,7 @@ FAMILIES: dict[str, Family] = {
     "phimoe": Family(
         layers=phimoe_layers,
         outside=lambda keys: Outside(norm_bias=True, head_bias=keys.has("lm_head_bias")),
+        dialect=dialect(new_frequencies=True),
     ),
     "olmo2": Family(
         layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS), dialect=OLMO

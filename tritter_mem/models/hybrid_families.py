@@ -8,7 +8,7 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.attention_families import olmo_attention, qwen_experts
-from tritter_mem.models.convolution_blocks import ShortConvolution
+from tritter_mem.models.convolution_blocks import LateGatedAttention, ShortConvolution
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     FEED_FORWARD_NORMS,
@@ -30,6 +30,7 @@ from tritter_mem.models.family_parts import (
 from tritter_mem.models.gated_delta_blocks import GatedAttention, GatedDelta, OlmoGatedDelta
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.lightning_blocks import AttentionOfOwnCache, LightningAttention
 from tritter_mem.models.selective_scan_blocks import Mamba
 from tritter_mem.models.state_space_blocks import Mamba2, ScaledFeedForward
 from tritter_mem.models.transformers_blocks import (
@@ -38,7 +39,6 @@ from tritter_mem.models.transformers_blocks import (
     Extra,
     FeedForward,
     FusedIndexer,
-    LightningAttention,
     Module,
     Norms,
     Reused,
@@ -183,12 +183,24 @@ def minimax_layers(keys: Keys) -> list[Modules]:
         heads=keys.heads, head_dim=keys.head_dim, block=keys.number("block_size")
     )
 
+    full = as_kind(AttentionOfOwnCache, attention(keys, bias=False, out_bias=False))
+
     def layer(number: int, kind: str) -> Modules:
         del number
-        own: Module = lightning if kind == LINEAR else attention(keys, bias=False, out_bias=False)
-        return own, mixtral_experts(keys), LAYER_NORMS
+        return lightning if kind == LINEAR else full, mixtral_experts(keys), LAYER_NORMS
 
     return stack(keys.layer_types(derived), layer)
+
+
+def minimax_dialect(keys: Keys) -> Dialect:
+    """Masks of a window over a cache of all tokens; none is seen where the first layer has none."""
+    kinds = minimax_layers(keys)
+    return dialect(
+        order="weighted",
+        cuts_prompts=False,
+        masked_window=keys.optional("sliding_window") or 0,
+        masks_forget=isinstance(kinds[0][0], LightningAttention),
+    )(keys)
 
 
 def nemotron_h_kinds(keys: Keys) -> list[str]:
@@ -644,7 +656,7 @@ def lfm3_layers(keys: Keys) -> list[Modules]:
         del number
         own: Module = lfm_convolution(keys)
         if kind != "conv":
-            own = replace(qwen3(keys, kind), gate=gate)
+            own = as_kind(LateGatedAttention, replace(qwen3(keys, kind), gate=gate))
         return own, plain, Norms(tuple(names))
 
     return stack(keys.layer_types(derived), layer)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.deepseek_v4_blocks import CompressedAttention, LimitedExperts
+from tritter_mem.models.delta_attention_blocks import DeltaAttention
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
@@ -31,13 +32,14 @@ from tritter_mem.models.formats import ceil_div
 from tritter_mem.models.huggingface_keys import FULL, INDEXED, LINEAR, MOST_LAYERS, SLIDING, Keys
 from tritter_mem.models.indexed_attention_blocks import IndexedAttention
 from tritter_mem.models.layer_run import Dialect
+from tritter_mem.models.longcat_blocks import IdleExperts
 from tritter_mem.models.transformers_blocks import (
-    DeltaAttention,
     Extra,
     FeedForward,
     Module,
     Norms,
 )
+from tritter_mem.models.transformers_caches import KEYS, SECOND_KEYS, SECOND_VALUES, VALUES
 
 
 def deepseek_dialect(keys: Keys) -> Dialect:
@@ -229,6 +231,10 @@ def kimi_experts(keys: Keys) -> Experts:
         inner=inner,
         shared=inner * (keys.optional("num_shared_experts") or 0),
         correction=CORRECTION,
+        routing="grouped sigmoid",
+        normalised=keys.get("norm_topk_prob") is not False,
+        groups=keys.optional("n_group") or 1,
+        chosen_groups=keys.optional("topk_group") or 1,
     )
 
 
@@ -257,6 +263,7 @@ def bailing_layers(keys: Keys) -> list[Modules]:
         head_dim=keys.head_dim,
         kernel=keys.number("short_conv_kernel_size"),
         factorised=False,
+        limited=keys.get("kda_safe_gate") is not False,
     )
     own = latent(keys, gate=(("g_proj", keys.heads),))
 
@@ -270,7 +277,7 @@ def bailing_layers(keys: Keys) -> list[Modules]:
 def longcat_layers(keys: Keys) -> list[Modules]:
     """Two attentions and two MLPs a layer, and experts beside them, some without weights."""
     idle = keys.optional("zero_expert_num") or 0
-    experts = Experts(
+    experts = IdleExperts(
         count=keys.number("n_routed_experts"),
         chosen=keys.number("moe_topk"),
         inner=keys.number("expert_ffn_hidden_size"),
@@ -278,12 +285,13 @@ def longcat_layers(keys: Keys) -> list[Modules]:
         spare=idle,
         router="router.classifier",
         correction=("router.e_score_correction_bias", False),
+        routing="wide softmax",
     )
     own = tuple(
         module
-        for number in range(2)
+        for number, cached in enumerate(((KEYS, VALUES), (SECOND_KEYS, SECOND_VALUES)))
         for module in (
-            latent(keys, name=f"self_attn.{number}"),
+            latent(keys, name=f"self_attn.{number}", scaled=True, cached=cached),
             FeedForward(inner=keys.number("ffn_hidden_size"), name=f"mlps.{number}"),
             Norms((f"input_layernorm.{number}", f"post_attention_layernorm.{number}")),
         )

@@ -114,18 +114,18 @@ def _before_or_behind(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
 
 
 def _around(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
-    """Norms before and behind each part: Gemma 2 and 3."""
+    """Norms before each part and, where there are any, behind: Gemma 2 and 3, LFM3."""
     ops, (first, second, third, fourth) = run.ops, run.dialect.names
     mixer, mlp = parts.one_each()
     residual = x
     x = run.norm(x, first)
     x = mixer(x, run)
-    x = run.norm(x, second)
+    x = run.norm(x, second) if second in run.weights else x
     x = ops.add(residual, x)
     residual = x
     x = run.norm(x, third)
     x = mlp(x, run)
-    x = run.norm(x, fourth)
+    x = run.norm(x, fourth) if fourth in run.weights else x
     return ops.add(residual, x)
 
 
@@ -282,6 +282,34 @@ def _hyper_connected(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
     return out
 
 
+def _weighted(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """What is added to is the norm's result, and both are multiplied by a number: MiniMax."""
+    ops, mixer_and_mlp = run.ops, parts.one_each()
+    for name, part in zip(run.dialect.names, mixer_and_mlp, strict=True):
+        x = run.norm(x, name)
+        residual = x
+        x = part(x, run)
+        x = ops.add(ops.scaled(residual), ops.scaled(x))
+    return x
+
+
+def _shortcut(x: Tensor, run: LayerRun, parts: Parts) -> Tensor:
+    """Attention and MLP twice; experts run of what the first MLP takes: LongCat."""
+    ops, (*mlps, experts) = run.ops, parts.mlps
+    routed = None
+    for number, (mixer, mlp) in enumerate(zip(parts.mixers, mlps, strict=True)):
+        residual = x
+        x = run.norm(x, f"input_layernorm.{number}")
+        x = mixer(x, run)
+        x = ops.add(residual, x)
+        residual = x
+        x = run.norm(x, f"post_attention_layernorm.{number}")
+        routed = experts(x, run) if routed is None else routed
+        x = mlp(x, run)
+        x = ops.add(residual, x)
+    return x if routed is None else ops.add(x, routed)
+
+
 def _modalities(x: Tensor, run: LayerRun) -> Tensor:
     """`compute_router_modalities`: numbers [B, T, N] of a stream."""
     ops = run.ops
@@ -374,6 +402,8 @@ ORDERS: Mapping[str, Callable[[Tensor, LayerRun, Parts], Tensor]] = {
     "beside": _beside,
     "state space beside": _state_space_beside,
     "experts first": _experts_first,
+    "shortcut": _shortcut,
+    "weighted": _weighted,
     "single": _single,
     "Gemma 4": _gemma4,
     "Gemma 3n": _gemma3n,

@@ -45,6 +45,7 @@ class Dialect:
         scales_embedding: whether embeddings are multiplied by a number.
         float_residual: whether the residual stream is float32. `float_logits`: whether logits are.
         logits_steps: results that are made of the logits, one after another.
+        new_frequencies: whether each call makes the frequencies of the angles again, on the CPU.
         half_angles: whether cosines and sines are as wide as half of what rotates.
         scales_keys: whether keys are multiplied by a number. `scales_values`: whether values are.
         scales_queries: whether queries are multiplied by a number of their position.
@@ -57,6 +58,9 @@ class Dialect:
             multiplied by.
         chunked: whether windows are chunks, whose masks are made for each sequence.
         cuts_prompts: whether `generate()` can run a prompt in chunks.
+        masked_window: window of the masks of layers that cache all tokens; 0: those see all.
+        masks_forget: whether masks are made as if no token were cached: where the first layer
+            caches none and the cache does not know which layers do.
         always_masks: whether masks are made even where `is_causal` says the same.
         mixing_rounds: how often what mixes residual streams is divided by the sums of its columns.
         last_token_from: number of the layer from which on only the last token of a prompt runs.
@@ -81,6 +85,7 @@ class Dialect:
     float_residual: bool = False
     float_logits: bool = False
     logits_steps: int = 0
+    new_frequencies: bool = False
     half_angles: bool = False
     scales_keys: bool = False
     scales_values: bool = False
@@ -91,6 +96,8 @@ class Dialect:
     scalars: int = 0
     chunked: bool = False
     cuts_prompts: bool = True
+    masked_window: int = 0
+    masks_forget: bool = False
     always_masks: bool = False
     mixing_rounds: int = 0
     last_token_from: int | None = None
@@ -174,7 +181,10 @@ class LayerRun:
         return self.ops.linear(x, self.weights[name], self.weights.get(f"{name}.bias"))
 
     def norm(self, x: Tensor, name: str, style: str = "") -> Tensor:
-        """A norm, as the family writes it."""
+        """A norm, as the family writes it; one with a bias is PyTorch's `LayerNorm`."""
+        bias = self.weights.get(f"{name}.bias")
+        if bias is not None:
+            return self.ops.layer_norm(x, self.weights[name], bias)
         return NORMS[style or self.dialect.norm](self.ops, x, self.weights[name])
 
     def update(self, new: Mapping[str, Tensor], window: int | None = None) -> list[Tensor]:
@@ -335,16 +345,25 @@ def rotary_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Te
         batch, tokens = positions.shape
         rows = (batch, 1, tokens, width)
         half = (batch, 1, tokens, width // 2)
+        length = _length(step, positions)
         near = ops.new(positions.shape, FLOAT)
+        moved = ops.new((width // 2,), FLOAT) if length else None
         freqs = ops.new(half, FLOAT)
-        del near
+        del near, moved
         emb = freqs if step.dialect.half_angles else ops.new(rows, FLOAT)
         cos = ops.scaled(ops.new(emb.shape, FLOAT))
         sin = ops.scaled(ops.new(emb.shape, FLOAT))
         size = FLOAT if step.dialect.wide_angles else step.size
         result = ops.to(cos, size), ops.to(sin, size)
-        del freqs, emb, cos, sin
+        del length, freqs, emb, cos, sin
         return result
+
+
+def _length(step: Step, positions: Tensor) -> Tensor | None:
+    """How long a sequence is, where a call makes frequencies again: `PhimoeRotaryEmbedding`."""
+    if not step.dialect.new_frequencies:
+        return None
+    return step.ops.shifted(step.ops.extreme(positions, [0, 1]))
 
 
 def grid_angles(step: Step, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -543,12 +562,14 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
     it, unless a window cuts it. A static cache takes one for one token too.
     """
     ops = step.ops
-    keys = step.cache_kind.keys(Span(step.past, step.tokens, window))
+    past = 0 if step.dialect.masks_forget else step.past
+    keys = step.cache_kind.keys(Span(past, step.tokens, window))
+    window = window or step.dialect.masked_window or None
     cut = window is not None and keys >= window
     eager = step.dialect.eager
     always = eager or step.dialect.always_masks
     always = always or (step.cache_kind.masks_first and step.tokens == 1)
-    if not always and not cut and (step.tokens == 1 or not step.past):
+    if not always and not cut and (step.tokens == 1 or not past):
         return None
     rows = [ops.new((step.batch,), LONG), ops.new((1,), LONG)]
     for length in (step.tokens, keys):

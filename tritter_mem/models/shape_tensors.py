@@ -952,6 +952,28 @@ class Operations:
         self.inside([of_x.nbytes])
         return [of_x]
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """`LayerNorm` over the last dimension.
+
+        The sums that its gradient shares between blocks are not counted, which it has of more than
+        65,536 rows that are narrow.
+        """
+        x, weight, bias = (self.widened(part) for part in (x, weight, bias))
+        rows = (*x.shape[:-1], 1)
+        out = self.new(x.shape, x.size)
+        mean, root = self.new(rows, FLOAT), self.new(rows, FLOAT)
+        shape = weight.shape
+        trains = weight.node is not None
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            size = _one(grads).size
+            of_x = self.new(saved[0].shape, size)
+            others = [self.new(shape, size) if trains else None for _ in range(2)]
+            return [of_x, *others]
+
+        self.record([x, weight, bias], [x, mean, root, weight, bias], rule, out)
+        return out
+
     # Joining
 
     def cat(self, parts: Sequence[Tensor], dim: int) -> Tensor:

@@ -24,7 +24,7 @@ from tritter_mem.models.shape_tensors import (
     Operations,
     Tensor,
 )
-from tritter_mem.models.transformers_caches import CacheKind, LayerCache
+from tritter_mem.models.transformers_caches import KEYS, VALUES, CacheKind, LayerCache
 
 FLOAT32_BYTES = 4
 
@@ -491,6 +491,8 @@ class LatentAttention(Module):
         gate: outputs of a projection that gates the result, by name.
         sinks: whether each head has one.
         has_latent: False where another layer's latent, and its cache, is used.
+        scaled: whether queries and the latent are multiplied by numbers: LongCat.
+        cached: names of the latent and of the rotated key in the layer's cache.
         name: of the module.
     """
 
@@ -504,6 +506,8 @@ class LatentAttention(Module):
     gate: tuple[tuple[str, int], ...] = ()
     sinks: bool = False
     has_latent: bool = True
+    scaled: bool = False
+    cached: tuple[str, str] = (KEYS, VALUES)
     name: str = "self_attn"
     ROLE = "mixer"
 
@@ -513,7 +517,8 @@ class LatentAttention(Module):
         Raises:
             NotPlannedError: it has parts that DeepSeek's has not.
         """
-        if self.gate or self.sinks or not self.has_latent:
+        is_gated = any(width != self.heads for _, width in self.gate)
+        if is_gated or self.sinks or not self.has_latent:
             raise NotPlannedError(f"activations of {run.kind} attention are not planned")
         ops, step, name = run.ops, run.step, self.name
         if self.query_rank:
@@ -524,22 +529,39 @@ class LatentAttention(Module):
             q = run.linear(x, f"{name}.q_proj")
         q = ops.view(q, (step.batch, step.tokens, self.heads, self.nope_dim + self.rope_dim))
         q = ops.transpose(q, 1, 2)
-        q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
+        q_pass = q_rot = q
+        if run.dialect.rotary:
+            q_pass, q_rot = ops.split(q, -1, [self.nope_dim, self.rope_dim])
         compressed, latent, k_rot = self._compressed(x, run)
-        cos, sin = step.angles[False]
-        q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
-        latent, k_rot = run.update({"keys": latent, "values": k_rot})
-        query = ops.cat([q_pass, q_rot], -1)
+        if self.scaled:
+            q_pass = ops.scaled(q_pass)
+            q_rot = ops.scaled(q_rot)
+            latent = ops.scaled(latent)
+        if run.dialect.rotary:
+            cos, sin = step.angles[False]
+            q_rot, k_rot = ROTATIONS[run.dialect.rotary](run, q_rot, k_rot, cos, sin)
+        latent, k_rot = run.update(dict(zip(self.cached, (latent, k_rot), strict=True)))
+        query = ops.cat([q_pass, q_rot], -1) if run.dialect.rotary else q
         if run.dialect.scales_queries:
             query = scaled_by_position(run, query)
         k, v = self._expanded(latent, k_rot, run)
         mask = step.masks[None]
         out = ops.attention(query, k, v, mask, step.tokens > 1 and mask is None)
         out = ops.contiguous(ops.transpose(out, 1, 2))
+        gates = [self._gate_of(x, run, gate) for gate, _ in self.gate]
+        for gate in gates:
+            out = ops.mul(out, gate)
         out = ops.view(out, (step.batch, step.tokens, self.heads * self.value_dim))
         out = run.linear(out, f"{name}.o_proj")
-        del compressed
+        del q, q_pass, compressed, gates
         return out
+
+    def _gate_of(self, x: Tensor, run: LayerRun, name: str) -> Tensor:
+        """A number for the result of each head, [B, T, H, 1], found in float32: Bailing."""
+        ops = run.ops
+        made = ops.to(run.linear(x, f"{self.name}.{name}"), FLOAT)
+        made = ops.to(ops.pointwise(made, saves="output"), x.size)
+        return ops.view(made, (*made.shape, 1))
 
     def _compressed(self, x: Tensor, run: LayerRun) -> tuple[Tensor, Tensor, Tensor]:
         """What is projected down, and of it the latent and the key that rotates, [B, 1, T, D]."""
@@ -672,86 +694,6 @@ class FusedIndexer(Module):
     def rows(self) -> tuple[int, ...]:
         """One key."""
         return (self.head_dim,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaAttention(Module):
-    """Kimi delta attention: the gated delta rule with a decay for each channel.
-
-    Attributes:
-        factorised: whether the decay's and the gate's projections go through one head's width.
-    """
-
-    heads: int
-    head_dim: int
-    kernel: int
-    factorised: bool = True
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the convolution, decays and gates."""
-        return tuple(self._weights(hidden))
-
-    def _weights(self, hidden: int) -> Iterator[Weight]:
-        name, width = "self_attn", self.heads * self.head_dim
-        for part in ("q_proj", "k_proj", "v_proj"):
-            yield from linear(f"{name}.{part}", width, hidden)
-        yield Weight(name=f"{name}.conv1d", shape=(3 * width, 1, self.kernel))
-        yield vector(f"{name}.forget_gate.dt_bias", width)
-        yield vector(f"{name}.forget_gate.A_log", self.heads)
-        yield from self._gate(f"{name}.forget_gate.f", hidden)
-        yield from linear(f"{name}.b_proj", self.heads, hidden)
-        yield from self._gate(f"{name}.g", hidden)
-        yield vector(f"{name}.o_norm", self.head_dim)
-        yield from linear(f"{name}.o_proj", hidden, width)
-
-    def _gate(self, name: str, hidden: int) -> Iterator[Weight]:
-        width = self.heads * self.head_dim
-        if self.factorised:
-            yield from linear(f"{name}_a_proj", self.head_dim, hidden)
-            yield from linear(f"{name}_b_proj", width, self.head_dim)
-        else:
-            yield from linear(f"{name}_proj", width, hidden)
-
-    def state(self) -> State:
-        """The convolution's last inputs, and a float32 matrix for each head."""
-        width = self.heads * self.head_dim
-        return State(compute=3 * width * self.kernel, float32=width * self.head_dim)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LightningAttention(Module):
-    """Linear attention with a fixed decay for each head.
-
-    Attributes:
-        block: tokens that run at once, for which a checkpoint holds tables of decays.
-    """
-
-    heads: int
-    head_dim: int
-    block: int
-
-    def weights(self, hidden: int) -> tuple[Weight, ...]:
-        """Projections, the norm and the output's gate."""
-        name, width = "self_attn", self.heads * self.head_dim
-        return (
-            vector(f"{name}.norm", width),
-            *linear(f"{name}.qkv_proj", 3 * width, hidden),
-            *linear(f"{name}.out_proj", hidden, width),
-            *linear(f"{name}.output_gate", width, hidden),
-            *(
-                Weight(name=f"{name}.{table}", shape=(self.heads, *shape), is_parameter=False)
-                for table, shape in (
-                    ("slope_rate", (1, 1)),
-                    ("query_decay", (self.block, 1)),
-                    ("key_decay", (self.block, 1)),
-                    ("diagonal_decay", (self.block, self.block)),
-                )
-            ),
-        )
-
-    def state(self) -> State:
-        """A matrix for each head."""
-        return State(compute=self.heads * self.head_dim**2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from tritter_mem.models.shape_tensors import LONG, Operations, Tensor
 
 KEYS, VALUES, INDEX_KEYS = "keys", "values", "index keys"
-"""What is cached of each token, by name."""
+SECOND_KEYS, SECOND_VALUES = "second keys", "second values"
+"""What is cached of each token, by name; the second ones where a layer has two attentions."""
 LayerCache = dict[str, Tensor]
 """What a layer caches, by name: what it has of each token, and what it has beside that."""
 
@@ -124,7 +125,7 @@ class DynamicCache(CacheKind):
 
     def skip(self, ops: Operations, cache: LayerCache, tokens: int, window: int | None) -> None:
         """Longer keys and values; those of a window as far as it reaches."""
-        for name in (KEYS, VALUES, INDEX_KEYS):
+        for name in (KEYS, VALUES, INDEX_KEYS, SECOND_KEYS, SECOND_VALUES):
             if name in cache:
                 cache[name] = self._longer(ops, cache[name], tokens, window)
 

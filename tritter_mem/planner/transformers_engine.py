@@ -68,7 +68,7 @@ SHORTENED = 3
 EXPERTS_DIMENSIONS = 3
 DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "dropout", "embd_pdrop", "hidden_dropout",
-    "resid_pdrop", "residual_dropout",
+    "resid_pdrop", "residual_dropout", "input_jitter_noise", "router_jitter_noise",
 )  # fmt: skip
 Weights = dict[str, Parameter]
 Masks = dict[int | None, Tensor | None]
@@ -561,11 +561,15 @@ def _part_alone(x: Tensor, part: Callable[[Tensor, LayerRun], Tensor], run: Laye
 
 
 def _refuse_dropout(run: TransformersRun) -> None:
-    """Raise NotPlannedError where training drops activations."""
+    """Raise NotPlannedError where training drops activations, or multiplies them by noise.
+
+    Phi-3.5-MoE calls so what says which experts are near the best one.
+    """
+    kind = run.model.language_type
     sections = [run.config, *(v for v in run.config.values() if isinstance(v, Mapping))]
     for section in sections:
         for name in DROPOUTS:
-            if section.get(name):
+            if section.get(name) and (kind, name) != ("phimoe", "router_jitter_noise"):
                 raise NotPlannedError(f"training with {name} is not planned")
 
 
