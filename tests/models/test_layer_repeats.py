@@ -18,7 +18,7 @@ from tritter_mem.planner.transformers_engine import play_run
 
 CARD = find_gpu("h100")
 PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
-WHOLE = {"mamba", "mamba2", "falcon_mamba"}
+WHOLE = {"mamba", "mamba2", "falcon_mamba", "minimax"}
 """Whose prompts transformers cannot cut."""
 
 
