@@ -324,11 +324,8 @@ class Experts(Module):
         if self.bias:
             shapes[f"{name}.{self._up}_bias"] = (self.count, up)
             shapes[f"{name}.down_proj_bias"] = (self.count, width)
-        others = (weight for weight in self.weights(hidden) if ".experts." not in weight.name)
-        return shapes | {
-            weight.name: weight.shape if weight.copies == 1 else (weight.copies, *weight.shape)
-            for weight in others
-        }
+        others = (w for w in self.weights(hidden) if not w.name.startswith(f"{name}."))
+        return shapes | {w.name: w.shape if w.copies == 1 else (w.copies, *w.shape) for w in others}
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:
         """The router, the experts, and the shared ones."""
