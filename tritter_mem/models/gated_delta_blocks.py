@@ -107,10 +107,10 @@ class GatedDelta(Module):
             *linear(f"{name}.{out}", hidden, values),
         ]
         return (
-            vector(f"{name}.dt_bias", self.value_heads),
-            vector(f"{name}.A_log", self.value_heads),
             Weight(name=f"{name}.conv1d", shape=(self.conv_width, 1, self.kernel)),
             *(inputs + outputs if self.inputs_first else outputs + inputs),
+            vector(f"{name}.dt_bias", self.value_heads),
+            vector(f"{name}.A_log", self.value_heads),
         )
 
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
