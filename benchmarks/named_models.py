@@ -62,7 +62,7 @@ PACKED = {
 QUANTISED = {**QUANTIZATIONS, "packed int4 of compressed-tensors": PACKED}
 
 NOTES = """
-What a plan reserves is that of its own run through the allocator and one segment of 2 MiB more.
+A plan reserves what the allocator does for its requests, plus one segment of 2 MiB.
 """
 
 

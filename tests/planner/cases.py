@@ -53,7 +53,7 @@ DETERMINED: dict[str, dict[str, Any]] = {
         "workload__context": 150, "model__num_hidden_layers": 7, "workload__new_tokens": 5,
     },
 }  # fmt: skip
-"""Changes of the tiny profile where each step of a run has a size of its own."""
+"""Changes of the tiny profile that give each step of a run its own size."""
 
 
 def card() -> GpuCard:

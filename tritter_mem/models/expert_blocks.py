@@ -100,6 +100,15 @@ class Experts(Module):
                 "there are"
             )
 
+    def refuse_quantised(self, run: LayerRun) -> None:
+        """For experts that run one after another.
+
+        Raises:
+            NotPlannedError: their weights are quantised.
+        """
+        if run.weights[f"{self.inside}experts.{self._up}"].product is not None:
+            raise NotPlannedError("quantised experts one after another are not planned")
+
     def run(self, x: Tensor, run: LayerRun) -> Tensor:
         """The experts of each token, in products over groups of tokens, and the shared ones.
 

@@ -13,7 +13,7 @@ from tritter_mem.models.transformers_blocks import Attention, Module, State, lin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionOfOwnCache(Attention):
-    """Attention of a model whose cache is a class of its own: `MiniMaxCache`."""
+    """Attention of a model that has its own cache class: `MiniMaxCache`."""
 
     def has_static_cache(self) -> bool:
         """It has none."""

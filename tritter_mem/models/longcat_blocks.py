@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.layer_run import LayerRun, activated, halves
-from tritter_mem.models.shape_tensors import BOOL, LONG, NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import BOOL, LONG, Tensor
 
 EXPERTS_RUN = 3
 """Of experts that run one after another."""
@@ -23,8 +23,7 @@ class IdleExperts(Experts):
             NotPlannedError: its weights are quantised.
         """
         ops, shape = run.ops, x.shape
-        if run.weights[f"{self.inside}experts.{self._up}"].product is not None:
-            raise NotPlannedError("quantised experts one after another are not planned")
+        self.refuse_quantised(run)
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         logits, values, places = self.route(flat, run)
         out = ops.view(self._in_turn(flat, run, values, places), shape)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.layer_run import ROTATIONS, LayerRun, activated, halves
-from tritter_mem.models.shape_tensors import LONG, NotPlannedError, Tensor
+from tritter_mem.models.shape_tensors import LONG, Tensor
 from tritter_mem.models.transformers_blocks import Attention, FeedForward
 
 EXPERTS_RUN = 3
@@ -91,8 +91,7 @@ class ClampedExperts(Experts):
             NotPlannedError: its weights are quantised.
         """
         ops, shape = run.ops, x.shape
-        if run.weights[f"{self.inside}experts.{self._up}"].product is not None:
-            raise NotPlannedError("quantised experts one after another are not planned")
+        self.refuse_quantised(run)
         flat = ops.view(x, (x.elements // shape[-1], shape[-1]))
         inner = ClampedFeedForward(inner=self.shared, name=f"{self.inside}{self.shared_name}")
         shared = inner.run(flat, run)

@@ -81,7 +81,7 @@ class TritonKernels:
         return (_swizzled if swizzles(self._card) else _as_it_is), {"mx_axis": mx_axis}
 
     def _routing(self, logits: Tensor, chosen: int) -> tuple[Routed, tuple[Tensor, ...], Any]:
-        """`routing`, of logits [T, E]: what products are told, and indices to gather and scatter.
+        """`routing` of logits [T, E]: what the products take, and gather and scatter indices.
 
         `topk` makes a bit for each token and expert; `sort_tokens` counts and sorts.
         """
