@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +17,7 @@ from tritter_mem.config.profile import Profile
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan
-from tritter_mem.planner.reserved import GRAPH, InferenceRun, Reserved, find_reserved
+from tritter_mem.planner.reserved import GRAPH, MAIN, InferenceRun, Reserved, find_reserved
 from tritter_mem.planner.solve import find_largest, with_value
 from tritter_mem.simulation.progress import Progress
 from tritter_mem.simulation.simulate import bundled_workload, simulate, trace
@@ -33,6 +34,9 @@ class Listing:
     def malloc(self, size: int, stream: object) -> int:
         self.requests.append((size, "pool" if stream == GRAPH else stream))
         return size
+
+    def serve(self, sizes: list[int], events: Iterable[int], held: object) -> None:
+        self.requests += [(sizes[number], MAIN) for number in events]
 
     def free(self, size: int) -> None:
         self.requests.append((-size, 0))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.results.run import Components, MemoryUse, Phase
+
+if TYPE_CHECKING:  # a bundled profile does without
+    from tritter_mem.models.transformers_run import TransformersRun
 
 
 def least_memory(run: TransformersRun, card: GpuCard, reason: str) -> MemoryUse:

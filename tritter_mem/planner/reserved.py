@@ -145,18 +145,24 @@ class InferenceRun:
 
     def load(self) -> None:
         """Weights, the cache, its position and the prompt: they stay."""
+        sizes = [size for size in self._loaded() if size]
+        self.allocator.serve(sizes, range(len(sizes)), {})
+
+    def _loaded(self) -> Iterator[int]:
         case, model = self.case, self.case.architecture
         table = case.embeddings.weight(model.vocabulary, model.hidden)
-        self.take(table)
+        yield from table
         for layer in model.layers:
             for block in layer.blocks:
-                self.take(block.stored(model.hidden, case.weights, case.compute))
-        self.take([model.hidden * case.compute.element_bytes, *(() if model.tied else table)])
+                yield from block.stored(model.hidden, case.weights, case.compute)
+        yield model.hidden * case.compute.element_bytes
+        if not model.tied:
+            yield from table
         for layer in model.layers:
             for block in layer.blocks:
-                self.take(block.cache(case.cache))
-        prompt = case.work.batch * (case.work.context - case.work.new_tokens)
-        self.take([POSITION_BYTES, prompt * TOKEN_ID_BYTES])
+                yield from block.cache(case.cache)
+        yield POSITION_BYTES
+        yield case.work.batch * (case.work.context - case.work.new_tokens) * TOKEN_ID_BYTES
 
     def warm_up(self) -> None:
         """The prompt, shortened, and a token; nothing stays but libraries' workspaces."""
