@@ -188,11 +188,11 @@ def _trainings() -> Iterator[Training]:
 
 def _tiny() -> Iterator[Row]:
     from tests.models.tiny_models import BUILT, tiny_config
-    from tritter_mem.models.huggingface_families import FAMILIES
+    from tritter_mem.models.huggingface_families import all_families
 
     work = {"context": 300, "new_tokens": 6, "batch": 2}
     for name in BUILT:
-        if FAMILIES[name].dialect is not None:
+        if all_families()[name].dialect is not None:
             yield _row(name, tiny_config(name, 0), work)._replace(target=TINY)
 
 

@@ -67,6 +67,7 @@ ORDER = (
     "models.deepseek_v4_blocks",
     "models.family_parts",
     "models.attention_families",
+    "models.gemma_families",
     "models.latent_families",
     "models.hybrid_families",
     "models.huggingface_families",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tritter_mem.cli.main import COMMANDS
+from tritter_mem.errors import EXIT_DOES_NOT_FIT, EXIT_OK
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {
@@ -44,7 +45,7 @@ def imported_by(code: str, *arguments: str) -> set[str]:
         [sys.executable, "-c", LIST_AT_EXIT + code, *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (EXIT_OK, EXIT_DOES_NOT_FIT), done.stderr
     return set(f"\n{done.stdout}".rpartition("\nmodules\n")[2].split())
 
 
@@ -92,6 +93,21 @@ def test_the_help_of_the_group_imports_no_command() -> None:
 def test_a_command_imports_no_other_command() -> None:
     modules = imported_by(RUN_MAIN, "profiles", "--show", "7b")
     assert {name for name in COMMANDS if f"tritter_mem.cli.{name}" in modules} == {"models"}
+
+
+@pytest.mark.parametrize(
+    ("model", "read", "left_out"),
+    [
+        ("7b", "bundled", {"huggingface", "attention_families"}),
+        ("qwen3-8b", "attention_families", {"latent_families", "gated_delta_blocks"}),
+        ("deepseek-v3", "latent_families", {"hybrid_families", "selective_scan_blocks"}),
+    ],
+)
+def test_a_plan_imports_no_other_families(model: str, read: str, left_out: set[str]) -> None:
+    modules = imported_by(RUN_MAIN, "plan", model, "--gpu", "rtx-4060")  # on which none fits
+    assert f"tritter_mem.models.{read}" in modules
+    assert not {f"tritter_mem.models.{name}" for name in left_out} & modules
+    assert not heavy(modules)
 
 
 def test_loading_a_profile_and_its_card_needs_no_table_and_no_console() -> None:

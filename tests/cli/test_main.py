@@ -15,13 +15,7 @@ from typer.testing import CliRunner
 
 from tritter_mem.cli.main import COMMANDS, EXIT_BUG, app
 from tritter_mem.ending import EXIT_PIPE
-from tritter_mem.errors import (
-    EXIT_DOES_NOT_FIT,
-    EXIT_INTERRUPTED,
-    ConfigError,
-    MeasureError,
-    TritterMemError,
-)
+from tritter_mem.errors import EXIT_INTERRUPTED, ConfigError, MeasureError, TritterMemError
 from tritter_mem.version import __version__
 
 ROOT = Path(__file__).parents[2]
@@ -160,28 +154,6 @@ def test_an_interrupt_ends_with_its_exit_code() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "interrupted\n")
-
-
-@pytest.mark.parametrize(
-    ("model", "left_out"),
-    [
-        ("qwen3-8b", {"torch", "transformers", "pandas", "plotly", "pydantic", "huggingface_hub"}),
-        ("7b", {"torch", "pandas", "plotly", "pydantic", "tritter_mem.models.huggingface"}),
-    ],
-)
-def test_a_plan_imports_only_what_it_needs(model: str, left_out: set[str]) -> None:
-    code = (
-        "import sys\n"
-        "from tritter_mem.__main__ import main\n"
-        f"sys.argv = ['tritter-mem', 'plan', '{model}', '--gpu', 'rtx-4060']\n"
-        "try:\n    main()\n"
-        "finally:\n    print(*sys.modules, file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == EXIT_DOES_NOT_FIT, done.stderr
-    assert left_out & set(done.stderr.split()) == set()
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -19,7 +19,7 @@ from tritter_mem.cli.main import app
 from tritter_mem.errors import TritterMemError
 from tritter_mem.models.byte_source import LocalFile
 from tritter_mem.models.huggingface_defaults import DEFAULTS
-from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_families import all_families
 from tritter_mem.models.safetensors_header import read_index, read_safetensors
 from tritter_mem.text import printable
 
@@ -88,7 +88,7 @@ def every_family() -> list[bytes]:
     """A config.json of each model family: all keys that have a default, and few layers."""
     few = {"num_hidden_layers": 4, "vocab_size": 1000}
     return [json.dumps({**DEFAULTS.get(kind, {}), **few, "model_type": kind}, indent=1).encode()
-            for kind in sorted(FAMILIES)]  # fmt: skip
+            for kind in sorted(all_families())]  # fmt: skip
 
 
 TARGETS = {

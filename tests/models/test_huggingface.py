@@ -17,7 +17,7 @@ from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
 from tritter_mem.models.huggingface_defaults import DEFAULTS, VERSION
-from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_families import all_families
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.transformers_blocks import (
     Attention,
@@ -178,7 +178,7 @@ def test_a_wrong_file_is_said_to_be_wrong(values: Any, said: str) -> None:
 NO_SIZES = (float("inf"), float("nan"), -1, 10**400, "x", {}, [float("inf")] * 100, 1 << 41)
 
 
-@pytest.mark.parametrize("kind", sorted(FAMILIES))
+@pytest.mark.parametrize("kind", sorted(all_families()))
 def test_a_value_that_is_no_size_is_refused_or_does_not_count(kind: str) -> None:
     """JSON's numbers may be infinite: none of them gets as far as a formula."""
     whole = {"model_type": kind, **DEFAULTS.get(kind, {})}

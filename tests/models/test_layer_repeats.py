@@ -9,7 +9,7 @@ from tritter_mem.config.profile import Training, Workload
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import read_config
-from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_families import all_families
 from tritter_mem.models.layer_repeats import Part, Repeats
 from tritter_mem.models.layer_run import Dialect, LayerRun, Step
 from tritter_mem.models.shape_tensors import FLOAT, Operations, Requests, Tensor
@@ -17,7 +17,7 @@ from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.planner.transformers_engine import play_run
 
 CARD = find_gpu("h100")
-PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
+PLANNED = tuple(name for name in BUILT if all_families()[name].dialect is not None)
 WHOLE = {"mamba", "mamba2", "falcon_mamba", "minimax"}
 """Whose prompts transformers cannot cut."""
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_families import all_families
 
 WITHOUT_CLASS = {"nemotron-nas"}
 """Families that ship their own code."""
-BUILT = tuple(name for name in FAMILIES if name not in WITHOUT_CLASS)
+BUILT = tuple(name for name in all_families() if name not in WITHOUT_CLASS)
 PREFILL, DECODED, BATCH = 9, 3, 2
 
 

@@ -22,7 +22,7 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models import gated_delta_blocks
 from tritter_mem.models.formats import storage_format
 from tritter_mem.models.huggingface import read_config
-from tritter_mem.models.huggingface_families import FAMILIES
+from tritter_mem.models.huggingface_families import all_families
 from tritter_mem.models.shape_tensors import NotPlannedError
 from tritter_mem.models.transformers_run import TransformersRun
 from tritter_mem.planner.least import least_memory
@@ -31,7 +31,7 @@ from tritter_mem.planner.transformers_engine import SHORTENED, plan_transformers
 from tritter_mem.results.run import MemoryUse
 
 CARD = find_gpu("h100")
-PLANNED = tuple(name for name in BUILT if FAMILIES[name].dialect is not None)
+PLANNED = tuple(name for name in BUILT if all_families()[name].dialect is not None)
 TRAINED_NOT = ("mamba", "falcon_mamba", "jamba", "inkling_text")
 """Families whose training is not planned."""
 RUN_WHOLE = ("mamba", "falcon_mamba", "mamba2", "minimax")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.block_attention_blocks import (
@@ -17,6 +15,9 @@ from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
     LAYER_NORMS,
+    POST_NORMS,
+    ROUTING_BIAS,
+    Family,
     Modules,
     Outside,
     as_kind,
@@ -27,18 +28,15 @@ from tritter_mem.models.family_parts import (
     full_norms,
     head_norms,
     mixtral_experts,
+    partial_dialect,
+    plain_attention,
+    plain_layers,
     qwen3,
     rotated_layers,
     routed_experts,
     stack,
 )
-from tritter_mem.models.gemma3n_blocks import Gemma3nAttention, SparseFeedForward, Streams
-from tritter_mem.models.gemma4_blocks import (
-    Gemma4Attention,
-    Gemma4Experts,
-    PerLayerEmbeddings,
-)
-from tritter_mem.models.huggingface_keys import FULL, MOST_LAYERS, SLIDING, Keys
+from tritter_mem.models.huggingface_keys import FULL, SLIDING, Keys
 from tritter_mem.models.layer_run import Dialect
 from tritter_mem.models.step_blocks import (
     ClampedExperts,
@@ -54,15 +52,6 @@ from tritter_mem.models.transformers_blocks import (
     FeedForward,
     Module,
     Norms,
-)
-
-GEMMA_NORMS = Norms(
-    (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    )
 )
 
 
@@ -184,260 +173,6 @@ def llama4_layers(keys: Keys) -> list[Modules]:
         return own, mlp, LAYER_NORMS
 
     return stack(keys.layer_types(derived), layer)
-
-
-def gemma3_types(keys: Keys) -> list[str]:
-    """Full attention on each `sliding_window_pattern`-th layer."""
-    return keys.every(keys.optional("sliding_window_pattern") or 6)
-
-
-def gemma2_dialect(keys: Keys) -> Dialect:
-    """Norms around each part; scores and logits may be capped, which no kernel does."""
-    return dialect(
-        norm="gemma",
-        order="around",
-        names=GEMMA_NORMS.names,
-        scales_embedding=True,
-        eager="float32",
-        softcap=keys.get("attn_logit_softcapping") is not None,
-        scalars=1,
-        logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
-    )(keys)
-
-
-def gemma3_dialect(keys: Keys) -> Dialect:
-    """Norms around each part; angles for each kind of layer; logits may be capped."""
-    capped = keys.get("final_logit_softcapping") is not None
-    return dialect(
-        norm="gemma",
-        order="around",
-        names=GEMMA_NORMS.names,
-        heads_first=True,
-        scales_embedding=True,
-        rotary_kinds=2,
-        scalars=1,
-        logits_steps=3 * capped,
-    )(keys)
-
-
-def gemma_attention(keys: Keys, kind: str, **more: Any) -> Attention:
-    """Norms of queries and keys; a window for both directions is halved."""
-    own = qwen3(keys, kind)
-    both = keys.get("use_bidirectional_attention") in (True, "all")
-    if own.window is not None and both:
-        more["window"] = own.window // 2 + 1
-    return replace(own, **more)
-
-
-def reuses_keys(keys: Keys, kinds: Sequence[str]) -> list[bool]:
-    """Which layers use the keys and values of an earlier one of their kind: the last ones.
-
-    Raises:
-        ConfigError: there is no earlier layer of a kind.
-    """
-    shared = keys.optional("num_kv_shared_layers") or 0
-    first = max(keys.layers - shared, 0)
-    if shared and set(kinds[:first]) != set(kinds):
-        raise ConfigError(
-            f"{keys.place}num_kv_shared_layers: {shared} of {keys.layers} layers share keys, and "
-            "not each kind of layer is before them"
-        )
-    return [number >= first for number in range(keys.layers)]
-
-
-def keeps_keys(reuse: Sequence[bool], kinds: Sequence[str], number: int) -> bool:
-    """Whether layers that reuse keys take those of this layer: the last of its kind before them."""
-    return any(reuse) and kinds[number] not in kinds[number + 1 : reuse.index(True)]
-
-
-def per_layer_inputs(keys: Keys, *, in_place: bool = False) -> tuple[Modules, Modules]:
-    """What Gemma's per-layer embeddings add to each layer, and outside of them."""
-    width, hidden = keys.optional("hidden_size_per_layer_input"), keys.hidden
-    if not width:
-        return (), ()
-    inside = Extra(
-        linears=(("per_layer_input_gate", width, hidden), ("per_layer_projection", hidden, width)),
-        tensors=(("post_per_layer_input_norm", (hidden,)),),
-    )
-    outside = PerLayerEmbeddings(
-        vocabulary=keys.number("vocab_size_per_layer_input"),
-        layers=keys.layers,
-        width=width,
-        in_place=in_place,
-    )
-    return (inside,), (outside,)
-
-
-def gemma3n_layers(keys: Keys) -> list[Modules]:
-    """Several residual streams, low-rank residuals, and keys shared by the last layers."""
-    streams, hidden = keys.number("altup_num_inputs", MOST_LAYERS), keys.hidden
-    rank = keys.number("laurel_rank")
-    if isinstance(keys.get("intermediate_size"), list):
-        widths = keys.numbers("intermediate_size", keys.layers) or []
-    else:
-        widths = [keys.number("intermediate_size")] * keys.layers
-    mixing = Extra(
-        linears=(
-            ("altup.correction_coefs", streams, streams),
-            ("altup.prediction_coefs", streams**2, streams),
-            ("altup.modality_router", streams, hidden),
-            ("laurel.linear_left", rank, hidden),
-            ("laurel.linear_right", hidden, rank),
-        ),
-        tensors=tuple(
-            (name, (hidden,))
-            for name in (
-                "altup.correct_output_scale",
-                "altup.router_norm",
-                "laurel.post_laurel_norm",
-            )
-        ),
-    )
-    inside, _ = per_layer_inputs(keys)
-    kinds, sparse = keys.layer_types(keys.every(5)), _sparse_layers(keys)
-    reuse = reuses_keys(keys, kinds)
-
-    def layer(number: int, kind: str) -> Modules:
-        plain = gemma_attention(keys, kind, has_keys=not reuse[number], caches=not reuse[number])
-        own = as_kind(Gemma3nAttention, plain, keeps=keeps_keys(reuse, kinds, number))
-        mlp = SparseFeedForward(inner=widths[number], sparse=sparse[number])
-        return own, mlp, GEMMA_NORMS, mixing, *inside
-
-    return stack(kinds, layer)
-
-
-def _sparse_layers(keys: Keys) -> list[bool]:
-    """Layers whose MLP keeps the largest numbers: the first 10 of more, or by a list."""
-    pattern = keys.get("activation_sparsity_pattern")
-    if isinstance(pattern, list) and len(pattern) >= keys.layers:
-        return [bool(share) for share in pattern[: keys.layers]]
-    return [number < 10 < keys.layers for number in range(keys.layers)]
-
-
-def gemma3n_dialect(keys: Keys) -> Dialect:
-    """Norms around each part of one residual stream."""
-    return dialect(
-        norm="gemma 4",
-        order="Gemma 3n",
-        names=GEMMA_NORMS.names,
-        scales_embedding=True,
-        scales_residual=keys.get("altup_correct_scale") is not False,
-        rotary_kinds=2,
-        logits_steps=3 * (keys.get("final_logit_softcapping") is not None),
-        scalars=4 + keys.layers,
-    )(keys)
-
-
-def gemma3n_outside(keys: Keys) -> Outside:
-    """Per-layer embeddings, and projections to and from the other residual streams."""
-    _, outside = per_layer_inputs(keys, in_place=True)
-    streams = Streams(count=keys.number("altup_num_inputs", MOST_LAYERS))
-    return Outside(more=(*outside, streams))
-
-
-def gemma4_kinds(keys: Keys) -> list[str]:
-    """Full attention on each sixth layer, and on the last."""
-    return [*keys.layer_types(keys.every(6))[:-1], FULL]
-
-
-def gemma4_layers(keys: Keys) -> list[Modules]:
-    """Other heads on full attention, which may take keys for values; experts beside an MLP."""
-    inside, kinds = per_layer_inputs(keys)[0], gemma4_kinds(keys)
-    reuse = reuses_keys(keys, kinds)
-    experts: Modules = ()
-    if keys.has("enable_moe_block"):
-        experts = (
-            Gemma4Experts(
-                count=keys.number("num_experts"),
-                chosen=keys.number("top_k_experts"),
-                inner=keys.number("moe_intermediate_size"),
-                router="router.proj",
-                routing="softmax",
-                vectors=(
-                    ("router.scale", keys.hidden),
-                    ("router.per_expert_scale", keys.number("num_experts")),
-                ),
-                name="",
-            ),
-            Norms(
-                (
-                    "post_feedforward_layernorm_1",
-                    "post_feedforward_layernorm_2",
-                    "pre_feedforward_layernorm_2",
-                )
-            ),
-        )
-
-    def layer(number: int, kind: str) -> Modules:
-        sizes = gemma4_heads(keys, number, kind)
-        plain = gemma_attention(
-            keys,
-            kind,
-            **sizes,
-            qk_norm=(sizes["head_dim"], sizes["head_dim"]),
-            has_values=not _keys_are_values(keys, kind),
-            has_keys=not reuse[number],
-            caches=not reuse[number],
-        )
-        own = as_kind(Gemma4Attention, plain, keeps=keeps_keys(reuse, kinds, number))
-        inner = keys.number("intermediate_size")
-        wide = keys.has("use_double_wide_mlp") and reuse[number]
-        mlp = FeedForward(inner=2 * inner if wide else inner)
-        scalar = Extra(buffers=(("layer_scalar", (1,)),))
-        return own, mlp, GEMMA_NORMS, scalar, *experts, *inside
-
-    return stack(kinds, layer)
-
-
-def gemma4_dialect(keys: Keys) -> Dialect:
-    """Norms around each part; heads of layers with a window have another width."""
-    kinds = gemma4_kinds(keys)
-    widths = {kind: gemma4_heads(keys, kinds.index(kind), kind)["head_dim"] for kind in set(kinds)}
-    capped = keys.get("final_logit_softcapping") is not None
-    shared = keys.optional("num_kv_shared_layers")
-    return dialect(
-        norm="gemma 4",
-        order="Gemma 4",
-        names=GEMMA_NORMS.names,
-        scales_embedding=True,
-        rotary_dim=widths[FULL],
-        rotary_kinds=2,
-        windowed_dim=widths.get(SLIDING, 0),
-        logits_steps=3 * capped,
-        scalars=1 + bool(keys.optional("hidden_size_per_layer_input")),
-        last_token_from=keys.layers - shared if shared else None,
-    )(keys)
-
-
-def gemma4_heads(keys: Keys, number: int, kind: str) -> dict[str, int]:
-    """Width of a head, and key heads, of a layer."""
-    own = keys.at(number)
-    sizes = {"head_dim": own.head_dim, "kv_heads": own.kv_heads}
-    if kind == FULL and not keys.mapping("per_layer_config"):
-        sizes["head_dim"] = keys.optional("global_head_dim") or 512
-        if _keys_are_values(keys, kind):
-            sizes["kv_heads"] = keys.optional("num_global_key_value_heads") or own.kv_heads
-    return sizes
-
-
-def _keys_are_values(keys: Keys, kind: str) -> bool:
-    return keys.has("attention_k_eq_v") and kind == FULL
-
-
-def gemma4_unbuilt(keys: Keys) -> dict[int, Modules]:
-    """Keys and values of layers that use those of an earlier one: a checkpoint has them."""
-    found: dict[int, Modules] = {}
-    kinds = gemma4_kinds(keys)
-    reuse = reuses_keys(keys, kinds)
-    for number, kind in enumerate(kinds):
-        if reuse[number]:
-            sizes = gemma4_heads(keys, number, kind)
-            parts = ("k_proj",) if _keys_are_values(keys, kind) else ("k_proj", "v_proj")
-            width = sizes["kv_heads"] * sizes["head_dim"]
-            linears = tuple((f"self_attn.{part}", width, keys.hidden) for part in parts)
-            norm = ("self_attn.k_norm", (sizes["head_dim"],))
-            found[number] = (Extra(linears=linears, tensors=(norm,)),)
-    return found
 
 
 def mimo_layers(keys: Keys) -> list[Modules]:
@@ -632,26 +367,6 @@ def ernie_layers(keys: Keys) -> list[Modules]:
         return own, experts if mixed else dense(keys, bias=bias), LAYER_NORMS
 
     return [layer(number) for number in range(keys.layers)]
-
-
-def glm4_moe_attention(keys: Keys) -> Modules:
-    """Biases of queries, keys and values alone; norms where they are switched on."""
-    norms = head_norms(keys) if keys.has("use_qk_norm") else (0, 0)
-    return (attention(keys, out_bias=False, qk_norm=norms),)
-
-
-def hy_v3_experts(keys: Keys) -> Experts:
-    """Hunyuan's names of DeepSeek's experts."""
-    inner = keys.number("moe_intermediate_size")
-    return Experts(
-        count=keys.number("num_experts"),
-        chosen=keys.number("num_experts_per_tok"),
-        inner=inner,
-        shared=inner * (keys.optional("num_shared_experts") or 0),
-        correction=("e_score_correction_bias", False),
-        routing="float sigmoid",
-        wide_sum=keys.has("enable_moe_fp32_combine"),
-    )
 
 
 def smollm3_layers(keys: Keys) -> list[Modules]:
@@ -862,3 +577,110 @@ def phimoe_layers(keys: Keys) -> list[Modules]:
     norms = Norms(LAYER_NORMS.names, bias=True)
     experts = mixtral_experts(keys, router="router", routing="sparse mixer")
     return [(attention(keys, kind), experts, norms) for kind in keys.layer_types()]
+
+
+OLMO = dialect(
+    norm="wide", order="behind", names=POST_NORMS.names, rotary="wide halves", wide_angles=True
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(layers=plain_layers(), dialect=dialect()),
+    "mistral": Family(layers=plain_layers(attention_of=plain_attention), dialect=dialect()),
+    "ministral3": Family(
+        layers=plain_layers(attention_of=plain_attention), dialect=dialect(scales_queries=True)
+    ),
+    "mixtral": Family(
+        layers=plain_layers(attention_of=plain_attention, mlp=mixtral_experts), dialect=dialect()
+    ),
+    "granite": Family(
+        layers=plain_layers(),
+        dialect=dialect(scales_embedding=True, scales_residual=True, logits_steps=1),
+    ),
+    "qwen2": Family(layers=plain_layers(types=qwen_types, attention_of=qwen2), dialect=dialect()),
+    "qwen2_moe": Family(layers=qwen2_moe_layers, dialect=qwen2_moe_dialect),
+    "qwen3": Family(layers=plain_layers(types=qwen_types, attention_of=qwen3), dialect=dialect()),
+    "qwen3_moe": Family(layers=qwen3_moe_layers, dialect=dialect()),
+    "qwen3_vl_text": Family(layers=plain_layers(attention_of=qwen3), dialect=dialect(grids=3)),
+    "qwen3_vl_moe_text": Family(layers=qwen3_moe_layers, dialect=dialect(grids=3)),
+    "llama4_text": Family(
+        layers=llama4_layers,
+        dialect=dialect(norm="llama4", order="before, kept", complex_angles=True, chunked=True),
+    ),
+    "gpt_oss": Family(
+        layers=plain_layers(
+            types=lambda keys: keys.every(2), attention_of=gpt_oss_attention, mlp=gpt_oss_experts
+        ),
+        dialect=dialect(norm="wide", eager="sinks", rotary="chunked", half_angles=True),
+        float32_beside_float16=("norm",),
+    ),
+    "minimax_m2": Family(
+        layers=plain_layers(
+            attention_of=minimax_m2_attention,
+            mlp=lambda keys: mixtral_experts(
+                keys, correction=("e_score_correction_bias", False), routing="sigmoid"
+            ),
+        ),
+        dialect=minimax_m2_dialect,
+    ),
+    "minimax_m3_vl_text": Family(layers=minimax_m3_layers, dialect=minimax_m3_dialect),
+    "nemotron-nas": Family(layers=nemotron_nas_layers),
+    "phi3": Family(
+        layers=plain_layers(
+            attention_of=phi3_attention, mlp=lambda keys: dense(keys, fused="gate_up_proj")
+        ),
+        dialect=dialect(rotary="partial"),
+    ),
+    "phimoe": Family(
+        layers=phimoe_layers,
+        outside=lambda keys: Outside(norm_bias=True, head_bias=keys.has("lm_head_bias")),
+        dialect=dialect(new_frequencies=True),
+    ),
+    "olmo2": Family(
+        layers=plain_layers(attention_of=olmo_attention, norms=POST_NORMS), dialect=OLMO
+    ),
+    "olmo3": Family(
+        layers=plain_layers(
+            types=lambda keys: keys.every(4), attention_of=olmo_attention, norms=POST_NORMS
+        ),
+        dialect=lambda keys: replace(OLMO(keys), rotary_kinds=2),
+    ),
+    "cohere2": Family(
+        layers=plain_layers(
+            types=cohere2_types, attention_of=cohere2_attention, norms=Norms(("input_layernorm",))
+        ),
+        dialect=dialect(norm="cohere", order="beside", rotary="pairs", logits_steps=1),
+    ),
+    "cohere2_moe": Family(layers=cohere2_moe_layers, dialect=cohere2_moe_dialect),
+    "exaone4": Family(
+        layers=plain_layers(types=exaone4_types, attention_of=exaone4_attention, norms=POST_NORMS),
+        dialect=dialect(order="behind", names=POST_NORMS.names, heads_first=True),
+    ),
+    "ernie4_5_moe": Family(
+        layers=ernie_layers,
+        outside=lambda keys: Outside(head_bias=keys.has("use_bias")),
+        float32=("mlp.gate.",),
+        dialect=dialect(rotary="wide pairs", wide_angles=True),
+    ),
+    "mimo_v2_flash": Family(
+        layers=mimo_layers,
+        float32=ROUTING_BIAS,
+        dialect=partial_dialect(
+            0.334, eager="max", rotary="partial later", rotary_kinds=2, scales_values=True
+        ),
+    ),
+    "seed_oss": Family(layers=plain_layers(attention_of=seed_oss_attention), dialect=dialect()),
+    "smollm3": Family(layers=smollm3_layers, dialect=dialect()),
+    "muse_spark_text": Family(
+        layers=muse_spark_layers, float32=(*ROUTING_BIAS, "residual_gate", "mlp.gate.")
+    ),
+    "bitnet": Family(
+        layers=plain_layers(attention_of=bitnet_attention, mlp=bitnet_mlp), dialect=dialect()
+    ),
+    "afmoe": Family(
+        layers=afmoe_layers,
+        float32_beside_float16=("norm", "expert_bias"),
+        dialect=afmoe_dialect,
+    ),
+    "step3p5": Family(layers=step_layers, dialect=step_dialect),
+}
+"""A `model_type` to how it is read."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from tritter_mem.models.deepseek_v4_blocks import HyperHead
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.huggingface_keys import FULL, Keys
 from tritter_mem.models.layer_run import Dialect
@@ -39,6 +38,9 @@ FEED_FORWARD_NORMS = Norms(("input_layernorm", "pre_ff_layernorm"))
 
 
 CORRECTION = ("gate.e_score_correction_bias", False)
+
+
+ROUTING_BIAS = ("e_score_correction_bias",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,11 +298,6 @@ def hyper_connections(keys: Keys, outputs: int, scales: int) -> Modules:
             )
         ),
     )
-
-
-def hyper_head(keys: Keys) -> Outside:
-    """One stream of several, before the last norm."""
-    return Outside(more=(HyperHead(streams=keys.number("hc_mult")),))
 
 
 def untied(keys: Keys) -> Outside:

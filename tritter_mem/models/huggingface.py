@@ -11,9 +11,10 @@ from typing import Any
 
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.architecture import Cache, Weight
+from tritter_mem.models.attention_families import FAMILIES
 from tritter_mem.models.family_parts import Family, Modules, Outside
 from tritter_mem.models.formats import StorageFormat, storage_format
-from tritter_mem.models.huggingface_families import FAMILIES, SAME_AS
+from tritter_mem.models.huggingface_families import SAME_AS, find_family
 from tritter_mem.models.huggingface_keys import Keys
 from tritter_mem.models.huggingface_towers import tower_weights
 from tritter_mem.models.layer_run import Dialect
@@ -248,7 +249,7 @@ def read_config(
     values, model_type = _language_section(config)
     language_type = SAME_AS.get(model_type, model_type)
     unsupported: list[str] = []
-    family = FAMILIES.get(language_type)
+    family = find_family(language_type)
     if family is None:
         unsupported += _unknown(values, model_type)
         family, language_type = FAMILIES["llama"], "llama"

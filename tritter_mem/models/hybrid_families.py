@@ -7,22 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
-from tritter_mem.models.attention_families import olmo_attention, qwen_experts
+from tritter_mem.models.attention_families import olmo_attention, qwen_experts, qwen_mlp
 from tritter_mem.models.convolution_blocks import LateGatedAttention, ShortConvolution
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     FEED_FORWARD_NORMS,
     LAYER_NORMS,
     POST_NORMS,
+    ROUTING_BIAS,
+    Family,
     Modules,
     Outside,
     as_kind,
     attention,
     dense,
     dialect,
+    final_norm,
     first_dense,
     head_norms,
     mixtral_experts,
+    partial_dialect,
     qwen3,
     routed_experts,
     stack,
@@ -799,3 +803,90 @@ def inkling_dialect(keys: Keys) -> Dialect:
         scales_hidden=True,
         logits_width=keys.optional("unpadded_vocab_size") or 0,
     )(keys)
+
+
+LFM2 = dialect(order="before, all kept", names=("operator_norm", "ffn_norm"), activation="silu")
+
+FAMILIES: dict[str, Family] = {
+    "qwen3_next": Family(
+        layers=qwen_hybrid(qwen_mlp, fused=True),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later"),
+    ),
+    "qwen3_5_text": Family(
+        layers=qwen_hybrid(lambda keys, number: dense(keys, bias=False), fused=False),
+        mtp=qwen_mtp(lambda keys: dense(keys, bias=False)),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later", grids=3),
+    ),
+    "qwen3_5_moe_text": Family(
+        layers=qwen_hybrid(lambda keys, number: qwen_experts(keys), fused=False),
+        mtp=qwen_mtp(qwen_experts),
+        dialect=partial_dialect(0.25, norm="gemma", rotary="partial later", grids=3),
+    ),
+    "qwen4_exp_text": Family(layers=qwen4_layers, outside=qwen4_outside),
+    "minimax": Family(layers=minimax_layers, dialect=minimax_dialect),
+    "nemotron_h": Family(
+        layers=nemotron_h_layers,
+        outside=lambda keys: Outside(embedding="embeddings", norm="norm_f", ties=False),
+        float32=ROUTING_BIAS,
+        dialect=nemotron_h_dialect,
+    ),
+    "granitemoehybrid": Family(layers=granite_hybrid_layers, dialect=granite_hybrid_dialect),
+    "falcon_h1": Family(
+        layers=falcon_h1_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(
+            order="state space beside",
+            names=FEED_FORWARD_NORMS.names,
+            scales_embedding=True,
+            scales_keys=True,
+            logits_steps=1,
+        ),
+    ),
+    "jamba": Family(
+        layers=jamba_layers,
+        outside=final_norm("final_layernorm"),
+        dialect=dialect(names=FEED_FORWARD_NORMS.names, rotary=""),
+    ),
+    "bamba": Family(
+        layers=bamba_layers, outside=final_norm("final_layernorm"), dialect=bamba_dialect
+    ),
+    "mamba": Family(
+        layers=mamba_layers(normed=False), outside=mamba_outside, dialect=mamba_dialect
+    ),
+    "falcon_mamba": Family(
+        layers=mamba_layers(normed=True), outside=mamba_outside, dialect=mamba_dialect
+    ),
+    "mamba2": Family(layers=mamba2_layers, outside=mamba_outside, dialect=mamba_dialect),
+    "zamba2": Family(layers=zamba2_layers, outside=zamba2_outside, dialect=zamba2_dialect),
+    "lfm2": Family(layers=lfm2_layers, outside=final_norm("embedding_norm"), dialect=LFM2),
+    "lfm2_moe": Family(
+        layers=lfm2_layers,
+        outside=final_norm("embedding_norm"),
+        float32=("expert_bias",),
+        dialect=LFM2,
+    ),
+    "lfm3": Family(
+        layers=lfm3_layers,
+        outside=final_norm("embedding_norm"),
+        dialect=dialect(
+            order="around",
+            names=("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"),
+            activation="silu",
+            rotary="wide halves",
+            wide_angles=True,
+            rotary_kinds=2,
+        ),
+    ),
+    "olmo_hybrid": Family(
+        layers=olmo_hybrid_layers, float32=("A_log",), dialect=olmo_hybrid_dialect
+    ),
+    "inkling_text": Family(
+        layers=inkling_layers,
+        dialect=inkling_dialect,
+        outside=lambda keys: Outside(
+            ties=False, more=(Extra(tensors=(("embed_tokens.embed_norm", (keys.hidden,)),)),)
+        ),
+        float32=(*ROUTING_BIAS, "gate.global_scale", "sconv"),
+    ),
+}
+"""A `model_type` to how it is read."""

@@ -1,4 +1,4 @@
-"""Families with latent or compressed attention, and Kimi delta attention: from keys to layers."""
+"""Families with latent or compressed attention, or other layers of DeepSeek: from keys to layers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from dataclasses import replace
 from typing import Any
 
 from tritter_mem.errors import ConfigError
-from tritter_mem.models.deepseek_v4_blocks import CompressedAttention, LimitedExperts
+from tritter_mem.models.deepseek_v4_blocks import CompressedAttention, HyperHead, LimitedExperts
 from tritter_mem.models.delta_attention_blocks import DeltaAttention
 from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.family_parts import (
     CORRECTION,
     LAYER_NORMS,
+    ROUTING_BIAS,
+    Family,
     Modules,
     Outside,
     as_kind,
+    attention,
     dense,
     dialect,
     first_dense,
+    head_norms,
     hyper_connections,
     indexer,
     indexer_types,
     latent,
+    partial_dialect,
+    qwen3,
     rotated_layers,
     routed_experts,
     stack,
+    untied,
     with_indexer,
 )
 from tritter_mem.models.formats import ceil_div
@@ -478,3 +485,136 @@ def deepseek_v4_dialect(keys: Keys) -> Dialect:
         mixing_rounds=keys.optional("hc_sinkhorn_iters", MOST_ROUNDS) or 1,
     )(keys)
     return replace(own, rotary_dim=compressed, windowed_dim=main)
+
+
+def glm4_moe_attention(keys: Keys) -> Modules:
+    """Biases of queries, keys and values alone; norms where they are switched on."""
+    norms = head_norms(keys) if keys.has("use_qk_norm") else (0, 0)
+    return (attention(keys, out_bias=False, qk_norm=norms),)
+
+
+def hy_v3_experts(keys: Keys) -> Experts:
+    """Hunyuan's names of DeepSeek's experts."""
+    inner = keys.number("moe_intermediate_size")
+    return Experts(
+        count=keys.number("num_experts"),
+        chosen=keys.number("num_experts_per_tok"),
+        inner=inner,
+        shared=inner * (keys.optional("num_shared_experts") or 0),
+        correction=("e_score_correction_bias", False),
+        routing="float sigmoid",
+        wide_sum=keys.has("enable_moe_fp32_combine"),
+    )
+
+
+def hyper_head(keys: Keys) -> Outside:
+    """One stream of several, before the last norm."""
+    return Outside(more=(HyperHead(streams=keys.number("hc_mult")),))
+
+
+_DEEPSEEK = deepseek_layers()
+
+_DEEPSEEK_V32 = deepseek_layers(attention_of=lambda keys: (indexed(keys), indexer(keys)))
+
+_V4_MIXING = ("attn_hc", "ffn_hc", "hc_head", "norm", "sinks", "position_bias")
+
+_LATENT = deepseek_layers(experts=dense, first=0)
+
+_GLM4_MOE = deepseek_layers(attention_of=glm4_moe_attention)
+
+FAMILIES: dict[str, Family] = {
+    "deepseek_v3": Family(
+        layers=_DEEPSEEK,
+        mtp=next_token_layers(_DEEPSEEK),
+        float32=ROUTING_BIAS,
+        dialect=deepseek_dialect,
+    ),
+    "deepseek_v32": Family(
+        layers=_DEEPSEEK_V32,
+        mtp=next_token_layers(_DEEPSEEK_V32),
+        dialect=indexed_dialect,
+        float32=ROUTING_BIAS,
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "deepseek_v4": Family(
+        layers=deepseek_v4_layers,
+        outside=hyper_head,
+        dialect=deepseek_v4_dialect,
+        float32=(*ROUTING_BIAS, *_V4_MIXING),
+        float32_beside_float16=(
+            "self_attn.compressor.gate_proj",
+            "self_attn.compressor.kv_proj",
+            "indexer.scorer.weights_proj",
+            "indexer.gate_proj",
+            "indexer.kv_proj",
+        ),
+        own_class=("self_attn.o_a_proj",),
+    ),
+    "mistral4": Family(
+        layers=deepseek_layers(
+            experts=lambda keys: routed_experts(keys, correction=None, routing="grouped softmax")
+        ),
+        dialect=lambda keys: replace(deepseek_dialect(keys), scales_queries=True),
+    ),
+    "mistral_large4_text": Family(
+        layers=mistral_large4_layers,
+        dialect=mistral_large4_dialect,
+        outside=mistral_large4_outside,
+        float32=("mlp.gate.", "rotary_emb"),
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "longcat_flash": Family(
+        layers=longcat_layers,
+        float32_beside_float16=("classifier",),
+        dialect=lambda keys: replace(deepseek_dialect(keys), order="shortcut"),
+    ),
+    "minicpm3": Family(
+        layers=_LATENT, dialect=lambda keys: replace(deepseek_dialect(keys), scalars=1)
+    ),
+    "youtu": Family(layers=_LATENT, dialect=deepseek_dialect),
+    "glm_moe_dsa": Family(
+        layers=glm_dsa_layers,
+        mtp=next_token_layers(glm_dsa_layers, tables=False),
+        dialect=indexed_dialect,
+        float32=ROUTING_BIAS,
+        float32_beside_float16=("indexer.weights_proj",),
+    ),
+    "glm5_next_text": Family(
+        layers=glm5_next_layers,
+        float32=(*ROUTING_BIAS, "conv1d", "A_log", "dt_bias", "hc.base", "hc.scale"),
+    ),
+    "glm4_moe": Family(
+        layers=_GLM4_MOE,
+        mtp=next_token_layers(_GLM4_MOE),
+        float32=ROUTING_BIAS,
+        dialect=partial_dialect(0.5, rotary="partial later"),
+    ),
+    "solar_open": Family(
+        layers=deepseek_layers(
+            attention_of=lambda keys: (attention(keys, out_bias=False),), first=0
+        ),
+        float32=ROUTING_BIAS,
+        dialect=dialect(),
+    ),
+    "kimi_linear": Family(layers=kimi_linear_layers, outside=untied, dialect=dialect(rotary="")),
+    "bailing_hybrid": Family(
+        layers=bailing_layers,
+        outside=untied,
+        mtp=next_token_layers(bailing_layers),
+        dialect=lambda keys: replace(deepseek_dialect(keys), rotary="interleaved"),
+        float32=(*ROUTING_BIAS, "conv1d", "A_log", "dt_bias"),
+    ),
+    "hy_v3": Family(
+        layers=deepseek_layers(
+            attention_of=lambda keys: (qwen3(keys, FULL),), experts=hy_v3_experts, first=1
+        ),
+        float32=ROUTING_BIAS,
+        dialect=dialect(heads_first=True),
+    ),
+    "hy_v4": Family(
+        layers=hy_v4_layers,
+        outside=hyper_head,
+        float32=(*ROUTING_BIAS, "lm_head", "sinks", "_hc.", "hc_head", "k_norm", "weights_proj"),
+    ),
+}
+"""A `model_type` to how it is read."""
