@@ -1,4 +1,4 @@
-"""Families with latent or compressed attention, or other layers of DeepSeek: from keys to layers."""
+"""Families with latent or compressed attention, or other parts of DeepSeek: from keys to layers."""
 
 from __future__ import annotations
 
