@@ -131,6 +131,18 @@ def test_the_command_s_environment_stays_but_for_what_is_added(
     assert "RANK" not in machine.environment()
 
 
+def test_a_rehearsal_neither_reads_nor_keeps_what_compilers_and_autotuners_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/mine")
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    machine = Machine(card=find_card("h100"), devices=1, memory_bytes=20 * GiB)
+    found = launch.environment_for(machine, tmp_path, tmp_path / "session", None)
+    folders = [Path(found[name]) for name in launch.CACHES]
+    assert all(tmp_path / "session" in folder.parents for folder in folders)
+    assert len(set(folders)) == len(folders) > 4
+
+
 def test_a_card_shows_less_than_it_has() -> None:
     for name, least, most in (("rtx-4090", 23.6, 23.7), ("h100", 79.1, 79.2), ("l4", 22.0, 22.2),
                               ("rtx-3090", 23.6, 23.7), ("rtx-5090", 31.3, 31.4)):  # fmt: skip

@@ -25,6 +25,13 @@ from tritter_mem.units import MiB
 
 INSIDE = Path(__file__).parent / "inside"
 SESSION = "STANDIN_SESSION"
+CACHES = (
+    "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "SGLANG_CACHE_DIR",
+    "FLASHINFER_AUTOTUNE_CACHE_DIR", "QUACK_CACHE_DIR",
+)  # fmt: skip
+"""Where compiled code is kept, with what autotuners chose and servers measured. A rehearsal has its
+own, which do not stay: no GPU may run what was chosen by times that mean nothing, and a first run
+takes memory that later ones do not (https://github.com/vllm-project/vllm/issues/54122)."""
 MOST_DEVICES = 16
 _SEEN_MIB = {"h100": 81_079}
 """What CUDA shows of a card, where it was seen."""
@@ -185,6 +192,7 @@ def environment_for(machine: Machine, libraries: Path, session: Path,
     found["PYTHONPATH"] = os.pathsep.join([str(INSIDE), *filter(None, [found.get("PYTHONPATH")])])
     found["TORCH_CUDNN_V8_API_DISABLED"] = "1"  # its plans cannot be answered; older calls can
     found.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # it compiles with CUDA's headers
+    found |= {name: str(session / "caches" / name.lower()) for name in CACHES}
     found["TRITTER_MEM_HISTORY"] = "off"
     found[SESSION] = str(session)
     found["STANDIN_DROPS"] = os.pathsep.join(path for one in ENGINES for path in one.drops)

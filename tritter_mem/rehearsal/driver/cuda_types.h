@@ -27,6 +27,7 @@ enum {  // errors of the driver and the runtime, which share their numbers
     cudaErrorInvalidDevice = 101, CUDA_ERROR_INVALID_DEVICE = 101,
     cudaErrorIllegalState = 401,
     cudaErrorSymbolNotFound = 500, CUDA_ERROR_NOT_FOUND = 500,
+    cudaErrorNotReady = 600,
     cudaErrorPeerAccessAlreadyEnabled = 704,
     cudaErrorNotSupported = 801, CUDA_ERROR_NOT_SUPPORTED = 801,
     cudaErrorStreamCaptureUnsupported = 900, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,

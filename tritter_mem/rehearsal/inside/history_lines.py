@@ -52,12 +52,16 @@ class BackwardPasses:
     Args:
         torch: the module.
         requests: counts them.
+        first: called before each pass.
         then: called behind each pass.
     """
 
-    def __init__(self, torch: Any, requests: Requests, then: Callable[[], None]) -> None:
+    def __init__(
+        self, torch: Any, requests: Requests, first: Callable[[], None], then: Callable[[], None]
+    ) -> None:
         self._torch = torch
         self._requests = requests
+        self._first = first
         self._then = then
         self._passes: deque[tuple[dict[int, int], dict[int, int], Frames]] = deque(
             maxlen=MOST_PASSES
@@ -73,6 +77,7 @@ class BackwardPasses:
             if torch.compiler.is_compiling() or getattr(self._thread, "within", False):
                 return plain(*args, **kwargs)
             self._thread.within = True
+            self._first()
             first = self._served()
             try:
                 return plain(*args, **kwargs)

@@ -69,8 +69,9 @@ class Process:
         self._last: dict[int, Any] = {}
         self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
         self._requests = inside.history_lines.Requests(torch)
+        self._count_backward = ctypes.CDLL(None).tritter_standin_backward
         self._backward = inside.history_lines.BackwardPasses(
-            torch, self._requests, self._notice_collectives
+            torch, self._requests, lambda: self._count_backward(1), self._notice_collectives
         )
         self._modules = inside.modules.Modules(torch, self._requests)
         self._kernels = inside.triton_kernels.TritonKernels(
@@ -86,8 +87,10 @@ class Process:
 
         What only a future was waited for, such as the buckets of DDP, is freed by the first
         collective behind that. The watchdog looks every 100 ms, and a step over stand-ins can be
-        shorter: whether it had looked was chance.
+        shorter: whether it had looked was chance. So it sees none of them end within a backward
+        pass, and all of them behind it.
         """
+        self._count_backward(-1)
         distributed = sys.modules.get("torch.distributed")
         if distributed is None or not distributed.is_initialized():
             return
