@@ -155,7 +155,8 @@ class CoveringTests:
     def of(self, mutant: Mutant, seconds: float) -> list[str]:
         """Tests that run the statement of a mutant, for so many seconds.
 
-        What a module does while it is imported, in whichever test, is tested by all that use it.
+        What a module does while it is imported, in whichever test, is tested by all that use it,
+        and by those of its name: a test may compare a table, and run no line.
         """
         file = str(ROOT / mutant.file)
         if file not in self._by_line:
@@ -165,7 +166,10 @@ class CoveringTests:
         found = {test for line in range(first, last + 1) for test in lines.get(line, ())}
         while_imported = set(lines[min(lines)]) if lines else set()
         if found <= while_imported:
+            package, _, name = mutant.file.removeprefix("tritter_mem/").rpartition("/")
+            own = f"tests/{package}/test_{name}::"
             found = {test for tests in lines.values() for test in tests}
+            found |= {f"{test}|run" for test in self._seconds if test.startswith(own)}
         return list(self._within(found - {""}, seconds))
 
     def _within(self, contexts: Iterable[str], seconds: float) -> Iterator[str]:

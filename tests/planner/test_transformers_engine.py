@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ NOT_TO_THE_BYTE = (
 DIFFERING: dict[str, dict[str, int]] = json.loads(
     (Path(__file__).parent / "differing_storages.json").read_text()
 )
-"""How many storages differ in a run of a family, by phase; none where nothing is said."""
+"""What `differing` counts of a run of a family; nothing where nothing is said."""
+IN_NO_ORDER = ("gemma4_text", "mimo_v2_flash")
+"""Families of whose simulated tensors some go sooner or later from process to process."""
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -116,26 +119,47 @@ def both(run: TransformersRun, trace: Path | None = None) -> tuple[MemoryUse, Me
 
 
 def differing(run: TransformersRun, trace: Path) -> dict[str, int]:
-    """Storages that only the plan has, or only the simulation, by phase: sizes and how many.
+    """Where a plan and a simulation differ: how many storages of each phase only one of them has.
 
-    Generated tokens are left out where the plan leaves some out.
+    And of `moments`: after how many of the prompt's allocations there lives another sum, counted
+    from its beginning. Generated tokens are left out where the plan leaves some out.
     """
     played = play_run(run, CARD)
     with gzip.open(trace, "rt") as file:
         header, *events = map(json.loads, file)
-    found, phases = {}, {name: (begins, ends) for name, begins, ends in header["phases"]}
+    sizes = played.requests.sizes
+    traced = {event["alloc"]: event["bytes"] for event in events if "alloc" in event}
+    numbers = [event["alloc"] if "alloc" in event else ~event["free"] for event in events]
+    found, phases = {}, {name: slice(begin, end) for name, begin, end in header["phases"]}
     for name, first, last in played.spans:
         if not name:  # the warm-up
             continue
-        start, end = phases[name]
-        sizes, events_of = played.requests.sizes, played.requests.events[first:last]
-        planned = Counter(sizes[number] for number in events_of if number >= 0)
-        simulated = Counter(event["bytes"] for event in events[start:end] if "alloc" in event)
-        del planned[0], simulated[0]
-        found[name] = ((planned - simulated) + (simulated - planned)).total()
+        planned = served(played.requests.events[first:last], sizes)
+        simulated = served(numbers[phases[name]], traced)
+        found[name] = unequal(*([size for size, _ in one] for one in (planned, simulated)))
+        if name in ("prefill", "forward"):
+            found["moments"] = unequal(*([live for _, live in one] for one in (planned, simulated)))
     if run.work.new_tokens > SHORTENED:
         del found["decode"]
     return {name: count for name, count in found.items() if count}
+
+
+def served(
+    events: Iterable[int], sizes: Sequence[int] | Mapping[int, int]
+) -> list[tuple[int, int]]:
+    """Of each storage that has bytes: how many, and how many live with it."""
+    live, found = 0, []
+    for event in events:
+        live += sizes[event] if event >= 0 else -sizes[~event]
+        if event >= 0 and sizes[event]:
+            found.append((sizes[event], live))
+    return found
+
+
+def unequal(ones: Iterable[int], others: Iterable[int]) -> int:
+    """How many are only among the one, or only among the others."""
+    one, other = Counter(ones), Counter(others)
+    return ((one - other) + (other - one)).total()
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -147,7 +171,10 @@ def test_a_plan_is_what_a_simulated_run_takes(name: str, kind: str, tmp_path: Pa
             plan_transformers(run, CARD)
         return
     planned, simulated = both(run, tmp_path / "trace")
-    assert differing(run, tmp_path / "trace") == DIFFERING.get(f"{name} {kind}", {})
+    found = differing(run, tmp_path / "trace")
+    if name in IN_NO_ORDER:
+        found.pop("moments", None)
+    assert found == DIFFERING.get(f"{name} {kind}", {})
     assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
     assert planned.reserved_peak_bytes is not None
     assert simulated.reserved_peak_bytes is not None
@@ -344,7 +371,9 @@ QUANTISED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stored", QUANTISED)
 @pytest.mark.parametrize("name", ["qwen2", "qwen3_moe", "deepseek_v3"])
-def test_quantised_weights_are_planned_as_they_are_simulated(name: str, stored: str) -> None:
+def test_quantised_weights_are_planned_as_they_are_simulated(
+    name: str, stored: str, tmp_path: Path
+) -> None:
     """qwen2 has biases, whose type changes; experts stay as they are."""
     values = tiny_config(name, 0) | {"quantization_config": QUANTISED[stored]}
     if name == "deepseek_v3" and stored.startswith(
@@ -353,7 +382,9 @@ def test_quantised_weights_are_planned_as_they_are_simulated(name: str, stored: 
         with pytest.raises(NotPlannedError, match="found 10 inputs in groups of 4"):
             plan_transformers(a_run(values), CARD)
         return
-    planned, simulated = both(a_run(values | {"attention_dropout": 0.0}, **RUNS["chunks"]))
+    run = a_run(values | {"attention_dropout": 0.0}, **RUNS["chunks"])
+    planned, simulated = both(run, tmp_path / "trace")
+    assert differing(run, tmp_path / "trace") == DIFFERING.get(f"{name} {stored}", {})
     assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
     assert (planned.reserved_peak_bytes or 0) >= (simulated.reserved_peak_bytes or 0)
     for found, wanted in zip(planned.phases[:1], simulated.phases[:1], strict=True):
