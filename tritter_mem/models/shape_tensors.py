@@ -336,14 +336,25 @@ def _innermost_first(x: Tensor) -> list[int]:
 
 
 def broadcast(*shapes: Shape) -> Shape:
-    """The shape of an operation over several."""
+    """The shape of an operation over several.
+
+    Raises:
+        NotPlannedError: PyTorch does not broadcast them to one.
+    """
     if all(shape == shapes[0] for shape in shapes[1:]):
         return shapes[0]
     length = max(map(len, shapes))
     padded = [(1,) * (length - len(shape)) + shape for shape in shapes]
-    return tuple(
-        next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
-    )
+    found = [{*sizes} - {1} or {1} for sizes in zip(*padded, strict=True)]
+    if any(len(sizes) > 1 for sizes in found):
+        raise _misfit("does not broadcast", *shapes)
+    return tuple(size for [size] in found)
+
+
+def _misfit(what: str, *shapes: Shape) -> NotPlannedError:
+    """What PyTorch would stop at: sizes of a configuration that do not fit each other."""
+    listed = " and ".join(str([*shape]) for shape in shapes)
+    return NotPlannedError(f"the sizes of this configuration do not fit: PyTorch {what} {listed}")
 
 
 class Operations:
@@ -617,7 +628,13 @@ class Operations:
     # Views
 
     def view(self, x: Tensor, shape: Shape, strides: Shape | None = None) -> Tensor:
-        """The same elements in another shape."""
+        """The same elements in another shape.
+
+        Raises:
+            NotPlannedError: that shape has more elements, or fewer.
+        """
+        if prod(shape) != x.elements:
+            raise _misfit("does not view", x.shape, shape)
         out = Tensor(shape, contiguous(shape) if strides is None else strides, x.size, x.storage)
         out.is_view = True
         if self.grad and x.node is not None:
@@ -1093,7 +1110,13 @@ class Operations:
         return self.view(self.sum(flat, [0]), (width,))
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch."""
+        """The product of [..., M, K] and [..., K, N]; copies of what does not lie as a batch.
+
+        Raises:
+            NotPlannedError: their K differ.
+        """
+        if a.shape[-1] != b.shape[-2]:
+            raise _misfit("does not multiply", a.shape, b.shape)
         right, left = self._cast(b), self._cast(a)  # there until the product is
         batch = broadcast(a.shape[:-2], b.shape[:-2])
         a, b = (self._batched(self._spread(x, batch)) for x in (left, right))
@@ -1571,7 +1594,7 @@ def _view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
     `computeStride_impl` of `TensorUtils.cpp`: dimensions that lie one in the other are one chunk,
     and a wanted dimension does not reach over two.
     """
-    found = [0] * len(wanted)
+    found = [1] * len(wanted)
     at, step = len(wanted) - 1, strides[-1] if strides else 1
     elements = seen = 1
     for d in reversed(range(len(shape))):

@@ -20,7 +20,7 @@ from tritter_mem.allocator.blocks import Block as Memory
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import SMALL_SEGMENT_BYTES
 from tritter_mem.config.cards import GpuCard
-from tritter_mem.models.formats import storage_format
+from tritter_mem.models.formats import ceil_div, storage_format
 from tritter_mem.models.huggingface import HuggingFaceModel
 from tritter_mem.models.layer_orders import ORDERS, Parts, part_of_layer
 from tritter_mem.models.layer_repeats import Repeats
@@ -345,8 +345,9 @@ class PlannedModel:
         return weight
 
     def _rotary_width(self, windowed: bool) -> int:
-        """Channels of a head that rotate."""
-        return (windowed and self.dialect.windowed_dim) or self.dialect.rotary_dim
+        """Channels of a head that rotate: two for each frequency, of `arange(0, channels, 2)`."""
+        channels = (windowed and self.dialect.windowed_dim) or self.dialect.rotary_dim
+        return 2 * ceil_div(channels, 2)
 
     def unpack(self) -> None:
         """Before the first call: packed weights become numbers, one after another."""
