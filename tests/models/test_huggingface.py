@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.models.tiny_models import tiny_config
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.deepseek_v4_blocks import CompressedAttention
 from tritter_mem.models.delta_attention_blocks import DeltaAttention
@@ -370,3 +371,19 @@ def test_no_token_takes_more_experts_than_there_are(kind: str) -> None:
     values |= {"num_experts": 4, "num_experts_per_tok": 5, "n_group": 1, "topk_group": 1}
     with pytest.raises(ConfigError, match="experts of a token: got 5, expected at most the 4"):
         read_config(values)
+
+
+@pytest.mark.parametrize(
+    ("section", "stays"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, True),
+        ({"quant_method": "fp8", "weight_block_size": [32, 32]}, False),
+    ],
+)
+def test_bitsandbytes_alone_leaves_out_a_class_of_its_own(
+    section: dict[str, Any], stays: bool
+) -> None:
+    """`DeepseekV4GroupedLinear` is an `nn.Linear` to the others."""
+    model = read_config(tiny_config("deepseek_v4", 0) | {"quantization_config": section})
+    name = "model.layers.0.self_attn.o_a_proj.weight"
+    assert model.stays_unquantised(name, model.quantization) is stays

@@ -8,8 +8,8 @@ import torch
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.formats import storage_format
-from tritter_mem.models.mxfp4_experts import Launch, held_bytes, launch, refusal
-from tritter_mem.models.shape_tensors import NotPlannedError
+from tritter_mem.models.mxfp4_experts import Launch, held_bytes, launch, refusal, run_experts
+from tritter_mem.models.shape_tensors import NotPlannedError, Operations
 
 BF16 = storage_format("bfloat16")
 CARDS = ("t4", "a100-80gb", "rtx-4090", "h100", "h200", "b200", "rtx-5090", "mi300x")
@@ -95,3 +95,32 @@ def test_what_the_kernels_do_not_take_is_said(kind: str, dtype: str, card: str, 
     found = refusal(kind, storage_format(dtype), find_gpu(card))
     assert said in found
     assert bool(found) == bool(said)
+
+
+def test_a_product_is_split_no_further_than_four_blocks_of_128_inputs_each() -> None:
+    """4,512 inputs are 35.25 blocks, so 36; one product fills one of 132 multiprocessors."""
+    assert launch(find_gpu("h100"), 4, 96, 4512, 4).parts == 9
+
+
+def test_many_rows_of_an_expert_are_blocks_of_256_on_cdna4() -> None:
+    """514 rows are 3 blocks, 2,048 outputs 8: 256 units of the card hold them ten times."""
+    assert launch(find_gpu("mi350x"), 514, 2048, 2880, 1).parts == 10
+
+
+def counted(tokens: int, chosen: int) -> list[int]:
+    """Bytes of each storage that four experts ask for, whose weights are [192, 96] and [96, 96]."""
+    ops = Operations(find_gpu("h100"), 0)
+    x, logits = ops.new((tokens, 96), 2), ops.new((tokens, 4), 2)
+    up, down = (ops.weight((4, outputs, 96), 2) for outputs in (192, 96))
+    first = len(ops.requests.sizes)
+    run_experts(ops, x, logits, chosen, up, down)
+    return ops.requests.sizes[first:]
+
+
+def test_every_128_tokens_have_four_sums_for_each_of_32_experts() -> None:
+    assert 4 * 32 * (4 * 16) in counted(2000, 2)
+
+
+def test_a_token_of_one_expert_needs_no_second_sum() -> None:
+    """Rows [1000, 96] between the products and behind them, and no more."""
+    assert counted(1000, 1).count(1000 * 96 * 2) == 2

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from tritter_mem.devices.nvml import find_gpu
-from tritter_mem.models.shape_tensors import FLOAT, Operations, Tensor, _is_channels_last
+from tritter_mem.models.shape_tensors import (
+    FLOAT,
+    NotPlannedError,
+    Operations,
+    Tensor,
+    _is_channels_last,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -257,3 +263,21 @@ def test_an_operation_takes_what_pytorch_s_takes_with_its_gradient(name: str) ->
     ours, theirs = of_ours(CASES[name]), of_pytorch(CASES[name])
     assert sorted(size for size in ours if size > 4) == sorted(size for size in theirs if size > 4)
     assert max(accumulate(ours)) == pytest.approx(max(accumulate(theirs)), abs=64)
+
+
+def test_a_number_is_seen_in_any_shape_of_one_element() -> None:
+    ops = operations()
+    theirs = torch.empty((), device="meta").reshape(1, 1)
+    assert ops.reshape(ops.new((), 4), (1, 1)).strides == theirs.stride()
+
+
+def test_sizes_that_do_not_fit_are_not_planned() -> None:
+    ops = operations()
+    one, other = ops.new((3, 4), 2), ops.new((3, 5), 2)
+    for what, said in (
+        (lambda: ops.view(one, (3, 5)), r"does not view \[3, 4\] and \[3, 5\]"),
+        (lambda: ops.mul(one, other), "does not broadcast"),
+        (lambda: ops.matmul(one, other), "does not multiply"),
+    ):
+        with pytest.raises(NotPlannedError, match=said):
+            what()

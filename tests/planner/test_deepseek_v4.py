@@ -182,3 +182,20 @@ def test_what_transformers_cannot_run_is_not_planned() -> None:
         plan_transformers(half, CARD)
     with pytest.raises(NotPlannedError, match="activations of deepseek_v4 experts"):
         plan_transformers(a_run(SMALL | {"scoring_func": "sigmoid"}), CARD)
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_groups_divide_the_width_of_all_heads_and_not_another_number(heads: int) -> None:
+    """12 channels of each: 24 or 72 in groups of 4, which no sum of the two is."""
+    values = SMALL | {"num_attention_heads": heads, "head_dim": 12, "o_groups": 4}
+    read_config(values | {"qk_rope_head_dim": 4, "index_head_dim": 8})
+
+
+def test_a_window_grows_until_it_is_whole() -> None:
+    """Transformers keeps one token fewer than the window before the next one comes."""
+    model = read_config(SMALL)
+    window = SMALL["sliding_window"]
+    grown = [model.kv_bytes_per_token(context=context) for context in (window - 2, window - 1)]
+    layers, width, size = SMALL["num_hidden_layers"], SMALL["head_dim"], 2
+    windows = layers + 1  # one layer has values that are not its keys
+    assert grown[0] - grown[1] == windows * width * size

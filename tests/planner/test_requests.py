@@ -15,12 +15,14 @@ from tests.models.tiny_models import tiny_config
 from tests.planner.test_transformers_engine import (
     BESIDE_FLOAT16,
     CARD,
+    OTHERS,
     PLANNED,
     QUANTISED,
     RUN_WHOLE,
     RUNS,
     TRAINED_NOT,
     a_run,
+    other_run,
     served,
 )
 from tritter_mem.models.transformers_run import TransformersRun
@@ -73,10 +75,16 @@ def test_quantised_weights_ask_for_what_they_were_compared_with(stored: str) -> 
     assert of_quantised(stored) == json.loads(TABLE.read_text())[stored]
 
 
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_done_seldom_asks_for_what_it_was_compared_with(what: str) -> None:
+    assert {"whole": requests(other_run(what))} == json.loads(TABLE.read_text())[what]
+
+
 def write() -> None:
     """The table."""
     found = {name: of_family(name) for name in PLANNED}
     found |= {stored: of_quantised(stored) for stored in QUANTISED}
+    found |= {what: {"whole": requests(other_run(what))} for what in OTHERS}
     lines = [f" {json.dumps(name)}: {json.dumps(runs)}" for name, runs in found.items()]
     TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -207,6 +207,36 @@ def test_float16_leaves_some_weights_in_float32(name: str) -> None:
     assert peaks(planned) == peaks(simulated)
 
 
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lightning attention first": (
+        "minimax", {"layer_types": ["linear_attention", "full_attention"] * 2},
+    ),
+    "tuned queries without angles": (
+        "llama4_text", {"attn_temperature_tuning": True, "no_rope_layers": [1, 0, 1, 0, 1]},
+    ),
+}  # fmt: skip
+"""Configurations that tiny ones are not, of a family."""
+
+
+def other_run(what: str) -> TransformersRun:
+    name, changes = OTHERS[what]
+    return a_run(tiny_config(name, 0) | {"attention_dropout": 0.0} | changes)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_a_family_does_seldom_is_planned_to_the_byte(what: str) -> None:
+    planned, simulated = both(other_run(what))
+    assert peaks(planned) == peaks(simulated)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_a_mask_makes_no_difference_between_an_a100_and_an_h100(name: str) -> None:
+    """Both have the kernel that takes one: efficient attention, not the plain one."""
+    run = a_run(tiny_config(name, 0) | {"attention_dropout": 0.0, "sliding_window": 32})
+    found = [play_run(run, find_gpu(card)).requests.sizes for card in ("a100-80gb", "h100")]
+    assert len(found[0]) == len(found[1])
+
+
 def peaks(use: MemoryUse) -> list[int]:
     return [phase.allocated_peak_bytes for phase in use.phases]
 
@@ -316,6 +346,24 @@ def test_chunks_that_run_at_once_take_what_they_take_one_by_one(
     one_by_one = plan_transformers(run, CARD, plays=False)
     assert at_once.allocated_peak_bytes != one_by_one.allocated_peak_bytes
     assert at_once.allocated_peak_bytes == pytest.approx(one_by_one.allocated_peak_bytes, rel=NEAR)
+
+
+def test_chunks_that_run_at_once_are_as_few_as_may_be() -> None:
+    most = gated_delta_blocks.CHUNKS_TRAINED
+    for chunks in range(1, 6 * most):
+        count = gated_delta_blocks._at_once(chunks)
+        fitting = [n for n in range(1, chunks + 1) if chunks % n == 0 and chunks <= n * most]
+        assert count in (1, fitting[0])
+        assert count == fitting[0] or fitting[0] > 2 * chunks // most
+
+
+@pytest.mark.parametrize("name", ["kimi_linear", "bailing_hybrid"])
+def test_a_step_keeps_what_each_of_many_chunks_made(name: str) -> None:
+    """Of a prompt with so many chunks that inference would leave some out."""
+    values = tiny_config(name, 0) | {"attention_dropout": 0.0}
+    work = {"mode": "training", "new_tokens": 1, "context": 900}
+    planned, simulated = both(a_run(values, work=work))
+    assert planned.allocated_peak_bytes == pytest.approx(simulated.allocated_peak_bytes, rel=NEAR)
 
 
 def test_weights_that_transformers_dequantises_are_planned_so() -> None:

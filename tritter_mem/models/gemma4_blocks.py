@@ -105,7 +105,7 @@ class PerLayerEmbeddings(Module):
     vocabulary: int
     layers: int
     width: int
-    in_place: bool = False
+    in_place: bool
     ROLE = "weights"
 
     def weights(self, hidden: int) -> tuple[Weight, ...]:

@@ -167,7 +167,7 @@ class SharedLatentAttention(IndexedAttention):
         if self.stores:
             step.shared[self._kind] = (latent, k_rot)
         query = ops.cat([q_pass, q_rot], -1)
-        query = self._scaled(run, query, f"{name}.softmax_scaling", 1)
+        query = self._scaled(run, query, f"{name}.softmax_scaling", tokens_first=False)
         k, v = self._expanded(latent, k_rot, run)
         places = self._places(x, x, run)
         mask, hidden = self._mask(ops, places, k.shape[2])
@@ -191,21 +191,20 @@ class SharedLatentAttention(IndexedAttention):
         return latent, k_rot, [compressed]
 
     @staticmethod
-    def _scaled(run: LayerRun, q: Tensor, name: str, heads_at: int) -> Tensor:
+    def _scaled(run: LayerRun, q: Tensor, name: str, *, tokens_first: bool) -> Tensor:
         """Queries times a number for each head and position: `MistralLarge4TextSoftmaxScaling`.
 
         Args:
             run: of the layer.
             q: queries, of four dimensions.
             name: of the weights.
-            heads_at: which dimension heads are.
+            tokens_first: whether their second dimension is of tokens, and the third of heads.
         """
         ops, step = run.ops, run.step
         shape = (step.batch if step.caches else 1, step.tokens)
         numbers = ops.scaled(ops.new(shape, LONG), FLOAT)
         numbers = ops.to(ops.scaled(numbers), q.size)
         scale, bias = (ops.to(run.weights[f"{name}.{part}"], q.size) for part in ("scale", "bias"))
-        tokens_first = heads_at > 1
         rows = (shape[0], shape[1], 1) if tokens_first else (shape[0], 1, shape[1])
         each = (1, 1, scale.shape[0]) if tokens_first else (1, scale.shape[0], 1)
         factor = ops.mul(ops.view(scale, each), ops.view(numbers, rows))
@@ -221,7 +220,7 @@ class SharedLatentAttention(IndexedAttention):
         q = _layer_norm(ops, x)
         q = run.linear(q, f"{name}.wq_b")
         q = ops.view(q, (batch, tokens, self.index_heads, self.index_dim))
-        q = self._scaled(run, q, f"{name}.softmax_scaling", 2)
+        q = self._scaled(run, q, f"{name}.softmax_scaling", tokens_first=True)
         k = _layer_norm(ops, run.linear(x, f"{name}.wk"))
         k = ops.view(k, (batch, tokens, 1, self.index_dim))
         held: list[Tensor] = []
