@@ -118,7 +118,7 @@ def counted(tokens: int, chosen: int) -> list[int]:
 
 
 def test_every_128_tokens_have_four_sums_for_each_of_32_experts() -> None:
-    assert 4 * 32 * (4 * 16) in counted(2000, 2)
+    assert 4 * 32 * (4 * 24) in counted(3000, 2)
 
 
 def test_a_token_of_one_expert_needs_no_second_sum() -> None:

@@ -17,7 +17,9 @@ from tests.planner.cases import (
 )
 from tritter_mem.config.profile import Profile
 from tritter_mem.models.bundled import architecture_of, run_settings
+from tritter_mem.planner.case import Case
 from tritter_mem.planner.compose import plan
+from tritter_mem.planner.training import LayerStep
 from tritter_model.ops.tuning import tuned
 from tritter_model.transformer import Transformer
 
@@ -114,3 +116,13 @@ def test_what_a_selective_policy_keeps_is_counted_once(policy: str) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw-8bit"])
 def test_tiny_training_with_other_optimizers_on_the_cpu(optimizer: str) -> None:
     assert_plan_is_exact(tiny(workload__mode="training", training__optimizer=optimizer), "cpu")
+
+
+def test_what_a_norm_saves_is_there_from_its_step_on() -> None:
+    """Roots of mean squares too, which the first step of a block makes."""
+    profile = tiny(workload__mode="training")
+    [layer, *_] = Case.of(profile, card()).architecture.layers
+    block = LayerStep(layer, Case.of(profile, card())).blocks[0]
+    for name in ("norm", "rstd"):
+        with_it, without = (next(block.forward(kept, ["norm"])) for kept in ([name], []))
+        assert with_it.total_bytes - without.total_bytes == block.bytes_of([name]) > 0

@@ -16,8 +16,10 @@ from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.planner.compose import plan
 from tritter_mem.planner.suggest import (
+    Change,
     Cost,
     _cache_changes,
+    _Case,
     _named_changes,
     _weight_changes,
     cards_that_fit,
@@ -326,3 +328,15 @@ def test_only_formats_of_fewer_bits_are_suggested() -> None:
     half = load_profile("7b", {"kv_cache.dtype": "bfloat16"})
     types = [c.settings.get("kv_cache.dtype") for c in _cache_changes(half)]
     assert [name for name in types if name] == ["int8", "int4", "int2"]
+
+
+def test_of_changes_that_were_not_judged_the_first_of_its_kind_is_laid() -> None:
+    class Case(_Case):
+        def least_bytes(self, change: Change) -> int:  # nothing is enough
+            return self.budget_bytes + 1
+
+    profile = named()
+    case = Case(profile, find_gpu("rtx-4090"), 1 << 30, plan(profile, find_gpu("rtx-4090")))
+    changes = [Change(str(chunk), {"workload.prefill_chunk": chunk}) for chunk in (512, 256)]
+    laid, found = case.together(changes, [])
+    assert (laid.settings, found) == ({"workload.prefill_chunk": 512}, None)
