@@ -275,9 +275,9 @@ def test_sizes_that_do_not_fit_are_not_planned() -> None:
     ops = operations()
     one, other = ops.new((3, 4), 2), ops.new((3, 5), 2)
     for what, said in (
-        (lambda: ops.view(one, (3, 5)), r"does not view \[3, 4\] and \[3, 5\]"),
-        (lambda: ops.mul(one, other), "does not broadcast"),
-        (lambda: ops.matmul(one, other), "does not multiply"),
+        (lambda: ops.view(one, (3, 5)), r"cannot view \[3, 4\] as \[3, 5\]"),
+        (lambda: ops.mul(one, other), "cannot broadcast"),
+        (lambda: ops.matmul(one, other), "cannot multiply"),
     ):
         with pytest.raises(NotPlannedError, match=said):
             what()

@@ -347,14 +347,13 @@ def broadcast(*shapes: Shape) -> Shape:
     padded = [(1,) * (length - len(shape)) + shape for shape in shapes]
     found = [{*sizes} - {1} or {1} for sizes in zip(*padded, strict=True)]
     if any(len(sizes) > 1 for sizes in found):
-        raise _misfit("does not broadcast", *shapes)
+        raise _misfit(f"broadcast {' and '.join(str([*shape]) for shape in shapes)}")
     return tuple(size for [size] in found)
 
 
-def _misfit(what: str, *shapes: Shape) -> NotPlannedError:
+def _misfit(what: str) -> NotPlannedError:
     """What PyTorch would stop at: sizes of a configuration that do not fit each other."""
-    listed = " and ".join(str([*shape]) for shape in shapes)
-    return NotPlannedError(f"the sizes of this configuration do not fit: PyTorch {what} {listed}")
+    return NotPlannedError(f"the sizes of this configuration do not fit: PyTorch cannot {what}")
 
 
 class Operations:
@@ -634,7 +633,7 @@ class Operations:
             NotPlannedError: that shape has more elements, or fewer.
         """
         if prod(shape) != x.elements:
-            raise _misfit("does not view", x.shape, shape)
+            raise _misfit(f"view {[*x.shape]} as {[*shape]}")
         out = Tensor(shape, contiguous(shape) if strides is None else strides, x.size, x.storage)
         out.is_view = True
         if self.grad and x.node is not None:
@@ -1116,7 +1115,7 @@ class Operations:
             NotPlannedError: their K differ.
         """
         if a.shape[-1] != b.shape[-2]:
-            raise _misfit("does not multiply", a.shape, b.shape)
+            raise _misfit(f"multiply {[*a.shape]} and {[*b.shape]}")
         right, left = self._cast(b), self._cast(a)  # there until the product is
         batch = broadcast(a.shape[:-2], b.shape[:-2])
         a, b = (self._batched(self._spread(x, batch)) for x in (left, right))
