@@ -28,3 +28,18 @@ def test_a_short_timeline_is_kept_as_it_is() -> None:
     timeline = training_1b().by_kind()["measured"].timeline
     assert timeline
     assert thin(timeline, len(timeline.rows)) is timeline
+
+
+def test_a_short_phase_keeps_its_rows() -> None:
+    rows = tuple((at, int(at >= 60), at) for at in range(100_000))
+    timeline = Timeline(columns=("event", "phase", "allocated_bytes"), rows=rows)
+    kept = thin(timeline, 400).rows
+    assert len(kept) <= 400
+    assert sum(phase == 0 for _, phase, _ in kept) == 60
+    assert sum(phase == 1 for _, phase, _ in kept) > 250
+
+
+def test_more_phases_than_rows_are_thinned_all_the_same() -> None:
+    rows = tuple((at, at // 2, at) for at in range(3000))
+    timeline = Timeline(columns=("event", "phase", "allocated_bytes"), rows=rows)
+    assert 300 < len(thin(timeline, 400).rows) <= 400

@@ -71,7 +71,8 @@ def find_peaks(
     phase_peaks = _phase_peaks(log.spans, levels)
     peak = max(_counted_levels(log.spans, len(levels)), key=levels.__getitem__)
     extremes = [partial(pick, key=levels.__getitem__) for pick in (min, max)]
-    thin = thinned(range(len(levels)), points - len(phase_peaks) - 1, extremes)
+    bounds = [level for span in log.spans for level in (span.start, span.end)]
+    thin = thinned(range(len(levels)), points - len(phase_peaks) - 1, extremes, bounds)
     kept = sorted({*thin, *phase_peaks.values(), peak})
     live = dict(zip(kept, _components_at(log, requested or log, kept), strict=True))
     return Peaks(
