@@ -169,6 +169,14 @@ def test_a_block_in_use_by_another_stream_waits() -> None:
     assert a.malloc(20 * MiB).address == block.address
 
 
+def test_small_blocks_that_wait_are_active() -> None:
+    a = allocator()
+    waits = a.request_free(a.malloc(1024))
+    assert waits
+    a.malloc(1024)
+    assert a.counters.named()["active.all.peak"] == 2
+
+
 def test_a_waiting_block_does_not_join_its_neighbours() -> None:
     a = allocator()
     first, second = a.malloc(4 * MiB), a.malloc(4 * MiB)

@@ -17,9 +17,11 @@ import sys
 import threading
 import time
 import tomllib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -173,15 +175,21 @@ class CoveringTests:
         return list(self._within(found - {""}, seconds))
 
     def _within(self, contexts: Iterable[str], seconds: float) -> Iterator[str]:
-        """In turn one test of each function, each function's quickest first."""
+        """The quickest for half of the time; then in turn one test of each function.
+
+        Of those each function's quickest comes first.
+        """
         names = {context.rpartition("|")[0] for context in contexts} & self._seconds.keys()
+        ordered = sorted(names, key=lambda name: (self._seconds[name], name))
+        spent = list(accumulate(self._seconds[name] for name in ordered))
+        quick = bisect_right(spent, seconds / 2)
+        yield from ordered[:quick]
         by_function: dict[str, list[str]] = {}
-        for name in sorted(names, key=lambda name: (self._seconds[name], name)):
+        for name in ordered[quick:]:
             by_function.setdefault(name.partition("[")[0], []).append(name)
-        functions = sorted(by_function.values(), key=lambda tests: self._seconds[tests[0]])
-        left = seconds
-        for turn in range(max(map(len, functions), default=0)):
-            for tests in functions:
+        left = seconds - (spent[quick - 1] if quick else 0.0)
+        for turn in range(max(map(len, by_function.values()), default=0)):
+            for tests in by_function.values():
                 took = self._seconds[tests[turn]] if turn < len(tests) else 0.0
                 if turn < len(tests) and took < min(left, LONGEST_TEST):
                     left -= took

@@ -81,6 +81,15 @@ def test_what_is_done_seldom_asks_for_what_it_was_compared_with() -> None:
         assert {"whole": requests(other_run(what))} == table[what]
 
 
+def test_a_mask_with_a_window_is_one_for_all_sequences() -> None:
+    """[1, 1, T, K] of booleans; where chunks begin differs between sequences."""
+    window = {"sliding_window": 16, "attention_chunk_size": 16, "attention_dropout": 0.0}
+    work = {"batch": 3, "context": 51, "new_tokens": 1}
+    for name, masks in (("mistral", {1}), ("llama4_text", {1, 3})):
+        sizes = play_run(a_run(tiny_config(name, 0) | window, work=work), CARD).requests.sizes
+        assert {count for count in (1, 2, 3) if count * 50 * 50 in sizes} == masks
+
+
 def write() -> None:
     """The table."""
     found = {name: of_family(name) for name in PLANNED}

@@ -597,7 +597,7 @@ def make_mask(step: Step, window: int | None) -> Tensor | None:
         rows.append(ops.new((length,), LONG))
         del near
     shape = (1, 1, step.tokens, keys)
-    each = (step.batch if step.dialect.chunked else 1, *shape[1:])
+    each = (step.batch if step.dialect.chunked else 1, 1, step.tokens, keys)
     mask = ops.new(shape, BOOL) if window is None else _window_mask(ops, shape, each)
     rows.reverse()  # a list lets its last item go first
     rows.clear()
