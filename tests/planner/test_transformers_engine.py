@@ -185,10 +185,9 @@ def test_a_plan_is_what_a_simulated_run_takes(name: str, kind: str, tmp_path: Pa
         assert planned.reserved_peak_bytes == simulated.reserved_peak_bytes + SMALL_SEGMENT_BYTES
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", [name for name in PLANNED if name not in NOT_TO_THE_BYTE])
-def test_other_configurations_of_a_family_are_planned_to_the_byte(name: str, seed: int) -> None:
-    planned, simulated = both(a_run(tiny_config(name, seed) | {"attention_dropout": 0.0}))
+def test_another_configuration_of_a_family_is_planned_to_the_byte(name: str) -> None:
+    planned, simulated = both(a_run(tiny_config(name, 2) | {"attention_dropout": 0.0}))
     assert peaks(planned) == peaks(simulated)
 
 
