@@ -83,6 +83,7 @@ PARTS: dict[str, Part] = {
     "attention": Part("benchmarks.attention", 40),
     "variants": Part("benchmarks.variants", 45),
     "validate": Part("benchmarks.validations", 110, takes_rest=True),
+    "scripts": Part("benchmarks.scripts", 45, takes_rest=True),
     "tests": Part("benchmarks.gpu_tests", 35, takes_rest=True),
     "probes": Part("benchmarks.probes", 25),
     "fragmentation": Part("benchmarks.fragmentation", 25, takes_rest=True),

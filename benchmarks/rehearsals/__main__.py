@@ -18,16 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rehearsals.rows import CONTEXT, NEW_TOKENS, ROWS, Row
-from tritter_mem.config.loading import load_any
-from tritter_mem.config.named_profile import NamedProfile
+from benchmarks.rehearsals.rows import CONTEXT, NEW_TOKENS, ROWS, SCRIPTS, Row
 from tritter_mem.errors import MeasureError, TritterMemError
-from tritter_mem.models.transformers_run import transformers_run
 from tritter_mem.profiling.profiler import profile
 from tritter_mem.rehearsal.environment_setup import NEEDED_BYTES, set_up
 from tritter_mem.units import GiB
 
-SCRIPTS = Path(__file__).parent / "scripts"
 ROOT = Path(__file__).parents[2]
 MODEL_FOLDER = ROOT / "docs" / "examples" / "model_folder.py"
 PAGE = ROOT / "reports" / "rehearsals.md"
@@ -119,18 +115,12 @@ def rehearse(row: Row, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="row-", dir=ROOT / "out") as name:
         if "{folder}" in row.command:
             subprocess.run([sys.executable, str(MODEL_FOLDER), f"{name}/model"], check=True)
+        found = _rehearse(row, row.words(Path(name)), folder)
         if not row.model:
-            return _rehearse(row, row.command.format(folder=f"{name}/model").split(), folder)
-        loaded = load_any(row.model, {
-            "gpu.name": "h100", "workload.context": CONTEXT, "workload.new_tokens": NEW_TOKENS,
-        })  # fmt: skip
-        assert isinstance(loaded, NamedProfile)  # noqa: S101  (for mypy)
-        run, config = transformers_run(loaded), Path(name) / "config.json"
-        config.write_text(json.dumps(dict(run.config)))
-        use = profile(loaded, device="none").simulated
-        words = row.command.format(config=config, dtype=run.dtype.name).split()
+            return found
+        use = profile(row.profile(), device="none").simulated
         peaks = use and [use.allocated_peak_bytes, use.reserved_peak_bytes]
-        return _rehearse(row, words, folder) | {"simulated": peaks}
+        return found | {"simulated": peaks}
 
 
 def _rehearse(row: Row, words: list[str], folder: Path) -> dict[str, Any]:

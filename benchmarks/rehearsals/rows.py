@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from tritter_mem.config.named_profile import NamedProfile
+
+SCRIPTS = Path(__file__).parent / "scripts"
 TORCH = "2.14.0"
 RELEASES = ("2.10.0", "2.11.0", "2.12.0", "2.13.0", "2.14.0", "2.15.0")
 
@@ -26,6 +33,8 @@ class Row:
             first argument of the command.
         wheels: whether NVIDIA's own libraries are in the environment too.
         cause: why it differs from what is known.
+        measured: whether the same was run on a GPU, whose figures are what is known.
+        alone: whether it fills so much of a GPU that it is measured by itself.
     """
 
     name: str
@@ -40,6 +49,30 @@ class Row:
     model: str = ""
     wheels: bool = False
     cause: str = ""
+    measured: bool = False
+    alone: bool = False
+
+    def profile(self) -> NamedProfile:
+        """Of its model."""
+        from tritter_mem.config.loading import load_any
+        from tritter_mem.config.named_profile import NamedProfile
+
+        card = self.options.split()[1]
+        loaded = load_any(self.model, {
+            "gpu.name": card, "workload.context": CONTEXT, "workload.new_tokens": NEW_TOKENS,
+        })  # fmt: skip
+        assert isinstance(loaded, NamedProfile)  # noqa: S101  (for mypy)
+        return loaded
+
+    def words(self, folder: Path) -> list[str]:
+        """The command's words; the configuration of its model is written into the folder."""
+        if not self.model:
+            return self.command.format(folder=folder / "model").split()
+        from tritter_mem.models.transformers_run import transformers_run
+
+        run, config = transformers_run(self.profile()), folder / "config.json"
+        config.write_text(json.dumps(dict(run.config)))
+        return self.command.format(config=config, dtype=run.dtype.name).split()
 
 
 _EXPERIMENT = "an experiment over an earlier form of the stand-ins"
@@ -162,3 +195,29 @@ ROWS = (
     ),
     *map(_generated, MODELS),
 )  # fmt: skip
+
+_MEASURED_WITH = ("transformers==5.17.0", "accelerate==1.15.0", "peft")
+_MEASURED_MODELS = ("qwen3-8b", "qwen3-30b-a3b", "qwen3.5-0.8b", "gemma-3-1b")
+"""Dense, of experts, with linear attention, with windows of attention."""
+
+
+def _measured(row: Row, *, alone: bool = False) -> Row:
+    """A rehearsal of what is measured, with the releases that were there."""
+    return replace(
+        row, name=f"{row.name}, measured", torch="2.11.0", needs=_MEASURED_WITH, measured=True,
+        options="--gpu h200", alone=alone, allocated_gib=None, reserved_gib=None, source="",
+        cause="",
+    )  # fmt: skip
+
+
+MEASURED = (
+    *(_measured(_generated(model)) for model in _MEASURED_MODELS),
+    *(
+        _measured(_fine_tuned(words, 0))
+        for words in ("0.8b full 128", "0.8b lora 128 checkpointed")
+    ),
+    _measured(Row(name="1B, compiled, reduce-overhead", command="python llama.py 1b compile")),
+    _measured(Row(name="8B, AdamW, checkpointed", command="python llama.py 8b train"), alone=True),
+)
+"""What `make gpu` runs too."""
+ROWS = (*ROWS, *MEASURED)

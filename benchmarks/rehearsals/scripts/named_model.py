@@ -2,7 +2,8 @@
 
     python named_model.py CONFIG.json TOKENS NEW_TOKENS [DTYPE]
 
-The model is made on the meta device and put on the GPU without values. No token ends a sequence.
+The model is made on the meta device and gets random values on the GPU, so that its experts get
+tokens as they would. No token ends a sequence.
 """
 
 import json
@@ -24,6 +25,8 @@ def on_gpu(one: torch.Tensor) -> torch.Tensor:
     """Tied weights stay one, which `to_empty` takes apart."""
     if one not in there:
         there[one] = torch.empty_like(one, device="cuda")
+        if one.is_floating_point():
+            there[one].normal_(0, 0.02)
     return there[one]
 
 
