@@ -19,6 +19,7 @@ from tritter_model.config import RunConfig
 from tritter_model.kv_cache import KVCache
 from tritter_model.labels import GRAPH_POOL, SIDE_STREAM, WORKSPACE, label, place
 from tritter_model.ops.argmax import argmax
+from tritter_model.ops.tuning import tuned
 from tritter_model.transformer import Transformer
 
 
@@ -64,8 +65,9 @@ class DecodeGraph:
 
     def _step(self) -> None:
         """Read the token, choose the next one in its place."""
-        hidden = self._model.extend(self._token, self._cache, self._multiprocessors)
-        self._token.copy_(argmax(self._model.logits(hidden)))
+        with tuned(dependent_launch=True):
+            hidden = self._model.extend(self._token, self._cache, self._multiprocessors)
+            self._token.copy_(argmax(self._model.logits(hidden)))
 
     def _captured(self, device: torch.device) -> Callable[[], None]:
         """Run the step once beside the device's own stream, then capture it there."""

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from tritter_model.ops import kv_digits
-from tritter_model.ops.kv_digits import digits_of_pairs_ptx, digits_ptx
+from tritter_model.ops.kv_digits import OFFSET, digits_of_pairs_ptx, digits_ptx
 
 WORD = 0xFFFFFFFF
 
@@ -60,12 +60,9 @@ def run(ptx: str, source: str, word: int) -> dict[str, int]:
 
 
 def digits_of(word: int, digit: int) -> list[list[int]]:
-    """Each part's digits of the four bytes, less half their range."""
+    """Each part's digits of the four bytes, plus the offset."""
     return [
-        [
-            (byte >> digit * part) % 2**digit - 2 ** (digit - 1)
-            for byte in word.to_bytes(4, "little")
-        ]
+        [OFFSET + (byte >> digit * part) % 2**digit for byte in word.to_bytes(4, "little")]
         for part in range(8 // digit)
     ]
 

@@ -25,6 +25,7 @@ from tritter_model.ops.cache_history import attend
 from tritter_model.ops.checks import expect_contiguous
 from tritter_model.ops.decode_groups import attend_to_groups
 from tritter_model.ops.decode_rows import attend_to_recent, attend_to_rows
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.kv_digits import digits_of_pairs_ptx, digits_ptx
 from tritter_model.ops.registry import operator, scratch
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 SPLIT_TOKENS = 256
 TILE_BYTES = 8192
 """Of keys or of values, in a program's tile."""
+MERGED_CHANNELS, MERGED_SPLITS = 32, 128
+"""A program's tile of partial outputs: narrow, so that many merge a head and loads overlap."""
 PAIRED_BYTES = 64
 """Of a value, the fewest to be read by pairs: with fewer, most warps would repeat others' work."""
 
@@ -129,23 +132,32 @@ def _launch(
     _decode_split_kernel[(pairs * programs, splits)](
         qkv, position, _as_read(layer, form), *partial, merged,
         layer.kv_heads, splits, layer.sinks, layer.window, max(layer.slots, 1), layer.groups,
-        math.log2(math.e) / math.sqrt(width), **form,
+        math.log2(math.e) / math.sqrt(width), **form, **dependent(),
     )  # fmt: skip
-    columns = block(heads * width) if rows else 0
-    _decode_merge_kernel[(layer.batch * heads,)](
+    columns, channels = block(heads * width) if rows else 0, min(block(width), MERGED_CHANNELS)
+    _decode_merge_kernel[(layer.batch * heads, -(-width // channels))](
         *partial, out, merged, *quantised, layer.batch * heads, heads, splits,
-        WIDTH=width, CHANNELS=block(width), SPLITS=32, ROW=columns, PTX=not interpreted(),
-        num_warps=min(max(4, columns // 1024), 16),
+        WIDTH=width, CHANNELS=channels, SPLITS=min(block(splits), MERGED_SPLITS), ROW=columns,
+        PTX=not interpreted(), num_warps=min(max(4, columns // 1024), 16), **dependent(),
     )  # fmt: skip
 
 
 def _as_read(layer: LayerCache, form: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The cache's tensors, fp8 as bytes; then its values again, in words or pairs of bytes."""
+    """The cache's tensors, fp8 as bytes; then its values again, in words or pairs of bytes.
+
+    By pairs, keys are read so too, and their scales and minima two at a time.
+    """
     tensors = layer.tensors()
     if layer.keys.dtype == torch.float8_e4m3fn:
         tensors[:2] = [layer.keys.view(torch.uint8), layer.values.view(torch.uint8)]
+    if not layer.bits:
+        return (*tensors, tensors[1])
     kind = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[form["UNIT"]]
-    return (*tensors, tensors[1].view(kind) if layer.bits else tensors[1])
+    values = tensors[1].view(kind)
+    if form["UNIT"] == 2:
+        tensors[0] = tensors[0].view(kind)
+        tensors[5:7] = [tensor.view(torch.int32) for tensor in tensors[5:7]]
+    return (*tensors, values)
 
 
 def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
@@ -188,6 +200,7 @@ def _decode_split_kernel(
     WIDTH: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr, BYTES: tl.constexpr, SEGMENT: tl.constexpr,
     RING: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The last split takes sinks, tail and the new token, the others a share of the rest each.
 
@@ -195,6 +208,7 @@ def _decode_split_kernel(
     values in numbers of UNIT bytes. partial: float32 [splits, B, A, D]. sums: float32
     [splits, B, A], log-sum-exp in base 2. merged: int32 [B], set to 0 for the merge, or None.
     """
+    wait_for_the_launch_ahead(DEPENDENT)
     PROGRAMS: tl.constexpr = (HEADS + COLUMNS - 1) // COLUMNS
     pair = tl.program_id(0) // PROGRAMS
     head = tl.program_id(0) % PROGRAMS * COLUMNS + tl.arange(0, COLUMNS)
@@ -234,30 +248,33 @@ def _decode_split_kernel(
 def _decode_merge_kernel(
     partial, sums, out, merged, codes, scale, total, rows, heads, splits,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr, ROW: tl.constexpr,
-    PTX: tl.constexpr,
+    PTX: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """A program puts the splits of one query head together, weighed by their log-sum-exp.
+    """A program puts the splits of some channels of a head together, weighed by log-sum-exp.
 
-    Where the result is to be quantised, the program that counts the last head of a sequence does
+    Where the result is to be quantised, the program that counts the last ones of a sequence does
     it, from memory: the count orders its loads behind the other programs' stores.
 
     partial: float32 [splits, B, A, D]. sums: float32 [splits, B, A]. out: float [B, A * D].
     merged: int32 [B], zeros, or None. codes: int8 [B, A * D]. scale: float32 [B]. total: int32 [B].
     """
+    wait_for_the_launch_ahead(DEPENDENT)
     row = tl.program_id(0)
-    d = tl.arange(0, CHANNELS)
+    d = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     s = tl.arange(0, SPLITS)
     mass = tl.zeros((SPLITS,), tl.float32)
     top = tl.full((SPLITS,), -1e30, tl.float32)
     result = tl.zeros((SPLITS, CHANNELS), tl.float32)
     for start in range(0, splits, SPLITS):
         at = (start + s) * rows + row
-        share = tl.load(sums + at, mask=start + s < splits, other=float("-inf"))
+        inside = start + s < splits
+        share = tl.load(sums + at, mask=inside, other=float("-inf"))
+        both = inside[:, None] & (d < WIDTH)[None]
+        part = tl.load(partial + at[:, None] * WIDTH + d[None], mask=both, other=0)
         higher = tl.maximum(top, share)
         weight = tl.exp2(share - higher)
         shrink = tl.exp2(top - higher)
-        inside = (weight > 0)[:, None] & (d < WIDTH)[None]
-        part = tl.load(partial + at[:, None] * WIDTH + d[None], mask=inside, other=0)
+        part = tl.where((weight > 0)[:, None], part, 0.0)  # a split of no tokens left it unwritten
         result = result * shrink[:, None] + part * weight[:, None]
         mass = mass * shrink + weight
         top = higher
@@ -268,7 +285,7 @@ def _decode_merge_kernel(
         tl.debug_barrier()  # one thread counts, when all have stored
         sequence = row // heads
         before = tl.atomic_add(merged + sequence, 1, sem="acq_rel", scope="gpu")
-        if before == heads - 1:
+        if before == heads * tl.num_programs(1) - 1:
             column = tl.arange(0, ROW)
             width = heads * WIDTH
             value = tl.load(

@@ -2,8 +2,9 @@
 
 Scales and minima are folded into what is small. Keys: q'(d) = q(d) * scale(d), and
 sum q(d) * minimum(d) as a bias, anew for each group. Values: p'(t) = p(t) * scale(t), and
-sum p(t) * minimum(t) added at the end. The half range that digits lack (`kv_digits`) is a part of
-the minima. Tiles and scores are those of `decode_rows`.
+sum p(t) * minimum(t) added at the end. What digits have too much (`kv_digits`) is taken off with
+the minima, times the q' and p' that tensor cores are given, so that it leaves no error. Tiles and
+scores are those of `decode_rows`.
 """
 
 # mypy: disable-error-code="assignment, var-annotated"
@@ -34,7 +35,8 @@ def attend_to_groups(
 
     BYTES and SEGMENT are a row's bytes, and those of a part of it that lies in one value group, as
     powers of two. A value's scale and minimum are loaded a trip ahead. UNIT is how many bytes of
-    values are loaded as one number; pairs of bytes have the digits of two channels side by side.
+    values are loaded as one number. Of pairs, keys are loaded too, with two channels' scales as one
+    number: they have the digits of two channels side by side, as tensor cores take them.
     """
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
     EACH: tl.constexpr = 2 if UNIT == 2 else 1
@@ -43,14 +45,14 @@ def attend_to_groups(
     TRIPS: tl.constexpr = (GROUP + TOKENS - 1) // TOKENS
     keys, _, _, _, _, key_scale, key_minimum, value_scale, value_minimum, values = cache
     base = pair.to(tl.int64)
-    keys += base * groups * (GROUP * ROW)
-    key_scale += base * groups * WIDTH
-    key_minimum += base * groups * WIDTH
+    keys += base * groups * (GROUP * ROW // EACH)
+    key_scale += base * groups * (WIDTH // EACH)
+    key_minimum += base * groups * (WIDTH // EACH)
     values += base * slots * (ROW // UNIT)
     value_scale += base * slots * VALUE_GROUPS
     value_minimum += base * slots * VALUE_GROUPS
     t = tl.arange(0, TOKENS)
-    q = _query_parts(queries, here, factor, BITS, ROW, BYTES)
+    q = _query_parts(queries, here, factor, BITS, ROW, BYTES, EACH)
     first = low // GROUP * TRIPS
     last = behind // GROUP * TRIPS
     share = tl.cdiv(tl.maximum(last - first, 0), splits)
@@ -80,7 +82,7 @@ def attend_to_groups(
 
         scores = _scores_of_group(
             q, keys, key_scale, key_minimum, place * GROUP, place * WIDTH, within, inside,
-            BITS, ROW, BYTES, PTX,
+            BITS, ROW, BYTES, PTX, EACH, WORDS_PTX,
         )  # fmt: skip
         if inside is not None:
             scores = tl.where(inside[:, None], scores, float("-inf"))
@@ -137,7 +139,7 @@ def _mix_values(
 ):  # fmt: skip
     """Add a trip's values, weighed, to what each digit of each segment has come to."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
-    CENTRE: tl.constexpr = 136 if BITS == 8 else 2 ** (BITS - 1)
+    OFFSET: tl.constexpr = 128 * 17 if BITS == 8 else 128
     PARTS: tl.constexpr = (16 if UNIT == 2 else 8) // DIGIT
     ROW: tl.constexpr = WIDTH * BITS // 8
     HELD: tl.constexpr = ROW // SEGMENTS
@@ -146,8 +148,10 @@ def _mix_values(
     for i in tl.static_range(VALUE_GROUPS):
         scale = scales[2 * i].to(tl.float32)
         minimum = scales[2 * i + 1].to(tl.float32)
-        weights += ((p * scale[:, None]).to(tl.bfloat16),)
-        more_minima += (minima[i] * shrink[None] + p * (minimum + CENTRE * scale)[:, None],)
+        weight = (p * scale[:, None]).to(tl.bfloat16)
+        weights += (weight,)
+        more = p * minimum[:, None] - OFFSET * weight.to(tl.float32)
+        more_minima += (minima[i] * shrink[None] + more,)
     more = ()
     for j in tl.static_range(SEGMENTS):
         parts = _value_digits(
@@ -162,14 +166,18 @@ def _mix_values(
 
 
 @jit
-def _query_parts(queries, here, factor, BITS: tl.constexpr, ROW: tl.constexpr, BYTES: tl.constexpr):
-    """What each digit of a key's bytes is multiplied by: float32 [BYTES, COLUMNS] each, scaled."""
+def _query_parts(
+    queries, here, factor,
+    BITS: tl.constexpr, ROW: tl.constexpr, BYTES: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
+    """What each digit is multiplied by: float32 [BYTES / EACH, COLUMNS] each, scaled."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
-    d = tl.arange(0, BYTES)
+    d = EACH * tl.arange(0, BYTES // EACH)
     inside = (d < ROW)[:, None] & here[None]
     parts = ()
-    for i in tl.static_range(8 // DIGIT):
-        at = queries[None] + (i * DIGIT // BITS * ROW + d)[:, None]
+    for i in tl.static_range(8 * EACH // DIGIT):
+        channel = i * DIGIT % 8 // BITS * ROW + i * DIGIT // 8
+        at = queries[None] + (channel + d)[:, None]
         part = tl.load(at, mask=inside, other=0).to(tl.float32)
         parts += (part * (factor * 2 ** (i * DIGIT % BITS)),)
     return parts
@@ -179,34 +187,57 @@ def _query_parts(queries, here, factor, BITS: tl.constexpr, ROW: tl.constexpr, B
 def _scores_of_group(
     q, keys, key_scale, key_minimum, first_row, first_scale, within, inside,
     BITS: tl.constexpr, ROW: tl.constexpr, BYTES: tl.constexpr, PTX: tl.constexpr,
+    EACH: tl.constexpr, PAIRS_PTX: tl.constexpr,
 ):  # fmt: skip
     """Scores of some tokens of one group of quantised keys: [TOKENS, COLUMNS]."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
-    CENTRE: tl.constexpr = 136 if BITS == 8 else 2 ** (BITS - 1)
-    d = tl.arange(0, BYTES)
+    CUT: tl.constexpr = BYTES != ROW
+    c = tl.arange(0, BYTES // EACH)
+    here = EACH * c < ROW
     packed = _rows(
-        keys + (first_row + within)[:, None] * ROW + d[None], inside, d < ROW, BYTES != ROW
+        keys + (first_row + within)[:, None] * (ROW // EACH) + c[None], inside, here, CUT
     )
-    parts = digits(packed, DIGIT, PTX)
-    bias = tl.zeros((q[0].shape[1],), tl.float32)
+    if EACH == 2:  # noqa: SIM108  (Triton compiles one branch of a statement)
+        parts = digits_of_pairs(packed, DIGIT, PAIRS_PTX)
+    else:
+        parts = digits(packed, DIGIT, PTX)
+    bias = tl.zeros((BYTES // EACH, q[0].shape[1]), tl.float32)
     scores = tl.zeros((within.shape[0], q[0].shape[1]), tl.float32)
-    for i in tl.static_range(8 // DIGIT):
-        if i * DIGIT % BITS == 0:
-            at = first_scale + i * DIGIT // BITS * ROW + d
-            scale = _columns(key_scale + at, d < ROW, BYTES != ROW)
-            minimum = _columns(key_minimum + at, d < ROW, BYTES != ROW)
-            bias += tl.sum(q[i] * (minimum + CENTRE * scale)[:, None], 0)
-        scores = tl.dot(parts[i], (q[i] * scale[:, None]).to(tl.bfloat16), scores)
-    return scores + bias[None]
+    for plane in tl.static_range(8 // BITS):
+        at = (first_scale + plane * ROW) // EACH + c
+        scales = _columns(key_scale + at, here, CUT)
+        minima = _columns(key_minimum + at, here, CUT)
+        for byte in tl.static_range(EACH):
+            scale = _half_of(scales, byte, EACH)
+            minimum = _half_of(minima, byte, EACH)
+            for i in tl.static_range(
+                (8 * byte + BITS * plane) // DIGIT, (8 * byte + BITS * (plane + 1)) // DIGIT
+            ):
+                if i * DIGIT % BITS == 0:
+                    bias += q[i] * minimum[:, None]
+                weight = (q[i] * scale[:, None]).to(tl.bfloat16)
+                bias -= 128 * weight.to(tl.float32)
+                scores = tl.dot(parts[i], weight, scores)
+    return scores + tl.sum(bias, 0)[None]
+
+
+@jit
+def _half_of(numbers, byte: tl.constexpr, EACH: tl.constexpr):
+    """float32 of one of two float16 numbers side by side in an int32; of float16 numbers, each."""
+    if EACH == 2:
+        half = (numbers >> (16 * byte)).to(tl.int16)
+        return half.to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return numbers.to(tl.float32)
 
 
 @jit
 def _columns(at, columns, CUT: tl.constexpr):
-    """float32 numbers, one a channel."""
+    """Numbers, one a channel or one for two."""
     if CUT:
-        return tl.load(at, mask=columns, other=0).to(tl.float32)
+        return tl.load(at, mask=columns, other=0)
     else:
-        return tl.load(at).to(tl.float32)
+        return tl.load(at)
 
 
 @jit

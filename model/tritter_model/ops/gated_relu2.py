@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised, whole_rows
@@ -45,7 +46,7 @@ def _launch_rows(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None
     width = codes.shape[1]
     _gate_rows_kernel[(x.shape[0],)](
         x, x.stride(0), codes, scale, total, width,
-        PTX=not interpreted(), **whole_rows(width),
+        PTX=not interpreted(), **whole_rows(width), **dependent(),
     )  # fmt: skip
 
 
@@ -59,14 +60,16 @@ def _gate(x, row, column, width):
 
 @jit
 def _gate_rows_kernel(
-    x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr
-):
+    x, stride, codes, scale, total, width,
+    BLOCK: tl.constexpr, PTX: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """A program takes a row.
 
     x: float [T, 2F], elements adjacent. codes: int8 [T, F]. scale: float32 and total: int32 [T].
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
+    wait_for_the_launch_ahead(DEPENDENT)
     gate, up = _gate(x, row * stride, column, width)
     value = (gate * gate * up).to(x.dtype.element_ty)
     store_quantised(value, row, column, width, codes, scale, total, PTX)

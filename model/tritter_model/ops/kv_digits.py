@@ -1,8 +1,9 @@
 """Codes of a quantised cache taken apart in registers, for tensor cores.
 
-Codes become digits of at most 4 bits, less half their range, which bfloat16 holds exactly: -8 to 7,
-or -2 to 1 with int2. The digits of a byte are its planes with int4 and int2, see `kv_codec`, and
-the two halves of an int8 code.
+Codes become digits of at most 4 bits, plus `OFFSET`: 128 to 143 are bfloat16 numbers whose last
+bits are the digit, so that one instruction makes two of them. Who multiplies them takes the offset
+off sums instead. The digits of a byte are its planes with int4 and int2, see `kv_codec`, and the
+two halves of an int8 code.
 """
 
 # mypy: disable-error-code="assignment"
@@ -17,7 +18,8 @@ from tritter_model.ops.jit import interpreted, jit
 if TYPE_CHECKING:
     import triton.language as tl
 
-_MASK_AND_OFFSET = {4: ("0x0F0F0F0F", "0xC308C308"), 2: ("0x03030303", "0xC302C302")}
+OFFSET = 128
+_MASK = {4: "0x0F0F0F0F", 2: "0x03030303"}
 _PAIRS = ("0x4140", "0x4342")
 _MASK_OF_PAIRS = {4: "0x000F000F", 2: "0x00030003"}
 
@@ -25,24 +27,21 @@ _MASK_OF_PAIRS = {4: "0x000F000F", 2: "0x00030003"}
 def digits_ptx(digit: int, words: bool) -> str | None:
     """The PTX that `digits` is to use, or with `words` `digits_of_words`; none if interpreted.
 
-    Two digits at a time: a byte below 0x43 is the bfloat16 128 + byte; the offset is -(128 + half
-    the range).
+    Two digits at a time: a byte below 0x43 is the bfloat16 128 + byte.
     """
     if interpreted():
         return None
-    mask, offset = _MASK_AND_OFFSET[digit]
     pairs = 16 // digit
     source = 2 * pairs if words else pairs
-    lines = [f"mov.b32 one, 0x3F803F80; mov.b32 offset, {offset};"]
+    lines = []
     for pair in range(pairs):
         lines += [
             f"shr.b32 x, ${source}, {digit * (pair // 2)};",
-            f"and.b32 x, x, {mask};",
+            f"and.b32 x, x, {_MASK[digit]};",
             f"prmt.b32 x, x, 0x43434343, {_PAIRS[pair % 2]};",
-            "fma.rn.bf16x2 x, x, one, offset;",
             f"mov.b32 {{${2 * pair}, ${2 * pair + 1}}}, x;" if words else f"mov.b32 ${pair}, x;",
         ]
-    return "\n".join(["{ .reg .b32 x, one, offset;", *lines, "}"])
+    return "\n".join(["{ .reg .b32 x;", *lines, "}"])
 
 
 def digits_of_pairs_ptx(digit: int) -> str | None:
@@ -53,17 +52,13 @@ def digits_of_pairs_ptx(digit: int) -> str | None:
     if interpreted():
         return None
     parts = 16 // digit
-    lines = [
-        "mov.b32 exponent, 0x43004300;",
-        f"mov.b32 one, 0x3F803F80; mov.b32 offset, {_MASK_AND_OFFSET[digit][1]};",
-    ]
+    lines = ["mov.b32 exponent, 0x43004300;"]
     for part in range(parts):
         lines += [
             f"shr.b32 x, ${parts}, {digit * part};",
-            f"lop3.b32 x, x, {_MASK_OF_PAIRS[digit]}, exponent, 0xEA;",
-            f"fma.rn.bf16x2 ${part}, x, one, offset;",
+            f"lop3.b32 ${part}, x, {_MASK_OF_PAIRS[digit]}, exponent, 0xEA;",
         ]
-    return "\n".join(["{ .reg .b32 x, exponent, one, offset;", *lines, "}"])
+    return "\n".join(["{ .reg .b32 x, exponent;", *lines, "}"])
 
 
 @jit
@@ -77,14 +72,14 @@ def digits(packed, DIGIT: tl.constexpr, PTX: tl.constexpr):
         )  # fmt: skip
     found = ()
     for i in tl.static_range(PARTS):
-        found += (_centred(packed.to(tl.int32) >> (DIGIT * i), DIGIT),)
+        found += (_digit(packed.to(tl.int32) >> (DIGIT * i), DIGIT),)
     return found
 
 
 @jit
-def _centred(code, DIGIT: tl.constexpr):
-    """The lowest digit, less half its range."""
-    return ((code & (2**DIGIT - 1)) - 2 ** (DIGIT - 1)).to(tl.float32).to(tl.bfloat16)
+def _digit(code, DIGIT: tl.constexpr):
+    """The lowest digit and the offset."""
+    return (128 + (code & (2**DIGIT - 1))).to(tl.float32).to(tl.bfloat16)
 
 
 @jit
@@ -102,7 +97,7 @@ def digits_of_words(words, DIGIT: tl.constexpr, PTX: tl.constexpr):
     else:
         of_bytes = ()
         for i in tl.static_range(4 * PARTS):
-            of_bytes += (_centred(words >> (8 * (i % 4) + DIGIT * (i // 4)), DIGIT),)
+            of_bytes += (_digit(words >> (8 * (i % 4) + DIGIT * (i // 4)), DIGIT),)
     found = ()
     for i in tl.static_range(PARTS):
         even = tl.join(of_bytes[4 * i], of_bytes[4 * i + 2])
@@ -122,5 +117,5 @@ def digits_of_pairs(pairs, DIGIT: tl.constexpr, PTX: tl.constexpr):
         )  # fmt: skip
     found = ()
     for i in tl.static_range(PARTS):
-        found += (_centred(pairs.to(tl.int32) >> (DIGIT * i), DIGIT),)
+        found += (_digit(pairs.to(tl.int32) >> (DIGIT * i), DIGIT),)
     return found

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tritter_model.labels import GRADIENTS, label
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import interpreted, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import (
@@ -108,14 +109,14 @@ def _launch_norm(
     _rms_norm_kernel[(x.shape[0],)](
         x, x.stride(0), delta, 0 if delta is None else delta.stride(0), weight, eps,
         out, 0 if out is None else out.stride(0), rstd, *(quantised or (None, None, None)),
-        x.shape[1], PTX=not interpreted(), **whole_rows(x.shape[1]),
+        x.shape[1], PTX=not interpreted(), **whole_rows(x.shape[1]), **dependent(),
     )  # fmt: skip
 
 
 @jit
 def _rms_norm_kernel(
     x, stride, delta, delta_stride, weight, eps, out, out_stride, rstd, codes, scale, total, width,
-    BLOCK: tl.constexpr, PTX: tl.constexpr,
+    BLOCK: tl.constexpr, PTX: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """A program takes a row. A pointer of None leaves out its step.
 
@@ -125,8 +126,10 @@ def _rms_norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
+    gain = tl.load(weight + column, mask=inside, other=0)
+    wait_for_the_launch_ahead(DEPENDENT)
     value = tl.load(x + row * stride + column, mask=inside, other=0)
-    gain = tl.load(weight + column, mask=inside, other=0).to(value.dtype).to(tl.float32)
+    gain = gain.to(value.dtype).to(tl.float32)
     if delta is not None:
         more = tl.load(delta + row * delta_stride + column, mask=inside, other=0)
         value = (value.to(tl.float32) + more.to(tl.float32)).to(value.dtype)

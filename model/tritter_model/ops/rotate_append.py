@@ -26,6 +26,7 @@ from tritter_model.ops.append import (
 )
 from tritter_model.ops.cache_writes import complete_group, put_tokens
 from tritter_model.ops.checks import expect_adjacent
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rotary import Heads, check_angles, check_heads, head_tile, rotate_heads
@@ -93,6 +94,7 @@ def _launch(
         qkv, norms, position, angles, *qkv.stride()[:2], *token_tensors(cache),
         cache.key_scale, cache.key_minimum, heads, cache.kv_heads, query_tiles, eps,
         cache.slots, cache.sinks, cache.groups, COLUMNS=form.pop("BLOCK"), **tile, **form,
+        **dependent(),
     )  # fmt: skip
 
 
@@ -103,13 +105,14 @@ def _rotate_append_kernel(
     slots, sinks, groups,
     HALF: tl.constexpr, EXPONENT: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    PTX: tl.constexpr, VALUE_GROUPS: tl.constexpr, LIMIT: tl.constexpr,
+    PTX: tl.constexpr, VALUE_GROUPS: tl.constexpr, LIMIT: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """A program rotates a few query heads of one sequence, or takes one key-value head.
 
     qkv: float [B, A + 2G, D]. norms: float [2, D], or None. position: int32 [1]. angles: float32
     [1, 2, D/2], or None to compute them. The others are the tensors of `LayerCache`.
     """
+    wait_for_the_launch_ahead(DEPENDENT)
     sequence, part = tl.program_id(1).to(tl.int64), tl.program_id(0)
     row, start = qkv + sequence * row_stride, tl.load(position)
     channel = tl.arange(0, BLOCK)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops.checks import FLOATS, expect, expect_adjacent
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import block, interpreted, jit
 from tritter_model.ops.registry import operator
 
@@ -67,7 +68,7 @@ def _launch(x: Tensor, codes: Tensor, scale: Tensor, total: Tensor) -> None:
     expect_adjacent("rows", x)
     _quantise_kernel[(x.shape[0],)](
         x, x.stride(0), codes, scale, total, x.shape[1],
-        PTX=not interpreted(), **whole_rows(x.shape[1]),
+        PTX=not interpreted(), **whole_rows(x.shape[1]), **dependent(),
     )  # fmt: skip
 
 
@@ -90,13 +91,17 @@ def whole_rows(width: int) -> dict[str, int]:
 
 
 @jit
-def _quantise_kernel(x, stride, codes, scale, total, width, BLOCK: tl.constexpr, PTX: tl.constexpr):
+def _quantise_kernel(
+    x, stride, codes, scale, total, width,
+    BLOCK: tl.constexpr, PTX: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """A program takes a row.
 
     x: float [T, K], elements adjacent. codes: int8 [T, K]. scale: float32 and total: int32 [T].
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
+    wait_for_the_launch_ahead(DEPENDENT)
     value = tl.load(x + row * stride + column, mask=column < width, other=0)
     store_quantised(value, row, column, width, codes, scale, total, PTX)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tritter_model.ops.checks import FLOATS, expect, expect_contiguous
+from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
 from tritter_model.ops.jit import block, capability, jit
 from tritter_model.ops.registry import operator
 from tritter_model.ops.rows import QuantisedRows
@@ -121,7 +122,7 @@ def _launch_one_row(tensors: tuple[Tensor, ...], per_byte: int) -> None:
     _ternary_one_row_kernel[(-(-outputs // 8),)](
         codes.view(torch.int32), row_scale, total, packed.view(torch.int32), scale, out,
         outputs, width, inputs, ROWS=8, WORDS=256, DIGITS=per_byte,
-        EXACT=width * per_byte == inputs, PTX=next_code_ptx(per_byte), num_warps=2,
+        EXACT=width * per_byte == inputs, PTX=next_code_ptx(per_byte), num_warps=2, **dependent(),
     )  # fmt: skip
 
 
@@ -142,9 +143,12 @@ def _dot4(a, b, sums, PTX: tl.constexpr):
 def _ternary_one_row_kernel(
     codes, row_scale, total, packed, scale, out, outputs, width, inputs,
     ROWS: tl.constexpr, WORDS: tl.constexpr, DIGITS: tl.constexpr, EXACT: tl.constexpr,
-    PTX: tl.constexpr,
+    PTX: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """A program computes a few outputs, its threads side by side along K.
+
+    Scales and the first weights are loaded before it waits, and weights a trip ahead of their use:
+    a program is so short that each wait for memory is a good part of it.
 
     codes: int32 [K / 4], four int8 each. row_scale: float32 [1]. total: int32 [1]. packed: int32
     [N, width / 4], four bytes each. scale: float32 [N]. out: float [N].
@@ -152,26 +156,32 @@ def _ternary_one_row_kernel(
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     words = width // 4
     rows = packed + (n.to(tl.int64) * words)[:, None]
+    factor = tl.load(scale + n, mask=n < outputs, other=0)
+    following = _weights_from(0, rows, n, words, outputs, WORDS)
+    wait_for_the_launch_ahead(DEPENDENT)
+    factor *= tl.load(row_scale)
+    offset = tl.load(total)
     sums = tl.zeros((ROWS, WORDS), tl.int32)
     for start in range(0, words, WORDS):
+        rest = following
+        following = _weights_from(start + WORDS, rows, n, words, outputs, WORDS)
         j = start + tl.arange(0, WORDS)
-        inside = (n < outputs)[:, None] & (j < words)[None]
-        rest = tl.load(rows + j[None], mask=inside, other=0)
         for i in tl.static_range(DIGITS):
             k = i * words + j
             held = j < words if EXACT else (j < words) & (k < inputs // 4)
             x = tl.load(codes + k, mask=held, other=0)
             weights, rest = next_codes_of_words(rest, DIGITS, PTX)
             sums = _dot4(weights, tl.broadcast_to(x[None], (ROWS, WORDS)), sums, PTX)
-    y = _scaled(tl.sum(sums, 1), tl.load(total), tl.load(row_scale), scale, n, outputs)
+    y = (tl.sum(sums, 1) - offset).to(tl.float32) * factor
     tl.store(out + n, y.to(out.dtype.element_ty), mask=n < outputs)
 
 
 @jit
-def _scaled(sums, total, row_scale, scale, n, outputs):
-    """What the sums over codes come to, in float32."""
-    factor = row_scale * tl.load(scale + n, mask=n < outputs, other=0)
-    return (sums - total).to(tl.float32) * factor
+def _weights_from(start, rows, n, words, outputs, WORDS: tl.constexpr):
+    """Packed words [ROWS, WORDS] of a trip; zeros beyond a row's end."""
+    j = start + tl.arange(0, WORDS)
+    inside = (n < outputs)[:, None] & (j < words)[None]
+    return tl.load(rows + j[None], mask=inside, other=0)
 
 
 def _launch_few_rows(tensors: tuple[Tensor, ...], per_byte: int) -> None:
@@ -248,7 +258,8 @@ def _store(sums, n, m, row_scale, total, scale, out, tokens, outputs):
     """Scale a tile [N, T] of sums over codes and write it."""
     offset = tl.load(total + m, mask=m < tokens, other=0)[None]
     factor = tl.load(row_scale + m, mask=m < tokens, other=0)[None]
-    y = _scaled(sums, offset, factor, scale, n[:, None], outputs)
+    factor = factor * tl.load(scale + n, mask=n < outputs, other=0)[:, None]
+    y = (sums - offset).to(tl.float32) * factor
     at = (m.to(tl.int64) * outputs)[None] + n[:, None]
     inside = (m < tokens)[None] & (n < outputs)[:, None]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)

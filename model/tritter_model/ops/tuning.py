@@ -51,6 +51,8 @@ class Tuning:
             rather than in two with the rows in memory between them.
         fused_add_norm: what a layer's attention or MLP gives is added to the residual stream in the
             launch that normalises and quantises the stream next.
+        dependent_launch: kernels of a decode step start before the one ahead of them has ended
+            (`dependent`). A captured step chooses it: nothing else may, where weights are written.
     """
 
     many_rows_stages: int = 3
@@ -62,6 +64,7 @@ class Tuning:
     angles_once: bool = False
     fused_merge: bool = False
     fused_add_norm: bool = False
+    dependent_launch: bool = False
 
 
 _current = [Tuning()]
