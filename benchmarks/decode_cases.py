@@ -30,15 +30,15 @@ MODEL: dict[str, Any] = {
 def cases() -> Iterator[Case]:
     """One token of one sequence behind 128K others, in a cache of each type; one in float32.
 
-    Int4 and int8 come with their values read by pairs of bytes, too.
+    Int4 and int8 come read by words, too, and int4 by two warps a program.
     """
     for dtype in ("int4", "int8", "int2", "bfloat16", "fp8"):
         run = RunConfig(model=ModelConfig(**MODEL), cache=CacheConfig(dtype=dtype), context=CONTEXT)
         yield f"decode, {dtype}", partial(launch, run)
         if dtype in ("int4", "int8"):
-            _, launch_it = variant(("", partial(launch, run)), decode_pairs=True)
-            yield f"decode by pairs, {dtype}", launch_it
+            yield variant((f"decode, {dtype}", partial(launch, run)), decode_pairs=False)
         if dtype == "int4":
+            yield variant((f"decode, {dtype}", partial(launch, run)), decode_warps=2)
             yield "decode, int4, fused_merge True", partial(launch, run, quantises=True)
     wide = replace(run, model=replace(run.model, weight_format="float32"), cache=CacheConfig())
     yield "decode in float32, int4", partial(launch, wide)

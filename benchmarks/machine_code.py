@@ -28,7 +28,8 @@ from benchmarks.cases import cases
 
 CAPABILITIES = (80, 90, 120)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-WATCHED = ("LDG", "LDGSTS", "LDSM", "LDS", "IDP", "IMMA", "IGMMA", "HMMA", "HGMMA")
+PRODUCTS = ("IDP", "IMMA", "IGMMA", "HMMA", "HGMMA")
+WATCHED = ("LDG", "LDGSTS", "LDSM", "LDS", *PRODUCTS)
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Instruction(NamedTuple):
 
 
 def innermost_loop(code: str) -> list[Instruction]:
-    """The longest loop that holds no other."""
+    """Of loops that hold no other, the one with most products, and among equals the longest."""
     labels: dict[str, int] = {}
     operations: list[Instruction] = []
     loops: list[tuple[int, int]] = []
@@ -157,8 +158,12 @@ def innermost_loop(code: str) -> list[Instruction]:
             if jump and jump[1] in labels:
                 loops.append((labels[jump[1]], len(operations)))
     inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    start, end = max(inner, key=lambda loop: loop[1] - loop[0], default=(0, 0))
-    return [each for each in operations[start:end] if each.name != "NOP"]
+    bodies = [[o for o in operations[start:end] if o.name != "NOP"] for start, end in inner]
+    return max(bodies, key=lambda body: (_products(body), len(body)), default=[])
+
+
+def _products(body: list[Instruction]) -> int:
+    return sum(each.name.split(".")[0] in PRODUCTS for each in body)
 
 
 def trips_ahead(body: list[Instruction]) -> int | None:

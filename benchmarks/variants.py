@@ -106,6 +106,10 @@ FIELDS: dict[str, tuple[tuple[object, ...], dict[str, Work]]] = {
         (False, True),
         {f"decode attention, {dtype}": partial(decode, 8, dtype) for dtype in ("int4", "int8")},
     ),
+    "decode_warps": (
+        (2, 4),
+        {f"decode attention, {n} KV heads": partial(decode, n) for n in (8, 32)} | _STEP,
+    ),
     "angles_once": ((False, True), _STEP),
     "fused_merge": ((False, True), _STEP),
     "fused_add_norm": ((False, True), _STEP),

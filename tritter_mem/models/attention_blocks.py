@@ -168,8 +168,8 @@ class GroupedQueryAttention(SteppedBlock):
     def _splits(self, rows: Rows, slots: int, multiprocessors: int) -> Storages:
         """float32 partial outputs and their log-sum-exp for each split of the cache.
 
-        Enough splits for two programs a multiprocessor (the model's `decode_programs`), none below
-        256 tokens, one more for tail, sinks and the new token.
+        Enough splits for the model's `decode_programs` a multiprocessor, none below 256 tokens, one
+        more for tail, sinks and the new token.
         """
         wanted = splits_for_the_card(rows.batch * self.kv_heads, multiprocessors)
         splits = max(1, min(wanted, ceil_div(slots, SPLIT_TOKENS))) + 1

@@ -26,7 +26,7 @@ from tritter_model.ops.checks import expect_contiguous
 from tritter_model.ops.decode_groups import attend_to_groups
 from tritter_model.ops.decode_rows import attend_to_recent, attend_to_rows
 from tritter_model.ops.dependent import dependent, wait_for_the_launch_ahead
-from tritter_model.ops.jit import block, interpreted, jit
+from tritter_model.ops.jit import block, capability, interpreted, jit
 from tritter_model.ops.kv_digits import digits_of_pairs_ptx, digits_ptx
 from tritter_model.ops.registry import operator, scratch
 from tritter_model.ops.rows import QuantisedRows, quantise_into, store_quantised
@@ -84,7 +84,7 @@ def decode_attention_rows(
 def decode_splits(batch_kv_heads: int, slots: int, multiprocessors: int) -> int:
     """Parts of the cache that one token's attention reads side by side.
 
-    Enough for two programs a multiprocessor (`Tuning.decode_programs`), but none below
+    Enough for so many programs a multiprocessor (`Tuning.decode_programs`), but none below
     `SPLIT_TOKENS` tokens; and one more for the tail, the sinks and the new token.
     """
     wanted = splits_for_the_card(batch_kv_heads, multiprocessors)
@@ -160,6 +160,12 @@ def _as_read(layer: LayerCache, form: dict[str, Any]) -> tuple[Tensor, ...]:
     return (*tensors, values)
 
 
+def _warps(layer: LayerCache, unit: int) -> int:
+    if layer.sink_values.dtype == torch.float32:
+        return 8
+    return tuning().decode_warps if unit == 2 and capability() in (0, 90) else 4
+
+
 def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
     """What the kernel is compiled for. A tile has `TILE_BYTES`, and no more tokens than a group."""
     width, heads_each = layer.sink_values.shape[3], heads // layer.kv_heads
@@ -187,7 +193,7 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
         "PTX": digits_ptx(digit, words=False),
         "UNIT": unit,
         "WORDS_PTX": digits_of_pairs_ptx(digit) if unit == 2 else digits_ptx(digit, words=True),
-        "num_warps": 8 if layer.sink_values.dtype == torch.float32 else 4,
+        "num_warps": _warps(layer, unit),
         "num_stages": 3,
     }
 

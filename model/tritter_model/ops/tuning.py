@@ -35,16 +35,18 @@ class Tuning:
             registers do not hold the sums, take 128 in any case.
         backward_stages: of both kernels of attention's gradients, for heads up to 128 wide in 16
             bits. Three fit every card of compute capability 8.0 and above.
-        decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 or
-            3. Three have more loads under way, and more partial outputs to merge; three programs of
-            an int4 cache fit the shared memory of compute capability 9.0, two that of 8.0. Three
-            are rounded down to splits that all run at once; two are rounded up, so that some splits
-            may run after the others.
-        decode_pairs: decode attention reads values by pairs of bytes, which tensor cores take as
-            they lie in shared memory, rather than by words, which are turned through it once they
-            are bfloat16. Half of the shared memory, and fewer instructions with int8; with int4
-            more, as two warps of four repeat what the others do. Where fewer than 64 bytes share a
-            scale (int2), or an odd number, it changes nothing.
+        decode_programs: programs a multiprocessor that decode attention splits the cache for, 2 to
+            4. More have more loads under way, and more partial outputs to merge. Three and four are
+            rounded down to splits that all run at once; two are rounded up, so that some splits may
+            run after the others.
+        decode_pairs: decode attention reads keys and values by pairs of bytes, which tensor cores
+            take as they lie in shared memory, rather than by words, which are turned through it
+            once they are bfloat16. Half of the shared memory, so that four programs of an int4
+            cache fit that of compute capability 8.0. Where fewer than 64 bytes share a scale
+            (int2), or an odd number, it changes nothing.
+        decode_warps: of a program that reads by pairs, 2 or 4. Two of four repeat what the others
+            do with values of 128 channels. Two alone spill registers on other cards than Hopper,
+            which take 4 in any case.
         angles_once: cosine and sine of a step's positions are computed once, and read in each
             layer, rather than computed in float64 in each layer.
         fused_merge: decode attention merges its splits and quantises the merged rows in one launch,
@@ -59,8 +61,9 @@ class Tuning:
     many_rows_small_stages: int = 4
     many_rows_tile: int = 128
     backward_stages: int = 3
-    decode_programs: int = 2
-    decode_pairs: bool = False
+    decode_programs: int = 4
+    decode_pairs: bool = True
+    decode_warps: int = 4
     angles_once: bool = False
     fused_merge: bool = False
     fused_add_norm: bool = False

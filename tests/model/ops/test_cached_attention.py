@@ -156,11 +156,13 @@ def test_rounding_8k_gaussian_tokens_costs_no_more_than_is_known_of_the_format(
 
 
 def test_splits_fill_the_card_and_are_never_tiny() -> None:
-    assert decode_splits(1, 131072, 132) == 264 + 1
-    assert decode_splits(8, 131072, 132) == 33 + 1
+    assert decode_splits(1, 131072, 132) == 512 + 1  # 256 tokens each
+    assert decode_splits(8, 131072, 132) == 66 + 1
     assert decode_splits(1, 1024, 132) == 4 + 1
     assert decode_splits(1, 0, 132) == 1 + 1
     assert decode_splits(1000, 131072, 132) == 1 + 1
+    with tuned(decode_programs=2):
+        assert decode_splits(8, 131072, 131) == 33 + 1  # 32 would leave places empty
     with tuned(decode_programs=3):
         assert decode_splits(8, 131072, 132) == 49 + 1  # 50 would not all run at once
         assert decode_splits(1000, 131072, 132) == 1 + 1
