@@ -201,7 +201,7 @@ def weights_a_thread(constants: dict[str, Any], warps: int) -> float | None:
 
 def cached_bytes_a_thread(constants: dict[str, Any], warps: int) -> float | None:
     """Bytes of quantised keys and values that a trip of decode attention's loop takes."""
-    if not constants.get("BITS") or "WORDS_PTX" not in constants:
+    if not constants.get("BITS") or "VALUES_PTX" not in constants:
         return None
     row = constants["WIDTH"] * constants["BITS"] / 8
     return float(2 * constants["TOKENS"] * row / (32 * warps))

@@ -59,22 +59,24 @@ def run(ptx: str, source: str, word: int) -> dict[str, int]:
     return registers
 
 
-def digits_of(word: int, digit: int) -> list[list[int]]:
-    """Each part's digits of the four bytes, plus the offset."""
+def digits_of(word: int, digit: int, raw: bool) -> list[list[int]]:
+    """Each part's digits of the four bytes, plus the offset or less half their range."""
+    more = OFFSET if raw else -(2 ** (digit - 1))
     return [
-        [OFFSET + (byte >> digit * part) % 2**digit for byte in word.to_bytes(4, "little")]
+        [(byte >> digit * part) % 2**digit + more for byte in word.to_bytes(4, "little")]
         for part in range(8 // digit)
     ]
 
 
 @pytest.mark.parametrize("digit", [4, 2])
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("words", [False, True])
 def test_every_digit_of_four_bytes(
-    monkeypatch: pytest.MonkeyPatch, digit: int, words: bool
+    monkeypatch: pytest.MonkeyPatch, digit: int, words: bool, raw: bool
 ) -> None:
     """For every byte, beside three others: halves of registers, or registers of 16 bits."""
     monkeypatch.setattr(kv_digits, "interpreted", lambda: False)
-    ptx = digits_ptx(digit, words)
+    ptx = digits_ptx(digit, words, raw)
     assert ptx is not None
     outputs = (32 if words else 16) // digit
     for byte in range(256):
@@ -82,15 +84,18 @@ def test_every_digit_of_four_bytes(
         registers = run(ptx, f"${outputs}", word)
         found = [registers[f"${i}"] for i in range(outputs)]
         halves = found if words else [half for r in found for half in (r & 0xFFFF, r >> 16)]
-        wanted = [d for part in digits_of(word, digit) for d in part]
+        wanted = [d for part in digits_of(word, digit, raw) for d in part]
         assert [number(half) for half in halves] == wanted
 
 
 @pytest.mark.parametrize("digit", [4, 2])
-def test_every_digit_of_two_pairs_of_bytes(monkeypatch: pytest.MonkeyPatch, digit: int) -> None:
+@pytest.mark.parametrize("raw", [False, True])
+def test_every_digit_of_two_pairs_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, digit: int, raw: bool
+) -> None:
     """The digits of both lower bytes, then those of both upper ones."""
     monkeypatch.setattr(kv_digits, "interpreted", lambda: False)
-    ptx = digits_of_pairs_ptx(digit)
+    ptx = digits_of_pairs_ptx(digit, raw)
     assert ptx is not None
     parts = 8 // digit
     for byte in range(256):
@@ -100,6 +105,6 @@ def test_every_digit_of_two_pairs_of_bytes(monkeypatch: pytest.MonkeyPatch, digi
             [number(registers[f"${i}"] >> shift & 0xFFFF) for shift in (0, 16)]
             for i in range(2 * parts)
         ]
-        of_bytes = digits_of(word, digit)
+        of_bytes = digits_of(word, digit, raw)
         assert found[:parts] == [[part[0], part[2]] for part in of_bytes]
         assert found[parts:] == [[part[1], part[3]] for part in of_bytes]

@@ -160,6 +160,11 @@ def _as_read(layer: LayerCache, form: dict[str, Any]) -> tuple[Tensor, ...]:
     return (*tensors, values)
 
 
+def _digits_ptx(digit: int, unit: int, *, raw: bool) -> str | None:
+    """Of numbers of so many bytes."""
+    return digits_of_pairs_ptx(digit, raw) if unit == 2 else digits_ptx(digit, unit == 4, raw)
+
+
 def _warps(layer: LayerCache, unit: int) -> int:
     if layer.sink_values.dtype == torch.float32:
         return 8
@@ -190,9 +195,9 @@ def _form(layer: LayerCache, heads: int) -> dict[str, Any]:
         "BYTES": max(16, block(row)),
         "SEGMENT": block(segment),
         "RING": layer.window > 0,
-        "PTX": digits_ptx(digit, words=False),
         "UNIT": unit,
-        "WORDS_PTX": digits_of_pairs_ptx(digit) if unit == 2 else digits_ptx(digit, words=True),
+        "KEYS_PTX": _digits_ptx(digit, 2 if unit == 2 else 1, raw=True),
+        "VALUES_PTX": _digits_ptx(digit, unit, raw=False),
         "num_warps": _warps(layer, unit),
         "num_stages": 3,
     }
@@ -205,7 +210,7 @@ def _decode_split_kernel(
     BITS: tl.constexpr, GROUP: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
     CHANNELS: tl.constexpr, BYTES: tl.constexpr, SEGMENT: tl.constexpr,
-    RING: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+    RING: tl.constexpr, UNIT: tl.constexpr, KEYS_PTX: tl.constexpr, VALUES_PTX: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The last split takes sinks, tail and the new token, the others a share of the rest each.
@@ -246,7 +251,7 @@ def _decode_split_kernel(
             queries, cache, partial, sums, row, here, pair, split, splits - 1,
             behind, low, slots, groups, factor,
             BITS, GROUP, VALUE_GROUPS, SEGMENTS, WIDTH, COLUMNS, TOKENS, BYTES, SEGMENT,
-            RING, PTX, UNIT, WORDS_PTX,
+            RING, UNIT, KEYS_PTX, VALUES_PTX,
         )  # fmt: skip
 
 

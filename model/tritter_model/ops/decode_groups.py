@@ -2,9 +2,9 @@
 
 Scales and minima are folded into what is small. Keys: q'(d) = q(d) * scale(d), and
 sum q(d) * minimum(d) as a bias, anew for each group. Values: p'(t) = p(t) * scale(t), and
-sum p(t) * minimum(t) added at the end. What digits have too much (`kv_digits`) is taken off with
-the minima, times the q' and p' that tensor cores are given, so that it leaves no error. Tiles and
-scores are those of `decode_rows`.
+sum p(t) * minimum(t) added at the end. Digits of keys have an offset (`kv_digits`), which is taken
+off the bias, times the q' that tensor cores are given. The half range that digits of values lack
+is a part of the minima. Tiles and scores are those of `decode_rows`.
 """
 
 # mypy: disable-error-code="assignment, var-annotated"
@@ -29,7 +29,7 @@ def attend_to_groups(
     BITS: tl.constexpr, GROUP: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, TOKENS: tl.constexpr,
     BYTES: tl.constexpr, SEGMENT: tl.constexpr,
-    RING: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+    RING: tl.constexpr, UNIT: tl.constexpr, KEYS_PTX: tl.constexpr, VALUES_PTX: tl.constexpr,
 ):  # fmt: skip
     """Quantised keys and values: a share of the complete groups.
 
@@ -82,7 +82,7 @@ def attend_to_groups(
 
         scores = _scores_of_group(
             q, keys, key_scale, key_minimum, place * GROUP, place * WIDTH, within, inside,
-            BITS, ROW, BYTES, PTX, EACH, WORDS_PTX,
+            BITS, ROW, BYTES, EACH, KEYS_PTX,
         )  # fmt: skip
         if inside is not None:
             scores = tl.where(inside[:, None], scores, float("-inf"))
@@ -94,7 +94,7 @@ def attend_to_groups(
         slot = slots_of(group * GROUP, within, low, slots, RING)
         minima, outs = _mix_values(
             p, shrink, scales, minima, outs, values, slot, inside,
-            BITS, VALUE_GROUPS, SEGMENTS, WIDTH, SEGMENT, PTX, UNIT, WORDS_PTX,
+            BITS, VALUE_GROUPS, SEGMENTS, WIDTH, SEGMENT, UNIT, VALUES_PTX,
         )  # fmt: skip
     total = sum_of_weights(mass)
     _store_parts(
@@ -135,11 +135,11 @@ def _store_parts(
 def _mix_values(
     p, shrink, scales, minima, outs, values, slot, inside,
     BITS: tl.constexpr, VALUE_GROUPS: tl.constexpr, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr,
-    SEGMENT: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+    SEGMENT: tl.constexpr, UNIT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """Add a trip's values, weighed, to what each digit of each segment has come to."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
-    OFFSET: tl.constexpr = 128 * 17 if BITS == 8 else 128
+    CENTRE: tl.constexpr = 136 if BITS == 8 else 2 ** (BITS - 1)
     PARTS: tl.constexpr = (16 if UNIT == 2 else 8) // DIGIT
     ROW: tl.constexpr = WIDTH * BITS // 8
     HELD: tl.constexpr = ROW // SEGMENTS
@@ -148,15 +148,11 @@ def _mix_values(
     for i in tl.static_range(VALUE_GROUPS):
         scale = scales[2 * i].to(tl.float32)
         minimum = scales[2 * i + 1].to(tl.float32)
-        weight = (p * scale[:, None]).to(tl.bfloat16)
-        weights += (weight,)
-        more = p * minimum[:, None] - OFFSET * weight.to(tl.float32)
-        more_minima += (minima[i] * shrink[None] + more,)
+        weights += ((p * scale[:, None]).to(tl.bfloat16),)
+        more_minima += (minima[i] * shrink[None] + p * (minimum + CENTRE * scale)[:, None],)
     more = ()
     for j in tl.static_range(SEGMENTS):
-        parts = _value_digits(
-            values, slot, inside, j * HELD, ROW, HELD, SEGMENT, DIGIT, PTX, UNIT, WORDS_PTX
-        )
+        parts = _value_digits(values, slot, inside, j * HELD, ROW, HELD, SEGMENT, DIGIT, UNIT, PTX)
         for i in tl.static_range(PARTS):
             weight = weights[(i * DIGIT % 8 // BITS * SEGMENTS + j) * HELD * VALUE_GROUPS // WIDTH]
             out = outs[j * PARTS + i] * shrink[None]
@@ -186,8 +182,8 @@ def _query_parts(
 @jit
 def _scores_of_group(
     q, keys, key_scale, key_minimum, first_row, first_scale, within, inside,
-    BITS: tl.constexpr, ROW: tl.constexpr, BYTES: tl.constexpr, PTX: tl.constexpr,
-    EACH: tl.constexpr, PAIRS_PTX: tl.constexpr,
+    BITS: tl.constexpr, ROW: tl.constexpr, BYTES: tl.constexpr, EACH: tl.constexpr,
+    PTX: tl.constexpr,
 ):  # fmt: skip
     """Scores of some tokens of one group of quantised keys: [TOKENS, COLUMNS]."""
     DIGIT: tl.constexpr = 2 if BITS == 2 else 4
@@ -197,10 +193,10 @@ def _scores_of_group(
     packed = _rows(
         keys + (first_row + within)[:, None] * (ROW // EACH) + c[None], inside, here, CUT
     )
-    if EACH == 2:  # noqa: SIM108  (Triton compiles one branch of a statement)
-        parts = digits_of_pairs(packed, DIGIT, PAIRS_PTX)
+    if EACH == 2:
+        parts = digits_of_pairs(packed, DIGIT, PTX, True)
     else:
-        parts = digits(packed, DIGIT, PTX)
+        parts = digits(packed, DIGIT, PTX, True)
     bias = tl.zeros((BYTES // EACH, q[0].shape[1]), tl.float32)
     scores = tl.zeros((within.shape[0], q[0].shape[1]), tl.float32)
     for plane in tl.static_range(8 // BITS):
@@ -286,7 +282,7 @@ def _of_values(
 def _value_digits(
     values, slot, inside, start,
     ROW: tl.constexpr, HELD: tl.constexpr, SEGMENT: tl.constexpr,
-    DIGIT: tl.constexpr, PTX: tl.constexpr, UNIT: tl.constexpr, WORDS_PTX: tl.constexpr,
+    DIGIT: tl.constexpr, UNIT: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The digits of some bytes of each row of values: the HELD ones from `start` on.
 
@@ -296,11 +292,11 @@ def _value_digits(
     if UNIT == 2:
         at = values + slot[None] * (ROW // 2) + (start // 2 + c)[:, None]
         packed = _pairs(at, inside, c < HELD // 2, SEGMENT != HELD)
-        return digits_of_pairs(packed, DIGIT, WORDS_PTX)
+        return digits_of_pairs(packed, DIGIT, PTX, False)
     else:
         at = values + slot[:, None] * (ROW // UNIT) + start // UNIT + c[None]
         packed = _rows(at, inside, c < HELD // UNIT, SEGMENT != HELD)
         if UNIT == 4:
-            return digits_of_words(packed, DIGIT, WORDS_PTX)
+            return digits_of_words(packed, DIGIT, PTX)
         else:
-            return digits(packed, DIGIT, PTX)
+            return digits(packed, DIGIT, PTX, False)
