@@ -240,6 +240,17 @@ def test_cudnn_s_attention_is_taken_where_a_gpu_takes_it(
     assert any("measured on an H200" in line for line in noted) == (card != "h200")
 
 
+def test_gradients_are_added_up_in_place_as_on_a_gpu(rehearse: Any) -> None:
+    """Autograd does so with what nothing else holds: four tensors, where it would make five."""
+    code = (
+        "import torch; x = torch.ones(1 << 20, device='cuda', requires_grad=True); y = x * 1.0\n"
+        "z = (y * 2 + y * 3).sum(); torch.cuda.reset_accumulated_memory_stats(); z.backward()\n"
+        "print('made', torch.cuda.memory_stats()['allocation.all.allocated'])"
+    )
+    found = rehearse("", "-c", code)
+    assert "made 4\n" in found.printed
+
+
 def test_experts_are_routed_by_a_rule(rehearse: Any) -> None:
     found = rehearse("experts.py")
     assert found.exit_code == 0, found.printed

@@ -45,6 +45,7 @@ class Inside(NamedTuple):
     triton_kernels: ModuleType
     one_rank: ModuleType
     cudnn: ModuleType
+    storages: ModuleType
 
 
 class _Slot(ctypes.Structure):
@@ -69,7 +70,9 @@ class Process:
         self._pid = os.getpid()
         self._last: dict[int, Any] = {}
         self._attention = inside.cudnn.Attention(torch, self.note)
-        self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
+        self._values = inside.true_values.Values(
+            torch, inside.host_values, inside.storages.Storages(torch), self.sync, self.note
+        )
         self._requests = inside.history_lines.Requests(torch)
         self._count_backward = ctypes.CDLL(None).tritter_standin_backward
         self._backward = inside.history_lines.BackwardPasses(
