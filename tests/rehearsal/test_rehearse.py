@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsal.conftest import SCRIPTS
+from tests.rehearsal.conftest import ROOT, SCRIPTS
 from tritter_mem.units import GiB, MiB
 
 pytestmark = pytest.mark.timeout(900)  # the first one installs PyTorch's CUDA build
@@ -42,9 +42,10 @@ def rehearse(environment: Path, tmp_path: Path) -> Any:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
-    def run(script: str, *words: str, options: str = "", program: str = "python") -> Rehearsed:
+    def run(script: str, *words: str, options: str = "", program: str = "python",
+            gpu: str = "rtx-4090") -> Rehearsed:  # fmt: skip
         command = [
-            sys.executable, "-m", "tritter_mem", "rehearse", "--json", "--gpu", "rtx-4090",
+            sys.executable, "-m", "tritter_mem", "rehearse", "--json", "--gpu", gpu,
             "--env", str(environment), *options.split(), "--", *program.split(),
             *([str(SCRIPTS / script)] if script else []), *words,
         ]  # fmt: skip
@@ -198,6 +199,56 @@ def test_generation_ends_and_says_whether_values_decided_its_length(
     lines = found.trust["values_decided_shapes"]
     assert bool(lines) == (way == "greedy")
     assert all("transformers/generation" in line and "generate.py:" in line for line in lines)
+
+
+def test_cudnn_s_attention_asks_for_what_it_asked_for_on_a_gpu(rehearse: Any) -> None:
+    """Every request and every one given back, in order, as measured on an H200."""
+    measured = ROOT / "tests/models/cudnn_attention.json"
+    calls = json.loads(measured.read_text())["calls"]
+    found = rehearse("attention.py", str(measured), gpu="h200")
+    assert found.exit_code == 0, found.printed
+    asked = json.loads(found.printed.splitlines()[0])
+    assert len(asked) == len(calls)
+    for call, events in zip(calls, asked, strict=True):
+        wanted = [call[part] for part in ("forward", "backward") if part in call]
+        assert events == wanted, call
+    assert not [line for line in found.trust["uncounted"] if "cuDNN" in line]
+
+
+@pytest.mark.parametrize(
+    ("card", "program", "taken"),
+    [
+        ("h200", "python", "Cudnn"),
+        ("h200", "env TORCH_CUDNN_SDPA_DEPRIORITIZED=1 python", "Flash"),
+        ("a100-40gb", "python", "Flash"),
+        ("rtx-4090", "python", "Flash"),
+    ],
+)
+def test_cudnn_s_attention_is_taken_where_a_gpu_takes_it(
+    card: str, program: str, taken: str, rehearse: Any
+) -> None:
+    found = rehearse("attention.py", gpu=card, program=program)
+    assert found.exit_code == 0, found.printed
+    lines = found.printed.splitlines()
+    assert {
+        "version 92400", f"default {taken} {taken}", "FLASH_ATTENTION Flash",
+        "CUDNN_ATTENTION Cudnn", "float32 Efficient", f"autocast {taken}", "fine",
+    } <= set(lines)  # fmt: skip
+    noted = {line for line in found.trust["uncounted"] if "cuDNN" in line}
+    packed = any("packed" in line for line in noted)
+    assert packed == (card == "h200"), "there, PyTorch gives packed sequences to cuDNN too"
+    assert any("measured on an H200" in line for line in noted) == (card != "h200")
+
+
+def test_gradients_are_added_up_in_place_as_on_a_gpu(rehearse: Any) -> None:
+    """Autograd does so with what nothing else holds: four tensors, where it would make five."""
+    code = (
+        "import torch; x = torch.ones(1 << 20, device='cuda', requires_grad=True); y = x * 1.0\n"
+        "z = (y * 2 + y * 3).sum(); torch.cuda.reset_accumulated_memory_stats(); z.backward()\n"
+        "print('made', torch.cuda.memory_stats()['allocation.all.allocated'])"
+    )
+    found = rehearse("", "-c", code)
+    assert "made 4\n" in found.printed
 
 
 def test_experts_are_routed_by_a_rule(rehearse: Any) -> None:

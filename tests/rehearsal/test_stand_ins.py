@@ -242,6 +242,17 @@ def test_a_cudart_that_is_linked_statically_finds_no_device_and_is_noted(
     assert "not counted" in note
 
 
+def test_cudnn_is_too_old_for_its_attention_until_a_version_is_said(built: Path) -> None:
+    code = (
+        "import ctypes; every = ctypes.CDLL(None); part = ctypes.c_int()\n"
+        "def said():\n"
+        "    read = lambda at: every.cudnnGetProperty(at, ctypes.byref(part)) or part.value\n"
+        "    return every.cudnnGetVersion(), *map(read, (0, 1, 2))\n"
+        "print(said()); every.tritter_standin_cudnn_version(ctypes.c_size_t(91900)); print(said())"
+    )
+    assert run_over(built, code).splitlines() == ["(80900, 8, 9, 0)", "(91900, 9, 19, 0)"]
+
+
 MEMORY = """
 import ctypes
 import errno

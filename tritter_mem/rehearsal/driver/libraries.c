@@ -96,8 +96,15 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b
 #ifdef LIBRARY_cudnn
 HANDLE(cudnnCreate)
 RELEASE(cudnnDestroy)
-// Too old for its attention, whose plans can't be answered here: PyTorch takes flash attention.
-size_t cudnnGetVersion(void) { return 80900; }
+// Until a rehearsal says the version that is installed, too old for its attention: plans of that
+// can't be answered here, and it is `inside/cudnn.py` that has kernels without plans.
+static size_t version = 80900;
+void tritter_standin_cudnn_version(size_t installed) { version = installed; }
+size_t cudnnGetVersion(void) { return version; }
+int cudnnGetProperty(int part, int *value) {  // 0: major, 1: minor, 2: patch
+    static const size_t units[] = {10000, 100, 1};
+    return *value = version / units[part] % 100, 0;
+}
 size_t cudnnGetCudartVersion(void) { return CUDA_MAJOR * 1000; }
 const char *cudnnGetErrorString(int error) {
     return error ? "the stand-in for cuDNN does not have this function" : "success";

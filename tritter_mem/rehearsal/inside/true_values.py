@@ -52,9 +52,10 @@ Where = Callable[[], str]
 class Values:
     """The replaced kernels of this process."""
 
-    def __init__(self, torch: Any, host_values: Any, sync: Callable[[int], None],
+    def __init__(self, torch: Any, host_values: Any, storages: Any, sync: Callable[[int], None],
                  note: Callable[..., None]) -> None:  # fmt: skip
         self.torch = torch
+        self._storages = storages
         self._on_the_host = host_values.HostValues(
             torch, self.decided, self._read_by_host, _Operator, _LEFT_OUT
         )
@@ -145,7 +146,7 @@ class Values:
     # What is known
 
     def _key(self, tensor: Any) -> int:
-        found: int = tensor.untyped_storage().data_ptr()
+        found: int = self._storages.address(tensor)
         return found
 
     def state(self, tensor: Any) -> int:
@@ -189,7 +190,7 @@ class Values:
         """A tensor that was written into: what is around it stays as it was."""
         if tensor.device.type != "cuda":
             return
-        whole = tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()
+        whole = tensor.numel() * tensor.element_size() >= self._storages.nbytes(tensor)
         key = self._key(tensor)
         around = self._states.get(key, UNKNOWN)
         if whole or around != UNKNOWN:
@@ -228,9 +229,8 @@ class Values:
         if isinstance(value, torch.Tensor):
             if value.device.type != "cuda":
                 return value
-            storage = value.untyped_storage()
             same = torch._C._construct_storage_from_data_pointer(
-                storage.data_ptr(), torch.device("cpu"), storage.nbytes()
+                self._storages.address(value), torch.device("cpu"), self._storages.nbytes(value)
             )
             view = torch.empty(0, dtype=value.dtype, device="cpu")
             view.set_(same, value.storage_offset(), value.size(), value.stride())
@@ -490,8 +490,7 @@ class Values:
 
     def _of_large(self, tensor: Any) -> bool:
         """Whether it is a part of something in which anything may lie."""
-        nbytes: int = tensor.untyped_storage().nbytes()
-        return bool(nbytes > FEW * tensor.element_size())
+        return bool(self._storages.nbytes(tensor) > FEW * tensor.element_size())
 
     def decided(self, kind: str) -> None:
         """A value that nothing computed decided something: note the line, once."""

@@ -44,6 +44,8 @@ class Inside(NamedTuple):
     modules: ModuleType
     triton_kernels: ModuleType
     one_rank: ModuleType
+    cudnn: ModuleType
+    storages: ModuleType
 
 
 class _Slot(ctypes.Structure):
@@ -67,7 +69,10 @@ class Process:
         self._folder = os.environ[SESSION]
         self._pid = os.getpid()
         self._last: dict[int, Any] = {}
-        self._values = inside.true_values.Values(torch, inside.host_values, self.sync, self.note)
+        self._attention = inside.cudnn.Attention(torch, self.note)
+        self._values = inside.true_values.Values(
+            torch, inside.host_values, inside.storages.Storages(torch), self.sync, self.note
+        )
         self._requests = inside.history_lines.Requests(torch)
         self._count_backward = ctypes.CDLL(None).tritter_standin_backward
         self._backward = inside.history_lines.BackwardPasses(
@@ -111,7 +116,8 @@ class Process:
         torch = self._torch
         self._record_history()
         torch._C._cuda_attach_out_of_memory_observer(self._out_of_memory)
-        self._values.install()
+        self._attention.install()
+        self._values.install()  # last of what has kernels: it runs them, and sees what they write
         for one in (self._requests, self._backward, self._modules):
             one.install()
         when_imported("triton.runtime.jit", self._kernels.watch_triton)
@@ -311,6 +317,7 @@ def _prepare(torch: Any, inside: Inside) -> None:
         with suppress(OSError), open(os.path.join(folder, "cpu-torch"), "w") as file:
             file.write(torch.__version__)
         return
+    inside.cudnn.say_version(torch)
     _see_uncaught(torch, folder)
     process: list[Process] = []
 
