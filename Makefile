@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .PHONY: demo test lint types docs wheel gpu standin rehearsals compare largest images fuzz mutate
-.PHONY: tasks coverage clean
+.PHONY: tasks coverage clean .rehearsal
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -62,6 +62,10 @@ standin: $(STAMP)
 rehearsals: $(STAMP)
 	$(BIN)/python -m benchmarks.rehearsals $(if $(TORCH),--torch $(TORCH)) \
 		$(if $(ROWS),--rows "$(ROWS)") $(if $(AGAIN),--again)
+
+# What tests rehearse in, with PyTorch's CUDA build; they make it themselves where it is not there.
+.rehearsal: $(STAMP)
+	$(BIN)/python -m tests.rehearsal.environment
 
 # What is planned of named models, beside what their simulated run takes: reports/named-models.md. It
 # resumes.

@@ -76,18 +76,18 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "compile": Part("benchmarks.compile_ahead", 40, always=True),
+    "compile": Part("benchmarks.compile_ahead", 45, always=True),
     "smoke": Part("benchmarks.smoke", 40),
-    "step": Part("benchmarks.step", 40),
-    "linears": Part("benchmarks.linears", 45),
-    "attention": Part("benchmarks.attention", 40),
-    "variants": Part("benchmarks.variants", 45),
-    "validate": Part("benchmarks.validations", 110, takes_rest=True),
-    "scripts": Part("benchmarks.scripts", 45, takes_rest=True),
+    "step": Part("benchmarks.step", 25),
+    "linears": Part("benchmarks.linears", 25),
+    "attention": Part("benchmarks.attention", 35),
+    "scripts": Part("benchmarks.scripts", 65, takes_rest=True),
+    "validate": Part("benchmarks.validations", 100, takes_rest=True),
+    "variants": Part("benchmarks.variants", 30, takes_rest=True),
     "tests": Part("benchmarks.gpu_tests", 35, takes_rest=True),
-    "probes": Part("benchmarks.probes", 25),
-    "fragmentation": Part("benchmarks.fragmentation", 25, takes_rest=True),
-    "snapshots": Part("benchmarks.snapshots", 25, takes_rest=True),
+    "probes": Part("benchmarks.probes", 35, takes_rest=True),
+    "fragmentation": Part("benchmarks.fragmentation", 15, takes_rest=True),
+    "snapshots": Part("benchmarks.snapshots", 20, takes_rest=True),
     "gemlite": Part("benchmarks.gemlite", 10, takes_rest=True),
 }
 """In order of worth. The whole step comes first of what is timed."""

@@ -11,6 +11,10 @@ from hypothesis import settings
 settings.register_profile("busy", deadline=None)  # other work may keep the machine busy
 settings.load_profile("busy")
 os.environ["TRITTER_MEM_HISTORY"] = "off"  # tests that want a history say so
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Threads of PyTorch wait for each other busily: as many in each worker as there are cores make
+    # a run of a model, here or in a process that a test starts, several times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; children inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)

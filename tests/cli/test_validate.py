@@ -27,6 +27,7 @@ from tritter_mem.results.record_file import read_results
 
 SHORT = """
 extends: tiny
+gpu: {budget: 256MiB}  # curves of contexts end there, and each context has its chunks counted
 model: {num_hidden_layers: 1}
 workload: {context: 48, prefill_chunk: 32, new_tokens: 2}
 """

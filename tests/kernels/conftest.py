@@ -29,6 +29,15 @@ DEVICES = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def types_made_once() -> None:
+    """Interpreted kernels take two thirds of the time that they took."""
+    if not torch.cuda.is_available() and find_spec("triton") is not None:
+        from tests.kernels import interpreter_types
+
+        interpreter_types.remember()
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where the kernels run; what is made in the test is made there."""

@@ -56,8 +56,8 @@ def test_limits_of_all_parts_come_to_eight_minutes() -> None:
 
 def test_what_is_worth_most_comes_first() -> None:
     assert list(gpu.PARTS) == [
-        "compile", "smoke", "step", "linears", "attention", "variants", "validate", "tests",
-        "probes", "fragmentation", "snapshots", "gemlite",
+        "compile", "smoke", "step", "linears", "attention", "scripts", "validate", "variants",
+        "tests", "probes", "fragmentation", "snapshots", "gemlite",
     ]  # fmt: skip
 
 

@@ -62,10 +62,9 @@ def kernels_by_module() -> dict[str, list[str]]:
 
 
 def compiled(capability: int, cache: Path) -> list[Reading]:
-    """What `benchmarks.machine_code` reads for one card, compiled anew in a process of its own."""
+    """What `machine_code.py` reads for one card, compiled anew in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRIT")}
-    command = [sys.executable, "-m", "benchmarks.machine_code", "--json"]
-    command += ["--capability", str(capability)]
+    command = [sys.executable, "-m", "tests.kernels.machine_code", str(capability)]
     environment = kept | {"TRITON_CACHE_DIR": str(cache)}
     ran = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False

@@ -55,25 +55,25 @@ def hidden_states(model: Transformer, run: RunConfig, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["ternary-2bit", "bfloat16"])
-@pytest.mark.parametrize("switch", SWITCHES)
 def test_a_switch_leaves_the_bits_alone(
-    device: torch.device, kernels: None, called: list[str], switch: str, form: str
+    device: torch.device, kernels: None, called: list[str], form: str
 ) -> None:
     run = replace(CASE, model=replace(MODEL, weight_format=form))
     model = Transformer(run.model, device, seed=3)
     ids = torch.randint(0, MODEL.vocab_size, (2, 16))
     called.clear()
     wanted, without = hidden_states(model, run, ids), list(called)
-    called.clear()
-    with tuned(**{switch: True}):
-        ours = hidden_states(model, run, ids)
-    assert ours.isfinite().all()
-    assert torch.equal(ours, wanted)
-    if form == "bfloat16" and switch != "angles_once":
-        assert called == without
-        return
-    more, fewer = SWITCHES[switch]
-    assert {name: called.count(name) for name in more} == more
-    for name in fewer:
-        assert called.count(name) == without.count(name) - 2 * MODEL.num_hidden_layers
-    assert len(called) == len(without) + (4 if switch == "angles_once" else 0) - len(fewer) * 6
+    for switch, (more, fewer) in SWITCHES.items():
+        called.clear()
+        with tuned(**{switch: True}):
+            ours = hidden_states(model, run, ids)
+        assert ours.isfinite().all(), switch
+        assert torch.equal(ours, wanted), switch
+        if form == "bfloat16" and switch != "angles_once":
+            assert called == without, switch
+            continue
+        assert {name: called.count(name) for name in more} == more, switch
+        for name in fewer:
+            assert called.count(name) == without.count(name) - 2 * MODEL.num_hidden_layers, switch
+        added = 4 if switch == "angles_once" else 0
+        assert len(called) == len(without) + added - len(fewer) * 6, switch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rehearsal.conftest import SCRIPTS
+from tests.rehearsal.environment import SCRIPTS
 from tests.rehearsal.test_launch import rehearsal
 from tritter_mem.check.rehearsed import _refuse
 from tritter_mem.errors import MeasureError, UsageError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.rehearsal.conftest import ROOT, SCRIPTS
+from tests.rehearsal.environment import ROOT, SCRIPTS
 from tritter_mem.units import GiB, MiB
 
 pytestmark = pytest.mark.timeout(900)  # the first one installs PyTorch's CUDA build
