@@ -35,6 +35,7 @@ ORDER = (
     "models.huggingface_keys",
     "models.quantization",
     "models.cuda_reductions",
+    "models.cudnn_attention",
     "models.cuda_attention",
     "models.cuda_indexing",
     "models.shape_tensors",

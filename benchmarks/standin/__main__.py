@@ -8,6 +8,9 @@ import sys
 from benchmarks.standin.install import LIBRARIES, PYTHON, ROOT, install
 from tritter_mem.rehearsal.build import NVML
 
+WITHOUT_CUDNN = "TORCH_CUDNN_SDPA_DEPRIORITIZED", "1"
+"""PyTorch, and what is simulated beside it, leaves cuDNN's attention, which is not there, alone."""
+
 
 def environment() -> dict[str, str]:
     """The libraries, and the checkout, which is not installed there, first on their paths."""
@@ -19,7 +22,8 @@ def environment() -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders)),
         "TRITON_LIBCUDA_PATH": str(LIBRARIES),
     }
-    return os.environ | libraries | {"PYTHONPATH": paths, "TRITTER_MEM_HISTORY": "off"}
+    own = dict([WITHOUT_CUDNN]) | {"PYTHONPATH": paths, "TRITTER_MEM_HISTORY": "off"}
+    return os.environ | libraries | own
 
 
 def main() -> None:

@@ -229,10 +229,10 @@ def test_what_a_family_does_seldom_is_planned_to_the_byte(what: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
-def test_a_mask_makes_no_difference_between_an_a100_and_an_h100(name: str) -> None:
+def test_a_mask_makes_no_difference_between_an_a100_and_an_rtx_5090(name: str) -> None:
     """Both have the kernel that takes one: efficient attention, not the plain one."""
     run = a_run(tiny_config(name, 0) | {"attention_dropout": 0.0, "sliding_window": 32})
-    found = [play_run(run, find_gpu(card)).requests.sizes for card in ("a100-80gb", "h100")]
+    found = [play_run(run, find_gpu(card)).requests.sizes for card in ("a100-80gb", "rtx-5090")]
     assert len(found[0]) == len(found[1])
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 import torch
 
 from tests.models.tiny_models import BATCH, BUILT, DECODED, PREFILL, tiny_config
+from tritter_mem.config.cards import GpuCard
 from tritter_mem.config.profile import Training, Workload
 from tritter_mem.devices.nvml import find_gpu
 from tritter_mem.errors import SimulationError
@@ -132,33 +133,41 @@ def test_what_cannot_run_says_where(model_type: str) -> None:
     assert "transformers/" in str(refused.value)
 
 
-def operators(values: dict[str, Any]) -> Counter[str]:
+def operators(values: dict[str, Any], card: GpuCard = CARD) -> Counter[str]:
     """How often each operator allocates in a run."""
     run = a_run(values)
-    model = build_model(run, CARD)
-    with Recorder("meta") as recorder, as_on_cuda(CARD.compute_capability):
+    model = build_model(run, card)
+    with Recorder("meta") as recorder, as_on_cuda(card.compute_capability):
         run_model(model, run, recorder)
     return Counter(event.operator for event in recorder.log if event.kind == "alloc")
 
 
+CUDNN = "aten._scaled_dot_product_cudnn_attention.default"
 FLASH = "aten._scaled_dot_product_flash_attention.default"
 MASK = "aten.le.Tensor"
 EFFICIENT = "aten._scaled_dot_product_efficient_attention.default"
 
 
-def test_attention_is_flash_without_a_mask_where_no_window_matters() -> None:
+def kernels(found: Counter[str]) -> set[str]:
+    """Those of attention that ran."""
+    return {CUDNN, FLASH, EFFICIENT} & set(found)
+
+
+@pytest.mark.parametrize(("card", "kernel"), [(CARD, CUDNN), (OLD_CARD, FLASH)])
+def test_attention_has_no_mask_where_no_window_matters(card: GpuCard, kernel: str) -> None:
     values = tiny_config("mistral", 0) | {"num_hidden_layers": 2, "sliding_window": None}
-    found = operators(values)
-    assert found[FLASH]
-    assert not found[EFFICIENT]
+    found = operators(values, card)
+    assert kernels(found) == {kernel}
     assert not found[MASK]
 
 
-def test_a_window_that_is_shorter_takes_a_mask_and_the_efficient_kernel() -> None:
+@pytest.mark.parametrize(("card", "kernel"), [(CARD, CUDNN), (OLD_CARD, EFFICIENT)])
+def test_a_window_that_is_shorter_takes_a_mask_and_a_kernel_that_has_one(
+    card: GpuCard, kernel: str
+) -> None:
     values = tiny_config("mistral", 0) | {"num_hidden_layers": 2, "sliding_window": 4}
-    found = operators(values)
-    assert found[EFFICIENT]
-    assert not found[FLASH]
+    found = operators(values, card)
+    assert kernels(found) == {kernel}
     assert found[MASK]
 
 

@@ -1,17 +1,21 @@
-"""What attention kernels on a card need beside their results.
+"""What attention kernels on a card need beside their results, and when cuDNN's is taken.
 
 Flash attention: `flash_attn/flash_api.cpp`. Efficient attention: `attention_backward.cu` and
 `mem_eff_attention/kernel_backward.h`, with the kernels of capability 8.0 and newer whose blocks fit
 the shared memory of an 8.0 or 9.0; on smaller ones half types of heads over 64 take others.
+What cuDNN's needs, `cudnn_attention.py` says.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
+from tritter_mem import torch_release
+from tritter_mem.models import cudnn_attention
 from tritter_mem.models.cuda_reductions import Chip
 
 _FLOAT_BYTES = 4
@@ -54,6 +58,50 @@ class AttentionSizes:
     def is_half(self) -> bool:
         """Whether numbers have 16 bits."""
         return self.element_bytes < _FLOAT_BYTES
+
+
+def prefers_cudnn(capability: tuple[int, int], vendor: str) -> bool:
+    """Whether a card asks for cuDNN's kernel first: `check_prefer_cudnn_attention`.
+
+    A variable of the environment puts it last, as it does for PyTorch. ROCm has no cuDNN.
+    """
+    return (
+        vendor == "nvidia"
+        and capability[0] in cudnn_attention.CAPABILITIES
+        and torch_release.release() >= cudnn_attention.PREFERRED_FROM
+        and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
+    )
+
+
+def cudnn_suits(call: AttentionSizes, capability: tuple[int, int]) -> bool:
+    """Whether cuDNN's kernel takes a call of these sizes."""
+    return call.is_half and cudnn_attention.suits(_of_cudnn(call), capability)
+
+
+def cudnn_forward_bytes(card: Chip, call: AttentionSizes) -> Iterator[int]:
+    """Its workspace, if it takes one."""
+    yield cudnn_attention.forward_bytes(_of_cudnn(call), card.multiprocessors)
+
+
+def cudnn_backward_bytes(call: AttentionSizes, copy: int) -> Iterator[int]:
+    """Its workspace; before it, a copy of the output's gradient of so many bytes, 0: none.
+
+    The gradient is copied where its channels do not lie side by side: `run_cudnn_SDP_bprop`.
+    """
+    workspace = cudnn_attention.backward_bytes(_of_cudnn(call))
+    yield from (copy, workspace, -workspace)
+
+
+def _of_cudnn(call: AttentionSizes) -> cudnn_attention.Call:
+    return cudnn_attention.Call(
+        batch=call.batch,
+        heads=call.heads,
+        groups=call.groups,
+        queries=call.queries,
+        keys=call.keys,
+        width=call.width,
+        value_width=call.value_width,
+    )
 
 
 def flash_forward_bytes(card: Chip, call: AttentionSizes) -> Iterator[int]:

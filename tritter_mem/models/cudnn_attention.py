@@ -18,16 +18,23 @@ PREFERRED_FROM = (2, 11)
 CAPABILITIES = (9, 10)
 """Major numbers of the compute capabilities that do."""
 MOST_WIDTH = 256
+"""Of heads on capability 9.0."""
+MOST_WIDTH_ELSEWHERE = 128
+LATENT_WIDTHS = (192, 128)
+"""Of keys and of values, as DeepSeek's are: capability 10.x takes them, too."""
 WIDTH_MULTIPLE = 8
 FEWEST_KEYS = 2
 SCALAR_BYTES = 8
 """Of the seed and of the offset that it returns, each an int64."""
+_BLACKWELL = 10
 _FLOAT_BYTES = 4
 _HALF_BYTES = 2
 _ALIGNMENT = 128
 _HEAD_BYTES = 128
 _FIXED_BYTES = 256
 _WHOLE_KEYS = 512
+_PART_KEYS = 128
+"""Fewest keys of a part, where they are shared out evenly and rounded up."""
 _MOST_PARTS, _FEWEST_PARTS = 32, 4
 _PROGRAMS_A_MULTIPROCESSOR = 2
 
@@ -44,12 +51,12 @@ class Call(NamedTuple):
     value_width: int
 
 
-def suits(call: Call) -> bool:
-    """Whether it takes such a call, of 16-bit numbers, without dropout."""
+def suits(call: Call, capability: tuple[int, int] = (9, 0)) -> bool:
+    """Whether it takes such a call, of 16-bit numbers, without dropout, on such a card."""
     widths = (call.width, call.value_width)
-    return call.keys >= FEWEST_KEYS and all(
-        one % WIDTH_MULTIPLE == 0 and one <= MOST_WIDTH for one in widths
-    )
+    most = MOST_WIDTH if capability == (9, 0) else MOST_WIDTH_ELSEWHERE
+    fits = max(widths) <= most or (capability[0] == _BLACKWELL and widths == LATENT_WIDTHS)
+    return call.keys >= FEWEST_KEYS and fits and not any(one % WIDTH_MULTIPLE for one in widths)
 
 
 def forward_bytes(call: Call, multiprocessors: int) -> int:
@@ -70,7 +77,8 @@ def _parts(call: Call, multiprocessors: int) -> int:
         return 1
     programs = _PROGRAMS_A_MULTIPROCESSOR * multiprocessors
     room = max(1, programs // (call.batch * call.groups))
-    parts = min(_MOST_PARTS, _floor_power(call.keys) // _ALIGNMENT, _floor_power(room))
+    filled = (call.keys - 1) // (_PART_KEYS - 1)  # so that ceil(keys / filled) is that at least
+    parts = min(_MOST_PARTS, _floor_power(filled), _floor_power(room))
     return parts if parts >= _FEWEST_PARTS else 1
 
 

@@ -24,10 +24,14 @@ from weakref import ref
 from tritter_mem import torch_release
 from tritter_mem.models.cuda_attention import (
     AttentionSizes,
+    cudnn_backward_bytes,
+    cudnn_forward_bytes,
+    cudnn_suits,
     efficient_backward_bytes,
     efficient_forward_bytes,
     flash_backward_bytes,
     flash_forward_bytes,
+    prefers_cudnn,
 )
 from tritter_mem.models.cuda_indexing import (
     embedding_backward_bytes,
@@ -1410,6 +1414,13 @@ class Operations:
         half = query.size < FLOAT
         sizes = _attention_sizes(query, key, value)
         capability = self.card.compute_capability
+        cudnn = (
+            prefers_cudnn(capability, self.card.vendor)
+            and cudnn_suits(sizes, capability)
+            and (mask is None or _is_cudnn_mask(mask))
+        )
+        if cudnn:
+            return self._cudnn(query, key, value, mask, sizes)
         flash = (
             capability >= (8, 0)
             and half
@@ -1430,6 +1441,32 @@ class Operations:
         autocast, self.autocast = self.autocast, 0  # inside of the operator nothing is cast
         out = self._math(query, key, value, mask, causal)
         self.autocast = autocast
+        return out
+
+    def _cudnn(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sizes: AttentionSizes
+    ) -> Tensor:
+        bias = None if mask is None else self._as_numbers(mask, query)
+        batch, heads, queries, _ = query.shape
+        seed, offset = (self.new((), LONG) for _ in range(2))
+        shape = (batch, heads, queries, sizes.value_width)
+        out = self.new(shape, query.size, _like(query, shape))
+        wanted = self.grad and any(x.node is not None for x in (query, key, value))
+        sums = self.new((batch, heads, queries), FLOAT) if wanted else None
+        self.inside(cudnn_forward_bytes(self.card, sizes))
+
+        def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
+            grad = _one(grads)
+            key, query, value = saved[-7:-4]  # a mask is before them
+            outs: Grads = [
+                self.new(x.shape, x.size, _like(x, x.shape)) for x in (query, key, value)
+            ]
+            copy = 0 if grad.strides[-1] == 1 else grad.nbytes
+            self.inside(cudnn_backward_bytes(sizes, copy))
+            return outs
+
+        saved = [bias, key, query, value, sums, out, offset, seed]
+        self.record([query, key, value], saved, rule, out)
         return out
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes) -> Tensor:
@@ -1491,14 +1528,20 @@ class Operations:
         return out
 
     def _bias(self, mask: Tensor, query: Tensor, keys: int) -> Tensor:
-        """A mask of booleans as numbers, its rows padded to whole multiples of 8."""
-        if mask.size == BOOL:
-            numbers = [self.new((), query.size) for _ in range(2)]
-            mask = self.new(mask.shape, query.size, _expanded(mask))
-            del numbers
+        """A mask as numbers, its rows padded to whole multiples of 8."""
+        mask = self._as_numbers(mask, query)
         if keys % 8:
             rest = 8 - keys % 8
             mask = self.new((*mask.shape[:-1], keys + rest), query.size)
+        return mask
+
+    def _as_numbers(self, mask: Tensor, query: Tensor) -> Tensor:
+        """What is added to the scores, of a mask of booleans in the type of the queries."""
+        if mask.size != BOOL:
+            return mask
+        numbers = [self.new((), query.size) for _ in range(2)]
+        mask = self.new(mask.shape, query.size, _expanded(mask))
+        del numbers
         return mask
 
     def _math(
@@ -1656,6 +1699,11 @@ def _swapped(shape: Shape) -> Shape:
 
 def _inserted(strides: Shape, at: int) -> Shape:
     return (*strides[:at], 0, *strides[at:])
+
+
+def _is_cudnn_mask(mask: Tensor) -> bool:
+    """Whether cuDNN adds such a mask: no gradient of it is wanted."""
+    return len(mask.shape) in (2, 4) and mask.node is None and mask.strides[-1] == 1
 
 
 def _attention_sizes(query: Tensor, key: Tensor, value: Tensor) -> AttentionSizes:

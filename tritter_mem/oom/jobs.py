@@ -385,7 +385,7 @@ def _simulated(
     from tritter_mem.simulation.simulate import PhaseHook, simulate_workload
 
     def workload(device: str, phase: PhaseHook) -> None:
-        with as_on_cuda(card.compute_capability):
+        with as_on_cuda(card.compute_capability, card.vendor):
             with phase("load"):
                 job = build(torch.device(device))
             with phase(WARMUP):

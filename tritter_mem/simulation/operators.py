@@ -19,9 +19,11 @@ _FRESH = {
 _ALLOCATED = {
     torch.ops.aten.native_dropout.default: (1, 0),
     torch.ops.aten._scaled_dot_product_efficient_attention.default: (0, 1),
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default: (6, 7, 0, 1),
 }
 """Results that CUDA's kernel allocates on the device, in its order, where those are not all in
-theirs: the mask of dropout comes before the result, the seed of attention is on the host."""
+theirs: the mask of dropout comes before the result, as do seed and offset of cuDNN's attention;
+those of efficient attention are on the host."""
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _CPU = torch._C.DispatchKey.CPU
 

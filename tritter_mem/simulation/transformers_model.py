@@ -82,7 +82,7 @@ def simulate_transformers(
 
         def workload(device: str, recorder: Recorder) -> None:
             passes = followed.counting(layers, _passes(run) * len(layers))
-            with as_on_cuda(card.compute_capability), passes:
+            with as_on_cuda(card.compute_capability, card.vendor), passes:
                 run_model(model, run, _Followed(recorder, followed))
 
         use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)

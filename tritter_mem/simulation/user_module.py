@@ -104,7 +104,7 @@ def simulate_module(
     from tritter_mem.simulation.simulate import simulate_run
 
     def workload(device: str, watch: Watch) -> None:
-        with as_on_cuda(card.compute_capability), redirect_stdout(sys.stderr):
+        with as_on_cuda(card.compute_capability, card.vendor), redirect_stdout(sys.stderr):
             run_module(case, device, watch)
 
     use = simulate_run(workload, card, allocator_conf, save_trace, budget_bytes=budget_bytes)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tritter_mem import torch_release
 from tritter_mem.devices.nvml import find_gpu
@@ -59,11 +60,12 @@ def test_embedding_scaled_by_frequency_counts_too() -> None:
 
 
 def attend(dtype: torch.dtype, groups: int = H, **options: Any) -> list[int]:
-    """Of the backward pass, of tensors that are [B, T, H, D] in memory."""
+    """Of the backward pass without cuDNN, of tensors that are [B, T, H, D] in memory."""
     query = ones(B, T, H, D, dtype=dtype, grad=True)
     key, value = (ones(B, T, groups, D, dtype=dtype, grad=True) for _ in range(2))
     heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    with as_on_cuda(H100.compute_capability):
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    with as_on_cuda(H100.compute_capability), sdpa_kernel(kernels):
         out = functional.scaled_dot_product_attention(*heads, **options)
     return inside(lambda: out.backward(torch.empty_like(out)))
 

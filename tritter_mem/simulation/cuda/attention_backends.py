@@ -3,16 +3,18 @@
 On `meta` PyTorch takes the math path, whose score matrices no CUDA run has. The choice here follows
 `select_sdp_backend` in `ATen/native/transformers/cuda/sdp_utils.cpp`, in its order:
 
-1. flash: float16 or bfloat16, capability 8.0 or newer, no mask, equal head widths of at most 256,
+1. cuDNN's, on cards of capability 9.0 and 10.x where cuDNN is new enough (`prefers_cudnn`):
+   float16 or bfloat16, with or without a mask of two or four dimensions, widths that
+   `cudnn_attention.suits` names, over one key, dropout that is a multiple of 1/16 and of more than
+   one query, and not where algorithms must be deterministic;
+2. flash: float16 or bfloat16, capability 8.0 or newer, no mask, equal head widths of at most 256,
    and queries as many as keys where the mask is causal;
-2. memory-efficient: float16, float32, and from capability 8.0 on bfloat16, as many key heads as
+3. memory-efficient: float16, float32, and from capability 8.0 on bfloat16, as many key heads as
    query heads (from PyTorch 2.14 on grouped ones too), widths that are multiples of 8 (half types)
    or 4 (float32); masks are fine;
-3. math.
+4. math, and where that is not allowed cuDNN's, on any card.
 
-Capabilities 9.0 and 10.x prefer cuDNN's kernel where cuDNN is new enough. It saves what flash
-saves, so it is counted as flash; its workspace is not known. `torch.nn.attention.sdpa_kernel` is
-heeded for flash and memory-efficient.
+`torch.nn.attention.sdpa_kernel` is heeded, but for an order of its own.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tritter_mem import torch_release
+from tritter_mem.models.cuda_attention import cudnn_suits, prefers_cudnn
+from tritter_mem.simulation.cuda.scratch.attention import sizes
 
-Backend = Literal["flash", "efficient", "math"]
+Backend = Literal["cudnn", "flash", "efficient", "math"]
 _HALF = (torch.float16, torch.bfloat16)
 _FLASH_WIDTH = 256
 _FLASH_MULTIPLE = 8
 _BIAS_MULTIPLE = 8
+_CUDNN_DROPOUT = 16
+"""cuDNN drops multiples of one sixteenth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +65,25 @@ class Attention:
     grouped: bool = False
 
 
-def choose(call: Attention, capability: tuple[int, int]) -> Backend:
+def choose(call: Attention, capability: tuple[int, int], vendor: str = "nvidia") -> Backend:
     """The kernel that a card takes.
 
     Args:
         call: the arguments.
         capability: the card's compute capability.
+        vendor: whose card it is.
     """
     if not _shapes_suit(call):
         return "math"
+    cudnn_may = torch.backends.cuda.cudnn_sdp_enabled() and vendor == "nvidia"
+    if cudnn_may and prefers_cudnn(capability, vendor) and _cudnn_suits(call, capability):
+        return "cudnn"
     if torch.backends.cuda.flash_sdp_enabled() and _flash_suits(call, capability):
         return "flash"
     if torch.backends.cuda.mem_efficient_sdp_enabled() and _efficient_suits(call, capability):
         return "efficient"
+    if cudnn_may and not torch.backends.cuda.math_sdp_enabled() and _cudnn_suits(call, capability):
+        return "cudnn"
     return "math"
 
 
@@ -82,6 +94,36 @@ def _shapes_suit(call: Attention) -> bool:
         and all(tensor.stride(-1) == 1 or tensor.shape[-1] == 1 for tensor in inputs)
         and len({tensor.dtype for tensor in inputs}) == 1
         and len({tensor.shape[0] for tensor in inputs}) == 1
+    )
+
+
+def _cudnn_suits(call: Attention, capability: tuple[int, int]) -> bool:
+    return (
+        capability >= (8, 0)
+        and call.query.dtype in _HALF
+        and cudnn_suits(sizes(call.query, call.key, call.value), capability)
+        and call.dropout * _CUDNN_DROPOUT % 1 == 0
+        and not (call.dropout and call.query.shape[2] == 1)
+        and _heads_suit(call, grouped=True)
+        and _mask_suits(call)
+        and (
+            not torch.are_deterministic_algorithms_enabled()
+            or torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+    )
+
+
+def _mask_suits(call: Attention) -> bool:
+    """Whether a mask is one that cuDNN adds; none is fine."""
+    mask = call.mask
+    if mask is None:
+        return True
+    full = (*call.query.shape[:3], call.key.shape[2])
+    return (
+        mask.dim() in (2, 4)
+        and not mask.requires_grad
+        and mask.stride(-1) == 1
+        and all(n in (1, whole) for n, whole in zip(mask.shape, full[-mask.dim() :], strict=True))
     )
 
 
@@ -118,6 +160,21 @@ def _widths(call: Attention) -> set[int]:
     return {tensor.shape[-1] for tensor in (call.query, call.key, call.value)}
 
 
+def cudnn(call: Attention) -> Tensor:
+    """The kernel of cuDNN. Returns [B, H, Q, E], which lies in memory as the queries do."""
+    mask = None if call.mask is None else _numbers(call.mask, call.query.dtype)
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        call.query, call.key, call.value, mask, _wants_gradients(call), call.dropout, call.causal,
+        scale=call.scale,
+    )[0]  # fmt: skip
+    return out
+
+
+def _wants_gradients(call: Attention) -> bool:
+    inputs = (call.query, call.key, call.value)
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+
+
 def flash(call: Attention) -> Tensor:
     """The flash kernel; widths are padded to multiples of 8 as on CUDA. Returns [B, H, Q, D]."""
     width = call.query.shape[-1]
@@ -135,9 +192,8 @@ def flash(call: Attention) -> Tensor:
 def efficient(call: Attention) -> Tensor:
     """The memory-efficient kernel. Returns [B, H, Q, E]."""
     inputs = (call.query, call.key, call.value)
-    keeps_sums = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
-        *inputs, _bias(call), keeps_sums, call.dropout, call.causal, scale=call.scale
+        *inputs, _bias(call), _wants_gradients(call), call.dropout, call.causal, scale=call.scale
     )[0]
     return out
 

@@ -13,6 +13,7 @@ has.
 |---|---|---|
 | `torch.autocast("cuda")`, or of `meta` | nothing is cast | `autocast.py` |
 | `scaled_dot_product_attention` | math | `attention_backends.py` |
+| cuDNN's attention | sums of rows always | where gradients need them |
 | `linear` of what is not contiguous | the bias added apart | in place |
 | `dropout` in training | a mask of the input's type | `native_dropout`, a mask of booleans |
 | `softmax`, `log_softmax` of float16 to float32 | a float32 copy | one operator |
@@ -37,6 +38,7 @@ from unittest.mock import patch
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
+from torch._meta_registrations import meta__scaled_dot_product_cudnn_attention
 from torch.overrides import TorchFunctionMode
 
 from tritter_mem.simulation.cuda import attention_backends
@@ -73,16 +75,17 @@ _ON_CARD = ("cuda", "meta")
 
 
 @contextmanager
-def as_on_cuda(capability: tuple[int, int]) -> Iterator[None]:
+def as_on_cuda(capability: tuple[int, int], vendor: str = "nvidia") -> Iterator[None]:
     """Treat meta tensors as CUDA tensors of a card, on this thread.
 
     Args:
         capability: the card's compute capability.
+        vendor: whose card it is.
     """
     cache = CastCache()
     with ExitStack() as stack:
         stack.enter_context(_defaults_kept())
-        stack.enter_context(_kernels(cache, capability))
+        stack.enter_context(_kernels(cache, _routes(capability, vendor)))
         stack.enter_context(_key_included())
         for place, name, value in _replacements(cache):
             stack.enter_context(patch.object(place, name, value))
@@ -108,15 +111,16 @@ def _eligible(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def _kernels(cache: CastCache, capability: tuple[int, int]) -> Iterator[None]:
+def _kernels(cache: CastCache, routes: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Kernels of the spare key, for the operators whose path depends on the device."""
-    casts, routes = policies(cache, _eligible), _routes(capability)
+    casts = policies(cache, _eligible)
     aten = torch.library.Library("aten", "IMPL", _KEY.name)
     rest = torch.library.Library("_", "IMPL", _KEY.name)
     shapes = torch.library.Library("aten", "IMPL", "Meta")
     try:
         rest.fallback(torch.library.fallthrough_kernel)
         shapes.impl("_grouped_mm", _grouped_mm, allow_override=True)
+        shapes.impl("_scaled_dot_product_cudnn_attention", _cudnn_attention, allow_override=True)
         for name in {**casts, **routes}:
             kernel = _kernel(_overload(name), casts.get(name), routes.get(name))
             aten.impl(name, kernel, with_keyset=True)
@@ -158,7 +162,7 @@ def _key_included() -> Iterator[None]:
         torch._C._dispatch_tls_set_dispatch_key_excluded(_KEY, True)
 
 
-def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
+def _routes(capability: tuple[int, int], vendor: str) -> dict[str, Callable[..., Any]]:
     """Operators with a path of their own on CUDA: the result, or NotImplemented for the usual."""
 
     def attend(  # noqa: PLR0913  (the operator's schema)
@@ -169,7 +173,9 @@ def _routes(capability: tuple[int, int]) -> dict[str, Callable[..., Any]]:
         call = attention_backends.Attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
         )
-        match attention_backends.choose(call, capability):
+        match attention_backends.choose(call, capability, vendor):
+            case "cudnn":
+                return attention_backends.cudnn(call)
             case "flash":
                 return attention_backends.flash(call)
             case "efficient":
@@ -236,6 +242,19 @@ def _grouped_mm(
     width = -(-shape[-1] // step) * step
     strides = [shape[-2] * width, width, 1][-len(shape) :]
     return torch.empty_strided(shape, strides, dtype=out_dtype or left.dtype, device=left.device)
+
+
+def _cudnn_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, keeps_sums: bool,
+    *rest: Any, **more: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The results of `_cudnn_attention_forward` (`ATen/native/transformers/cuda/attention.cu`).
+
+    On `meta` it has sums of rows even where nothing needs them.
+    """
+    on_meta = meta__scaled_dot_product_cudnn_attention
+    out, sums, *beside = on_meta(query, key, value, bias, keeps_sums, *rest, **more)
+    return (out, sums if keeps_sums else None, *beside)
 
 
 def _rms_norm(

@@ -14,6 +14,8 @@ beside them, where that grows with the tensors.
 | `mm`, `addmm`, `bmm` and their kin | a copy of a matrix in which neither rows nor columns lie side by side | `products.py` |
 | flash attention | for few queries: sums and outputs of each part of the keys | `attention.py` |
 | flash attention, backward | output and its gradient where they are not [B, T, H, D] in memory; gradient of the queries in float32, a float32 a query and head; with grouped heads, gradients of keys and values for every head | `attention.py` |
+| cuDNN's attention | its workspace: for one query, sums and outputs of each part of the keys | `attention.py` |
+| cuDNN's attention, backward | its workspace: gradient of the queries in float32, a float32 a query and head; with grouped heads, gradients of keys and values for every head; a copy of the output's gradient whose channels do not lie side by side | `attention.py` |
 | efficient attention | from heads of over 128 of half types: the output in float32 | `attention.py` |
 | efficient attention, backward | a float32 a query and head; gradient of the queries in float32 in whole blocks, with a lock and a counter each; from heads of over 128 of half types those of keys and values; with grouped heads (from PyTorch 2.14 on) theirs for every head | `attention.py` |
 | `embedding_dense_backward` over 3,072 tokens, `_embedding_bag_backward` | indices sorted and in their old order, offsets of segments, and a float32 row for each partial sum: tokens / 10 + min(tokens, rows) of them | `indexing.py` |
@@ -23,9 +25,9 @@ beside them, where that grows with the tensors.
 
 Confirmed against PyTorch 2.11's own host code and CUDA allocator, without a GPU, on an H100's figures:
 `python -m benchmarks.standin.operators` compares call by call, and tests hold the rules against what it
-recorded. Not covered: cub's temporary storage beyond its double buffers, which depends on how many
+recorded. cuDNN's attention was measured on an H200. Not covered: cub's temporary storage beyond its double buffers, which depends on how many
 blocks fit a multiprocessor (some KiB, below 2% of the buffers), operators that need values
-(`nonzero`, `unique`), and cuDNN's workspaces (convolutions, recurrent layers).
+(`nonzero`, `unique`), and cuDNN's other workspaces (convolutions, recurrent layers).
 """  # noqa: E501  (a table has its width)
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from torch import Tensor
 from tritter_mem.config.cards import GpuCard
 from tritter_mem.models.cuda_attention import (
     AttentionSizes,
+    cudnn_backward_bytes,
+    cudnn_forward_bytes,
     efficient_backward_bytes,
     efficient_forward_bytes,
     flash_backward_bytes,
@@ -17,8 +19,8 @@ from tritter_mem.models.cuda_attention import (
 )
 
 
-def _sizes(query: Tensor, key: Tensor, value: Tensor) -> AttentionSizes:
-    """Of queries [B, H, Q, D], keys [B, G, K, D] and values [B, G, K, E]."""
+def sizes(query: Tensor, key: Tensor, value: Tensor) -> AttentionSizes:
+    """Those of queries [B, H, Q, D], keys [B, G, K, D] and values [B, G, K, E]."""
     batch, heads, queries, width = query.shape
     return AttentionSizes(
         batch=batch,
@@ -37,7 +39,7 @@ def _flash_forward(
     *rest: Any, **more: Any,
 ) -> Iterator[int]:  # fmt: skip
     if not dropout:
-        yield from flash_forward_bytes(card, _sizes(query, key, value))
+        yield from flash_forward_bytes(card, sizes(query, key, value))
 
 
 def _flash_backward(
@@ -47,25 +49,41 @@ def _flash_backward(
     for tensor in (grad, out):
         if not tensor.transpose(1, 2).is_contiguous():
             yield tensor.numel() * tensor.element_size()
-    yield from flash_backward_bytes(_sizes(query, key, value))
+    yield from flash_backward_bytes(sizes(query, key, value))
+
+
+def _cudnn_forward(
+    card: GpuCard, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
+) -> Iterator[int]:
+    yield from cudnn_forward_bytes(card, sizes(query, key, value))
+
+
+def _cudnn_backward(
+    card: GpuCard, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any,
+    **more: Any,
+) -> Iterator[int]:  # fmt: skip
+    copy = 0 if grad.stride(-1) == 1 else grad.numel() * grad.element_size()
+    yield from cudnn_backward_bytes(sizes(query, key, value), copy)
 
 
 def _efficient_forward(
     card: GpuCard, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **more: Any
 ) -> Iterator[int]:
-    yield from efficient_forward_bytes(_sizes(query, key, value))
+    yield from efficient_forward_bytes(sizes(query, key, value))
 
 
 def _efficient_backward(
     card: GpuCard, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any,
     **more: Any,
 ) -> Iterator[int]:  # fmt: skip
-    yield from efficient_backward_bytes(_sizes(query, key, value))
+    yield from efficient_backward_bytes(sizes(query, key, value))
 
 
 RULES: dict[str, Callable[..., Iterator[int]]] = {
     "aten._scaled_dot_product_flash_attention.default": _flash_forward,
     "aten._scaled_dot_product_flash_attention_backward.default": _flash_backward,
+    "aten._scaled_dot_product_cudnn_attention.default": _cudnn_forward,
+    "aten._scaled_dot_product_cudnn_attention_backward.default": _cudnn_backward,
     "aten._scaled_dot_product_efficient_attention.default": _efficient_forward,
     "aten._scaled_dot_product_efficient_attention_backward.default": _efficient_backward,
 }
