@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from tritter_mem.units import GiB
 
 ROOT = Path(__file__).parents[2]
 MODEL_FOLDER = ROOT / "docs" / "examples" / "model_folder.py"
-PAGE = ROOT / "reports" / "rehearsals.md"
+REPORTS = ROOT / "reports"
+PAGE = REPORTS / "rehearsals.md"
+PEAKS = ("allocated_peak_bytes", "reserved_peak_bytes")
 TOLERANCE = 0.01
 """Of the allocated peak, beyond which a row is off."""
 LIMIT_SECONDS = 1800
@@ -171,12 +174,26 @@ def differences(row: Row, found: dict[str, Any]) -> list[float]:
         (row.reserved_gib, "reserved_peak_bytes"),
     )
     use = found.get("rehearsed") or {}
+    if row.measured:
+        known = measured_peaks().get(row.name, ())
+        return [(use.get(name) or 0) / size - 1 for name, size in zip(PEAKS, known, strict=False)]
     allocated = phase_peak_gib(found) or (use.get("allocated_peak_bytes") or 0) / GiB
     if simulated := found.get("simulated"):
         sizes = (use.get("allocated_peak_bytes") or 0, use.get("reserved_peak_bytes") or 0)
         return [size / known - 1 for size, known in zip(sizes, simulated, strict=True)]
     came_to = (allocated, (use.get("reserved_peak_bytes") or 0) / GiB)
     return [size / known - 1 for size, (known, _) in zip(came_to, pairs, strict=True) if known]
+
+
+@cache
+def measured_peaks() -> dict[str, tuple[int, int]]:
+    """What GPUs measured of rows: allocated and reserved, of the newest run of each."""
+    lines = (line for path in REPORTS.glob("*/figures.jsonl") for line in path.open())
+    found = [
+        x for x in map(json.loads, lines) if (x["part"], x["event"]) == ("scripts", "finished")
+    ]
+    newest = sorted(found, key=lambda x: x["call"])
+    return {x["row"]: (x["figures"][PEAKS[0]], x["figures"][PEAKS[1]]) for x in newest}
 
 
 def phase_peak_gib(found: dict[str, Any]) -> float | None:
@@ -209,7 +226,7 @@ def page(found: dict[str, Any]) -> str:
         "allocated / reserved; seconds are those of a shared machine with two cores.\n",
         "| rehearsal | torch | came to | known | difference | exit | s | printed |",
         "|---|---|---|---|---|---|---|---|",
-        *(_line(row, one) for row, one in there if not row.model),
+        *(_line(row, one) for row, one in there if not row.model and not row.measured),
         "",
         *(f"Known: {source}.\n" for source in sources),
         *(f"{row.name}: {row.cause}.\n" for row, _ in there if row.cause and not row.model),
@@ -219,9 +236,17 @@ def page(found: dict[str, Any]) -> str:
         "new, on an H100, with the same PyTorch and transformers. Bytes, allocated / reserved.\n",
         "| model | simulated | rehearsed | difference | s |",
         "|---|---|---|---|---|",
-        *(_line_of_model(row, one) for row, one in there if row.model),
+        *(_line_of_model(row, one) for row, one in there if row.model and not row.measured),
         "",
         *(f"{row.model}: {row.cause}.\n" for row, _ in there if row.cause and row.model),
+        "## Runs that a GPU measured\n",
+        "On an H200 with PyTorch 2.11.0 and transformers 5.17.0, and rehearsed with these; "
+        "simulated with PyTorch 2.13.0 and transformers 5.23.0. Bytes, allocated / reserved.\n",
+        "| run | measured | rehearsed | difference | simulated | difference |",
+        "|---|---|---|---|---|---|",
+        *(_measured_line(row, one) for row, one in there if row.name in measured_peaks()),
+        "",
+        *(f"{row.name}: {row.cause}.\n" for row, _ in there if row.cause and row.measured),
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -246,6 +271,20 @@ def _line(row: Row, one: dict[str, Any]) -> str:
         f"| {row.name} | {one['versions'].get('torch', row.torch)} | {peaks} | {known} | {off} "
         f"| {one['exit_code']} | {one['seconds']:.0f} | {printed[:300]} |"
     )
+
+
+def _measured_line(row: Row, one: dict[str, Any]) -> str:
+    known = measured_peaks()[row.name]
+    use = one.get("rehearsed") or {}
+    cells = [row.name.removesuffix(", measured"), _pair(known)]
+    for came_to in ([use.get(name) or 0 for name in PEAKS], one.get("simulated")):
+        ratios = (size / was - 1 for size, was in zip(came_to or (), known, strict=False))
+        cells += [_pair(came_to or ()), " / ".join(f"{ratio:+.3%}" for ratio in ratios)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _pair(sizes: Sequence[int]) -> str:
+    return " / ".join(f"{size:,}" for size in sizes)
 
 
 def _line_of_model(row: Row, one: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, since pages are written into the folder of the sources."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copytree(DOCS, folder / "docs")
-    for included in (ROOT / "CHANGELOG.md", *(ROOT / "reports").glob("*.md")):
-        (folder / included.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+    for included in (ROOT / "CHANGELOG.md", *(ROOT / "reports").rglob("*.md")):
+        (folder / included.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(included, folder / included.relative_to(ROOT))
     built = build(folder / "docs", folder / "site")
     assert (built.returncode, built.stderr) == (0, "")

@@ -32,7 +32,7 @@ from tritter_mem.results.run import Verdict
 from tritter_mem.temporary import temporary_folder
 
 NOT_COUNTED = (
-    "the CUDA context: its size comes from the table of GPUs and was not measured",
+    "the CUDA context: its size comes from the table of GPUs, not from this run",
     "kernels that are loaded later, CUDA graphs' memory in the driver, and streams' timing: events "
     "complete at once",
 )
