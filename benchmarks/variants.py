@@ -116,6 +116,7 @@ FIELDS: dict[str, tuple[tuple[object, ...], dict[str, Work]]] = {
     "many_rows_tile": ((128, 256), _layers(2048)),
     "many_rows_stages": ((2, 3, 4), _layers(2048)),
     "many_rows_small_stages": ((2, 3, 4), _layers(128)),
+    "dependent_launch": ((False, True), _layers(1)),
     "backward_stages": ((2, 3), {"gradients of attention": backward}),
 }
 """The values of each field of `Tuning`, and the work that they change."""

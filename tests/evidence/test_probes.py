@@ -142,7 +142,7 @@ def test_a_dry_run_shows_the_change_and_makes_none(tmp_path: Path) -> None:
     path = tmp_path / "h100.yaml"
     path.write_text(H100)
     shown = change(path, READINGS, write=False)
-    assert "-context_mib: 512\n+context_mib: 531\n" in shown
+    assert "-context_mib: 812\n+context_mib: 531\n" in shown
     assert path.read_text() == H100
     assert change(path, READINGS, write=True) == shown
     assert "context_mib: 531" in path.read_text()

@@ -48,9 +48,12 @@ def test_a_card_is_warm_after_so_much_time_and_one_launch_at_least(
     assert moments[-1] >= timing.WARM_SECONDS >= 0.05
 
 
-@pytest.mark.parametrize(("inputs", "launched"), [(1, 16), (3, 16), (40, 40)])
-def test_a_graph_has_sixteen_launches_at_least_and_every_input(
-    monkeypatch: pytest.MonkeyPatch, inputs: int, launched: int
+@pytest.mark.parametrize(
+    ("inputs", "each_us", "launched"),
+    [(1, 7, 16), (3, 7, 16), (40, 7, 40), (1, 2000, 1), (3, 2000, 3)],
+)
+def test_a_graph_has_sixteen_short_launches_at_least_and_every_input(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, each_us: float, launched: int
 ) -> None:
     captured: list[Any] = []
 
@@ -63,6 +66,7 @@ def test_a_graph_has_sixteen_launches_at_least_and_every_input(
         return Graph()
 
     monkeypatch.setattr(timing, "_captured", capture)
+    monkeypatch.setattr(timing, "_elapsed_us", lambda launch: each_us)
     monkeypatch.setattr(timing, "_runs", lambda launch: [launched * 7.0] * 5)
     launches = [lambda i=i: i for i in range(inputs)]
     with standing_for(replace(ON_CPU, device="cuda")):

@@ -84,7 +84,7 @@ CASES: dict[str, tuple[RunConfig, int, int]] = {
     "ring in place, window ends in it": (case(dtype="bfloat16", window=40, batch=3), 115, 33),
     "window smaller than a group": (case(window=9), 100, 17),
     "window to either side of a block": (case(window=65), 140, 129),
-    "width 128, 8 heads": (case((8, 8, 128), group_size=128), 4 + 129, 2),
+    "width 128, 8 heads": (case((8, 8, 128), group_size=128), 4 + 129, 17),
     "32 heads": (case((32, 32, 64)), 20, 2),
     "width 20": (case((4, 2, 20), group_size=16), 50, 5),
 }
