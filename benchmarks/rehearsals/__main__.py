@@ -2,7 +2,8 @@
 
 `make rehearsals`, or `python -m benchmarks.rehearsals [--torch 2.14.0] [--rows 8B] [--again]`. An
 environment is made for each release, and deleted afterwards. Rows that were rehearsed are kept in
-`out/rehearsals/rows.json` and not run again. Exit code 1 where a row came out otherwise.
+`out/rehearsals/rows.json` and not run again; while rows are missing, the table goes beside that
+file. Exit code 1 where a row came out otherwise.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def main() -> int:
                 found[row.name] = came_to
                 kept.write_text(json.dumps(found, indent=1))
                 print(f"{row.name}: {'; '.join(words(row, came_to))}", flush=True)
-    PAGE.write_text(page(found))
+    missing = sum(row.name not in found for row in ROWS)
+    written = kept.with_name(PAGE.name) if missing else PAGE  # a part is no page to commit
+    written.write_text(page(found))
+    print(f"{written}: {f'{missing} rows are missing' if missing else 'all rows'}")
     return int(any(is_off(row, found[row.name]) for row in ROWS if row.name in found))
 
 
