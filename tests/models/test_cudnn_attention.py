@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ MULTIPROCESSORS = 132
 
 
 def _sizes(call: dict[str, Any]) -> cudnn_attention.Call:
-    return cudnn_attention.Call(*(call[name] for name in cudnn_attention.Call._fields))
+    return cudnn_attention.Call(**{f.name: call[f.name] for f in fields(cudnn_attention.Call)})
 
 
 def _asked(events: list[int]) -> list[int]:

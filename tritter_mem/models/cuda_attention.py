@@ -30,23 +30,9 @@ _ONE_PASS_WIDTH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionSizes:
-    """Sizes of one call of attention.
+class AttentionSizes(cudnn_attention.Call):
+    """Sizes of one call of attention, with the bytes of an element of its tensors."""
 
-    Attributes:
-        heads: of queries; `groups`: of keys and values.
-        queries: tokens of each sequence; `keys`: that they may attend to.
-        width: of a query and a key; `value_width`: of a value.
-        element_bytes: of all of them.
-    """
-
-    batch: int
-    heads: int
-    groups: int
-    queries: int
-    keys: int
-    width: int
-    value_width: int
     element_bytes: int
 
     @property
@@ -75,12 +61,12 @@ def prefers_cudnn(capability: tuple[int, int], vendor: str) -> bool:
 
 def cudnn_suits(call: AttentionSizes, capability: tuple[int, int]) -> bool:
     """Whether cuDNN's kernel takes a call of these sizes."""
-    return call.is_half and cudnn_attention.suits(_of_cudnn(call), capability)
+    return call.is_half and cudnn_attention.suits(call, capability)
 
 
 def cudnn_forward_bytes(card: Chip, call: AttentionSizes) -> Iterator[int]:
     """Its workspace, if it takes one."""
-    yield cudnn_attention.forward_bytes(_of_cudnn(call), card.multiprocessors)
+    yield cudnn_attention.forward_bytes(call, card.multiprocessors)
 
 
 def cudnn_backward_bytes(call: AttentionSizes, copy: int) -> Iterator[int]:
@@ -88,20 +74,8 @@ def cudnn_backward_bytes(call: AttentionSizes, copy: int) -> Iterator[int]:
 
     The gradient is copied where its channels do not lie side by side: `run_cudnn_SDP_bprop`.
     """
-    workspace = cudnn_attention.backward_bytes(_of_cudnn(call))
+    workspace = cudnn_attention.backward_bytes(call)
     yield from (copy, workspace, -workspace)
-
-
-def _of_cudnn(call: AttentionSizes) -> cudnn_attention.Call:
-    return cudnn_attention.Call(
-        batch=call.batch,
-        heads=call.heads,
-        groups=call.groups,
-        queries=call.queries,
-        keys=call.keys,
-        width=call.width,
-        value_width=call.value_width,
-    )
 
 
 def flash_forward_bytes(card: Chip, call: AttentionSizes) -> Iterator[int]:

@@ -11,7 +11,7 @@ A rehearsal loads this file alone, so it imports nothing of the project.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 PREFERRED_FROM = (2, 11)
 """The first release of PyTorch whose default wheel prefers it."""
@@ -39,8 +39,15 @@ _MOST_PARTS, _FEWEST_PARTS = 32, 4
 _PROGRAMS_A_MULTIPROCESSOR = 2
 
 
-class Call(NamedTuple):
-    """Sizes of a call, under the names that `AttentionSizes` has."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Sizes of one call of attention.
+
+    Attributes:
+        heads: of queries; `groups`: of keys and values.
+        queries: tokens of each sequence; `keys`: that they may attend to.
+        width: of a query and a key; `value_width`: of a value.
+    """
 
     batch: int
     heads: int

@@ -7,9 +7,6 @@ order (`ATen/native/cudnn/MHA.cpp`), with workspaces as `models/cudnn_attention.
 """
 
 import ctypes
-import importlib.util
-import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +14,6 @@ MEASURED_CAPABILITY = (9, 0)
 NOT_MEASURED = "workspaces of cuDNN's attention: of the sizes that were measured on an H200"
 PACKED = (
     "workspaces of cuDNN's attention for packed sequences: taken to be those of one long sequence"
-)
-_SIZES = os.path.join(
-    os.path.dirname(os.path.abspath(__file__)), "..", "..", "models", "cudnn_attention.py"
 )
 
 
@@ -46,14 +40,15 @@ class Attention:
 
     Args:
         torch: the module.
+        sizes: `models/cudnn_attention.py`.
         note: notes what is not counted as it would be on the card.
     """
 
-    def __init__(self, torch: Any, note: Callable[[str, str], None]) -> None:
+    def __init__(self, torch: Any, sizes: Any, note: Callable[[str, str], None]) -> None:
         self._torch = torch
         self._note = note
         self._noted: set[str] = set()
-        self._sizes = _load_sizes()
+        self._sizes = sizes
         self._library: Any = None
 
     def install(self) -> None:
@@ -150,14 +145,3 @@ class Attention:
         """A workspace, which is given back at once; of none, cuDNN asks nothing."""
         if nbytes:
             self._torch.empty(nbytes, dtype=self._torch.uint8, device=device)
-
-
-def _load_sizes() -> Any:
-    """The project's file, for the project itself may not be installed here."""
-    spec = importlib.util.spec_from_file_location("_tritter_rehearsal_cudnn_attention", _SIZES)
-    assert spec is not None  # noqa: S101
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -11,13 +11,14 @@ import sys
 from types import ModuleType
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_FOLDERS = (_HERE, os.path.join(_HERE, "..", "..", "models"))
 
 
 def _load(name: str) -> ModuleType:
-    """A file beside this one, under a name that is nobody else's."""
+    """A file beside this one or of the models, under a name that is nobody else's."""
+    paths = [os.path.join(folder, f"{name}.py") for folder in _FOLDERS]
     spec = importlib.util.spec_from_file_location(
-        f"_tritter_rehearsal_{name}",
-        os.path.join(_HERE, f"{name}.py"),
+        f"_tritter_rehearsal_{name}", next(filter(os.path.exists, paths))
     )
     assert spec is not None  # noqa: S101
     assert spec.loader is not None  # noqa: S101

@@ -26,7 +26,7 @@ class Storages:
         """Where it begins.
 
         Raises:
-            RuntimeError: there is none, as of a compiler's fake tensor.
+            RuntimeError: the tensor has no memory, such as a fake tensor of `torch.compile`.
         """
         if self._offsets is None:
             return int(tensor.untyped_storage().data_ptr())

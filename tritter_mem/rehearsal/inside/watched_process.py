@@ -36,7 +36,7 @@ _NAMED = (
 
 
 class Inside(NamedTuple):
-    """The other files of this folder, as modules."""
+    """The other files of this folder and what they need of the models, as modules."""
 
     true_values: ModuleType
     host_values: ModuleType
@@ -45,6 +45,7 @@ class Inside(NamedTuple):
     triton_kernels: ModuleType
     one_rank: ModuleType
     cudnn: ModuleType
+    cudnn_attention: ModuleType
     storages: ModuleType
 
 
@@ -69,7 +70,7 @@ class Process:
         self._folder = os.environ[SESSION]
         self._pid = os.getpid()
         self._last: dict[int, Any] = {}
-        self._attention = inside.cudnn.Attention(torch, self.note)
+        self._attention = inside.cudnn.Attention(torch, inside.cudnn_attention, self.note)
         self._values = inside.true_values.Values(
             torch, inside.host_values, inside.storages.Storages(torch), self.sync, self.note
         )

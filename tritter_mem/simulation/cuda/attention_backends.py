@@ -14,7 +14,7 @@ On `meta` PyTorch takes the math path, whose score matrices no CUDA run has. The
    or 4 (float32); masks are fine;
 4. math, and where that is not allowed cuDNN's, on any card.
 
-`torch.nn.attention.sdpa_kernel` is heeded, but for an order of its own.
+`torch.nn.attention.sdpa_kernel` is respected, except for `set_priority=True`.
 """
 
 from __future__ import annotations
