@@ -124,7 +124,8 @@ def _take(part: str, row: Row, records: Records) -> bool:
         return False
     except Exception as error:
         traceback.print_exc()
-        ends("failed", error=f"{type(error).__name__}: {error}"[:2000])
+        text = f"{type(error).__name__}: {error}".replace(f"{ROOT}/", "")
+        ends("failed", error=text[:2000])
         return False
     else:
         ends("finished", figures=figures | ({"compiled": len(compiled)} if compiled else {}))

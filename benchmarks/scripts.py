@@ -39,7 +39,7 @@ def rows(files: Path) -> Iterator[PartRow]:
 
 
 def measured(row: Row, folder: Path) -> Figures:
-    """One script in a process: the allocator's peaks, and the context beside them."""
+    """One script in a process: the allocator's peaks."""
     own = folder / "".join(c if c.isalnum() else "-" for c in row.name)
     own.mkdir(parents=True, exist_ok=True)
     words = row.words(own)
@@ -75,7 +75,6 @@ def _figures(folder: Path) -> dict[str, Any]:
 
     stats = torch.cuda.memory_stats()
     snapshot = torch.cuda.memory._snapshot()
-    folder.mkdir(parents=True, exist_ok=True)
     save_snapshot(folder / "history.pickle", stripped(snapshot))
     return {
         "allocated_peak_bytes": stats["allocated_bytes.all.peak"],

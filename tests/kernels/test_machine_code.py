@@ -62,7 +62,7 @@ def kernels_by_module() -> dict[str, list[str]]:
 
 
 def compiled(capability: int, cache: Path) -> list[Reading]:
-    """What `machine_code.py` reads for one card, compiled anew in a process of its own."""
+    """The readings of `machine_code.py` for one card; a new process compiles the kernels."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRIT")}
     command = [sys.executable, "-m", "tests.kernels.machine_code", str(capability)]
     environment = kept | {"TRITON_CACHE_DIR": str(cache)}
