@@ -1514,7 +1514,6 @@ class Operations:
         out.is_view = False
         wanted = self.grad and any(x.node is not None for x in (query, key, value))
         sums = self.new((batch, heads, -(-queries // 32) * 32 if wanted else 0), FLOAT)
-        seed, offset = (self.new((int(wanted),), LONG) for _ in range(2))
         self.inside(efficient_forward_bytes(sizes))
 
         def rule(saved: Saved, grads: Grads) -> list[Tensor | None]:
@@ -1523,7 +1522,7 @@ class Operations:
             self.inside(efficient_backward_bytes(sizes))
             return outs
 
-        saved = [query, key, value, out, sums, seed, offset, bias]
+        saved = [query, key, value, out, sums, bias]  # the seed of dropout is on the CPU
         self.record([query, key, value], saved, rule, out)
         return out
 

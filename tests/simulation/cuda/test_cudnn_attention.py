@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,30 @@ def test_the_output_lies_as_the_queries_do(value_width: int) -> None:
     laid = ops.transpose(ops.new((2, 64, 8, 64), HALF), 1, 2)
     key, value = ops.new((2, 8, 64, 64), HALF), ops.new((2, 8, 64, value_width), HALF)
     assert ops.attention(laid, key, value, None, False).strides == out.stride()
+
+
+@pytest.mark.parametrize("trains", list(product((False, True), repeat=3)), ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["cudnn", "efficient"])
+def test_what_gradients_need_is_kept_where_one_of_the_inputs_has_one(
+    dtype: torch.dtype, trains: tuple[bool, ...]
+) -> None:
+    made = [heads(dtype=dtype, trains=one) for one in trains]
+    with recorded() as recorder:
+        for held in made:
+            recorder.adopt(held, "activations")
+        start = len(recorder.log)
+        out = functional.scaled_dot_product_attention(*made)
+        simulated = signed(list(recorder.log)[start:])
+    ops = Operations(H200, H200.cublas_workspace_bytes)
+    ops.grad = True
+    inputs = [
+        ops.weight(tuple(x.shape), dtype.itemsize, trains=one)
+        for x, one in zip(made, trains, strict=True)
+    ]
+    start = len(ops.requests.events)
+    planned = ops.attention(*inputs, None, False)
+    assert asked(ops, start) == simulated
+    del out, planned
 
 
 def test_a_gradient_whose_channels_repeat_is_copied_beside_the_workspace() -> None:
