@@ -24,10 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.mutate.mutants import PACKAGES, ROOT, Mutant, files, mutants, sample
 from tests.mutate.worker import KILLED, SURVIVED, WITHOUT_END
+
+if TYPE_CHECKING:
+    from coverage import CoverageData
 
 OUT = ROOT / "out" / "mutate"
 EQUIVALENT = Path(__file__).parent / "equivalent.toml"
@@ -49,8 +52,9 @@ def main() -> int:
     print(f"MUTATE_SEED={seed} MUTATE_COUNT={count} MUTATE_SECONDS={seconds}", flush=True)
     chosen = sample(seed, count)
     OUT.mkdir(parents=True, exist_ok=True)
-    tests = CoveringTests(Coverage())
-    done = Done(OUT / "done.jsonl")
+    coverage = Coverage()
+    tests = CoveringTests(coverage.data, coverage.seconds)
+    done = Done(OUT / "done.jsonl", coverage.seconds)
     jobs = [
         (mutant, {"file": mutant.file, "index": mutant.index, "seconds": seconds,
                   "tests": tests.of(mutant, seconds)})
@@ -62,14 +66,20 @@ def main() -> int:
 
 
 class Done:
-    """How mutants ended, by their key and their file's content."""
+    """How mutants ended, by their key and their file's content.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where it is kept.
+        tests: those that there are. What a function that is gone noticed is forgotten.
+    """
+
+    def __init__(self, path: Path, tests: Iterable[str]) -> None:
         self._path, self._lock = path, threading.Lock()
+        functions = {_function(test) for test in tests}
         self._found: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                entry = json.loads(line)
+        for line in path.read_text().splitlines() if path.exists() else ():
+            entry = json.loads(line)
+            if "::" not in entry["test"] or _function(entry["test"]) in functions:
                 self._found[entry["id"]] = entry
 
     def entry(self, mutant: Mutant) -> dict[str, Any]:
@@ -148,10 +158,15 @@ def _identity(mutant: Mutant) -> str:
 
 
 class CoveringTests:
-    """The tests that run a line, the quickest first."""
+    """The tests that run a line, the quickest first.
 
-    def __init__(self, coverage: Coverage) -> None:
-        self._data, self._seconds = coverage.data, coverage.seconds
+    Args:
+        data: which test runs which line, as coverage keeps it.
+        seconds: that each test takes, by its name.
+    """
+
+    def __init__(self, data: CoverageData, seconds: Mapping[str, float]) -> None:
+        self._data, self._seconds = data, seconds
         self._by_line: dict[str, dict[int, list[str]]] = {}
 
     def of(self, mutant: Mutant, seconds: float) -> list[str]:
@@ -186,7 +201,7 @@ class CoveringTests:
         yield from ordered[:quick]
         by_function: dict[str, list[str]] = {}
         for name in ordered[quick:]:
-            by_function.setdefault(name.partition("[")[0], []).append(name)
+            by_function.setdefault(_function(name), []).append(name)
         left = seconds - (spent[quick - 1] if quick else 0.0)
         for turn in range(max(map(len, by_function.values()), default=0)):
             for tests in by_function.values():
@@ -194,6 +209,11 @@ class CoveringTests:
                 if turn < len(tests) and took < min(left, LONGEST_TEST):
                     left -= took
                     yield tests[turn]
+
+
+def _function(test: str) -> str:
+    """A test's name without its parameters."""
+    return test.partition("[")[0]
 
 
 def _durations(path: Path) -> dict[str, float]:
