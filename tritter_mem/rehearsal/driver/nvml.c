@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #define SUCCESS 0
-#define NOT_SUPPORTED 3
 #define NOT_FOUND 6
 #define INSUFFICIENT_SIZE 7
 #define HANDLE(device) ((void *)(uintptr_t)(0x5000 + (device)))
@@ -129,7 +128,15 @@ int nvmlDeviceGetMemoryBusWidth(void *device, unsigned *lines) { return *lines =
 int nvmlDeviceGetNumGpuCores(void *device, unsigned *cores) { 
     return *cores = device_attribute(MULTIPROCESSOR_COUNT) * 128, SUCCESS;
  }
-// As a card answers that is in no fabric of several machines; PyTorch and NVSHMEM ask each card.
-int nvmlDeviceGetGpuFabricInfo(void *device, void *info) { return NOT_SUPPORTED; }
-int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) { return NOT_SUPPORTED; }
-int nvmlDeviceGetGpuFabricInfo_v4(void *device, void *info) { return NOT_SUPPORTED; }
+// As a card answers that is in no fabric of several machines, with success and state 0: PyTorch 2.13
+// takes nothing else before it makes an expandable segment. The later forms begin with their version.
+struct fabric { unsigned char cluster[16]; int status; unsigned clique; unsigned char state; };
+int nvmlDeviceGetGpuFabricInfo(void *device, struct fabric *info) {
+    return *info = (struct fabric){{0}}, SUCCESS;
+}
+int nvmlDeviceGetGpuFabricInfoV(void *device, void *info) {
+    return nvmlDeviceGetGpuFabricInfo(device, (struct fabric *)((unsigned *)info + 1));
+}
+int nvmlDeviceGetGpuFabricInfo_v4(void *device, void *info) {
+    return nvmlDeviceGetGpuFabricInfoV(device, info);
+}
