@@ -1,21 +1,25 @@
 """Each rule of the allocator on a few requests whose outcome was worked out by hand.
 
-New segments get ascending addresses from `START`, so an address names the segment and the offset.
+New segments get ascending addresses from `START` here, so an address names the segment and the
+offset.
 """
 
 import pytest
 
 from tritter_mem import torch_release
-from tritter_mem.allocator.caching_allocator import FIRST_ADDRESS as START
+from tritter_mem.allocator.addresses import TOP_ADDRESS as START
+from tritter_mem.allocator.addresses import AscendingAddresses
+from tritter_mem.allocator.blocks import Ties, ties_of
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.errors import UsageError
 from tritter_mem.results.segments import PrivateStream
-from tritter_mem.units import GiB, KiB, MiB
+from tritter_mem.units import GiB, MiB
 
 
 def allocator(conf: str = "", capacity: int | None = None, **more: int) -> CachingAllocator:
-    return CachingAllocator(parse_alloc_conf(conf), capacity, **more)
+    addresses = AscendingAddresses(START)
+    return CachingAllocator(parse_alloc_conf(conf), capacity, addresses=addresses, **more)
 
 
 def layout(a: CachingAllocator) -> list[tuple[int, list[tuple[int, str]]]]:
@@ -73,6 +77,35 @@ def test_streams_do_not_share_segments_or_blocks() -> None:
 
 
 # Best fit, split, merge
+
+
+@pytest.mark.parametrize(
+    ("ties", "segments"),
+    [(Ties.LOWEST, [1, 1]), (Ties.FIRST_MADE, [0, 1]), (Ties.OLDEST_SEGMENT, [0, 0])],
+)
+def test_of_equal_blocks_one_is_taken_that_depends_on_the_release(
+    ties: Ties, segments: list[int]
+) -> None:
+    """Of two segments, the second at the lower address, after the first was split and merged."""
+    a = CachingAllocator(ties=ties)
+    blocks = [a.malloc(64 * MiB) for _ in range(2)]
+    places = [block.address for block in blocks]
+    assert places == sorted(places, reverse=True)
+    for block in blocks:
+        a.free(block)
+    taken = a.malloc(20 * MiB)
+    a.free(taken)
+    after = a.malloc(20 * MiB)
+    assert [places.index(taken.address), places.index(after.address)] == segments
+
+
+@pytest.mark.parametrize(
+    ("release", "ties"),
+    [((2, 10), Ties.LOWEST), ((2, 11), Ties.LOWEST), ((2, 12), Ties.FIRST_MADE),
+     ((2, 13), Ties.OLDEST_SEGMENT), ((2, 15), Ties.OLDEST_SEGMENT)],
+)  # fmt: skip
+def test_each_release_has_its_rule(release: tuple[int, int], ties: Ties) -> None:
+    assert ties_of(release) is ties
 
 
 def test_the_smallest_block_that_suffices_is_taken() -> None:
@@ -396,11 +429,6 @@ def test_a_request_of_no_bytes_takes_the_smallest_block() -> None:
     assert allocator().malloc(0).size == 512
 
 
-def test_the_address_of_segments_can_be_given() -> None:
-    a = CachingAllocator(new_address=lambda action, size, stream: 64 * GiB + stream * KiB)
-    assert a.malloc(30 * MiB, stream=2).address == 64 * GiB + 2 * KiB
-
-
 def test_a_request_up_to_the_fraction_is_not_rejected_where_the_cache_can_make_room() -> None:
     """20 of 60 MiB are cached, the driver has 30 left: 40 more fit once the cache is released."""
     conf = "per_process_memory_fraction:0.6,throw_on_cudamalloc_oom:True"
@@ -408,10 +436,3 @@ def test_a_request_up_to_the_fraction_is_not_rejected_where_the_cache_can_make_r
     a.free(a.malloc(20 * MiB))
     assert a.malloc(40 * MiB).size == 40 * MiB
     assert a.reserved_bytes == 40 * MiB
-
-
-def test_segments_lie_side_by_side_in_steps_of_2_mib() -> None:
-    a = allocator()
-    assert [a.malloc(size).address - START for size in (100, 12 * MiB, 14 * MiB)] == [
-        0, 2 * MiB, 14 * MiB,
-    ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tritter_mem.allocator.caching_allocator import FIRST_ADDRESS as START
+from tritter_mem.allocator.addresses import TOP_ADDRESS as START
+from tritter_mem.allocator.addresses import AscendingAddresses
 from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.units import GiB, MiB
@@ -12,7 +13,7 @@ Segments = list[tuple[int, list[tuple[int, str]]]]
 
 def allocator(more: str = "", capacity: int | None = None) -> CachingAllocator:
     conf = f"expandable_segments:True,{more}"
-    return CachingAllocator(parse_alloc_conf(conf), capacity)
+    return CachingAllocator(parse_alloc_conf(conf), capacity, addresses=AscendingAddresses(START))
 
 
 def layout(a: CachingAllocator) -> Segments:

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tritter_mem.allocator.blocks import Ties
+from tritter_mem.allocator.caching_allocator import CachingAllocator
+from tritter_mem.allocator.snapshot_file import load_snapshot
+from tritter_mem.recordings.memory_history import make_history
+from tritter_mem.recordings.player import HistoryPlayer
 from tritter_mem.recordings.replay_snapshot import replay
 
 EVIDENCE = Path(__file__).parents[2] / "reports" / "nvidia-h200" / "files.tar.gz"
@@ -19,12 +24,36 @@ HISTORIES = {
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_every_segment_and_address_is_as_measured(name: str, tmp_path: Path) -> None:
-    with tarfile.open(EVIDENCE) as files:
-        files.extract(f"./scripts/{name}/history.pickle", tmp_path, filter="data")
     requests, segments, reserved_bytes = HISTORIES[name]
-    (device,) = replay(tmp_path / "scripts" / name / "history.pickle").devices
+    (device,) = replay(_extracted(name, tmp_path)).devices
     assert device.fidelity.segments_matched == segments
     assert device.fidelity.segments_missed == device.fidelity.segments_extra == 0
     assert device.fidelity.addresses_matched == device.fidelity.addresses_total == requests
     assert device.replayed.reserved_peak_bytes == reserved_bytes
     assert device.recorded == device.replayed
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3-8b--4-096-tokens--measured", "Qwen3-5--0-8b-full-128--measured"]
+)
+def test_as_much_is_reserved_where_addresses_are_the_driver_s_by_rule(
+    name: str, tmp_path: Path
+) -> None:
+    """They were recorded with PyTorch 2.11, where addresses decide between equal blocks.
+
+    With ascending ones qwen3-8b would take 0.56% less. gemma-3-1b takes 2.24% less by the rule too:
+    a range of addresses was free that something else had had.
+    """
+    [device] = load_snapshot(_extracted(name, tmp_path))
+    history = make_history(device)
+    player = HistoryPlayer(history, CachingAllocator(history.settings, ties=Ties.LOWEST))
+    player.start_fresh()
+    player.play(0, len(history.steps))
+    assert player.allocator.counters.reserved.peak == HISTORIES[name][2]
+
+
+def _extracted(name: str, folder: Path) -> Path:
+    file = f"scripts/{name}/history.pickle"
+    with tarfile.open(EVIDENCE) as files:
+        files.extract(f"./{file}", folder, filter="data")
+    return folder / file

@@ -4,16 +4,63 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from enum import Enum
 from typing import NamedTuple
 
 from tritter_mem.allocator.rules import round_up, smallest_remainder
 from tritter_mem.allocator.statistics import Tally
 from tritter_mem.results.segments import FREE, MERGED, UNMAPPED, PrivateStream, State, Stream
+from tritter_mem.torch_release import Release
 
-# A free block sorts by size and then address: the best fit is the smallest that suffices, and of
-# equal ones the lowest. Both in one integer compare faster than a pair. A simulated
-# address is never used again, so it may grow beyond the 57 bits that recorded ones have.
-ADDRESS_BITS = 96
+# A free block sorts by its size, then by its order among equal ones. Both in one integer compare
+# faster than a pair.
+ORDER_BITS = 96
+_ADDRESS_BITS = 64
+
+
+class Ties(Enum):
+    """Which of several free blocks of equal size is taken.
+
+    Sources: the comparators of blocks in `c10/cuda/CUDACachingAllocator.cpp`, which PyTorch's pull
+    requests 178362 (for 2.12) and 183591 (for 2.13) changed.
+    """
+
+    LOWEST = "the one with the lowest address"
+    FIRST_MADE = "the one that was made first"  # a request that splits a block makes its own
+    OLDEST_SEGMENT = "the one in the oldest segment"  # of two in one segment the lower
+
+
+def ties_of(release: Release) -> Ties:
+    """What a release of PyTorch does."""
+    if release < (2, 12):
+        return Ties.LOWEST
+    return Ties.FIRST_MADE if release < (2, 13) else Ties.OLDEST_SEGMENT
+
+
+class Orders:
+    """Gives blocks their places among those of equal size.
+
+    Attributes:
+        by_block: whether each block has a place of its own; if not, those of a segment follow from
+            that of its first byte.
+    """
+
+    def __init__(self, ties: Ties) -> None:
+        self.by_block = ties is Ties.FIRST_MADE
+        self._by_address = ties is Ties.LOWEST
+        self._made = 0
+
+    def of_segment(self, address: int) -> int:
+        """The place of a new segment's first byte."""
+        if self._by_address:
+            return address
+        self._made += 1
+        return self._made << _ADDRESS_BITS | address
+
+    def made(self, block: Block) -> None:
+        """Where blocks have places of their own, one that PyTorch just made gets the last."""
+        if self.by_block:
+            block.order = self.of_segment(0)
 
 
 class ExpandableSegment(NamedTuple):
@@ -30,16 +77,21 @@ class ExpandableSegment(NamedTuple):
 
 
 class Block:
-    """A piece of a segment; its neighbours by address are `previous` and `next`."""
+    """A piece of a segment; its neighbours by address are `previous` and `next`.
+
+    Free blocks of equal size are taken by their `order`.
+    """
 
     __slots__ = (
-        "address", "age", "expandable", "next", "pool", "previous", "requested", "size", "state",
+        "address", "age", "expandable", "next", "order", "pool", "previous", "requested", "size",
+        "state",
     )  # fmt: skip
 
-    def __init__(self, address: int, size: int, pool: BlockPool,
+    def __init__(self, address: int, size: int, pool: BlockPool, order: int,
                  expandable: ExpandableSegment | None = None) -> None:  # fmt: skip
         self.address = address
         self.size = size
+        self.order = order
         self.pool = pool
         self.expandable = expandable
         self.requested = 0
@@ -54,7 +106,9 @@ class Block:
 
     def split(self, size: int) -> Block:
         """Keep the first `size` bytes; returns a new block with the rest."""
-        rest = Block(self.address + size, self.size - size, self.pool, self.expandable)
+        rest = Block(
+            self.address + size, self.size - size, self.pool, self.order + size, self.expandable
+        )
         self.size = size
         rest.previous = self
         rest.next = after = self.next
@@ -114,12 +168,13 @@ class BlockPool:
     """
 
     __slots__ = (
-        "blocks", "keys", "other", "remainder", "small", "stream", "tally", "unmapped",
+        "blocks", "keys", "orders", "other", "remainder", "small", "stream", "tally", "unmapped",
     )  # fmt: skip
 
-    def __init__(self, stream: Stream, tally: Tally, other: Tally, *, small: bool,
+    def __init__(self, stream: Stream, orders: Orders, tally: Tally, other: Tally, *, small: bool,
                  expandable: bool) -> None:  # fmt: skip
         self.stream = stream
+        self.orders = orders
         self.small = small
         self.tally = tally
         self.other = other  # of the other size class
@@ -137,7 +192,7 @@ class BlockPool:
 
     def add(self, block: Block) -> None:
         """Put a free block in."""
-        key = block.size << ADDRESS_BITS | block.address
+        key = block.size << ORDER_BITS | block.order
         insort(self.keys, key)
         self.blocks[key] = block
         block.state = FREE
@@ -145,17 +200,17 @@ class BlockPool:
 
     def remove(self, block: Block) -> None:
         """Take a certain free block out."""
-        key = block.size << ADDRESS_BITS | block.address
+        key = block.size << ORDER_BITS | block.order
         keys = self.keys
         del keys[bisect_left(keys, key)]
         del self.blocks[key]
 
     def position(self, size: int) -> int:
         """Where the smallest free block of at least `size` bytes stands in the order."""
-        return bisect_left(self.keys, size << ADDRESS_BITS)
+        return bisect_left(self.keys, size << ORDER_BITS)
 
     def at(self, position: int) -> Block:
-        """The free block at a position in the order of size and address."""
+        """The free block at a position in the order of sizes."""
         return self.blocks[self.keys[position]]
 
     def best_expandable_fit(self, position: int) -> Block:
@@ -177,7 +232,7 @@ class BlockPool:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Block]:
-        """Free blocks by size and address, as they are now: the pool may change meanwhile."""
+        """Free blocks in the order of sizes, as they are now: the pool may change meanwhile."""
         blocks = self.blocks
         return iter([blocks[key] for key in self.keys])
 
@@ -185,7 +240,8 @@ class BlockPool:
 
     def reserve(self, segment: ExpandableSegment) -> Block:
         """Add a new reservation, all of it unmapped."""
-        block = Block(segment.address, segment.size, self, segment)
+        order = self.orders.of_segment(segment.address)
+        block = Block(segment.address, segment.size, self, order, segment)
         self.add_unmapped(block)
         return block
 
@@ -211,7 +267,9 @@ class BlockPool:
         """
         self.unmapped.remove(block)
         if mapped_bytes < block.size:
-            self.add_unmapped(block.split(mapped_bytes))
+            rest = block.split(mapped_bytes)
+            self.orders.made(rest)
+            self.add_unmapped(rest)
         joined = self._join(block, FREE)
         self.add(joined)
         return joined
@@ -226,9 +284,14 @@ class BlockPool:
         if address > block.address:
             before = block
             block = before.split(address - before.address)
+            if self.orders.by_block:
+                block.order = before.order
+            self.orders.made(before)
             self.add(before)
         if size < block.size:
-            self.add(block.split(size))
+            after = block.split(size)
+            self.orders.made(after)
+            self.add(after)
         joined = self._join(block, UNMAPPED)
         self.add_unmapped(joined)
         return joined
@@ -243,5 +306,7 @@ class BlockPool:
         if before is not None and before.state is state:
             take_out(before)
             before.absorb_next()
+            if self.orders.by_block:
+                before.order = block.order
             block = before
         return block

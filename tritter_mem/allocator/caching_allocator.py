@@ -12,7 +12,21 @@ from itertools import pairwise
 from typing import Literal
 
 from tritter_mem import torch_release
-from tritter_mem.allocator.blocks import ADDRESS_BITS, Block, BlockPool, ExpandableSegment
+from tritter_mem.allocator.addresses import (
+    REGION_BYTES,
+    Addresses,
+    DriverAddresses,
+    SegmentAction,
+)
+from tritter_mem.allocator.blocks import (
+    ORDER_BITS,
+    Block,
+    BlockPool,
+    ExpandableSegment,
+    Orders,
+    Ties,
+    ties_of,
+)
 from tritter_mem.allocator.rules import (
     SMALL_BYTES,
     SMALL_SEGMENT_BYTES,
@@ -35,20 +49,15 @@ from tritter_mem.results.segments import (
     SegmentState,
     Stream,
 )
-from tritter_mem.units import MiB, TiB, format_bytes
+from tritter_mem.units import TiB, format_bytes
 
-SegmentAction = Literal["segment_alloc", "segment_free", "segment_map", "segment_unmap"]
 Action = SegmentAction | Literal["free_completed"]
-# Gives a new segment or reservation its address, from (action, bytes, stream).
-NewAddress = Callable[[SegmentAction, int, Stream], int]
 # Called for each segment that comes or goes, and for each free that waited, with (action, address,
 # bytes, stream).
 Observer = Callable[[Action, int, int, Stream], None]
 PoolKey = tuple[Stream, bool]  # a stream, and whether the pool is the small one
 Starts = Mapping[PoolKey, int]  # the address where each expandable segment begins
 
-FIRST_ADDRESS = 0x7F00_0000_0000
-ALIGNMENT = 2 * MiB
 # An expandable segment reserves addresses for so much where the device's size is not known.
 UNKNOWN_DEVICE_BYTES = 16 * TiB
 
@@ -79,19 +88,6 @@ class OutOfMemoryError(Exception):
         self.limit_bytes = limit_bytes
 
 
-class AscendingAddresses:
-    """Addresses for new segments: ascending, never used again."""
-
-    def __init__(self, first: int = FIRST_ADDRESS) -> None:
-        self._next = first
-
-    def __call__(self, action: SegmentAction, size: int, stream: Stream) -> int:
-        """The next address, aligned as `cudaMalloc` aligns large blocks."""
-        address = self._next
-        self._next += round_up(size, ALIGNMENT)
-        return address
-
-
 def _ignore(action: Action, address: int, size: int, stream: Stream) -> None:
     """Observe nothing."""
 
@@ -111,7 +107,9 @@ class CachingAllocator:
         capacity_bytes: memory of the device; None: no limit. It is also the limit that garbage
             collection measures by.
         device_reserved_bytes: part of it that segments cannot have: the CUDA context, others.
-        new_address: gives a new segment its address; default: ascending addresses.
+        addresses: gives addresses to new segments; default: as the driver gives them.
+        ties: which of several free blocks of equal size is taken; default: as the installed
+            PyTorch does.
         observer: called for every segment that comes or goes, and for every free that waited.
     """
 
@@ -120,14 +118,16 @@ class CachingAllocator:
         settings: AllocatorSettings | None = None,
         capacity_bytes: int | None = None,
         device_reserved_bytes: int = 0,
-        new_address: NewAddress | None = None,
+        addresses: Addresses | None = None,
+        ties: Ties | None = None,
         observer: Observer = _ignore,
     ) -> None:
         self.settings = settings or AllocatorSettings()
         self.observer = observer
         self.segments_by_address: dict[int, Block] = {}
         self.waiting: dict[int, Block] = {}
-        self._new_address = new_address or AscendingAddresses()
+        self._addresses = addresses or DriverAddresses()
+        self._orders = Orders(ties or ties_of(torch_release.release()))
         self._small_pools: dict[Stream, BlockPool] = {}
         self._large_pools: dict[Stream, BlockPool] = {}
         self._tickets = 0
@@ -182,7 +182,7 @@ class CachingAllocator:
         if pool is None:
             pool = self._pool(stream, small=size <= SMALL_BYTES)
         keys = pool.keys
-        position = len(keys) if new_memory else bisect_left(keys, size << ADDRESS_BITS)
+        position = len(keys) if new_memory else bisect_left(keys, size << ORDER_BITS)
         if self._plain and position < len(keys):
             block = pool.blocks.pop(keys.pop(position))
         else:
@@ -231,7 +231,7 @@ class CachingAllocator:
         served: list[int] = []
         expands = self.settings.expandable_segments
         is_other = self.settings.max_split_bytes is not None or self.collects_garbage
-        if is_other or self._divisions is not None:
+        if is_other or self._divisions is not None or self._orders.by_block:
             for event in events:
                 if event >= 0:
                     block = held[event] = self.malloc(sizes[event])
@@ -245,7 +245,7 @@ class CachingAllocator:
                 size = (sizes[event] + 511) & -512 or 512
                 pool = small if size <= SMALL_BYTES else large
                 keys, blocks = pool.keys, pool.blocks
-                position = bisect_left(keys, size << ADDRESS_BITS)
+                position = bisect_left(keys, size << ORDER_BITS)
                 if position == len(keys):
                     block = self._obtain(pool, size, sizes[event])
                 elif expands:
@@ -256,7 +256,7 @@ class CachingAllocator:
                 left = block.size - size
                 if left >= pool.remainder:
                     rest = block.split(size)
-                    key = left << ADDRESS_BITS | rest.address
+                    key = left << ORDER_BITS | rest.order
                     insort(keys, key)
                     blocks[key] = rest
                 block.state = ALLOCATED
@@ -268,15 +268,15 @@ class CachingAllocator:
             keys, blocks = pool.keys, pool.blocks
             after, before = block.next, block.previous
             if after is not None and after.state is FREE:
-                key = after.size << ADDRESS_BITS | after.address
+                key = after.size << ORDER_BITS | after.order
                 del keys[bisect_left(keys, key)], blocks[key]
                 block.absorb_next()
             if before is not None and before.state is FREE:
-                key = before.size << ADDRESS_BITS | before.address
+                key = before.size << ORDER_BITS | before.order
                 del keys[bisect_left(keys, key)], blocks[key]
                 before.absorb_next()
                 block = before
-            key = block.size << ADDRESS_BITS | block.address
+            key = block.size << ORDER_BITS | block.order
             insort(keys, key)
             blocks[key] = block
             block.state = FREE
@@ -363,7 +363,7 @@ class CachingAllocator:
 
     def _largest_free_block(self) -> int:
         pools = (*self._small_pools.values(), *self._large_pools.values())
-        return max((pool.keys[-1] >> ADDRESS_BITS for pool in pools if pool.keys), default=0)
+        return max((pool.keys[-1] >> ORDER_BITS for pool in pools if pool.keys), default=0)
 
     # Free blocks: found, split, merged
 
@@ -372,7 +372,9 @@ class CachingAllocator:
         if stream not in pools:
             tallies = self.counters.tallies(small=small)
             expand = self.settings.expandable_segments
-            pools[stream] = BlockPool(stream, *tallies, small=small, expandable=expand)
+            pools[stream] = BlockPool(
+                stream, self._orders, *tallies, small=small, expandable=expand
+            )
         return pools[stream]
 
     def _round(self, size_bytes: int, divisions: Sequence[int]) -> int:
@@ -408,6 +410,9 @@ class CachingAllocator:
     def _split(self, block: Block, size: int) -> None:
         was_split = block.next is not None or block.previous is not None
         rest = block.split(size)
+        if self._orders.by_block:  # PyTorch makes a block of what is taken
+            rest.order = block.order
+            self._orders.made(block)
         block.pool.add(rest)
         if block.expandable is not None:  # PyTorch leaves these out of inactive split
             return
@@ -431,6 +436,8 @@ class CachingAllocator:
             pool.remove(before)
             blocks, size = blocks - 1, size - before.size
             before.absorb_next()
+            if self._orders.by_block:
+                before.order = block.order
             block = before
         pool.add(block)
         if block.next is not None or block.previous is not None:
@@ -487,8 +494,8 @@ class CachingAllocator:
             return self._grow_expandable(pool, size)
         if self.reserved_bytes + wanted > self.driver_limit_bytes:
             return None
-        address = self._new_address("segment_alloc", wanted, pool.stream)
-        block = Block(address, wanted, pool)
+        address = self._addresses.reserve("segment_alloc", wanted, pool.stream)
+        block = Block(address, wanted, pool, self._orders.of_segment(address))
         self.segments_by_address[address] = block
         self.counters.took(pool.tally, wanted, segment=True)
         self.observer("segment_alloc", address, wanted, pool.stream)
@@ -583,6 +590,7 @@ class CachingAllocator:
         pool.remove(block)
         block.state = MERGED
         self.counters.gave_back(pool.tally, block.size, segment=True)
+        self._addresses.release(block.address, block.size)
         self.observer("segment_free", block.address, block.size, pool.stream)
 
     # Expandable segments
@@ -611,7 +619,7 @@ class CachingAllocator:
         """Reserve addresses for at least `size` bytes; returns them as one unmapped block."""
         page = self._page_bytes(small=pool.small)
         length = max(self._reservation_bytes(page), round_up(size, page))
-        address = self._new_address("segment_map", length, pool.stream)
+        address = self._addresses.reserve("segment_map", length, pool.stream)
         block = pool.reserve(ExpandableSegment(address, length, page))
         self.segments_by_address[address] = block
         return block
@@ -650,6 +658,7 @@ class CachingAllocator:
         if not unmapped.is_split():  # nothing of the reservation is mapped any more
             pool.unmapped.remove(unmapped)
             del self.segments_by_address[unmapped.address]
+            self._addresses.release(unmapped.address, unmapped.size)
 
     # Segments as data
 
@@ -672,7 +681,7 @@ class CachingAllocator:
         """
         chains = [self._chain(s.blocks, s) for s in segments if not s.expandable]
         chains += self._reservations([s for s in segments if s.expandable], starts or {})
-        for chain in chains:
+        for chain in sorted(chains, key=_oldest_first):
             self._adopt(chain)
         self.counters.start_peaks()
         blocks = (block for chain in chains for block in chain)
@@ -683,7 +692,7 @@ class CachingAllocator:
         pool = self._pool(like.stream, small=like.small)
         chain = []
         for state in blocks:
-            block = Block(state.address, state.size, pool, reservation)
+            block = Block(state.address, state.size, pool, 0, reservation)
             block.requested, block.state = state.requested, state.state
             chain.append(block)
         for block, after in pairwise(chain):
@@ -714,7 +723,9 @@ class CachingAllocator:
         self.segments_by_address[first.address] = first
         self.counters.took(first.pool.tally, mapped, segment=first.expandable is None)
         self._plain = self._plain and first.expandable is None
+        order = self._orders.of_segment(first.address)
         for block in chain:
+            block.order = order + block.address - first.address
             self._adopt_block(block)
 
     def _adopt_block(self, block: Block) -> None:
@@ -731,6 +742,12 @@ class CachingAllocator:
             block.state = ALLOCATED
             if waits:
                 self.request_free(block)
+
+
+def _oldest_first(chain: Sequence[Block]) -> tuple[int, int]:
+    """When a segment was taken is not known: the driver's addresses go down region by region."""
+    address = chain[0].address
+    return -(address // REGION_BYTES), address
 
 
 def _freed_twice(block: Block) -> UsageError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, SegmentAction
+from tritter_mem.allocator.addresses import SegmentAction
+from tritter_mem.allocator.blocks import Ties
+from tritter_mem.allocator.caching_allocator import Action, CachingAllocator
 from tritter_mem.recordings.memory_history import (
     DO_ALLOC,
     DO_FREE,
@@ -21,11 +23,31 @@ from tritter_mem.results.segments import Stream
 def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
     """Replay with the recorded settings and count what is as recorded.
 
-    Sets `complete` of each of the history's releases: whether it released all there was.
+    Sets the history's `ties` to what reproduces most of it, and `complete` of each of its releases:
+    whether it released all there was.
     """
+    fidelities = {}
+    for ties in Ties:
+        history.ties = ties
+        replayed, fidelity = _verify(history, progress)
+        if fidelity.exact:
+            return replayed, fidelity
+        fidelities[ties] = fidelity
+    history.ties = max(fidelities, key=lambda ties: _same(fidelities[ties]))
+    return _verify(history, progress)
+
+
+def _same(fidelity: Fidelity) -> tuple[int, int]:
+    """How much of a recording a replay reproduced."""
+    differ = fidelity.segments_missed + fidelity.segments_extra
+    return fidelity.addresses_matched, -differ
+
+
+def _verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
+    """Replay with the recorded settings and the history's `ties`."""
     driver = _RecordedDriver(history)
     allocator = CachingAllocator(
-        history.settings, new_address=driver.new_address, observer=driver.observe
+        history.settings, addresses=driver, ties=history.ties, observer=driver.observe
     )
     player = HistoryPlayer(history, allocator)
     player.start_recorded()
@@ -128,13 +150,16 @@ class _RecordedDriver:
         self.missed += len(self._due)
         self._due = []
 
-    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def reserve(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The address that the recording gave it."""
         mapped = action == "segment_map"
         for new in self._due:
             if new.mapped == mapped and new.stream == stream and (mapped or new.size == size):
                 return new.address
-        return self._beyond(action, size, stream)
+        return self._beyond.reserve(action, size, stream)
+
+    def release(self, address: int, size: int) -> None:
+        """Nothing: the recording says where the next one is."""
 
     def observe(self, action: Action, address: int, size: int, stream: Stream) -> None:
         """Count what the simulation takes."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tritter_mem.allocator.blocks import Ties
 from tritter_mem.allocator.caching_allocator import Starts
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.allocator.snapshot import (
@@ -76,7 +77,8 @@ class History:
     release, with which entry of `releases`, for pages with which of `new_segments`), and
     `events[i]` the recorded event that it stands for. `starts` are the lowest addresses of the
     expandable segments that are there at the beginning. `stack_numbers` says from which of `stacks`
-    each request was made, and `labels` what the code called that.
+    each request was made, and `labels` what the code called that. Which of several equal blocks was
+    taken (`ties`) depends on the release of PyTorch, which no recording names: `verify` finds it.
     """
 
     device: int
@@ -101,6 +103,7 @@ class History:
     recorded: Recorded
     recorded_events: int
     warnings: list[str]
+    ties: Ties = Ties.LOWEST
 
     def stream(self, number: int) -> Stream:
         """The stream of a request."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 
-from tritter_mem.allocator.blocks import Block
-from tritter_mem.allocator.caching_allocator import (
+from tritter_mem.allocator.addresses import (
     ALIGNMENT,
-    FIRST_ADDRESS,
-    Action,
+    TOP_ADDRESS,
     AscendingAddresses,
-    CachingAllocator,
-    OutOfMemoryError,
     SegmentAction,
 )
+from tritter_mem.allocator.blocks import Block
+from tritter_mem.allocator.caching_allocator import Action, CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.rules import round_up
 from tritter_mem.recordings.memory_history import (
     DO_ALLOC,
@@ -198,7 +196,7 @@ class RecordedAddresses:
             self._insert(segment.address, segment.size)
         self._beyond = ascending_beyond(history)
 
-    def new_address(self, action: SegmentAction, size: int, stream: Stream) -> int:
+    def reserve(self, action: SegmentAction, size: int, stream: Stream) -> int:
         """The next recorded address that is free, of a segment alike."""
         # A reservation is larger than the pages that were recorded: only their address counts.
         wanted = 0 if action == "segment_map" else size
@@ -206,16 +204,21 @@ class RecordedAddresses:
         while left:
             address = left.pop()
             if not self._overlaps(address, max(wanted, 1)):
-                return address
-        return self._beyond(action, size, stream)
+                break
+        else:
+            address = self._beyond.reserve(action, size, stream)
+        self._insert(address, wanted)
+        return address
+
+    def release(self, address: int, size: int) -> None:
+        """Forget what began there."""
+        if self._sizes.pop(address, None) is not None:
+            del self._starts[bisect_left(self._starts, address)]
 
     def observe(self, action: Action, address: int, size: int, stream: Stream) -> None:
-        """Keep track of what is where."""
-        if action in ("segment_alloc", "segment_map"):
+        """Keep track of the pages that are mapped."""
+        if action == "segment_map":
             self._insert(address, size)
-        elif action == "segment_free":
-            del self._starts[bisect_left(self._starts, address)]
-            del self._sizes[address]
 
     def _insert(self, address: int, size: int) -> None:
         if address not in self._sizes:
@@ -240,4 +243,4 @@ def ascending_beyond(history: History) -> AscendingAddresses:
     """Ascending addresses above all that were recorded."""
     ends = [segment.address + segment.size for segment in history.start]
     ends += [new.address + new.size for new in history.new_segments]
-    return AscendingAddresses(round_up(max((FIRST_ADDRESS, *ends)) + TiB, ALIGNMENT))
+    return AscendingAddresses(round_up(max((TOP_ADDRESS, *ends)) + TiB, ALIGNMENT))

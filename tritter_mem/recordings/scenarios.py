@@ -17,7 +17,6 @@ from tritter_mem.recordings.player import (
     HistoryPlayer,
     Progress,
     RecordedAddresses,
-    ascending_beyond,
 )
 from tritter_mem.results.allocations import Allocation, Allocations, Frame, joined
 from tritter_mem.results.replay import TIMELINE_COLUMNS, Advice, Scenario, ScenarioOutOfMemory
@@ -205,14 +204,14 @@ def _step_after(history: History, allocations: int) -> int:
 
 def _player(history: History, plan: Plan, capacity_bytes: int | None) -> HistoryPlayer:
     if plan.fresh:
-        beyond = ascending_beyond(history)
-        allocator = CachingAllocator(plan.settings, capacity_bytes, new_address=beyond)
+        allocator = CachingAllocator(plan.settings, capacity_bytes, ties=history.ties)
     else:
         recorded = RecordedAddresses(history)
         allocator = CachingAllocator(
             plan.settings,
             capacity_bytes,
-            new_address=recorded.new_address,
+            addresses=recorded,
+            ties=history.ties,
             observer=recorded.observe,
         )
     return HistoryPlayer(history, allocator)

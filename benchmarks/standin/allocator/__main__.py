@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,16 +62,20 @@ class Difference(NamedTuple):
 
 def first_difference(sequence: Sequence, conf: str) -> Difference | None:
     """Play a sequence on both allocators, up to the first operation whose answers differ."""
+    from benchmarks.standin.allocator.real import in_own_process
+
+    return in_own_process(_first_difference, sequence, conf)
+
+
+def _first_difference(sequence: Sequence, conf: str) -> Difference | None:
     from benchmarks.standin.allocator.real import RealAllocator
 
     simulated = SimulatedAllocator(sequence, parse_alloc_conf(conf))
     real = RealAllocator(sequence)
-    try:
+    with closing(real):
         for number, operation in enumerate(sequence.operations):
             if found := differences(real.do(operation), simulated.do(operation)):
                 return Difference(number, found)
-    finally:
-        real.close()
     return None
 
 
@@ -111,7 +116,7 @@ def build_events(folder: Path) -> Path:
     return library
 
 
-def in_own_process(conf: str, library: Path) -> int:
+def in_process_of(conf: str, library: Path) -> int:
     """The job of one setting, which PyTorch reads when it starts."""
     environment = os.environ | {
         "LD_PRELOAD": str(library),
@@ -147,7 +152,7 @@ def main() -> int:
     confs = CONFS if options.only is None else (options.only,)
     with tempfile.TemporaryDirectory() as folder:
         library = build_events(Path(folder))
-        return max([in_own_process(conf, library) for conf in confs])
+        return max([in_process_of(conf, library) for conf in confs])
 
 
 if __name__ == "__main__":

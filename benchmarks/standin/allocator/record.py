@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,13 @@ def record(conf: str, seed: int, folder: Path) -> None:
     """Write what PyTorch did under one setting: answers to sequences, and snapshots of them."""
     import torch
 
+    from benchmarks.standin.allocator.real import in_own_process
+
     generator = random.Random(f"{seed} {conf}")  # noqa: S311  (loads, no secrets)
     candidates = [
         random_sequence(generator, LENGTH, fraction="garbage" in conf) for _ in range(CANDIDATES)
     ]
-    played = [(sequence, _answers(sequence)) for sequence in candidates]
+    played = [(sequence, in_own_process(_answers, sequence)) for sequence in candidates]
     played.sort(key=lambda found: _strain(found[1]), reverse=True)
     names = list(played[0][1][0].statistics)
     found = {
@@ -40,7 +43,7 @@ def record(conf: str, seed: int, folder: Path) -> None:
             for sequence, answers in played[:KEPT]
         ],
         "snapshots": [
-            _snapshot(sequence, start, entries)
+            in_own_process(_snapshot, sequence, start, entries)
             for (sequence, _), (start, entries) in zip(played, _RECORDINGS, strict=False)
         ],
     }
@@ -57,11 +60,8 @@ _RECORDINGS = ((0, 10_000), (LENGTH // 2, 10_000), (0, 50))
 def _answers(sequence: Sequence) -> list[Answer]:
     from benchmarks.standin.allocator.real import RealAllocator
 
-    allocator = RealAllocator(sequence)
-    try:
+    with closing(RealAllocator(sequence)) as allocator:
         return [allocator.do(operation) for operation in sequence.operations]
-    finally:
-        allocator.close()
 
 
 def _strain(answers: list[Answer]) -> int:
@@ -106,8 +106,7 @@ def _snapshot(sequence: Sequence, start: int, entries: int) -> dict[str, Any]:
 
     from benchmarks.standin.allocator.real import RealAllocator
 
-    allocator = RealAllocator(sequence)
-    try:
+    with closing(RealAllocator(sequence)) as allocator:
         for number, operation in enumerate((*sequence.operations, Operation("empty"))):
             if number == start:
                 torch.cuda.memory._record_memory_history(
@@ -115,9 +114,6 @@ def _snapshot(sequence: Sequence, start: int, entries: int) -> dict[str, Any]:
                 )
             allocator.do(operation)
         found = torch.cuda.memory._snapshot()
-        torch.cuda.memory._record_memory_history(None)
-    finally:
-        allocator.close()
     for entry in chain.from_iterable(found["device_traces"]):
         for key in entry.keys() - {"action", "addr", "device_free", "size", "stream"}:
             del entry[key]

@@ -17,12 +17,9 @@ from benchmarks.standin.allocator.operations import (
 )
 from benchmarks.standin.allocator.state import Answer, SeenBlock, SeenSegment
 from tritter_mem import torch_release
+from tritter_mem.allocator.addresses import TOP_ADDRESS, DriverAddresses
 from tritter_mem.allocator.blocks import Block
-from tritter_mem.allocator.caching_allocator import (
-    AscendingAddresses,
-    CachingAllocator,
-    OutOfMemoryError,
-)
+from tritter_mem.allocator.caching_allocator import CachingAllocator, OutOfMemoryError
 from tritter_mem.allocator.settings import AllocatorSettings
 from tritter_mem.results.segments import FREE, PrivateStream, SegmentState, Stream
 
@@ -32,11 +29,14 @@ class SimulatedAllocator:
 
     def __init__(self, sequence: Sequence, settings: AllocatorSettings) -> None:
         limited = replace(settings, per_process_memory_fraction=sequence.fraction)
+        addresses = DriverAddresses()
+        if sequence.held_bytes:
+            addresses.reserve("segment_alloc", sequence.held_bytes, 0)
         self.allocator = CachingAllocator(
             limited,
             TOTAL_BYTES,
             CONTEXT_BYTES + sequence.held_bytes,
-            new_address=AscendingAddresses(0),
+            addresses=addresses,
         )
         self._blocks: dict[int, Block] = {}
         self._uses: dict[int, set[int]] = {}
@@ -65,7 +65,7 @@ class SimulatedAllocator:
         except OutOfMemoryError:
             return "out of memory"
         self._blocks[operation.slot] = block
-        return block.address
+        return block.address - TOP_ADDRESS
 
     def _free(self, operation: Operation) -> None:
         block = self._blocks.pop(operation.slot, None)
@@ -129,7 +129,7 @@ def _stream(stream: Stream) -> int:
 def _segment(segment: SegmentState) -> SeenSegment:
     stream = segment.stream
     return SeenSegment(
-        segment.address,
+        segment.address - TOP_ADDRESS,
         _stream(stream),
         stream.pool_id[1] if isinstance(stream, PrivateStream) else 0,
         segment.small,

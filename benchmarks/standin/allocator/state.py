@@ -15,7 +15,7 @@ class SeenBlock(NamedTuple):
 
 
 class SeenSegment(NamedTuple):
-    """A segment, or a mapped range; its address counts from the start of the sequence."""
+    """A segment, or a mapped range; its address counts from where the highest region ends."""
 
     address: int
     stream: int

@@ -53,6 +53,8 @@
 
 // The driver's granularity: cudaMalloc and cuMemCreate take device memory in pages of this size.
 #define PAGE_BYTES ((size_t)2 << 20)
+// What the driver reserves addresses in.
+#define REGION_BYTES ((size_t)32 << 20)
 #define MOST_DEVICES 16
 #define TORCH_FIGURES 8
 
@@ -72,7 +74,7 @@ void device_give_back(int device, size_t bytes);
 
 // Addresses of a device: reserved, then backed by host pages that are committed when written.
 void *address_reserve(int device, size_t bytes);
-void address_release(void *address, size_t bytes);
+int address_release(void *address);  // 0 where nothing begins there
 void address_back(void *address, size_t bytes);
 void address_unback(void *address, size_t bytes);
 int address_device(const void *address);  // -1 where it is no memory of a device

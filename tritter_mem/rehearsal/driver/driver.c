@@ -121,50 +121,79 @@ static size_t device_space(void) {
 static void map_space(void) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     size_t bytes = ADDRESS_SPACE;
-    space = mmap(NULL, bytes, PROT_NONE, flags, -1, 0);
+    space = mmap(NULL, bytes + REGION_BYTES, PROT_NONE, flags, -1, 0);
     backed = mmap(NULL, bytes / PAGE_BYTES, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (space == MAP_FAILED || backed == MAP_FAILED) abort();
-    uintptr_t first = ((uintptr_t)space + PAGE_BYTES - 1) & ~(uintptr_t)(PAGE_BYTES - 1);
-    for (int device = 0; device < (int)(bytes / DEVICE_SPACE); device++)
-        next_address[device] = (char *)first + device * DEVICE_SPACE;
+    space = (char *)(((uintptr_t)space + REGION_BYTES - 1) & ~(uintptr_t)(REGION_BYTES - 1));
 }
 
-// Ranges that were given back, used again once half of a device's addresses are.
-struct range { void *address; size_t bytes; struct range *next; };
-static struct range *released[MOST_DEVICES];
+// Addresses are given as NVIDIA's driver gives them, from high ones to low ones in regions of whole
+// 32 MiB: tritter_mem/allocator/addresses.py has the same rule. A region's free ranges are those
+// between its ranges in use.
+struct range { char *address; size_t bytes; struct range *next; };
+struct region { char *start; size_t bytes; struct range *used; struct region *next; };
+static struct region *regions[MOST_DEVICES];  // ascending, as the ranges in them
 
-static void *reuse(int device, size_t bytes) {
-    for (struct range **at = &released[device]; *at; at = &(*at)->next) {
-        if ((*at)->bytes != bytes) continue;
-        struct range *found = *at;
-        void *address = found->address;
-        *at = found->next;
-        free(found);
-        return address;
+static struct range **room_in(struct region *region, size_t bytes, char **start) {
+    struct range **at = &region->used;
+    for (*start = region->start; *at; *start = (*at)->address + (*at)->bytes, at = &(*at)->next)
+        if ((size_t)((*at)->address - *start) >= bytes) return at;
+    return (size_t)(region->start + region->bytes - *start) >= bytes ? at : NULL;
+}
+
+// A new region at the end of the highest gap with room; NULL where there is none.
+static struct region *new_region(int device, size_t bytes) {
+    char *low = space + device * DEVICE_SPACE, *high = low + DEVICE_SPACE, *found = NULL;
+    struct region **before = NULL;
+    for (struct region **at = &regions[device];; at = &(*at)->next) {
+        char *end = *at ? (*at)->start : high;
+        if ((size_t)(end - low) >= bytes) found = end - bytes, before = at;
+        if (!*at) break;
+        low = (*at)->start + (*at)->bytes;
     }
-    return NULL;
+    if (!found) return NULL;
+    struct region *region = malloc(sizeof *region);
+    *region = (struct region){found, bytes, NULL, *before};
+    return *before = region;
 }
+
+static size_t whole(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 void *address_reserve(int device, size_t bytes) {
+    if (!bytes) return NULL;
+    bytes = whole(bytes, PAGE_BYTES);
     pthread_mutex_lock(&lock);
     if (!space) map_space();
-    char *start = space + device * DEVICE_SPACE, *address = NULL;
-    if (next_address[device] > start + DEVICE_SPACE / 2) address = reuse(device, bytes);
-    if (!address && next_address[device] + bytes + PAGE_BYTES <= start + DEVICE_SPACE) {
-        address = next_address[device];
-        next_address[device] += bytes;
+    char *start = NULL;
+    struct range **before = NULL;
+    struct region *region = regions[device];
+    while (region && !(before = room_in(region, bytes, &start))) region = region->next;
+    if (!region && (region = new_region(device, whole(bytes, REGION_BYTES))))
+        start = region->start, before = &region->used;
+    if (region) {
+        struct range *range = malloc(sizeof *range);
+        *range = (struct range){start, bytes, *before};
+        *before = range;
     }
     pthread_mutex_unlock(&lock);
-    return address;
+    return region ? start : NULL;
 }
 
-void address_release(void *address, size_t bytes) {
-    struct range *range = malloc(sizeof *range);
+int address_release(void *address) {
+    size_t device = ((char *)address - space) / DEVICE_SPACE;
+    if (device >= MOST_DEVICES) return 0;
     pthread_mutex_lock(&lock);
-    int device = ((char *)address - space) / DEVICE_SPACE;
-    *range = (struct range){address, bytes, released[device]};
-    released[device] = range;
+    struct region **at = &regions[device];
+    while (*at && (char *)address >= (*at)->start + (*at)->bytes) at = &(*at)->next;
+    struct region *region = *at;
+    struct range **used = region ? &region->used : NULL;
+    while (used && *used && (*used)->address != address) used = &(*used)->next;
+    struct range *range = used ? *used : NULL;
+    if (range) *used = range->next;
+    if (range && !region->used) *at = region->next, free(region);
     pthread_mutex_unlock(&lock);
+    free(range);
+    return range != NULL;
 }
 
 static size_t page_of(const void *address) { return ((const char *)address - space) / PAGE_BYTES; }
@@ -496,7 +525,7 @@ CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t alignmen
     return *address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
-    return address_release((void *)(uintptr_t)address, bytes), CUDA_SUCCESS;
+    return address_release((void *)(uintptr_t)address) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
                      const CUmemAllocationProp *properties, unsigned long long flags) {

@@ -191,6 +191,7 @@ static size_t forget(void *address) {
 cudaError_t cudaMalloc(void **address, size_t bytes) {
     int refused = refuse_unsafe();
     if (refused) return failed(refused);
+    if (!bytes) return *address = NULL, cudaSuccess;
     size_t pages = (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
     int device = device_current();
     if (!device_take(device, pages)) return failed(cudaErrorMemoryAllocation);
@@ -206,7 +207,7 @@ cudaError_t cudaFree(void *address) {
     size_t bytes = forget(address);
     if (!bytes) return failed(cudaErrorInvalidValue);
     address_unback(address, bytes);
-    address_release(address, bytes);
+    address_release(address);
     return device_give_back(device, bytes), cudaSuccess;
 }
 cudaError_t cudaMallocAsync(void **address, size_t bytes, cudaStream_t stream) {
