@@ -107,6 +107,21 @@ def test_older_versions_tell_a_private_pool_by_address_alone() -> None:
     assert [trace.stream(i) for i in (0, 1)] == [PrivateStream(0, (1, 0)), 0]
 
 
+@pytest.mark.parametrize("key", ["segment_pool_id", "pool_id"])
+def test_an_event_that_names_the_default_pool_is_of_it(key: str) -> None:
+    """A private pool may have got addresses that another segment had before."""
+    made = snapshot(
+        [segment(BASE, live(512), unused(2 * MiB - 512), segment_pool_id=(1, 0))],
+        [
+            event("segment_alloc", BASE, 2 * MiB, **{key: (0, 0)}),
+            event("segment_free", BASE, 2 * MiB, **{key: (0, 0)}),
+            event("segment_alloc", BASE, 2 * MiB, **{key: (1, 0)}),
+        ],
+    )
+    trace = only(made).trace
+    assert [trace.stream(i) for i in range(3)] == [0, 0, PrivateStream(0, (1, 0))]
+
+
 def test_version_2_1_records_no_settings_and_calls_waiting_blocks_otherwise() -> None:
     block = {"size": 512, "requested_size": 8, "state": "active_pending_free"}
     device = only(snapshot([segment(BASE, block, unused(2 * MiB - 512))], [], conf=None))

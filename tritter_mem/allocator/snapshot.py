@@ -60,6 +60,7 @@ _DEFAULT_POOL = (0, 0)
 NO_STACK = 0
 FRAME_TEXT_LIMIT = 500
 _POOL_KEYS = ("segment_pool_id", "pool_id")
+_UNNAMED = object()
 
 MAX_DEVICES = 1024
 # Beyond what any device has: 57 bits of addresses, 128 TiB of memory. Somebody may have asked for
@@ -349,7 +350,7 @@ def _read_trace(
                 raise ValueError("got a number that is too large, or below 0")
             if not size and SEGMENT_ALLOC <= action <= SEGMENT_UNMAP:
                 raise ValueError("a segment, or pages, of 0 bytes")
-            pool = _read_pool(entry) or (private and private.pool_at(address))
+            pool = _read_pool(entry, private.pool_at(address) if private else None)
             stack = stacks.number_of(entry.get("frames"), entry.get("user_metadata"))
             append(action, address, size, PrivateStream(stream, pool) if pool else stream, stack)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -381,18 +382,26 @@ class _PrivateRanges:
         return self._pools[at] if at >= 0 and address < self._ends[at] else None
 
 
-def _read_pool(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """The private pool that an event or segment belongs to; None for the default pool."""
+def _read_pool(
+    entry: dict[str, Any], unnamed: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """The private pool that an event or segment belongs to; None for the default pool.
+
+    Args:
+        entry: the event or segment.
+        unnamed: the pool of an entry that names none.
+    """
+    found = unnamed
     for key in _POOL_KEYS:
-        pool = entry.get(key, _DEFAULT_POOL)
-        if pool is _DEFAULT_POOL:
+        pool = entry.get(key, _UNNAMED)
+        if pool is _UNNAMED:
             continue
         if not isinstance(pool, tuple | list) or len(pool) != 2:
             raise TypeError(f"'{key}' is {_kind(pool)}")
         found = _read_whole(pool[0]), _read_whole(pool[1])
         if found != _DEFAULT_POOL:
             return found
-    return None
+    return None if found == _DEFAULT_POOL else found
 
 
 def _read_settings(found: Any) -> tuple[AllocatorSettings, tuple[str, ...]]:

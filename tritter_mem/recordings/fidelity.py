@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from tritter_mem.allocator.addresses import SegmentAction
 from tritter_mem.allocator.blocks import Ties
 from tritter_mem.allocator.caching_allocator import Action, CachingAllocator
@@ -19,21 +21,27 @@ from tritter_mem.recordings.player import STEPS_A_CALL, HistoryPlayer, Progress,
 from tritter_mem.results.replay import Fidelity, Recorded
 from tritter_mem.results.segments import Stream
 
+CONTRADICTIONS = (LookupError, ValueError, TypeError, AttributeError)
+"""What a replay raises where blocks or segments overlap, or are freed where there are none."""
+
 
 def verify(history: History, progress: Progress) -> tuple[Recorded, Fidelity]:
     """Replay with the recorded settings and count what is as recorded.
 
     Sets the history's `ties` to what reproduces most of it, and `complete` of each of its releases:
     whether it released all there was.
+
+    Raises:
+        CONTRADICTIONS: the history contradicts itself, whichever ties it had.
     """
-    fidelities = {}
+    fidelities: dict[Ties, Fidelity] = {}
     for ties in Ties:
         history.ties = ties
-        replayed, fidelity = _verify(history, progress)
-        if fidelity.exact:
-            return replayed, fidelity
-        fidelities[ties] = fidelity
-    history.ties = max(fidelities, key=lambda ties: _same(fidelities[ties]))
+        with suppress(*CONTRADICTIONS):
+            replayed, fidelities[ties] = _verify(history, progress)
+            if fidelities[ties].exact:
+                return replayed, fidelities[ties]
+    history.ties = max(fidelities, key=lambda ties: _same(fidelities[ties]), default=Ties.LOWEST)
     return _verify(history, progress)
 
 

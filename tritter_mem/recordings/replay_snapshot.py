@@ -11,7 +11,7 @@ from tritter_mem.allocator.rules import round_request, segment_bytes
 from tritter_mem.allocator.settings import parse_alloc_conf
 from tritter_mem.allocator.snapshot_file import load_snapshot
 from tritter_mem.errors import InputError, UsageError
-from tritter_mem.recordings.fidelity import verify
+from tritter_mem.recordings.fidelity import CONTRADICTIONS, verify
 from tritter_mem.recordings.memory_history import History, make_history
 from tritter_mem.recordings.scenarios import (
     EXPANDABLE,
@@ -84,7 +84,7 @@ def consistent(device: int) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
+    except CONTRADICTIONS as error:
         raise InputError(
             f"device_traces[{device}]: the history contradicts itself: segments or blocks overlap, "
             "or are freed without having been allocated; record it again"
