@@ -14,6 +14,7 @@ from tests.models.tiny_models import tiny_config
 from tritter_mem.errors import ConfigError
 from tritter_mem.models.deepseek_v4_blocks import CompressedAttention
 from tritter_mem.models.delta_attention_blocks import DeltaAttention
+from tritter_mem.models.expert_blocks import Experts
 from tritter_mem.models.formats import StorageFormat
 from tritter_mem.models.gated_delta_blocks import GatedDelta
 from tritter_mem.models.huggingface import read_config
@@ -313,6 +314,21 @@ def test_full_layers_of_kimi_linear_count_from_one() -> None:
         "kimi_linear", 8, linear_attn_config={**section, "full_attn_layers": [4, 8]}
     )
     assert those_with(layers, DeltaAttention) == [0, 1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("model_type", ["kimi_linear", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("given", "normalised"),
+    [({}, True), ({"norm_topk_prob": True}, True), ({"norm_topk_prob": False}, False)],
+    ids=str,
+)
+def test_weights_of_a_token_s_experts_sum_to_one_unless_the_file_says_no(
+    model_type: str, given: dict[str, bool], normalised: bool
+) -> None:
+    values = {k: v for k, v in tiny_config(model_type, 0).items() if k != "norm_topk_prob"}
+    layers = read_config(values | given).layers
+    found = [block for layer in layers for block in layer if isinstance(block, Experts)]
+    assert {experts.normalised for experts in found} == {normalised}
 
 
 def test_dense_layers_of_cohere2_moe_have_a_period_of_windows_of_their_own() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from itertools import islice
 from typing import Literal, Protocol
 
 from tritter_mem.allocator.rules import round_up
@@ -102,9 +101,12 @@ class DriverAddresses:
 
     def _lowest_free(self, size: int) -> int | None:
         """Where the lowest free range of a region begins that has room."""
-        firsts = [starts[0] for starts in self._free[size // ALIGNMENT : _LONGEST] if starts]
-        longest = (at for at in self._free[_LONGEST] if self._free_end[at] - at >= size)
-        return min((*firsts, *islice(longest, 1)), default=None)
+        found = [starts[0] for starts in self._free[size // ALIGNMENT : _LONGEST] if starts]
+        for start in self._free[_LONGEST]:
+            if self._free_end[start] - start >= size:
+                found.append(start)
+                break
+        return min(found, default=None)
 
     def _add(self, start: int, end: int) -> None:
         insort(self._like(start, end), start)
@@ -127,7 +129,7 @@ class DriverAddresses:
         for at in reversed(range(len(self._gaps))):
             first, end = self._gaps[at]
             if end - first >= size:
-                self._gaps[at : at + 1] = [(first, end - size)] if end - first > size else []
+                self._gaps[at] = first, end - size  # which may be empty
                 break
         else:
             end = self._beyond = self._beyond + size

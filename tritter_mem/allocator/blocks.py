@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from enum import Enum
+from itertools import count
 from typing import NamedTuple
 
 from tritter_mem.allocator.rules import round_up, smallest_remainder
@@ -48,19 +49,18 @@ class Orders:
     def __init__(self, ties: Ties) -> None:
         self.by_block = ties is Ties.FIRST_MADE
         self._by_address = ties is Ties.LOWEST
-        self._made = 0
+        self._numbers = count()
 
     def of_segment(self, address: int) -> int:
         """The place of a new segment's first byte."""
         if self._by_address:
             return address
-        self._made += 1
-        return self._made << _ADDRESS_BITS | address
+        return next(self._numbers) << _ADDRESS_BITS | address
 
     def made(self, block: Block) -> None:
         """Where blocks have places of their own, one that PyTorch just made gets the last."""
         if self.by_block:
-            block.order = self.of_segment(0)
+            block.order = next(self._numbers) << _ADDRESS_BITS
 
 
 class ExpandableSegment(NamedTuple):
