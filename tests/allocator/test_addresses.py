@@ -1,11 +1,11 @@
 """Addresses of segments: by hand, as recorded on GPUs, and beside a rule that is slow and short."""
 
-import tarfile
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.recordings.measured import measured_history
 from tritter_mem.allocator.addresses import (
     ALIGNMENT,
     REGION_BYTES,
@@ -177,15 +177,9 @@ def test_an_expandable_segment_gives_its_reservation_back() -> None:
     assert a.malloc(30 * MiB).address == block.address
 
 
-EVIDENCE = Path(__file__).parents[2] / "reports" / "nvidia-h200" / "files.tar.gz"
-
-
 def test_weights_lie_on_a_gpu_where_the_rule_says(tmp_path: Path) -> None:
     """97 segments while gemma-3-1b is loaded; two lie in the rest of the context's region."""
-    name = "./scripts/gemma-3-1b--4-096-tokens--measured/history.pickle"
-    with tarfile.open(EVIDENCE) as files:
-        files.extract(name, tmp_path, filter="data")
-    [device] = load_snapshot(tmp_path / name)
+    [device] = load_snapshot(measured_history("gemma-3-1b--4-096-tokens--measured", tmp_path))
     segments = make_history(device).new_segments[:97]
     top = segments[0].address + round_up(segments[0].size, REGION_BYTES)
     addresses = DriverAddresses(top)

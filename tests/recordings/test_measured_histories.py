@@ -1,10 +1,10 @@
 """Runs recorded on a GPU by `make gpu`: every segment and every address, to the byte."""
 
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from tests.recordings.measured import measured_history
 from tritter_mem.allocator.blocks import Ties
 from tritter_mem.allocator.caching_allocator import CachingAllocator
 from tritter_mem.allocator.snapshot_file import load_snapshot
@@ -12,7 +12,6 @@ from tritter_mem.recordings.memory_history import make_history
 from tritter_mem.recordings.player import HistoryPlayer
 from tritter_mem.recordings.replay_snapshot import replay
 
-EVIDENCE = Path(__file__).parents[2] / "reports" / "nvidia-h200" / "files.tar.gz"
 # Requests, segments, and bytes reserved at the peak.
 HISTORIES = {
     "qwen3-8b--4-096-tokens--measured": (9077, 237, 17_882_415_104),
@@ -25,7 +24,7 @@ HISTORIES = {
 @pytest.mark.parametrize("name", HISTORIES)
 def test_every_segment_and_address_is_as_measured(name: str, tmp_path: Path) -> None:
     requests, segments, reserved_bytes = HISTORIES[name]
-    (device,) = replay(_extracted(name, tmp_path)).devices
+    (device,) = replay(measured_history(name, tmp_path)).devices
     assert device.fidelity.segments_matched == segments
     assert device.fidelity.segments_missed == device.fidelity.segments_extra == 0
     assert device.fidelity.addresses_matched == device.fidelity.addresses_total == requests
@@ -44,16 +43,9 @@ def test_as_much_is_reserved_where_addresses_are_the_driver_s_by_rule(
     With ascending ones qwen3-8b would take 0.56% less. gemma-3-1b takes 2.24% less by the rule too:
     a range of addresses was free that something else had had.
     """
-    [device] = load_snapshot(_extracted(name, tmp_path))
+    [device] = load_snapshot(measured_history(name, tmp_path))
     history = make_history(device)
     player = HistoryPlayer(history, CachingAllocator(history.settings, ties=Ties.LOWEST))
     player.start_fresh()
     player.play(0, len(history.steps))
     assert player.allocator.counters.reserved.peak == HISTORIES[name][2]
-
-
-def _extracted(name: str, folder: Path) -> Path:
-    file = f"scripts/{name}/history.pickle"
-    with tarfile.open(EVIDENCE) as files:
-        files.extract(f"./{file}", folder, filter="data")
-    return folder / file

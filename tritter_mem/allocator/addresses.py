@@ -67,7 +67,7 @@ class DriverAddresses:
         self._free_start: dict[int, int] = {}
 
     def reserve(self, action: SegmentAction, size: int, stream: Stream) -> int:
-        """The address of a segment, or of a reservation, which has a region of its own."""
+        """The address of a new segment; a reservation always gets a new region."""
         size = round_up(size, ALIGNMENT)
         address = None if action == "segment_map" else self._lowest_free(size)
         if address is None:

@@ -42,8 +42,8 @@ class Orders:
     """Gives blocks their places among those of equal size.
 
     Attributes:
-        by_block: whether each block has a place of its own; if not, those of a segment follow from
-            that of its first byte.
+        by_block: whether each block is numbered when it is made; if not, the order of a block is
+            that of its segment plus its offset there.
     """
 
     def __init__(self, ties: Ties) -> None:
@@ -58,9 +58,14 @@ class Orders:
         return next(self._numbers) << _ADDRESS_BITS | address
 
     def made(self, block: Block) -> None:
-        """Where blocks have places of their own, one that PyTorch just made gets the last."""
+        """Where blocks are numbered, number one that PyTorch makes at this point."""
         if self.by_block:
             block.order = next(self._numbers) << _ADDRESS_BITS
+
+    def joined(self, whole: Block, freed: Block) -> None:
+        """Where blocks are numbered, a freed block that takes in another keeps its number."""
+        if self.by_block:
+            whole.order = freed.order
 
 
 class ExpandableSegment(NamedTuple):
@@ -284,8 +289,7 @@ class BlockPool:
         if address > block.address:
             before = block
             block = before.split(address - before.address)
-            if self.orders.by_block:
-                block.order = before.order
+            self.orders.joined(block, before)
             self.orders.made(before)
             self.add(before)
         if size < block.size:
@@ -306,7 +310,6 @@ class BlockPool:
         if before is not None and before.state is state:
             take_out(before)
             before.absorb_next()
-            if self.orders.by_block:
-                before.order = block.order
+            self.orders.joined(before, block)
             block = before
         return block

@@ -34,8 +34,8 @@ def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
 class RealAllocator:
     """The CUDA caching allocator of this process, which must be empty.
 
-    What a request reserved that then failed stays reserved in a private pool, even when that is
-    gone: each sequence needs a process of its own (`in_own_process`).
+    PyTorch never gives back the addresses that a failed request reserved in a private pool, so run
+    each sequence in its own process (`in_own_process`).
     """
 
     def __init__(self, sequence: Sequence) -> None:
