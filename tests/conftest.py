@@ -8,8 +8,9 @@ import signal
 import pytest
 from hypothesis import settings
 
-settings.register_profile("busy", deadline=None)  # other work may keep the machine busy
-settings.load_profile("busy")
+# Other work may keep the machine busy. CI sets its variable, and tries the same examples each time.
+settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("project")
 os.environ["TRITTER_MEM_HISTORY"] = "off"  # tests that want a history say so
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     # Threads of PyTorch wait for each other busily: as many in each worker as there are cores make

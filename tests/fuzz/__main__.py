@@ -20,6 +20,8 @@ from random import Random, SystemRandom
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, run
 
+STRUCTURES = "test_structures.py"
+STRUCTURE_TESTS = 6
 SECONDS_A_FILE = 30.0
 MEMORY_BYTES = 4 << 30
 
@@ -29,12 +31,12 @@ def main() -> int:
     seconds = float(os.environ.get("FUZZ_SECONDS", "60"))
     seed = int(os.environ.get("FUZZ_SEED") or SystemRandom().randrange(1 << 32))
     print(f"FUZZ_SEED={seed} FUZZ_SECONDS={seconds:g}", flush=True)
-    each = seconds / (len(TARGETS) + 1)
+    each = seconds / (len(TARGETS) + STRUCTURE_TESTS)
     wrong = [name for name in TARGETS if not _ends_well(name, seed, each)]
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=600",
-         f"--hypothesis-seed={seed}", str(Path(__file__).parent / "test_structures.py")],
-        env={**os.environ, "FUZZ_SECONDS": str(each)}, check=False,
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+         f"--timeout={each + 600:g}", str(Path(__file__).parent / STRUCTURES)],
+        env={**os.environ, "FUZZ_TEST_SECONDS": str(each), "FUZZ_SEED": str(seed)}, check=False,
     )  # fmt: skip
     if tests.returncode:
         wrong.append("structures")

@@ -1,17 +1,17 @@
 """Structures with any values in place of the right ones: profiles, configurations, records, …
 
-`make fuzz` runs these with a seed, for longer: with more examples, within its time.
+`make fuzz` runs these with a seed, each for FUZZ_TEST_SECONDS.
 """
 
 import json
 import os
 import time
 from collections.abc import Callable
-from functools import wraps
+from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.allocator.build import BASE
@@ -26,25 +26,22 @@ from tritter_mem.recordings.replay_snapshot import consistent
 from tritter_mem.recordings.scenarios import plans_for, run_scenario
 from tritter_mem.units import MiB
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
-TESTS = 6
+SECONDS = float(os.environ.get("FUZZ_TEST_SECONDS", "0"))
+SEED = os.environ.get("FUZZ_SEED", "")
 fuzzed = settings(
-    max_examples=max(30, int(SECONDS * 20)), deadline=None, database=None,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+    max_examples=30, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
-def within_time(run: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Pass over examples once this test has had its share of the fuzzing's time, if it has one."""
-    start: list[float] = []
-
-    @wraps(run)
-    def timed(made: Any) -> None:
-        start.append(start[0] if start else time.monotonic())
-        if not SECONDS or time.monotonic() < start[0] + SECONDS / TESTS:
-            run(made)
-
-    return timed
+def hold(strategy: st.SearchStrategy[Any], run: Callable[[Any], None]) -> None:
+    """Run examples; where there is time for it, rounds of them, each with a seed of its own."""
+    if not SECONDS:
+        fuzzed(given(strategy)(run))()
+    end = time.monotonic() + SECONDS
+    for number in count():
+        if time.monotonic() >= end:
+            break
+        seed(f"{SEED} {number}")(fuzzed(given(strategy)(run)))()
 
 
 ODD = st.one_of(
@@ -105,23 +102,17 @@ def refused(act: Callable[[], object]) -> TritterMemError | None:
 PROFILE = load_profile("tiny").model_dump()
 
 
-@fuzzed
-@given(changed(PROFILE))
-@within_time
-def test_profiles(made: Any) -> None:
-    if isinstance(made, dict):
-        refused(lambda: Profile.model_validate(made))
+def test_profiles() -> None:
+    def run_one(made: Any) -> None:
+        if isinstance(made, dict):
+            refused(lambda: Profile.model_validate(made))
+
+    hold(changed(PROFILE), run_one)
 
 
 @pytest.mark.parametrize("kind", ["config", "record", "baseline", "index"])
 def test_files(kind: str) -> None:
-    @fuzzed
-    @given(structures(kind))
-    @within_time
-    def run_one(made: Any) -> None:
-        run(TARGETS[kind], json.dumps(made).encode())
-
-    run_one()
+    hold(structures(kind), lambda made: run(TARGETS[kind], json.dumps(made).encode()))
 
 
 def address(draw: Any) -> int:
@@ -160,16 +151,17 @@ def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
             "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": conf}}  # fmt: skip
 
 
-@fuzzed
-@given(snapshots())
-@within_time
-def test_contradictory_snapshots(made: dict[str, Any]) -> None:
-    def act() -> None:
-        for device in devices_of(made):
-            history = make_history(device)
-            with consistent(device.device):
-                verify(history, lambda _: None)
-                for plan in plans_for(history, []):
-                    run_scenario(history, plan, None, lambda _: None)
+def replay(made: dict[str, Any]) -> None:
+    for device in devices_of(made):
+        history = make_history(device)
+        with consistent(device.device):
+            verify(history, lambda _: None)
+            for plan in plans_for(history, []):
+                run_scenario(history, plan, None, lambda _: None)
 
-    refused(act)
+
+def test_contradictory_snapshots() -> None:
+    def run_one(made: dict[str, Any]) -> None:
+        refused(lambda: replay(made))
+
+    hold(snapshots(), run_one)

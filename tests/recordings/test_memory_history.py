@@ -161,6 +161,20 @@ def test_unmapped_pages_are_undone_and_join_their_neighbours() -> None:
     assert (whole.address, whole.size, whole.small) == (BASE, 60 * MiB, False)
 
 
+@pytest.mark.parametrize("expandable", [False, True])
+@pytest.mark.parametrize("second", [BASE, BASE + MiB])
+def test_a_segment_inside_of_another_at_the_end_is_ignored_and_counted(
+    second: int, expandable: bool
+) -> None:
+    segments = [
+        segment(BASE, unused(2 * MiB), is_expandable=expandable, segment_pool_id=(1, 2)),
+        segment(second, live(2 * MiB), is_expandable=expandable),
+    ]
+    history = history_of(snapshot(segments, []))
+    assert start(history) == [(0, [(2 * MiB, "free")])]
+    assert history.warnings == ["segments that overlap another one, ignored: 1"]
+
+
 def test_the_pool_of_pages_that_are_gone_follows_from_what_they_served() -> None:
     made = snapshot(
         [],

@@ -43,17 +43,14 @@ def state_at_start(snapshot: DeviceSnapshot) -> tuple[list[SegmentState], list[s
     """Segments and blocks before the first event, and warnings about what does not add up."""
     rewind = _Rewind(snapshot)
     rewind.run(snapshot.trace)
-    segments, overlapping = _apart(rewind.all_segments())
+    segments = rewind.all_segments()
     inside = _inside(segments, rewind.live)
     limits = _limits(segments, inside, snapshot.trace)
     filled = [
         _tile(segment, blocks, limits, snapshot.settings)
         for segment, blocks in zip(segments, inside, strict=True)
     ]
-    warnings = rewind.warnings()
-    if overlapping:
-        warnings.append(f"segments that overlap another one, ignored: {overlapping:,}")
-    return filled, warnings
+    return filled, rewind.warnings()
 
 
 def _apart(segments: Sequence[SegmentState]) -> tuple[list[SegmentState], int]:
@@ -87,13 +84,13 @@ class _Rewind:
     """Undoes a history, from the end to the beginning."""
 
     def __init__(self, snapshot: DeviceSnapshot) -> None:
-        plain = [s for s in snapshot.segments if not s.expandable]
-        self.segments = {segment.address: segment for segment in plain}
+        segments, self.overlapping = _apart(snapshot.segments)
+        self.segments = {segment.address: segment for segment in segments if not segment.expandable}
         page = snapshot.settings.large_segment_bytes
-        self.ranges = _MappedRanges((s for s in snapshot.segments if s.expandable), page)
+        self.ranges = _MappedRanges((s for s in segments if s.expandable), page)
         self.live = {
             block.address: _Live(block.requested, block.size, block.state)
-            for segment in snapshot.segments
+            for segment in segments
             for block in segment.blocks
             if block.state is not FREE
         }
@@ -135,7 +132,9 @@ class _Rewind:
     def all_segments(self) -> list[SegmentState]:
         live = {address: block.requested for address, block in self.live.items()}
         found = (*self.segments.values(), *self.ranges.segments(self.served | live))
-        return sorted(found, key=lambda segment: segment.address)
+        kept, overlapping = _apart(sorted(found, key=lambda segment: segment.address))
+        self.overlapping += overlapping
+        return kept
 
     def warnings(self) -> list[str]:
         found = []
@@ -149,6 +148,8 @@ class _Rewind:
                 "segments neither released in the history nor there at its end: "
                 f"{self.lost_segments:,}"
             )
+        if self.overlapping:
+            found.append(f"segments that overlap another one, ignored: {self.overlapping:,}")
         return found
 
 
@@ -260,8 +261,9 @@ class _MappedRanges:
     """Contiguous mapped pages, by address."""
 
     def __init__(self, segments: Iterable[SegmentState], large_page_bytes: int) -> None:
+        """Begin with the pages of segments that are given by address."""
         self._page = large_page_bytes
-        self._ranges = sorted(_Range(s.address, s.size, s.stream, s.small) for s in segments)
+        self._ranges = [_Range(s.address, s.size, s.stream, s.small) for s in segments]
 
     def remove(self, address: int, size: int) -> bool:
         """Take pages out; whether they were there."""
