@@ -7,12 +7,15 @@ import json
 import os
 import time
 from collections.abc import Callable
+from io import StringIO
 from itertools import count
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.allocator.build import BASE
 from tests.fuzz.targets import CORPUS, TARGETS, check, run
@@ -20,10 +23,8 @@ from tritter_mem.allocator.snapshot import devices_of
 from tritter_mem.config.loading import load_profile
 from tritter_mem.config.profile import Profile
 from tritter_mem.errors import TritterMemError
-from tritter_mem.recordings.fidelity import verify
-from tritter_mem.recordings.memory_history import make_history
-from tritter_mem.recordings.replay_snapshot import consistent
-from tritter_mem.recordings.scenarios import plans_for, run_scenario
+from tritter_mem.recordings.replay_snapshot import replay
+from tritter_mem.report.replay_report import render_replay, render_replay_html
 from tritter_mem.units import MiB
 
 SECONDS = float(os.environ.get("FUZZ_TEST_SECONDS", "0"))
@@ -151,17 +152,15 @@ def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
             "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": conf}}  # fmt: skip
 
 
-def replay(made: dict[str, Any]) -> None:
-    for device in devices_of(made):
-        history = make_history(device)
-        with consistent(device.device):
-            verify(history, lambda _: None)
-            for plan in plans_for(history, []):
-                run_scenario(history, plan, None, lambda _: None)
+def show_replay(made: dict[str, Any]) -> None:
+    with patch("tritter_mem.recordings.replay_snapshot.load_snapshot", lambda _: devices_of(made)):
+        found = replay("made.pickle", segment_maps=True)
+    render_replay(found, Console(file=StringIO()))
+    render_replay_html(found)
 
 
 def test_contradictory_snapshots() -> None:
     def run_one(made: dict[str, Any]) -> None:
-        refused(lambda: replay(made))
+        refused(lambda: show_replay(made))
 
     hold(snapshots(), run_one)
