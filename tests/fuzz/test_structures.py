@@ -123,7 +123,8 @@ def address(draw: Any) -> int:
 @st.composite
 def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
     """Right in every type, and as contradictory as can be: overlaps, frees of nothing."""
-    size = st.one_of(st.integers(0, 40 * MiB), st.sampled_from([0, 1, 512, 2 * MiB, 20 * MiB]))
+    size = st.one_of(st.integers(1, 40 * MiB), st.sampled_from([1, 512, 2 * MiB, 20 * MiB]))
+    requested = st.one_of(st.just(0), size)
     stream = st.sampled_from([0, 0, 0, 7])
     actions = st.sampled_from([
         "alloc", "alloc", "free_requested", "free_completed", "segment_alloc", "segment_free",
@@ -132,8 +133,8 @@ def snapshots(draw: Callable[..., Any]) -> dict[str, Any]:
     segments = []
     for _ in range(draw(st.integers(0, 3))):
         states = st.sampled_from(["active_allocated", "inactive", "active_awaiting_free"])
-        blocks = [{"size": draw(size), "state": draw(states), "requested_size": draw(size)}
-                  for _ in range(draw(st.integers(0, 3)))]  # fmt: skip
+        blocks = [{"size": draw(size), "state": draw(states), "requested_size": draw(requested)}
+                  for _ in range(draw(st.integers(1, 3)))]  # fmt: skip
         segments.append({
             "address": address(draw), "total_size": sum(block["size"] for block in blocks),
             "segment_type": draw(st.sampled_from(["small", "large"])), "stream": draw(stream),
