@@ -19,8 +19,9 @@ demo: $(STAMP)
 	$(BIN)/tritter-mem profile --config tiny --device cpu --html out/tiny.html --output out/tiny.json
 	@echo "The report of the real run: out/tiny.html"
 
+# All tests, or those that MARKED names: MARKED="not covered".
 test: $(STAMP)
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto $(if $(MARKED),-m "$(MARKED)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

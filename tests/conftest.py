@@ -8,6 +8,8 @@ import signal
 import pytest
 from hypothesis import settings
 
+from tests.coverage.selection import is_covered
+
 # Other work may keep the machine busy. CI sets its variable, and tries the same examples each time.
 settings.register_profile("project", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("project")
@@ -23,6 +25,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if is_covered(item.path):
+            item.add_marker("covered")
         if item.get_closest_marker("gpu") and not _has_cuda():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
         elif item.get_closest_marker("computes") and _has_stand_ins():

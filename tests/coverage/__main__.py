@@ -1,8 +1,7 @@
 """`make coverage`: lines and branches of five packages that their quick tests reach.
 
-The tests of these packages, and the quick ones that use them, run once more with coverage. What
-they do not reach is listed with its reason in `unreached.toml`: by file, since lines move. A file
-that is not listed and not reached whole is named behind the report.
+What the tests of `selection.py` do not reach is listed with its reason in `unreached.toml`: by
+file, since lines move. A file that is not listed and not reached whole is named behind the report.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+from tests.coverage.selection import PACKAGES, TESTS
+
 ROOT = Path(__file__).resolve().parents[2]
 LISTED = Path(__file__).parent / "unreached.toml"
-PACKAGES = ("results", "config", "models", "allocator", "recordings")
-TESTS = ("results", "config", "models", "allocator", "recordings", "check",
-         "rehearsal/test_launch.py")  # fmt: skip
-SLOW = ("models/test_huggingface_modules.py", "models/test_bundled_models.py",
-        "recordings/test_recorded_snapshots.py")  # fmt: skip
 SETTINGS = """[run]
 branch = true
 source = {sources}
@@ -41,10 +37,9 @@ def main() -> int:
     settings.write_text(SETTINGS.format(sources=sources, out=out))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--cov",
-         "--hypothesis-seed=0",
+         "--hypothesis-seed=0", "-m", "covered",
          f"--cov-config={settings}", "--cov-report=term:skip-covered",
-         f"--cov-report=json:{report}", *(f"tests/{name}" for name in TESTS),
-         *(f"--ignore=tests/{name}" for name in SLOW)],
+         f"--cov-report=json:{report}", *map(str, TESTS)],
         cwd=ROOT, check=False,
     )  # fmt: skip
     found = json.loads(report.read_text())["files"]
