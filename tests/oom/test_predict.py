@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.oom.nets import BATCH, ROOMY, TOKENS, WIDTH, Net, loss
+from tests.oom.nets import BATCH, ROOMY, TOKENS, WIDTH, Net, count, loss, make
 from tritter_mem import MemoryManager
 from tritter_mem.config.loading import load_profile
 from tritter_mem.devices.nvml import find_gpu
@@ -36,6 +36,23 @@ def test_less_is_predicted_for_settings_that_give_something_up() -> None:
     needs = [predict(settings) for settings in rungs]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > needs[-1] > CARD.context_bytes
+
+
+def test_a_default_device_decides_nothing_of_a_prediction() -> None:
+    """Not even of the count of targets, by which the means of pieces are weighed."""
+
+    def counted(device: torch.device) -> Job[Tensor]:
+        with device:
+            model, batch = make()
+        return training_job(model, loss, batch, count)
+
+    pieces = Settings(micro_batch=1)
+    wanted = predictor(counted, CARD)(pieces)
+    torch.set_default_device("cpu")
+    try:
+        assert predictor(counted, CARD)(pieces) == wanted
+    finally:
+        torch.set_default_device(None)
 
 
 def test_each_settings_are_simulated_once_and_on_meta() -> None:

@@ -137,8 +137,10 @@ def _share_of(
     """What a piece's mean adds to the batch's: its share, by count."""
     import torch
 
-    # In float64: a share in float32 would round more than the loss does.
-    total = torch.as_tensor(count(*batch), dtype=torch.float64)
+    total = count(*batch)
+    if not isinstance(total, torch.Tensor):
+        total = torch.tensor(total, device="cpu")
+    total = total.double()  # a share in float32 would round more than the loss does
     return lambda mean, piece: (mean * (count(*piece) / total)).to(mean.dtype)
 
 

@@ -172,6 +172,18 @@ def test_everything_is_as_before_afterwards() -> None:
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
+def test_a_default_device_that_was_set_before_is_set_again() -> None:
+    torch.set_default_device("cpu")
+    try:
+        with as_on_cuda((9, 0)):
+            torch.set_default_device("meta")
+        assert torch.as_tensor(torch.ones(3)).device.type == "cpu"
+        with pytest.raises(NotImplementedError):
+            torch.as_tensor(torch.ones(3, device="meta"))
+    finally:
+        torch.set_default_device(None)
+
+
 def test_defaults_that_code_sets_end_with_it() -> None:
     with as_on_cuda((9, 0)):
         torch.set_default_device("meta")
@@ -181,6 +193,7 @@ def test_defaults_that_code_sets_end_with_it() -> None:
         assert x.cuda().is_meta
     y = torch.ones(3)
     assert (y.device.type, y.dtype) == ("cpu", torch.float32)
+    assert torch.as_tensor(torch.ones(3, device="meta")).is_meta  # no device is set at all
 
 
 def test_other_devices_compute_as_ever() -> None:

@@ -96,13 +96,23 @@ def as_on_cuda(capability: tuple[int, int], vendor: str = "nvidia") -> Iterator[
 @contextmanager
 def _defaults_kept() -> Iterator[None]:
     """What code sets for the process, `torch.set_default_device`, ends with its run."""
-    device, dtype = torch.get_default_device(), torch.get_default_dtype()
+    device, dtype = _default_device(), torch.get_default_dtype()
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
+        if _default_device() != device:
             torch.set_default_device(device)
+
+
+def _default_device() -> torch.device | None:
+    """What `torch.set_default_device` set on this thread; None where nothing is set.
+
+    `torch.get_default_device` says "cpu" for nothing, which is not the same: with "cpu" set,
+    `torch.as_tensor` copies every tensor there.
+    """
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
 
 
 def _eligible(tensor: Tensor) -> bool:
