@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tritter_mem.oom.components import known_components
 
-META = torch.device("meta")  # where no other test's modules live
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def _no_other_modules() -> None:
+    """What other tests left in cycles is alive until it is collected."""
+    gc.collect()
+    assert known_components(META) == {}
 
 
 def test_weights_embeddings_gradients_and_optimizer_state_are_told_apart() -> None:
