@@ -6,7 +6,6 @@ compiled.
 """
 
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "a test imported Triton before it could be interpreted"
     os.environ["TRITON_INTERPRET"] = "1"
 
+from tests.seeds import seed_of
 from tritter_model.ops.registry import use_kernels
 
 DEVICES = [
@@ -48,9 +48,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A fresh seed each run. It is printed, so a failure shows it; TRITTER_TEST_SEED repeats it."""
-    number = int(os.environ.get("TRITTER_TEST_SEED") or secrets.randbits(31))
-    print(f"TRITTER_TEST_SEED={number}")
+    """What random tensors are made from."""
+    number = seed_of(request.node.name)
     torch.manual_seed(number)
     if "device" in request.fixturenames:
         with torch.device(request.getfixturevalue("device")):

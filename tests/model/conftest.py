@@ -1,7 +1,5 @@
 """What every test of the bundled model shares: fresh seeds, poisoned memory, a tiny model."""
 
-import os
-import secrets
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.seeds import seed_of
 from tritter_model import labels
 from tritter_model.config import CacheConfig, ModelConfig, RunConfig
 from tritter_model.transformer import Transformer
@@ -20,10 +19,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def seed() -> int:
-    """A fresh seed each run. It is printed, so a failure shows it; TRITTER_TEST_SEED repeats it."""
-    number = int(os.environ.get("TRITTER_TEST_SEED") or secrets.randbits(31))
-    print(f"TRITTER_TEST_SEED={number}")
+def seed(request: pytest.FixtureRequest) -> int:
+    """What random tensors are made from."""
+    number = seed_of(request.node.name)
     torch.manual_seed(number)
     return number
 
