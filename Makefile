@@ -22,7 +22,7 @@ demo: $(STAMP)
 
 # All tests, or those that MARKED names: MARKED="not covered".
 test: $(STAMP)
-	$(BIN)/pytest --numprocesses auto $(if $(MARKED),-m "$(MARKED)")
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(if $(MARKED),-m "$(MARKED)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -36,9 +36,9 @@ def main() -> int:
     sources = ", ".join(f"tritter_mem/{name}" for name in PACKAGES)
     settings.write_text(SETTINGS.format(sources=sources, out=out))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--cov",
+        [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "worksteal",
          "--hypothesis-seed=0", "-m", "covered",
-         f"--cov-config={settings}", "--cov-report=term:skip-covered",
+         "--cov", f"--cov-config={settings}", "--cov-report=term:skip-covered",
          f"--cov-report=json:{report}", *map(str, TESTS)],
         cwd=ROOT, check=False,
     )  # fmt: skip
