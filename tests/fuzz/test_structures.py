@@ -35,7 +35,7 @@ fuzzed = settings(
 
 
 def hold(strategy: st.SearchStrategy[Any], run: Callable[[Any], None]) -> None:
-    """Run examples; where there is time for it, rounds of them, each with a seed of its own."""
+    """Run 30 examples, or, under `make fuzz`, rounds of 30 until the time is over."""
     if not SECONDS:
         fuzzed(given(strategy)(run))()
     end = time.monotonic() + SECONDS
